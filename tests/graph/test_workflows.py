@@ -1,0 +1,93 @@
+"""Every template: its two formats say the same, and what they say fits the nodes the server has."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "workflows"
+TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.json"))
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+NOTES = {"Note", "MarkdownNote"}
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+def declared_inputs(info: dict) -> dict[str, tuple]:
+    """name -> (type, options) in the order in which the editor keeps the widgets' values."""
+    inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    order = info["input_order"].get("required", []) + info["input_order"].get("optional", [])
+    return {name: (inputs[name][0], inputs[name][1] if len(inputs[name]) > 1 else {}) for name in order}
+
+
+def choices(kind, options) -> list | None:
+    return kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+
+
+def as_api(workflow: dict, server) -> dict:
+    """What the editor would queue for a workflow in UI format."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    graph = {}
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        info = server.object_info(node["type"])
+        linked = {given["name"]: sources[given["link"]] for given in node["inputs"] if given["link"] is not None}
+        values, inputs = list(node["widgets_values"]), {}
+        for name, (kind, options) in declared_inputs(info).items():
+            if isinstance(kind, list) or kind in WIDGETS:
+                inputs[name] = values.pop(0)
+                if options.get("control_after_generate"):
+                    assert values.pop(0) == "fixed", f"{node['type']}.{name}: a template repeats its picture"
+            if name in linked:
+                inputs[name] = linked[name]
+        assert not values, f"{node['type']} has {len(values)} widget values too many"
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", info["display_name"])}}
+    return graph
+
+
+def test_there_are_templates():
+    assert TEMPLATES
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_both_formats_say_the_same(name, server):
+    assert as_api(read(FOLDER / f"{name}.json"), server) == read(FOLDER / "api" / f"{name}.json")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_input_fits_its_node(name, server):
+    graph = read(FOLDER / "api" / f"{name}.json")
+    for id, node in graph.items():
+        info = server.object_info(node["class_type"])
+        declared = declared_inputs(info)
+        assert set(node["inputs"]) <= set(declared), f"node {id}"
+        assert set(info["input_order"].get("required", [])) <= set(node["inputs"]), f"node {id}"
+        for input_name, value in node["inputs"].items():
+            kind, options = declared[input_name]
+            if isinstance(value, list):
+                assert server.object_info(graph[value[0]]["class_type"])["output"][value[1]] == kind
+            elif choices(kind, options) is not None:
+                assert value in choices(kind, options), f"{node['class_type']}.{input_name}: {value!r}"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_links_and_sockets_of_the_editor_agree(name):
+    """A socket that does not know its link, or the other way round, makes the editor repair the graph with a warning."""
+    workflow = read(FOLDER / f"{name}.json")
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for id, source, output, target, socket, kind in workflow["links"]:
+        assert id in nodes[source]["outputs"][output]["links"] and nodes[source]["outputs"][output]["type"] == kind
+        assert nodes[target]["inputs"][socket]["link"] == id and nodes[target]["inputs"][socket]["type"] == kind
+    assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
+    assert workflow["last_node_id"] == max(nodes)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_server_offers_the_template_with_its_picture(name, server):
+    (pack,) = [pack for pack, offered in json.loads(server.get("/workflow_templates")).items() if name in offered]
+    assert json.loads(server.get(f"/api/workflow_templates/{pack}/{name}.json"))["nodes"]
+    assert server.get(f"/api/workflow_templates/{pack}/{name}.jpg")[:2] == b"\xff\xd8"

@@ -1,0 +1,64 @@
+"""Every node explains itself: tooltips, a help page, a template, texts in other languages that fit its schema."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
+
+
+@pytest.fixture(scope="module")
+def nodes(server) -> dict[str, dict]:
+    """This pack's nodes as the server describes them."""
+    everything = json.loads(server.get("/object_info"))
+    ours = {name: info for name, info in everything.items() if info["python_module"].startswith("custom_nodes.")}
+    assert ours
+    return ours
+
+
+def inputs(info: dict) -> dict[str, dict]:
+    return {name: (declared[1] if len(declared) > 1 else {}) for part in ("required", "optional") for name, declared in info["input"].get(part, {}).items()}
+
+
+def test_every_input_and_output_has_a_tooltip(nodes):
+    for id, info in nodes.items():
+        assert info["description"] and info["display_name"] and info["category"].startswith("MuLan"), id
+        assert not [name for name, options in inputs(info).items() if not options.get("tooltip")], id
+        assert all(info["output_tooltips"]), id
+
+
+def test_every_node_has_search_words(nodes):
+    assert not [id for id, info in nodes.items() if not info.get("search_aliases")]
+
+
+def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(nodes, server):
+    for id, info in nodes.items():
+        page = (ROOT / "web" / "docs" / f"{id}.md").read_text("utf-8")
+        for name in [*inputs(info), *info["output_name"]]:
+            assert f"`{name}`" in page, f"{id}: {name}"
+        pack = info["python_module"].split(".")[1]
+        assert server.get(f"/extensions/{pack}/docs/{id}.md").decode() == page
+
+
+def test_every_node_is_in_a_template_and_in_the_readme(nodes):
+    templates = "".join(path.read_text("utf-8") for path in (ROOT / "workflows").glob("*.json"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for id, info in nodes.items():
+        assert f'"type": "{id}"' in templates, id
+        assert info["display_name"] in readme, id
+        assert not [name for name in inputs(info) if f"`{name}`" not in readme], id
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_a_translation_has_the_schema_s_inputs_and_outputs(locale, nodes, server):
+    texts = json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text("utf-8"))
+    assert texts.keys() == nodes.keys()
+    for id, info in nodes.items():
+        assert texts[id]["display_name"] and texts[id]["description"]
+        assert texts[id]["inputs"].keys() == inputs(info).keys(), id
+        assert all(text.get("tooltip") for text in texts[id]["inputs"].values()), id
+        assert texts[id]["outputs"].keys() == {str(i) for i in range(len(info["output"]))}, id
+    assert json.loads(server.get("/i18n"))[locale]["nodeDefs"].keys() >= texts.keys()
