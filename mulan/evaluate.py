@@ -4,6 +4,7 @@ Nothing here draws: whoever has a way to make pictures from prompts runs the cas
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,11 +92,11 @@ class Draw:
     seed: int
 
 
-def tiny_world_draws(count: int, seed: int) -> list[Draw]:
-    """`count` draws in which every thing of the world turns up equally often, as far as `count` allows."""
+def tiny_world_draws(count: int, seed: int, things: Sequence[world.Thing] = world.SEEN_THINGS) -> list[Draw]:
+    """`count` draws in which every one of the things turns up equally often, as far as `count` allows."""
     rng = np.random.default_rng(seed)
-    things = [world.THINGS[index] for start in range(0, count, len(world.THINGS)) for index in rng.permutation(len(world.THINGS))]
-    return [Draw(thing, int(rng.integers(60)), seed * 10_000 + number) for number, thing in enumerate(things[:count])]
+    chosen = [things[index] for _ in range(0, count, len(things)) for index in rng.permutation(len(things))]
+    return [Draw(thing, int(rng.integers(60)), seed * 10_000 + number) for number, thing in enumerate(chosen[:count])]
 
 
 def tiny_world_cases(row: str, language: str, draws: Sequence[Draw]) -> list[Case]:
@@ -103,11 +104,16 @@ def tiny_world_cases(row: str, language: str, draws: Sequence[Draw]) -> list[Cas
 
 
 def tiny_world_evaluation(pictures_per_language: int, seed: int) -> list[Case]:
-    """Every language through MuLan, and through the base model alone, which knows English only; the same draws throughout."""
+    """Every language through MuLan, and through the base model alone, which knows English only; the same draws throughout.
+
+    Then, a third as many for each trained language, the pairs of colour and shape that neither text encoder nor adapter saw in training.
+    """
     draws = tiny_world_draws(pictures_per_language, seed)
     others = [language for language in captions.TRAINED if language != "en"]
     rows = [(OWN_CLIP, "en"), *((MULAN, language) for language in captions.LANGUAGES), *((OWN_CLIP, language) for language in others)]
-    return [case for row, language in rows for case in tiny_world_cases(row, language, draws)]
+    cases = [case for row, language in rows for case in tiny_world_cases(row, language, draws)]
+    held_out = tiny_world_draws(math.ceil(pictures_per_language / 3), seed, [thing for thing in world.THINGS if thing.held_out])
+    return cases + [case for language in captions.TRAINED for case in tiny_world_cases(MULAN, language, held_out)]
 
 
 def summarise(cases: Sequence[Case], scores: Sequence[dict[str, float]],
@@ -122,17 +128,19 @@ def summarise(cases: Sequence[Case], scores: Sequence[dict[str, float]],
 
 def tiny_world_rows(cases: Sequence[Case], scores: Sequence[dict[str, float]]) -> list[Row]:
     """A row per language, then what they come to: means, the colour-shape pairs held out of training, and chance."""
-    def only(label: str, holds: Callable[[Case], bool]) -> list[Row]:
-        chosen = [(case, score) for case, score in zip(cases, scores, strict=True) if case.language in captions.TRAINED and holds(case)]
-        return summarise([case for case, _ in chosen], [score for _, score in chosen], lambda case: (case.row, label))
+    def rows(label: Callable[[Case], str], holds: Callable[[Case], bool]) -> list[Row]:
+        chosen = [(case, score) for case, score in zip(cases, scores, strict=True) if holds(case)]
+        return summarise([case for case, _ in chosen], [score for _, score in chosen], lambda case: (case.row, label(case)))
 
-    languages = summarise(cases, scores, lambda case: (case.row, language_label(case.language)))
+    def is_other(case: Case) -> bool:
+        return case.language in captions.TRAINED and case.language != "en"
+
     chance = {"right": 1 / (len(world.PALETTE) * len(world.SHAPES)), "colour": 1 / len(world.PALETTE), "shape": 1 / len(world.SHAPES)}
     return [
-        *languages,
-        *only("all trained languages but English", lambda case: case.language != "en"),
-        *only("all trained languages, pairs of colour and shape never seen in training",
-              lambda case: case.row == MULAN and case.expected.held_out),
+        *rows(lambda case: language_label(case.language), lambda case: not case.expected.held_out),
+        *rows(lambda case: "all trained languages but English", lambda case: is_other(case) and not case.expected.held_out),
+        *rows(lambda case: "pairs of colour and shape never trained: " + ("the other languages" if is_other(case) else "English"),
+              lambda case: case.expected.held_out),
         Row("", "chance", 0, chance),
     ]
 

@@ -19,8 +19,8 @@ from mulan.tinyworld.world import Thing
 from pictures import SheetRow, contact_sheet
 
 GRAPH = "mulan_text_to_image"
-DEMO_THINGS = [Thing("red", "circle", "big"), Thing("blue", "star", "small"), Thing("green", "triangle", "big"),
-               Thing("purple", "square", "big"), Thing("yellow", "star", "small"), Thing("black", "circle", "big")]
+DEMO_THINGS = [Thing("red", "circle", "big"), Thing("blue", "star", "small"), Thing("green", "square", "big"),
+               Thing("purple", "triangle", "big"), Thing("yellow", "star", "small"), Thing("black", "circle", "big")]
 DEMO_LEAST_SHARE = 0.7  # of the pictures through MuLan that must be right: far below what the tiny models do, far above chance (0.04)
 
 Progress = Callable[[int, int, int], None]  # (case number, step, steps)
