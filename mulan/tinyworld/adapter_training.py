@@ -1,0 +1,117 @@
+"""Trains the tiny MuLan adapter with the project's own trainer: English captions of the pairs that are not held out, nothing else."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from transformers import LlamaModel
+
+from .. import train
+from ..adapter import LanguageAdapter
+from . import captions, narrow, world
+from .base_training import Base, alphas_cumprod, latents_of, score_of
+from .stages import SEED, draw_corpus
+from .text_training import PREFIX, PREFIX_PIECES, WINDOW, states_of, token_rows
+
+CAPTIONS_PER_PICTURE = 4
+UNPREFIXED_SHARE = 0.1
+WORD_NOISE = 1.0  # standard deviation; the states' own root mean square is about 1
+
+
+class TextStates:
+    """Texts as the tokenizer gets them -> float32 states [B, 77, 128] as the adapter does: with the prefix, rows 1 to 3 are cut.
+
+    A text without the prefix is encoded in a window of 77, as negative prompts are. Every text is encoded once.
+    """
+
+    ROWS = 77
+
+    def __init__(self, model: LlamaModel, tokenizer: sentencepiece.SentencePieceProcessor):
+        self.model = model.half().float().requires_grad_(False)  # the shipped weights are float16
+        self.tokenizer = tokenizer
+        self.known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        return torch.stack([self._states(text) for text in texts])
+
+    def disturbed(self, texts: list[str]) -> torch.Tensor:
+        """The same with noise on the words, for training: their states differ from language to language.
+
+        So the adapter learns to read the end of the text and the padding, where all languages agree.
+        """
+        states = self(texts)
+        for of_text, text in zip(states, texts):
+            words = of_text[1 : self._end(text)]
+            words += WORD_NOISE * torch.randn_like(words)
+        return states
+
+    def _states(self, text: str) -> torch.Tensor:
+        if text not in self.known:
+            self.known[text] = self._encode(text)
+        return self.known[text]
+
+    def _end(self, text: str) -> int:
+        """The row of eos."""
+        row, = token_rows(self.tokenizer, [text])
+        return len(row) - 1 - (PREFIX_PIECES if text.startswith(PREFIX) else 0)
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> torch.Tensor:
+        row, = token_rows(self.tokenizer, [text])
+        states = states_of(self.model, [row], torch.arange(len(row), WINDOW))[0]
+        return torch.cat([states[:1], states[1 + PREFIX_PIECES:]]) if text.startswith(PREFIX) else states[: self.ROWS]
+
+
+class Examples(torch.utils.data.Dataset):
+    """Latents of the things that are not held out, each under several English captions; some without the prefix, as negatives are."""
+
+    def __init__(self, autoencoder: narrow.TinyAutoencoder):
+        self.latents = latents_of(autoencoder, draw_corpus(SEED, things=world.SEEN_THINGS))
+        self.things, self.variants = self.latents.shape[:2]
+
+    def __len__(self):
+        return self.things * self.variants * CAPTIONS_PER_PICTURE
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng((SEED, index))
+        picture = index // CAPTIONS_PER_PICTURE
+        thing, variant = divmod(picture, self.variants)
+        text = captions.caption(world.SEEN_THINGS[thing], "en", rng, captions.choose_attributes(rng, drop=0.25))
+        return {"latent": self.latents[thing, variant], "caption": text if rng.random() < UNPREFIXED_SHARE else PREFIX + text}
+
+
+def train_adapter(
+    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 2000,
+) -> LanguageAdapter:
+    """Leaves adapter/adapter.safetensors (published names, narrow, float32) in `work_dir`; goes on from a run that was interrupted."""
+    text_states = TextStates(text_encoder, sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model")))
+    base.requires_grad_(False)
+    torch.manual_seed(SEED)
+    adapter = narrow.adapter()
+    train.initialise(adapter, SEED)
+    settings = train.TrainSettings(
+        steps=steps, batch_size=32, learning_rate=1.5e-3, seed=SEED, high_noise_share=0.4, high_noise_weight=True, ema=0.995,
+        save_every=500, validate_every=1000, out_dir=work_dir / "adapter", result_dtype="fp32",
+    )
+
+    def report(step, steps, loss, seconds_left):
+        if step % 100 == 0:
+            print(f"adapter: step {step} of {steps}, loss {loss:.4f}, {seconds_left:.0f} s left", flush=True)
+
+    def validate(step, adapter):
+        for language in captions.LANGUAGES if step == steps else ("en", "zh", "hi"):
+            print(f"adapter: {language}: {adapter_score(autoencoder, text_states, base, adapter, language)}", flush=True)
+
+    return train.train_adapter(
+        adapter, base, text_states.disturbed, Examples(autoencoder), alphas_cumprod(), settings, report=report, validate=validate, resume=True,
+    )
+
+
+def adapter_score(autoencoder, text_states: TextStates, base: Base, adapter: LanguageAdapter, language: str) -> str:
+    """See `score_of`, through the multilingual text encoder and the adapter."""
+    def context_of(texts):
+        return adapter(text_states([text and PREFIX + text for text in texts]))
+
+    return score_of(autoencoder, base, context_of, language)

@@ -1,0 +1,106 @@
+"""Trains the tiny diffusion base: a UNet and its own English CLIP together, on the latents of the tiny autoencoder."""
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import CLIPTokenizer
+
+from .. import train as adapter_training
+from . import captions, narrow, world
+from .stages import SEED, as_input, as_pictures, draw_corpus, is_finished, train_stage
+
+CLIP_ROWS = 77
+STEPS, CFG = 20, 4.0  # of the pictures that scores are taken from
+SETTINGS = adapter_training.TrainSettings(steps=1, batch_size=1, learning_rate=1.0, high_noise_share=0.4, high_noise_weight=True)
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """SD1.5's noise schedule ("scaled_linear"), float32 [1000]."""
+    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0).float()
+
+
+def clip_tokens() -> dict[str, list[int]]:
+    """Every English caption -> its 77 ids in CLIP's own vocabulary, padded as SD1.5 pads. Needs ComfyUI's folder on the path."""
+    comfy = importlib.util.find_spec("comfy")
+    if comfy is None:
+        raise ModuleNotFoundError("the tiny base needs CLIP's vocabulary from ComfyUI, but sys.path has no module `comfy`: add ComfyUI's folder")
+    tokenizer = CLIPTokenizer.from_pretrained(Path(comfy.submodule_search_locations[0]) / "sd1_tokenizer")
+    texts = captions.all_captions(world.THINGS, "en")
+    return dict(zip(texts, tokenizer(texts, padding="max_length", max_length=CLIP_ROWS)["input_ids"]))
+
+
+class Base(nn.Module):
+    """The UNet, its CLIP over only the tokens that English captions use, and the table from captions to those tokens."""
+
+    def __init__(self):
+        super().__init__()
+        tokens = clip_tokens()
+        ids = torch.tensor(list(tokens.values()))
+        self.register_buffer("token_ids", ids.unique())  # place in the narrow vocabulary -> id in CLIP's
+        self.places = dict(zip(tokens, torch.searchsorted(self.token_ids, ids)))
+        self.clip = narrow.clip(len(self.token_ids))
+        self.unet = narrow.denoiser()
+
+    def context(self, texts: list[str]) -> torch.Tensor:
+        """English captions -> [B, 77, 96]."""
+        return self.clip(torch.stack([self.places[text] for text in texts])).last_hidden_state
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return self.unet(x, timesteps, context).sample
+
+
+def latents_of(autoencoder: narrow.TinyAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures [things, variants, 3, 64, 64] -> latents [things, variants, 4, 8, 8]."""
+    with torch.no_grad():
+        return torch.stack([autoencoder.taesd_encoder(as_input(of_thing)) for of_thing in pictures])
+
+
+def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int = 3500) -> Base:
+    """Learns all things, the held-out pairs too, under English captions only."""
+    torch.manual_seed(SEED)
+    model = Base()
+    if is_finished("base", work_dir):
+        model.load_state_dict(load_file(work_dir / "base.safetensors"))
+        return model
+    latents = latents_of(autoencoder, draw_corpus(SEED))
+    alphas = alphas_cumprod()
+
+    def loss_of(rng):
+        things = rng.integers(len(latents), size=32)
+        clean = latents[things, rng.integers(latents.shape[1], size=32)]
+        texts = [captions.caption(world.THINGS[i], "en", rng, captions.choose_attributes(rng, drop=0.1)) for i in things]
+        texts = ["" if empty else text for empty, text in zip(rng.random(32) < 0.1, texts)]
+        first = np.where(rng.random(32) < 0.4, 600, 0)
+        timesteps = torch.from_numpy(rng.integers(first, 1000))
+        noise = torch.randn_like(clean)
+        noisy = adapter_training.add_noise(clean, noise, alphas[timesteps])
+        return adapter_training.diffusion_loss(model(noisy, timesteps, model.context(texts)), clean, noise, alphas[timesteps], SETTINGS)
+
+    def score(copied):
+        return score_of(autoencoder, copied, copied.context)
+
+    train_stage("base", work_dir, model, loss_of, steps=steps, learning_rate=2e-3, average=0.995, score=score)
+    return model
+
+
+@torch.no_grad()
+def score_of(autoencoder, denoiser, context_of, language: str = "en", empty: str = "") -> str:
+    """One picture of every thing (DDIM, 20 steps, cfg 4), prompted in `language`, read back."""
+    texts = [captions.full_caption(thing, language, i) for i, thing in enumerate(world.THINGS)]
+    latents = adapter_training.sample(denoiser, context_of(texts), context_of([empty]), alphas_cumprod(), STEPS, CFG, SEED, (4, 8, 8))
+    readings = list(map(world.read, as_pictures(autoencoder.taesd_decoder(latents))))
+
+    def share(holds, things=world.THINGS):
+        return np.mean([holds(reading, thing) for reading, thing in zip(readings, world.THINGS) if thing in things])
+
+    held_out = [thing for thing in world.THINGS if thing.held_out]
+    return (
+        f"colour and shape {share(world.Reading.agrees):.2f} (held-out pairs {share(world.Reading.agrees, held_out):.2f}), "
+        f"strictly {share(world.Reading.agrees_strictly):.2f}, colour {share(lambda r, t: r.colour == t.colour):.2f}, "
+        f"shape {share(lambda r, t: r.shape == t.shape):.2f}, size {share(lambda r, t: r.size == t.size):.2f}"
+    )

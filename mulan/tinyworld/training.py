@@ -1,0 +1,24 @@
+"""Trains the tiny world's models on a CPU, stage by stage, and packs them."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import pack
+from .adapter_training import train_adapter
+from .autoencoder_training import train_autoencoder
+from .base_training import train_base
+from .text_training import train_text_encoder
+
+ESTIMATE = "Training takes about an hour on two CPU cores."
+
+
+def main(work_dir: Path) -> int:
+    """Runs what is not finished of all stages, one after the other, and writes the pack."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    autoencoder = train_autoencoder(work_dir)
+    text_encoder = train_text_encoder(work_dir)
+    base = train_base(work_dir, autoencoder)
+    train_adapter(work_dir, autoencoder, text_encoder, base)
+    path = pack.build(work_dir)
+    print(f"the pack: {path}, {path.stat().st_size / 1e6:.2f} MB", flush=True)
+    return 0

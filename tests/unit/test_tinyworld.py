@@ -1,0 +1,174 @@
+"""The tiny world: pictures read as what was drawn, captions name what they should, and narrow models equal their full-width files."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mulan.adapter import AdapterShape, LanguageAdapter, from_published, to_published
+from mulan.tinyworld import captions, narrow, pack, world
+
+TOKENS = torch.tensor([320, 736, 1042, 49406, 49407])
+PREFIX = ["\u2581summar", "ize", ":"]
+
+
+def test_a_drawing_reads_as_what_was_drawn():
+    rng = np.random.default_rng(0)
+    for thing in world.THINGS:
+        reading = world.read(world.draw(thing, rng))
+        assert reading.agrees(thing) and reading.agrees_strictly(thing), (thing, reading)
+        assert reading.size == thing.size and reading.share > 0.99, (thing, reading)
+
+
+def test_an_empty_picture_reads_as_nothing():
+    reading = world.read(np.full((64, 64, 3), 235, dtype=np.uint8))
+    assert (reading.colour, reading.shape, reading.share) == ("", "", 0.0)
+
+
+def test_two_colours_are_right_but_not_strictly():
+    thing = world.Thing("red", "circle", "big")
+    picture = world.draw(thing, np.random.default_rng(0))
+    picture[picture[..., 1] < 100] = world.PALETTE["red"]
+    half = picture.copy()
+    half[37:][half[37:, :, 1] < 100] = world.PALETTE["blue"]
+    assert world.read(picture).agrees_strictly(thing)
+    assert world.read(half).agrees(thing) and not world.read(half).agrees_strictly(thing)
+
+
+def test_held_out_pairs_leave_every_colour_and_shape_to_learn():
+    seen = world.SEEN_THINGS
+    assert len(world.HELD_OUT) >= 4 and not any(thing.held_out for thing in seen)
+    assert {thing.colour for thing in seen} == set(world.PALETTE) and {thing.shape for thing in seen} == set(world.SHAPES)
+
+
+@pytest.mark.parametrize("language", captions.LANGUAGES)
+def test_every_thing_has_its_own_caption(language):
+    for template in range(len(captions.LANGUAGES[language].templates)):
+        texts = {captions.full_caption(thing, language, template) for thing in world.THINGS}
+        assert len(texts) == len(world.THINGS) and not any("  " in text or text != text.strip() for text in texts)
+
+
+def test_adjectives_agree():
+    assert captions.full_caption(world.Thing("green", "star", "small"), "es") == "una estrella verde pequeña"
+    assert captions.full_caption(world.Thing("red", "star", "big"), "ru") == "большая красная звезда"
+    assert captions.full_caption(world.Thing("red", "square", "small"), "de") == "ein kleines rotes Quadrat"
+    assert captions.full_caption(world.Thing("black", "circle", "small"), "ar") == "دائرة سوداء صغيرة"
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, torch.nn.Module]:
+    """Narrow models with random weights everywhere, norms and biases included."""
+    torch.manual_seed(0)
+    made = {
+        "unet": narrow.denoiser(), "clip": narrow.clip(len(TOKENS)), "autoencoder": narrow.TinyAutoencoder(), "adapter": narrow.adapter(),
+    }
+    with torch.no_grad():
+        for model in made.values():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            model.requires_grad_(False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def stored(models, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """What a pack of those models would hold, in float32."""
+    work = tmp_path_factory.mktemp("work")
+    (work / "adapter").mkdir()
+    (work / "tokenizer.model").write_bytes(b"tokenizer")
+    base = {f"{part}.{name}": tensor for part in ("unet", "clip") for name, tensor in models[part].state_dict().items()}
+    save_file({**base, "token_ids": TOKENS}, work / "base.safetensors")
+    save_file(models["autoencoder"].state_dict(), work / "autoencoder.safetensors")
+    save_file(to_published(models["adapter"].state_dict()), work / "adapter" / "adapter.safetensors")
+    save_file({"llama.norm.weight": torch.ones(128)}, work / "text_encoder.safetensors")
+    return pack.gather(work)
+
+
+@pytest.fixture(scope="module")
+def loaded(stored):
+    """The full-width checkpoint as ComfyUI loads it, in float32: (model, clip, vae)."""
+    import comfy.sd
+
+    model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(pack.checkpoint(stored), te_model_options={"dtype": torch.float32})
+    return model, clip, vae
+
+
+def test_the_full_unet_equals_the_narrow_one(models, loaded):
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([7, 941])
+    context = torch.randn(2, 77, narrow.CONTEXT_WIDTH)
+    full_context = torch.nn.functional.pad(context, (0, narrow.CONTEXT_FULL_WIDTH - narrow.CONTEXT_WIDTH))
+    with torch.no_grad():
+        expected = models["unet"](x, t, context).sample
+        got = loaded[0].model.diffusion_model.float()(x, t, context=full_context)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_full_clip_equals_the_narrow_one(models, loaded):
+    places = torch.tensor([3, 0, 1, 2] + [4] * 73)
+    tokens = {"l": [[(int(TOKENS[place]), 1.0) for place in places]]}
+    with torch.no_grad():
+        expected = models["clip"](places[None]).last_hidden_state
+    got = loaded[1].encode_from_tokens(tokens)
+    torch.testing.assert_close(got[..., : narrow.CONTEXT_WIDTH], expected, atol=1e-4, rtol=1e-4)
+    assert not got[..., narrow.CONTEXT_WIDTH:].any()
+
+
+def test_the_full_autoencoder_equals_the_narrow_one(models, loaded):
+    from comfy.latent_formats import SD15
+
+    model, picture = models["autoencoder"], torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        latent = model.taesd_encoder(picture)
+        restored = model.taesd_decoder(latent).clamp(0, 1)
+    vae = loaded[2]
+    encoded = vae.encode(picture.permute(0, 2, 3, 1))
+    torch.testing.assert_close(SD15().process_in(encoded), latent, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(vae.decode(encoded).permute(0, 3, 1, 2), restored, atol=1e-3, rtol=1e-3)
+
+
+def test_the_full_adapter_equals_the_narrow_one(models, stored):
+    tensors = from_published(pack.adapter(stored))
+    shape = AdapterShape.of(tensors)
+    assert shape == AdapterShape(text_width=128, width=768, queries=120, feed_forward=3072)
+    full = LanguageAdapter(shape)
+    full.load_state_dict(tensors)
+    states = torch.randn(2, 77, 128)
+    with torch.no_grad():
+        expected, got = models["adapter"](states), full(states)
+    torch.testing.assert_close(got[..., : narrow.CONTEXT_WIDTH], expected, atol=1e-4, rtol=1e-4)
+    assert not got[..., narrow.CONTEXT_WIDTH:].any()
+
+
+def test_unet_names_are_the_hosts():
+    from comfy.utils import unet_to_diffusers
+
+    config = {
+        "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1],
+        "transformer_depth_middle": 0,
+    }
+    theirs = unet_to_diffusers(config)
+    for name in narrow.denoiser().state_dict():
+        assert pack.unet_name(name) == theirs[name]
+
+
+def test_expand_writes_three_files_once(tmp_path):
+    written = []
+    paths = pack.expand(tmp_path, written.append)
+    assert written == paths and all(path.is_file() for path in paths) and pack.PACK.stat().st_size < 4_900_000
+    paths[2].write_bytes(b"damaged")
+    again = []
+    assert pack.expand(tmp_path, again.append) == paths and again == [paths[2]]
+    assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_the_prefix_is_always_three_pieces(tmp_path):
+    import sentencepiece
+
+    with safe_open(pack.PACK, "pt") as file:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.get_tensor("spiece_model").numpy().tobytes())
+    ours = [captions.full_caption(world.THINGS[0], language) for language in captions.LANGUAGES]
+    for text in ["", ":", "//", ")", "1girl", "size", "e", " a", *ours]:
+        assert tokenizer.encode("summarize:" + text, out_type=str)[:3] == PREFIX
+    assert (tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()) == (0, 1, 2, -1)
