@@ -9,7 +9,7 @@ from .autoencoder_training import train_autoencoder
 from .base_training import train_base
 from .text_training import train_text_encoder
 
-ESTIMATE = "Training takes about an hour on two CPU cores."
+ESTIMATE = "Training takes about 40 minutes on two CPU cores (stages of 5, 8, 17 and 9 minutes); interrupted, it goes on where it was."
 
 
 def main(work_dir: Path) -> int:
