@@ -46,18 +46,18 @@ def test_pictures_of_nothing_are_not_right(picture):
 
 def test_every_language_gets_the_same_things_and_the_same_noise():
     cases = tiny_world_evaluation(48, seed=1)
-    for held_out, count in ((False, 48), (True, 16)):
-        lines = {}
-        for case in cases:
-            if case.expected.held_out == held_out:
-                lines.setdefault((case.row, case.language), []).append((case.expected, case.seed))
-        first = lines[MULAN, "en"]
+    lines = {}
+    for case in cases:
+        lines.setdefault((case.row, case.language, case.expected.held_out), []).append((case.expected, case.seed))
+    for held_out, count in ((False, 48), (True, 8)):
+        first = lines[MULAN, "en", held_out]
         assert {thing for thing, _ in first} == {thing for thing in world.THINGS if thing.held_out == held_out}
-        assert len({seed for _, seed in first}) == count and all(draws == first for draws in lines.values())
-        assert {language for row, language in lines if row == MULAN} >= set(captions.TRAINED)
-    lines = {(case.row, case.language) for case in cases}
-    assert {language for row, language in lines if row == MULAN} == set(captions.LANGUAGES)
-    assert {language for row, language in lines if row == OWN_CLIP} == set(captions.TRAINED)
+        assert len({seed for _, seed in first}) == count
+        assert all(draws == first[:len(draws)] for (_, _, of_held_out), draws in lines.items() if of_held_out == held_out)
+    assert {language for row, language, _ in lines if row == MULAN} == set(captions.LANGUAGES)
+    assert {language for row, language, _ in lines if row == OWN_CLIP} == set(captions.TRAINED)
+    assert {len(lines[MULAN, language, False]) for language in captions.LANGUAGES} == {48}
+    assert {len(lines[OWN_CLIP, language, False]) for language in captions.TRAINED} == {48, 16}
     assert cases == tiny_world_evaluation(48, seed=1) != tiny_world_evaluation(48, seed=2)
 
 
@@ -78,7 +78,7 @@ def test_the_tiny_worlds_table_has_its_means_its_held_out_pairs_and_chance():
     assert len(rows) == len(table)
     assert {row.row: row.scores["right"] for row in table if row.language.endswith("but English")} == {MULAN: 1, OWN_CLIP: 0}
     never_trained = {row.language.split(": ")[1]: (row.pictures, row.scores["right"]) for row in table if "pairs" in row.language}
-    assert never_trained == {"English": (16, 1), "the other languages": (11 * 16, 0)}
+    assert never_trained == {"English": (8, 1), "the other languages": (11 * 8, 0)}
     assert rows["", "chance"].scores["right"] == pytest.approx(1 / 24)
 
 
