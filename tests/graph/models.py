@@ -59,7 +59,7 @@ def _lora(path: Path, checkpoint: Path, encoder: Path) -> None:
             add("lora_unet_" + name[len(prefix):-len(".weight")].replace(".", "_"), weight, 0.05)
     for name, weight in load_file(encoder).items():
         if name.startswith("model.layers.0.self_attn.") and name.endswith(("q_proj.weight", "v_proj.weight")):
-            add("lora_te_" + name[len("model."):-len(".weight")].replace(".", "_"), weight, 0.2)
+            add("lora_te_" + name[len("model."):-len(".weight")].replace(".", "_"), weight, 1.0)
     save_file(tensors, path)
 
 
