@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .adapter import LanguageAdapter, to_published
 from .diffusion import PREDICTIONS
@@ -190,7 +190,7 @@ class Run:
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes beside the target first, so that whoever is interrupted keeps the old file."""
+    """Writes beside the target first, so that whoever is interrupted keeps the old file; `save_file` would make it private."""
     unfinished = path.with_name(path.name + ".unfinished")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
+    unfinished.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))
     unfinished.replace(path)
