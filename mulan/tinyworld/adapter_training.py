@@ -85,7 +85,10 @@ class Examples(torch.utils.data.Dataset):
 def train_adapter(
     work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 2000,
 ) -> LanguageAdapter:
-    """Leaves adapter/adapter.safetensors (published names, narrow, float32) in `work_dir`; goes on from a run that was interrupted."""
+    """Leaves adapter/adapter.safetensors (published names, narrow, float32) in `work_dir`.
+
+    An interrupted run goes on from its last state, with other noise on the words than it would have had.
+    """
     text_states = TextStates(text_encoder, sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model")))
     base.requires_grad_(False)
     torch.manual_seed(SEED)
