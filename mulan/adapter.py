@@ -135,6 +135,7 @@ class LanguageAdapter(nn.Module):
         })
 
     def forward(self, states):
+        """states [B, T, text_width] -> context [B, queries, width]."""
         memory = self.transformer["encoder"](self.proj(states))
         queries = self.queries.to(dtype=memory.dtype, device=memory.device).expand(len(states), -1, -1)
         return self.transformer["decoder"](queries, memory)

@@ -1,10 +1,7 @@
-"""The diffusion families MuLan has adapters for, and which one an adapter's tensors belong to."""
+"""The diffusion families MuLan has adapters for, and what each fixes about text."""
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-from .adapter import AdapterShape
 
 
 @dataclass(frozen=True)
@@ -17,32 +14,34 @@ class Family:
 
     name: str
     title: str
-    context_width: int
-    token_key: str  # the name stock nodes expect tokens under
+    context_width: int  # of the CONDITIONING; PixArt's is projected inside the MODEL
+    token_keys: tuple[str, ...]  # the names stock nodes expect tokens under
     prefixed_window: int
     bare_window: int
+    bare_negative: bool = True  # upstream encodes negatives without the prefix
+    pooled_width: int | None = None
 
 
-SD15 = Family("sd15", "Stable Diffusion 1.5", context_width=768, token_key="l", prefixed_window=80, bare_window=77)
-SD21 = Family("sd21", "Stable Diffusion 2.1", context_width=1024, token_key="h", prefixed_window=80, bare_window=77)
-FAMILIES = (SD15, SD21)
+SD15 = Family("sd15", "Stable Diffusion 1.5", context_width=768, token_keys=("l",), prefixed_window=80, bare_window=77)
+SD21 = Family("sd21", "Stable Diffusion 2.1", context_width=1024, token_keys=("h",), prefixed_window=80, bare_window=77)
+SDXL = Family("sdxl", "SDXL", context_width=2048, token_keys=("g", "l"), prefixed_window=83, bare_window=83, bare_negative=False, pooled_width=1280)
+PIXART = Family("pixart", "PixArt", context_width=4096, token_keys=("t5xxl",), prefixed_window=83, bare_window=80)
+FAMILIES = (SD15, SD21, SDXL, PIXART)
 
 
-def family_of(shape: AdapterShape) -> Family:
-    """The family whose cross-attention reads contexts of this adapter's width. Raises ValueError where there is none."""
-    for family in FAMILIES:
-        if family.context_width == shape.width:
-            return family
-    known = ", ".join(f"{f.context_width} ({f.title})" for f in FAMILIES)
-    raise ValueError(f"this adapter gives contexts of width {shape.width}; known are {known}")
+@dataclass(frozen=True)
+class Zeroing:
+    """What upstream replaces by zeros for SDXL (its ``force_sdxl_zero_*`` flags, after the adapter)."""
+
+    pooled: bool
+    empty_negative: bool
+    negative_pooled: bool
 
 
-def adapter_kind(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Which published adapter these tensors are: a family's name, ``sdxl`` or ``pixart``; None for anything else."""
-    if "adapter1.queries" in shapes:
-        return "sdxl"
-    if len(shapes.get("linear_1.weight", ())) == 2 and "linear_2.weight" in shapes and len(shapes) == 4:
-        return "pixart"
-    if "queries" in shapes and "proj.0.weight" in shapes:
-        return next((f.name for f in FAMILIES if f.context_width == shapes["queries"][-1]), "unknown")
-    return None
+# mulankit's own default is all three; MuLan's SDXL examples, with which its pictures are made, turn two of them off.
+ZEROING = {
+    "negative pooled": Zeroing(pooled=False, empty_negative=False, negative_pooled=True),
+    "all pooled, empty negative": Zeroing(pooled=True, empty_negative=True, negative_pooled=True),
+    "nothing": Zeroing(pooled=False, empty_negative=False, negative_pooled=False),
+}
+DEFAULT_ZEROING = "negative pooled"

@@ -1,39 +1,59 @@
 """A prompt as the windows of tokens and weights that the text encoder is given: ComfyUI's tokenizer contract for MuLan.
 
-Two styles. ``upstream`` repeats mulankit 1.0.2 token by token. ``default`` is the same but for four deviations:
-- `(words:1.2)` sets weights and `\\(` escapes, as in ComfyUI; upstream reads brackets as text;
-- a prompt that is empty gets no prefix, as upstream's empty negative, so one CLIP serves both sides;
+Two styles. ``upstream`` repeats mulankit 1.0.2 token by token. ``default`` is the same but for these deviations:
+- `(words:1.2)` sets weights and `\\(` escapes, as in ComfyUI (prompt_syntax.py); upstream reads brackets as text;
+- `BREAK` begins another window; upstream reads it as text;
+- a prompt that is empty gets no prefix where upstream's negatives get none, as upstream's empty negative, so one CLIP serves both sides;
 - characters that merge with the prefix's colon ("1girl", "(red") are kept; upstream cuts them away;
-- text past 75 tokens continues in another window, split between words; upstream drops it.
-`embedding:name` is taken out with a warning: textual inversions of CLIP mean nothing to this encoder.
+- text past one window (75 tokens for SD1.5 and SD2.1, 78 for the others) goes on in another (windows.py); upstream drops it;
+- `embedding:name` is taken out with a warning: textual inversions of CLIP mean nothing to this encoder.
+In both, halves of characters (lone surrogates) become U+FFFD; upstream fails on them.
 """
 from __future__ import annotations
 
-import logging
-import re
 from bisect import bisect_right
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from comfy import sd1_clip
 
+from . import windows
 from .families import Family
 from .files import SAVED_CONFIG
+from .prompt_syntax import Notes, Segment, parse, plain
 from .tokenizer import BOS, EOS, PAD, InternVLTokenizer, Piece
 
 STYLES = ("default", "upstream")
-CONTENT_TOKENS = 75  # of a window: bos, prefix and eos take the rest
-
-_EMBEDDING = re.compile(r"(?<![^\s(,])embedding:[^\s,:()]+")
-_ENDS_PHRASE = tuple(",.;:!?，。、；：！？｡।॥؛،؟…）)")
+NEGATIVE = "negative"  # the tokenizer option of the CLIP for negatives, and the key that tells SDXL's encoder of it
 
 
 class Token(NamedTuple):
-    """One row of a window; `word` counts the words of the prompt from 1, 0 stands for bos, prefix, eos and padding."""
+    """One token of a prompt's text; `word` counts the words of the prompt from 1."""
 
-    id: int
+    piece: Piece
     weight: float
     word: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt as it goes into the text encoder, and what became of the rest."""
+
+    text: list[str]  # of each part, brackets and BREAK taken away
+    prefix: list[Piece]  # as it stands in every window; none where the prompt goes in bare
+    windows: list[list[Token]]
+    parts: list[int]  # of each window, the part it belongs to
+    length: int  # rows of a window, padding included
+    room: int  # of these, for text
+    merged: str  # upstream: text that stands in the prefix's last row, which is cut away
+    dropped: list[Piece]  # upstream: what the window has no room for
+    notes: Notes
+
+    def rows(self, window: list[Token]) -> list[tuple[int, float, int]]:
+        """(id, weight, word) of all rows: bos, prefix, text, eos, padding. The word of all but text is 0."""
+        head = [(BOS, 1.0, 0)] + [(piece.id, 1.0, 0) for piece in self.prefix]
+        rows = head + [(token.piece.id, token.weight, token.word) for token in window] + [(EOS, 1.0, 0)]
+        return rows + [(PAD, 1.0, 0)] * (self.length - len(rows))
 
 
 class PromptTokenizer:
@@ -48,21 +68,44 @@ class PromptTokenizer:
         self._config = config
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, tokenizer_options: dict | None = None, **options):
-        """The windows of a prompt: rows (id, weight), or (id, weight, word) with `return_word_ids`.
+        """The windows of a prompt: rows (id, weight), or (id, weight, word) with `return_word_ids`, the same under each of the family's keys.
 
-        `tokenizer_options` may hold ``prefix``: "never" for negatives as upstream encodes them. `disable_weights` reads brackets as text.
+        `tokenizer_options` may hold ``negative``: True for negatives as upstream encodes them. `disable_weights` reads brackets and BREAK as text.
+        A negative of a family that has no bare ones carries the key ``negative``, with an empty list.
         """
-        prefixed = (tokenizer_options or {}).get("prefix") != "never" and not (self.style == "default" and text == "")
-        if self.style == "upstream" or options.get("disable_weights", False):
-            segments = [(text, 1.0)]
+        given = tokenizer_options or {}
+        negative = bool(given.get(NEGATIVE, False) or given.get("prefix") == "never")
+        reading = self.read(text, negative, options.get("disable_weights", False))
+        columns = 3 if return_word_ids else 2
+        rows = [[row[:columns] for row in reading.rows(window)] for window in reading.windows]
+        tokens = {key: list(rows) for key in self.family.token_keys}
+        return {**tokens, NEGATIVE: []} if negative and not self.family.bare_negative else tokens
+
+    def read(self, text: str, negative: bool = False, disable_weights: bool = False) -> Reading:
+        """All that is known of a prompt before it is encoded. Never raises, whatever the text holds."""
+        prompt = plain(text) if self.style == "upstream" or disable_weights else parse(text)
+        empty = self.style == "default" and not any(prompt.parts)
+        prefixed = not (self.family.bare_negative and (negative or empty))
+        length = self.family.prefixed_window if prefixed else self.family.bare_window
+        count = len(self.tokenizer.prefix) if prefixed else 0
+        room = length - count - 2
+
+        texts = ["".join(segment.text for segment in part) for part in prompt.parts]
+        encoded = [self._pieces(part, prefixed) for part in texts]
+        prefix = encoded[0][:count]
+        tokens = _tokens([pieces[count:] for pieces in encoded], prompt.parts)
+        merged, dropped = "", []
+        if self.style == "upstream":
+            (content,), (part,) = tokens, texts
+            kept, dropped = [content[:room]], [token.piece for token in content[room:]]
+            parts = [0]
+            if prefix and prefix[-1].end:
+                merged = part.encode()[:prefix[-1].end].decode(errors="replace")
         else:
-            segments = _weighted_segments(text)
-        windows = self._windows("".join(segment for segment, _ in segments), _Weights(segments), prefixed)
-        if not return_word_ids:
-            windows = [[row[:2] for row in window] for window in windows]
-        else:
-            windows = [[tuple(row) for row in window] for window in windows]
-        return {self.family.token_key: windows}
+            chunks = [_split(part, room) for part in tokens]
+            kept = [window for part in chunks for window in part]
+            parts = [number for number, part in enumerate(chunks) for _ in part]
+        return Reading(texts, prefix, kept, parts, length, room, merged, dropped, prompt.notes)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What CLIPSave must keep beside the weights, so that the file can be loaded again."""
@@ -75,31 +118,35 @@ class PromptTokenizer:
     def decode(self, token_ids, skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(list(token_ids))
 
-    def _windows(self, text: str, weights: _Weights, prefixed: bool) -> list[list[Token]]:
-        pieces = self.tokenizer.encode_prefixed(text, keep_first=self.style == "default") if prefixed else self.tokenizer.encode(text)
-        prefix = pieces[:len(self.tokenizer.prefix)] if prefixed else []
-        content = pieces[len(prefix):]
-        window = self.family.prefixed_window if prefixed else self.family.bare_window
-        if self.style == "upstream":
-            chunks = [content[:window - len(prefix) - 2]]
-        else:
-            chunks = _chunks(content, CONTENT_TOKENS)
-        head = [Token(BOS, 1.0, 0)] + [Token(piece.id, 1.0, 0) for piece in prefix]
-        windows, word = [], 0
-        for chunk in chunks:
-            rows = list(head)
-            for piece in chunk:
-                word += piece.starts_word or word == 0
-                rows.append(Token(piece.id, weights.at(piece.offset), word))
-            rows.append(Token(EOS, 1.0, 0))
-            windows.append(rows + [Token(PAD, 1.0, 0)] * (window - len(rows)))
-        return windows
+    def _pieces(self, text: str, prefixed: bool) -> list[Piece]:
+        return self.tokenizer.encode_prefixed(text, keep_first=self.style == "default") if prefixed else self.tokenizer.encode(text)
+
+
+def _tokens(parts: list[list[Piece]], segments: list[list[Segment]]) -> list[list[Token]]:
+    """Each part's pieces with their weights, words counted through all parts."""
+    tokens, word = [], 0
+    for pieces, weighted in zip(parts, segments):
+        weights = _Weights(weighted)
+        rows = []
+        for number, piece in enumerate(pieces):
+            word += number == 0 or piece.starts_word
+            rows.append(Token(piece, weights.at(piece.offset), word))
+        tokens.append(rows)
+    return tokens
+
+
+def _split(tokens: list[Token], room: int) -> list[list[Token]]:
+    chunks, begin = [], 0
+    for chunk in windows.split([token.piece for token in tokens], room):
+        chunks.append(tokens[begin:begin + len(chunk)])
+        begin += len(chunk)
+    return chunks
 
 
 class _Weights:
     """Looks a weight up by the offset of a byte in the segments' joined text."""
 
-    def __init__(self, segments: list[tuple[str, float]]):
+    def __init__(self, segments: list[Segment]):
         self._starts, self._weights, offset = [], [], 0
         for text, weight in segments:
             self._starts.append(offset)
@@ -110,25 +157,3 @@ class _Weights:
         if offset is None or not self._starts:
             return 1.0
         return self._weights[max(0, bisect_right(self._starts, offset) - 1)]
-
-
-def _weighted_segments(text: str) -> list[tuple[str, float]]:
-    inversions = _EMBEDDING.findall(text)
-    if inversions:
-        logging.warning("MuLan: textual inversions are made for CLIP and mean nothing to InternVL, ignored: %s", ", ".join(inversions))
-        text = _EMBEDDING.sub("", text)
-    segments = sd1_clip.token_weights(sd1_clip.escape_important(text), 1.0)
-    return [(sd1_clip.unescape_important(segment), weight) for segment, weight in segments if segment]
-
-
-def _chunks(pieces: list[Piece], size: int) -> list[list[Piece]]:
-    """Splits into runs of at most `size`: behind a phrase, else before a word, else anywhere but inside a character."""
-    chunks = []
-    while len(pieces) > size:
-        ends = range(size, size // 2, -1)
-        cut = next((i for i in ends if pieces[i - 1].text.endswith(_ENDS_PHRASE)), None)
-        cut = cut or next((i for i in ends if pieces[i].starts_word), None)
-        cut = cut or next((i for i in range(size, 0, -1) if not pieces[i].continues_character), size)
-        chunks.append(pieces[:cut])
-        pieces = pieces[cut:]
-    return chunks + [pieces]

@@ -6,6 +6,7 @@ Source: mulankit 1.0.2 loads transformers' ``LlamaTokenizer`` (legacy, slow) and
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import sentencepiece
@@ -16,6 +17,7 @@ EOS = 2
 PREFIX = "summarize:"
 SPACE = "\u2581"
 
+_SPACE_BYTES = SPACE.encode()
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -25,16 +27,46 @@ class Piece(NamedTuple):
     id: int
     text: str
     offset: int | None  # None where the piece could not be aligned with the text
+    end: int | None = None  # behind its last byte
 
     @property
     def starts_word(self) -> bool:
         return self.text.startswith(SPACE)
 
     @property
-    def continues_character(self) -> bool:
-        """True for a byte in the middle of a character that the vocabulary lacks."""
-        byte = _BYTE_PIECE.fullmatch(self.text)
-        return byte is not None and 0x80 <= int(byte[1], 16) < 0xC0
+    def byte(self) -> int | None:
+        """The byte that a piece such as ``<0xE1>`` stands for; None for all other pieces."""
+        match = _BYTE_PIECE.fullmatch(self.text)
+        return int(match[1], 16) if match else None
+
+
+class Unit(NamedTuple):
+    """Pieces that only together are text: one piece, or the bytes of one character that the vocabulary lacks."""
+
+    text: str  # a leading space stands where a word begins
+    pieces: tuple[Piece, ...]
+    is_bytes: bool
+
+
+def units(pieces: Sequence[Piece]) -> list[Unit]:
+    """The pieces, bytes put together into characters; bytes that are no UTF-8 stand alone, as U+FFFD."""
+    found, i = [], 0
+    while i < len(pieces):
+        first = pieces[i].byte
+        if first is None:
+            found.append(Unit(pieces[i].text.replace(SPACE, " "), (pieces[i],), False))
+            i += 1
+            continue
+        length = 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+        group = tuple(pieces[i:i + length])
+        raw = [piece.byte for piece in group]
+        try:
+            text = bytes(raw).decode()
+        except (TypeError, UnicodeDecodeError):  # a piece that is no byte, or bytes that are no character
+            group, text = group[:1], "\ufffd"
+        found.append(Unit(text, group, True))
+        i += len(group)
+    return found
 
 
 class InternVLTokenizer:
@@ -62,7 +94,7 @@ class InternVLTokenizer:
         pieces, offset = [], 0
         for part in self._split.split(text):
             if part in self.literals:
-                pieces.append(Piece(self.literals[part], part, offset))
+                pieces.append(Piece(self.literals[part], part, offset, offset + len(part)))
             elif part:
                 pieces += self._align(self.sentencepiece.encode(part), part, offset)
             offset += len(part.encode())
@@ -75,14 +107,14 @@ class InternVLTokenizer:
         ``keep_first`` keeps them: the text is then encoded behind a newline, which leaves it without a leading space just as the colon does.
         """
         shift = len(PREFIX.encode())
-        pieces = [p._replace(offset=p.offset - shift if p.offset is not None else None) for p in self.encode(PREFIX + text)]
+        pieces = [_shifted(piece, shift) for piece in self.encode(PREFIX + text)]
         if not keep_first or [p.id for p in pieces[:3]] == [p.id for p in self.prefix]:
             return pieces
         behind_newline = self.encode("\n" + text)
         count = len(self._newline)
         if [p.id for p in behind_newline[:count]] != self._newline:
             return pieces
-        return self.prefix + [p._replace(offset=p.offset - 1 if p.offset is not None else None) for p in behind_newline[count:]]
+        return self.prefix + [_shifted(piece, 1) for piece in behind_newline[count:]]
 
     def decode(self, ids: list[int]) -> str:
         return self.sentencepiece.decode([id for id in ids if id > EOS])
@@ -94,28 +126,54 @@ class InternVLTokenizer:
         return Piece(id, self.piece(id), offset)
 
     def _align(self, ids: list[int], text: str, start: int) -> list[Piece]:
-        """Walks pieces and text side by side; a piece that does not fit ends the alignment (offset None from there on)."""
+        """Walks pieces and text side by side; a piece that does not fit ends the alignment (offset None from there on).
+
+        A space and a literal U+2581 are the same to sentencepiece, so both are read as spaces, of one and of three bytes.
+        """
         raw = text.encode()
         position = -1  # sentencepiece puts one space before the text
-        aligned = True
         pieces = []
         for id in ids:
             piece = self._piece(id, None)
             first = None
-            byte = _BYTE_PIECE.fullmatch(piece.text)
-            expected = bytes([int(byte[1], 16)]) if byte else piece.text.replace(SPACE, " ").encode()
-            if id == UNK:
-                aligned = False
-            if aligned and position < 0:
-                if expected.startswith(b" ") and not byte:
-                    expected, position = expected[1:], 0
-                else:
-                    aligned = False
-            if aligned and raw[position:position + len(expected)] == expected:
-                spaces = len(expected) - len(expected.lstrip(b" "))
-                first = position + (spaces if spaces < len(expected) else 0)
-                position += len(expected)
+            if position is not None and id != UNK:
+                first, position = _consume(raw, position, piece)
             else:
-                aligned = False
-            pieces.append(piece._replace(offset=None if first is None else start + first))
+                position = None
+            pieces.append(piece if first is None else piece._replace(offset=start + first, end=start + position))
         return pieces
+
+
+def _shifted(piece: Piece, by: int) -> Piece:
+    return piece if piece.offset is None else piece._replace(offset=piece.offset - by, end=piece.end - by)
+
+
+def _consume(raw: bytes, position: int, piece: Piece) -> tuple[int | None, int | None]:
+    """-> (the piece's first byte that is no space, the byte behind its last); (None, None) where it is not what `raw` holds there.
+
+    The space that sentencepiece puts before the text is at -1.
+    """
+    if piece.byte is not None:
+        return (position, position + 1) if position >= 0 and raw[position:position + 1] == bytes([piece.byte]) else (None, None)
+    body, begin = piece.text.lstrip(SPACE), position
+    for _ in range(len(piece.text) - len(body)):
+        position = _behind_space(raw, position)
+        if position is None:
+            return None, None
+    if not body:
+        return max(begin, 0), position
+    start = position
+    for number, part in enumerate(body.split(SPACE)):  # few pieces have a space inside
+        position = position if number == 0 else _behind_space(raw, position)
+        if position is None or position < 0 or not raw.startswith(part.encode(), position):
+            return None, None
+        position += len(part.encode())
+    return start, position
+
+
+def _behind_space(raw: bytes, position: int) -> int | None:
+    if position < 0:
+        return 0
+    if raw.startswith(b" ", position):
+        return position + 1
+    return position + len(_SPACE_BYTES) if raw.startswith(_SPACE_BYTES, position) else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..mulan.files import INDEX_NAMES
+from ..mulan.tensor_files import INDEX_NAMES
 
 
 def names(kind: str) -> list[str]:

@@ -82,7 +82,7 @@ def _large(folder: Path, encoder: Path) -> None:
     """A text encoder of 200 MB that can be seen coming and going in the server's memory, and an adapter that reads it."""
     tiny = open_text_encoder(encoder)
     sizes = type(tiny.config)(vocabulary=tiny.config.vocabulary, width=1024, feed_forward=2816, layers=8, heads=8, norm_eps=1e-6)
-    module = InternVLEncoder(sizes, None, [0, 0, 0], 80, dtype=torch.float16)
+    module = InternVLEncoder(sizes, dtype=torch.float16)
     weights = {name: torch.randn(t.shape, dtype=torch.float16) * 0.02 for name, t in module.transformer.state_dict().items()}
     weights["spiece_model"] = tiny.file.read("spiece_model")
     save_file(weights, folder / "text_encoders" / "large.safetensors", metadata={"config": json.dumps({"num_attention_heads": 8})})

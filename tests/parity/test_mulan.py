@@ -1,75 +1,36 @@
 """Every number of upstream MuLan that the goldens hold, against ours: ids, text states, contexts, layer by layer, full size."""
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mulan.adapter import AdapterShape, LanguageAdapter, from_published, to_published
+from mulan.adapter_xl import AdapterShapeXL, LanguageAdapterXL
 from mulan.clip import load_clip, negative_view
-from mulan.families import SD15, SD21, family_of
-from mulan.files import TextConfig, open_text_encoder
+from mulan.families import PIXART, SD15, SD21, SDXL
+from mulan.files import TextConfig, open_adapter, open_text_encoder
 from mulan.text_encoder import InternVLEncoder
 from mulan.tokenizer import InternVLTokenizer
 
 HERE = Path(__file__).parent
-FAMILIES = {"sd15": SD15, "sd21": SD21}
-CASES = ("sd15", "sd15_direct", "sd21")
-
-
-def read_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def recipe():
-    spec = importlib.util.spec_from_file_location("mulan_recipe", HERE / "mulan_recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+FAMILIES = {"sd15": SD15, "sd15_direct": SD15, "sd21": SD21, "sdxl": SDXL, "pixart": PIXART}
+SOME_ADAPTER = {"sdxl": "sdxl_noembed_textproj"}  # where a test is about text alone
+IN_THE_CLIP = ("sd15", "sd15_direct", "sd21")  # the context is the CLIP's output as it is
 
 
 @pytest.fixture(scope="session")
-def tensors(goldens):
-    """tensors("file.safetensors#key[:n]") -> the golden tensor."""
-    files = {}
-
-    def get(reference: str) -> torch.Tensor:
-        file, key, rows = re.fullmatch(r"([^#]+)#([^\[]+)(?:\[:(\d+)\])?", reference).groups()
-        files.setdefault(file, load_file(goldens / file))
-        return files[file][key][:int(rows) if rows else None]
-    return get
-
-
-@pytest.fixture(scope="session")
-def checkpoint(goldens, tmp_path_factory) -> Path:
-    """The tiny text encoder as a published folder: config, weights under upstream's names, tokenizer."""
-    folder = tmp_path_factory.mktemp("published") / "InternVL-tiny"
-    shutil.copytree(goldens / "text_encoder", folder)
-    shutil.copy(goldens / "tokenizer" / "tokenizer.model", folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def clips(goldens, checkpoint, tmp_path_factory):
+def clips(checkpoint, adapter_files):
     """clips(case, style) -> (CLIP, CLIP for negatives), loaded from files as the node loads them."""
     made = {}
 
     def get(case: str, style: str = "upstream"):
         if (case, style) not in made:
-            facts = read_json(goldens / f"cases_{case}.json")
-            names = facts["adapter_weights"] if isinstance(facts["adapter_weights"], list) else [facts["adapter_weights"]]
-            weights = {}
-            for name in names:
-                weights |= load_file(goldens / name.split(" ")[0])
-            path = tmp_path_factory.mktemp("adapter") / f"{case}.safetensors"
-            save_file(weights, path)
-            clip = load_clip(checkpoint, path, style, family=FAMILIES[facts["family"]])
+            clip = load_clip(checkpoint, adapter_files(SOME_ADAPTER.get(case, case)), style, family=FAMILIES[case])
             made[case, style] = clip, negative_view(clip)
         return made[case, style]
     return get
@@ -79,32 +40,31 @@ def sides(facts):
     return [("positive", c) for c in facts["positives"]] + [("negative", c) for c in facts["negatives"]]
 
 
-def tokenizers(goldens: Path):
-    """(sentencepiece file, cases): the tiny tokenizer's, and the real InternVL's where its file is found near the goldens or the repository."""
-    found = [(goldens / "tokenizer" / "tokenizer.model", read_json(goldens / "tokenizer_cases.json")["cases"])]
+@pytest.fixture(scope="session")
+def tokenizers(goldens, facts):
+    """(tokenizer, cases): the tiny one's, and the real InternVL's where its file is found near the goldens or the repository."""
+    found = [(goldens / "tokenizer" / "tokenizer.model", facts("tokenizer_cases")["cases"])]
     for data in (goldens.parents[1] / "data", HERE.parents[2] / "shared" / "data"):
         real = data / "internvl_tokenizer" / "tokenizer.model"
         if real.is_file():
-            found.append((real, read_json(goldens / "realtok_cases.json")["cases"]))
+            found.append((real, facts("realtok_cases")["cases"]))
             break
-    return found
+    return [(InternVLTokenizer(file.read_bytes()), cases) for file, cases in found]
 
 
-def test_every_tokenizer_case_has_upstreams_ids(goldens):
-    for file, cases in tokenizers(goldens):
-        tokenizer = InternVLTokenizer(file.read_bytes())
+def test_every_tokenizer_case_has_upstreams_ids(tokenizers):
+    for tokenizer, cases in tokenizers:
         for case in cases:
             plain = [1] + [p.id for p in tokenizer.encode(case["text"])] + [2]
-            assert plain == case.get("ids", case.get("ids_without_prefix")), (file, case["text"])
+            assert plain == case.get("ids", case.get("ids_without_prefix")), case["text"]
             if "ids_with_prefix" in case:
                 prefixed = [1] + [p.id for p in tokenizer.encode_prefixed(case["text"], keep_first=False)] + [2]
-                assert prefixed == case["ids_with_prefix"], (file, case["text"])
+                assert prefixed == case["ids_with_prefix"], case["text"]
 
 
-def test_text_kept_from_the_colon_changes_nothing_elsewhere(goldens):
+def test_text_kept_from_the_colon_changes_nothing_elsewhere(tokenizers):
     """The default style's one change of ids: prompts that do not merge with the colon keep upstream's, all keep the prefix whole."""
-    for file, cases in tokenizers(goldens):
-        tokenizer = InternVLTokenizer(file.read_bytes())
+    for tokenizer, cases in tokenizers:
         for case in cases:
             ours = [p.id for p in tokenizer.encode_prefixed(case["text"], keep_first=True)]
             upstream = [p.id for p in tokenizer.encode_prefixed(case["text"], keep_first=False)]
@@ -115,32 +75,28 @@ def test_text_kept_from_the_colon_changes_nothing_elsewhere(goldens):
         assert whole == "//example.org"
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_windows_have_upstreams_ids(case, goldens, clips):
+@pytest.mark.parametrize("case", FAMILIES)
+def test_windows_have_upstreams_ids(case, facts, clips):
     clip, negative = clips(case)
-    facts = read_json(goldens / f"cases_{case}.json")
-    for side, entry in sides(facts):
+    for side, entry in sides(facts(f"cases_{case}")):
         tokens = (clip if side == "positive" else negative).tokenize(entry["prompt"])
-        (windows,) = tokens.values()
-        assert [[id for id, _ in window] for window in windows] == [entry["input_ids"]], entry["id"]
+        for key in FAMILIES[case].token_keys:
+            assert [[id for id, _ in window] for window in tokens[key]] == [entry["input_ids"]], entry["id"]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_text_states(case, goldens, clips, tensors, close):
+@pytest.mark.parametrize("case", FAMILIES)
+def test_text_states(case, facts, clips, tensors, close):
     clip, _ = clips(case)
-    facts = read_json(goldens / f"cases_{case}.json")
-    encoder = clip.cond_stage_model.internvl
     clip.load_model()
-    for _, entry in sides(facts):
-        states = encoder([entry["input_ids"]])[0][0]
+    for _, entry in sides(facts(f"cases_{case}")):
+        (states,) = clip.cond_stage_model.internvl.states([entry["input_ids"]])
         close(states, tensors(entry["text_encoder_output"]), "text.safetensors")
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_contexts(case, goldens, clips, tensors, close):
+@pytest.mark.parametrize("case", IN_THE_CLIP)
+def test_contexts(case, facts, clips, tensors, close):
     clip, negative = clips(case)
-    facts = read_json(goldens / f"cases_{case}.json")
-    for side, entry in sides(facts):
+    for side, entry in sides(facts(f"cases_{case}")):
         view = clip if side == "positive" else negative
         context, pooled = view.encode_from_tokens(view.tokenize(entry["prompt"]), return_pooled=True)
         assert pooled is None
@@ -148,12 +104,11 @@ def test_contexts(case, goldens, clips, tensors, close):
         close(context[0], tensors(reference), reference.split("#")[0] + (" (direct)" if "direct" in case else ""))
 
 
-def test_default_style_is_upstream_where_no_deviation_applies(goldens, clips):
+def test_default_style_is_upstream_where_no_deviation_applies(facts, clips):
     """Plain prompts, and the empty negative through the very same CLIP."""
-    facts = read_json(goldens / "cases_sd15.json")
     upstream, upstream_negative = clips("sd15")
     ours, _ = clips("sd15", "default")
-    same = [e["prompt"] for e in facts["positives"]
+    same = [e["prompt"] for e in facts("cases_sd15")["positives"]
             if e["prompt"] and not e["truncated"] and not re.search(r"[()\\]|embedding:", e["prompt"])
             and e["input_ids"][1:4] == [p.id for p in ours.tokenizer.tokenizer.prefix]]
     assert len(same) >= 5
@@ -162,10 +117,10 @@ def test_default_style_is_upstream_where_no_deviation_applies(goldens, clips):
     assert torch.equal(ours.encode(""), upstream_negative.encode(""))
 
 
-def test_layer_by_layer(goldens, clips, close):
+def test_layer_by_layer(goldens, facts, clips, close):
     """debug_p01_sd15: every stage of the first English case, so that a mistake is found where it is made."""
     debug = load_file(goldens / "debug_p01_sd15.safetensors")
-    entry = next(e for e in read_json(goldens / "cases_sd15.json")["positives"] if e["id"] == "p01")
+    entry = next(e for e in facts("cases_sd15")["positives"] if e["id"] == "p01")
     clip, _ = clips("sd15")
     clip.load_model()
     encoder, seen = clip.cond_stage_model.internvl, {}
@@ -191,48 +146,45 @@ def test_layer_by_layer(goldens, clips, close):
         close(seen[name], debug[name], "debug_p01_sd15.safetensors")
 
 
-def test_full_size_adapter(goldens, close):
+def test_full_size_adapter(full_size, whole):
     """The published size (4096 -> 768, 20.4M parameters) with the recipe's weights."""
-    facts = next(c for c in read_json(goldens / "realdims.json")["cases"] if c["adapter"] == "sd15")
-    make = recipe()
-    manifest = read_json(HERE / "manifests" / "mulan" / "adapter_sd15.json")["tensors"]
-    published = {name: torch.from_numpy(make.tensor(facts["seed"], facts["recipe_component"], name, t["shape"])) for name, t in manifest.items()}
+    entry, published, given = full_size("sd15")
     adapter = LanguageAdapter(AdapterShape.of(published))
     adapter.load_state_dict(from_published(published))
-    component, name, shape = re.search(r"\('([^']+)', '([^']+)', (\[[^\]]+\])\)", facts["input"]).groups()
-    states = torch.from_numpy(make.tensor(facts["seed"], component, name, json.loads(shape)))
     with torch.no_grad():
-        context = adapter(states)[0]
-    rows = facts["output"]["stored_rows"]
-    file, key = facts["output"]["stored"].split("#")
-    close(context[rows], load_file(goldens / file)[key], file)
-    for name, value in make.digest(context.numpy()).items():
-        assert torch.allclose(torch.tensor(value), torch.tensor(facts["output"]["digest"][name]), atol=1e-3, rtol=1e-4), name
+        whole(adapter(given("input")), entry["output"])
 
 
-@pytest.mark.parametrize("name", ("adapter_sd15", "adapter_sd15_direct", "adapter_sd21", "adapter_sd21_direct"))
-def test_every_tensor_of_the_published_adapters_has_its_place(name):
-    manifest = {n: tuple(t["shape"]) for n, t in read_json(HERE / "manifests" / "mulan" / f"{name}.json")["tensors"].items()}
-    shape = AdapterShape.of({n: torch.empty(s, device="meta") for n, s in manifest.items()})
+@pytest.mark.parametrize("name", [path.stem for path in sorted((HERE / "manifests" / "mulan").glob("adapter_*.json"))])
+def test_every_tensor_of_the_published_adapters_has_its_place(name, manifest, tmp_path):
+    """In the module behind the text encoder or in the MODEL: nothing missing, nothing unexpected, and the family is found."""
+    published = manifest(name)
+    torch.save({n: torch.empty(shape, device="meta") for n, shape in published.items()}, tmp_path / "adapter.pth")
+    file = open_adapter(tmp_path / "adapter.pth")
+    assert file.family.name == name.split("_")[1]
+    module = {AdapterShape: LanguageAdapter, AdapterShapeXL: LanguageAdapterXL}.get(type(file.shape))
     with torch.device("meta"):
-        adapter = LanguageAdapter(shape)
-    assert {n: tuple(t.shape) for n, t in to_published(adapter.state_dict()).items()} == manifest
-    assert family_of(shape).name == name.split("_")[1]
+        ours = to_published(module(file.shape).state_dict()) if module else {}
+    assert {n: tuple(t.shape) for n, t in ours.items()} == {n: tuple(t.shape) for n, t in to_published(file.state_dict()).items()}
+    assert len(file.state_dict()) + len(file.model_patch()) == len(published)
+    width = {"sdxl": 2816, "pixart": 4096}.get(file.family.name)
+    assert {tuple(t.shape) for n, t in file.model_patch().items() if n.endswith(("0.0.weight", "fc1.weight"))} <= {(1280, width), (1152, width)}
+    assert bool(file.model_patch()) == ("_embed" in name or "pixart" in name)
 
 
 @pytest.mark.parametrize("names", (["internvl_text_14b_224px"], ["internvl_text_14b_224px", "internvl_14b_full_checkpoint"]), ids=("text", "whole"))
-def test_every_tensor_that_text_needs_of_the_full_size_checkpoint_has_its_place(names, goldens, tmp_path):
+def test_every_tensor_that_text_needs_of_the_full_size_checkpoint_has_its_place(names, manifest, goldens, tmp_path):
     """The published names and shapes, found by the reader and equal to the module's: nothing missing, nothing unexpected."""
-    manifests = [read_json(HERE / "manifests" / "mulan" / f"{name}.json")["tensors"] for name in names]
-    shapes = {n: tuple(t["shape"]) for manifest in manifests for n, t in manifest.items()}
+    shapes = {n: shape for name in names for n, shape in manifest(name).items()}
     folder = tmp_path / "InternVL-14B-224px"
     folder.mkdir()
     torch.save({n: torch.empty(s, device="meta") for n, s in shapes.items()}, folder / "pytorch_model.bin")
     shutil.copy(goldens / "tokenizer" / "tokenizer.model", folder)
     found = open_text_encoder(folder)
     assert found.config == TextConfig(vocabulary=49954, width=4096, feed_forward=11008, layers=32, heads=32, norm_eps=1e-6)
-    module = InternVLEncoder(found.config, None, [0, 0, 0], 80, dtype=torch.float16, device="meta")
+    module = InternVLEncoder(found.config, dtype=torch.float16, device="meta")
     wanted = {n: tuple(t.shape) for n, t in module.transformer.state_dict().items()}
     assert {n: shapes[source] for n, source in found.names.items()} == wanted
+    assert found.projected_width == 768
     dropped = [n for n in shapes if n not in found.names.values()]
     assert not [n for n in dropped if n.startswith("qllama.model.") and ".cross_attn." not in n]

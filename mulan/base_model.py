@@ -1,0 +1,51 @@
+"""The diffusion MODEL: which family it is of, and the weights of it that some adapters bring."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import comfy.model_base
+
+from .families import FAMILIES, PIXART, Family
+from .files import AdapterFile
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+
+def family_of(model: ModelPatcher) -> Family | None:
+    """The family whose text a MODEL reads; None for one that MuLan has no adapter for."""
+    if isinstance(model.model, comfy.model_base.PixArt):
+        return PIXART
+    width = model.model.model_config.unet_config.get("context_dim")
+    return next((family for family in FAMILIES if family is not PIXART and family.context_width == width), None)
+
+
+def check_family(model: ModelPatcher, family: Family, what: str) -> None:
+    """Raises ValueError where `what` (such as "the adapter x.pth") is of another family than the MODEL."""
+    found = family_of(model)
+    if found is family:
+        return
+    name = type(model.model.model_config).__name__
+    is_one = f"a {found.title} model ({name})" if found else f"a {name}, a model that MuLan has no adapter for"
+    raise ValueError(f"{what} is for {family.title}, but the connected MODEL is {is_one}. "
+                     f"Take {'what is made for ' + found.title if found else 'another checkpoint'}, or a {family.title} checkpoint.")
+
+
+def with_adapter(model: ModelPatcher, adapter: AdapterFile) -> ModelPatcher:
+    """The MODEL with the weights an adapter replaces; itself where there are none.
+
+    A replacement forgets what was patched before it, so it goes to the front of its weight's list: LoRAs act in either order.
+    Raises ValueError where the MODEL has no such weights.
+    """
+    replaced = adapter.model_patch()
+    if not replaced:
+        return model
+    patched = model.clone()
+    done = patched.add_patches({name: ("set", (tensor,)) for name, tensor in replaced.items()})
+    if len(done) != len(replaced):
+        lacking = sorted(replaced.keys() - set(done))[0]
+        raise ValueError(f"the adapter {adapter.file.path.name} replaces weights that the connected {type(model.model.model_config).__name__} lacks, "
+                         f"the first is {lacking}: take the plain {adapter.family.title} checkpoint.")
+    for name in replaced:
+        patched.patches[name].insert(0, patched.patches[name].pop())
+    return patched

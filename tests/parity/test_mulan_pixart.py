@@ -1,0 +1,64 @@
+"""PixArt: the rows handed to the transformer, and its caption projection with the adapter's weights."""
+from __future__ import annotations
+
+import pytest
+import torch
+from comfy.ldm.modules.diffusionmodules.mmdit import Mlp
+
+from mulan.clip import load_clip, negative_view
+from mulan.families import PIXART
+from mulan.files import open_adapter
+
+
+@pytest.fixture(scope="module")
+def clip(checkpoint, adapter_files):
+    return load_clip(checkpoint, adapter_files("pixart"), "upstream", family=PIXART)
+
+
+def projection(patch: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The host's y_proj with an adapter's weights."""
+    weights = {name.removeprefix("diffusion_model.y_embedder.y_proj."): tensor for name, tensor in patch.items()}
+    hidden, text = weights["fc1.weight"].shape
+    module = Mlp(text, hidden, hidden, act_layer=lambda: torch.nn.GELU(approximate="tanh"), dtype=torch.float32, operations=torch.nn)
+    module.load_state_dict(weights)
+    return module
+
+
+def sides(clip, cases):
+    return [(clip, entry) for entry in cases["positives"]] + [(negative_view(clip), entry) for entry in cases["negatives"]]
+
+
+def test_the_rows_that_are_no_padding(facts, clip, tensors, close):
+    """Upstream masks padding in the transformer; the host has no such mask, so the CLIP leaves those rows out."""
+    for side, entry in sides(clip, facts("cases_pixart")):
+        context, pooled = side.encode_from_tokens(side.tokenize(entry["prompt"]), return_pooled=True)
+        assert pooled is None
+        states = tensors(entry["text_encoder_output"])
+        if len(states) == 83:
+            states = torch.cat((states[:1], states[4:]))
+        kept = torch.tensor(entry["attention_mask"]).bool()
+        assert not kept[kept.sum():].any()
+        close(context[0], states[kept], "text.safetensors (pixart)")
+
+
+def test_caption_projection(facts, clip, adapter_files, tensors, close):
+    module = projection(open_adapter(adapter_files("pixart"), PIXART).model_patch())
+    for side, entry in sides(clip, facts("cases_pixart")):
+        context = side.encode_from_tokens(side.tokenize(entry["prompt"]))
+        golden = tensors(entry["caption_projection_output"])[:context.shape[1]]
+        with torch.no_grad():
+            close(module(context)[0], golden, "pixart.safetensors")
+
+
+def test_the_published_pth_is_the_same_adapter(goldens, adapter_files):
+    published, ours = open_adapter(goldens / "weights" / "pixart_tiny.pth", PIXART), open_adapter(adapter_files("pixart"), PIXART)
+    assert published.state_dict() == {} and published.family is PIXART
+    for name, tensor in published.model_patch().items():
+        assert torch.equal(tensor, ours.model_patch()[name])
+
+
+def test_full_size(full_size, whole):
+    entry, published, given = full_size("pixart")
+    patch = {name.replace("linear_", "diffusion_model.y_embedder.y_proj.fc"): tensor for name, tensor in published.items()}
+    with torch.no_grad():
+        whole(projection(patch)(given("input")), entry["output"])

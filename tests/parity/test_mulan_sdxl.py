@@ -1,0 +1,121 @@
+"""SDXL: contexts, pooled vectors in all four variants of the adapter, what upstream replaces by zeros, the size embedding's weights."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mulan.adapter import from_published
+from mulan.adapter_xl import AdapterShapeXL, LanguageAdapterXL
+from mulan.clip import load_clip, negative_view
+from mulan.families import SDXL, ZEROING, Zeroing
+from mulan.files import open_adapter
+
+VARIANTS = ("sdxl_embed_attnpool", "sdxl_embed_textproj", "sdxl_noembed_attnpool", "sdxl_noembed_textproj")
+FLAG_SETS = {"default": "all pooled, empty negative", "examples_sdxl_py": "negative pooled", "all_off": "nothing"}
+
+
+@pytest.fixture(scope="module")
+def clips(checkpoint, adapter_files):
+    """clips(variant, zeroing) -> (CLIP, CLIP for negatives) in upstream's style."""
+    made = {}
+
+    def get(variant: str, zeroing: Zeroing):
+        if variant not in made:
+            clip = load_clip(checkpoint, adapter_files(variant), "upstream", family=SDXL)
+            made[variant] = clip, negative_view(clip)
+        made[variant][0].cond_stage_model.zeroing = zeroing
+        return made[variant]
+    return get
+
+
+def encode(clip, text):
+    return clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_contexts_and_pooled_vectors(variant, facts, clips, tensors, close):
+    clip, negative = clips(variant, ZEROING["nothing"])
+    cases = facts("cases_sdxl")
+    for side, entries in ((clip, cases["positives"]), (negative, cases["negatives"])):
+        for entry in entries:
+            context, pooled = encode(side, entry["prompt"])
+            close(context[0], tensors(entry["context"]), "sdxl.safetensors")
+            reference = tensors(entry["pooled"]["pooled_attnpool" if variant.endswith("attnpool") else "pooled_textproj"])
+            close(pooled[0], reference.reshape(-1), "sdxl.safetensors (pooled)")
+
+
+def test_text_embeds(facts, clips, tensors, close):
+    clip, _ = clips("sdxl_noembed_textproj", ZEROING["nothing"])
+    clip.load_model()
+    encoder = clip.cond_stage_model.internvl
+    for entry in facts("cases_sdxl")["positives"]:
+        (states,) = encoder.states([entry["input_ids"]])
+        close(encoder.text_embeds(entry["input_ids"], states)[0], tensors(entry["text_embeds"]).reshape(-1), "text.safetensors")
+
+
+@pytest.mark.parametrize("flags", FLAG_SETS)
+def test_upstreams_runs(flags, facts, clips, tensors, close):
+    """What four calls of upstream's pipeline hand to the UNet, per setting of its zeroing flags."""
+    cases = facts("cases_sdxl")
+    prompts = {entry["id"]: entry["prompt"] for entry in cases["positives"]}
+    runs = [run for run in cases["runs"] if run["flags"] == flags]
+    assert len(runs) == 16
+    for run in runs:
+        clip, negative = clips(run["adapter"], ZEROING[FLAG_SETS[flags]])
+        names = "prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds"
+        ours = dict(zip(names, (*encode(clip, prompts[run["positive"]]), *encode(negative, run["negative"] or ""))))
+        for name in names:
+            if run[name].startswith("zeros"):
+                assert not ours[name].any(), (run, name)
+            elif run[name] == "not zero":
+                assert ours[name].any(), (run, name)
+            else:
+                golden = tensors(run[name])
+                close(ours[name].reshape(golden.shape), golden, "sdxl.safetensors (runs)")
+
+
+def test_the_whole_truth_table_of_upstreams_flags(facts, clips):
+    for row in facts("cases_sdxl")["zeroing_truth_table"]:
+        zeroing = Zeroing(row["zero_pool_prompt"], row["zero_empty_prompt"], row["zero_negative_pool_prompt"])
+        clip, negative = clips("sdxl_noembed_textproj", zeroing)
+        ours = zip(("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+                   (*encode(clip, "a cat"), *encode(negative, row["negative"] or "")))
+        assert {name: not tensor.any() for name, tensor in ours} == row["zero"], row
+
+
+def size_embedding(patch: dict[str, torch.Tensor]) -> nn.Module:
+    """The UNet's label_emb with an adapter's weights, under the host's names."""
+    prefix = "diffusion_model.label_emb.0."
+    weights = {name.removeprefix(prefix): tensor for name, tensor in patch.items()}
+    module = nn.Sequential(nn.Linear(*weights["0.weight"].shape[::-1]), nn.SiLU(), nn.Linear(*weights["2.weight"].shape[::-1]))
+    module.load_state_dict(weights)
+    return module
+
+
+def test_size_embedding(facts, adapter_files, tensors, close):
+    module = size_embedding(open_adapter(adapter_files("sdxl_embed_attnpool"), SDXL).model_patch())
+    for entry in facts("cases_sdxl")["add_embedding"]:
+        golden = tensors(entry["add_embedding_output"])
+        with torch.no_grad():
+            close(module(tensors(entry["add_embedding_input"])).reshape(golden.shape), golden, "sdxl.safetensors (size embedding)")
+
+
+@pytest.mark.parametrize("name", ("sdxl_embed_attnpool", "sdxl_noembed_textproj"))
+def test_full_size(name, full_size, whole):
+    """The published sizes with the recipe's weights: context, pooled vector, and the size embedding where the adapter brings one."""
+    entry, published, given = full_size(name)
+    adapter = LanguageAdapterXL(AdapterShapeXL.of(published))
+    embedding = {n: t for n, t in published.items() if n.startswith("add_embedding.")}
+    adapter.load_state_dict(from_published({n: t for n, t in published.items() if n not in embedding}))
+    with torch.no_grad():
+        context = adapter(given("input"))
+        pooled = adapter.pool(context, given("text_embeds"))
+        whole(context, entry["context"])
+        whole(pooled, entry["pooled"])
+        if embedding:
+            renamed = {n.replace("add_embedding.linear_1", "diffusion_model.label_emb.0.0").replace("add_embedding.linear_2", "diffusion_model.label_emb.0.2"): t
+                       for n, t in embedding.items()}
+            sizes = torch.tensor(entry["time_ids"])[:, None] * torch.exp(-torch.arange(128) / 128 * torch.log(torch.tensor(1e4)))
+            sinusoids = torch.cat((sizes.cos(), sizes.sin()), dim=-1).reshape(1, -1)
+            whole(size_embedding(renamed)(torch.cat((pooled, sinusoids), dim=-1)), entry["add_embedding_output"])
