@@ -4,9 +4,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import comfy.model_base
+import torch
 
 from .families import FAMILIES, PIXART, Family
 from .files import AdapterFile
+from .tensor_files import WrongFile, place
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -34,18 +36,38 @@ def check_family(model: ModelPatcher, family: Family, what: str) -> None:
 def with_adapter(model: ModelPatcher, adapter: AdapterFile) -> ModelPatcher:
     """The MODEL with the weights an adapter replaces; itself where there are none.
 
-    A replacement forgets what was patched before it, so it goes to the front of its weight's list: LoRAs act in either order.
-    Raises ValueError where the MODEL has no such weights.
+    A replacement forgets what was patched before it, so it goes to the front of its weight's list: LoRAs and merges act in either order.
+    Raises ValueError where the MODEL has no such weights, WrongFile where they are damaged: the picture would be black.
     """
     replaced = adapter.model_patch()
     if not replaced:
         return model
+    damaged = next((name for name, tensor in replaced.items() if not tensor.isfinite().all()), None)
+    if damaged:
+        raise WrongFile(f"{place(adapter.file.path)} is damaged: its weights for {damaged} hold NaN or infinity. Download it again.")
     patched = model.clone()
     done = patched.add_patches({name: ("set", (tensor,)) for name, tensor in replaced.items()})
     if len(done) != len(replaced):
         lacking = sorted(replaced.keys() - set(done))[0]
         raise ValueError(f"the adapter {adapter.file.path.name} replaces weights that the connected {type(model.model.model_config).__name__} lacks, "
                          f"the first is {lacking}: take the plain {adapter.family.title} checkpoint.")
-    for name in replaced:
-        patched.patches[name].insert(0, patched.patches[name].pop())
+    for name, tensor in replaced.items():
+        *earlier, ours = patched.patches[name]
+        patched.patches[name] = [ours, *_acting_on(tensor, earlier)]
     return patched
+
+
+def _acting_on(tensor: torch.Tensor, patches: list) -> list:
+    """The host's patches of a weight as they act on its replacement.
+
+    A merge's patch is another model's weight with that one's own patches: it is replaced there too. Older replacements are gone.
+    """
+    acting = []
+    for strength, value, *rest in patches:
+        if isinstance(value, list):
+            (_, convert), *own = value
+            value = [(tensor, convert), *_acting_on(tensor, own)]
+        elif isinstance(value, tuple) and value[0] == "set":
+            continue
+        acting.append((strength, value, *rest))
+    return acting

@@ -79,7 +79,8 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         timesteps = torch.from_numpy(rng.integers(first, 1000))
         noise = torch.randn_like(clean)
         noisy = adapter_training.add_noise(clean, noise, alphas[timesteps])
-        return adapter_training.diffusion_loss(model(noisy, timesteps, model.context(texts)), clean, noise, alphas[timesteps], SETTINGS)
+        return adapter_training.diffusion_loss(model(noisy, timesteps, model.context(texts)), clean, noise, alphas[timesteps], SETTINGS.prediction,
+                                               SETTINGS.high_noise_weight)
 
     def score(copied):
         return score_of(autoencoder, copied, copied.context)
