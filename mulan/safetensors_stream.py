@@ -1,0 +1,136 @@
+"""A .safetensors file written piece by piece, for models larger than memory.
+
+The header comes first, since shapes and dtypes are known before any value is. The file bears its name only when every byte of it is on
+disk. Source: the safetensors format: 8 bytes of length, a JSON header, then the tensors without a gap.
+"""
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+UNFINISHED = ".unfinished"
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class Slot(NamedTuple):
+    """What a tensor takes in the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+class SafetensorsStream:
+    """Writes `slots` to `path` in any order, each tensor whole or in runs of rows; a context manager.
+
+    Until the end the file is called `path` + ".unfinished"; whatever ends the writing early (an error, Ctrl-C) removes it, and a file that
+    a killed run left there is taken over. Raises OSError where the disk has no room, before anything is written.
+    """
+
+    def __init__(self, path: Path, slots: Mapping[str, Slot], metadata: Mapping[str, str]):
+        self.path = path
+        self._slots = dict(slots)
+        self._metadata = dict(metadata)
+        self._unfinished = path.with_name(path.name + UNFINISHED)
+        # Larger numbers first, as the format's own library does: every tensor then lies on a multiple of its number's size.
+        order = sorted(self._slots, key=lambda name: (-self._slots[name].dtype.itemsize, name))
+        self._offsets, offset = {}, 0
+        for name in order:
+            self._offsets[name] = offset
+            offset += self._slots[name].size
+        self._header = self._make_header(order)
+        self._missing = {name: slot.size for name, slot in self._slots.items() if slot.size}
+        self.size = len(self._header) + offset
+        self.written = len(self._header)
+
+    @property
+    def complete(self) -> int:
+        """The number of tensors written whole."""
+        return len(self._slots) - len(self._missing)
+
+    def __enter__(self) -> SafetensorsStream:
+        self._unfinished.unlink(missing_ok=True)
+        free = shutil.disk_usage(self.path.parent).free
+        if free < self.size:
+            raise OSError(errno.ENOSPC, f"{self.path.name} takes {self.size / 1e9:.2f} GB, but the disk of {self.path.parent.resolve()} has "
+                                        f"{free / 1e9:.2f} GB free: make room, or name another folder")
+        self._file = open(self._unfinished, "wb")
+        try:
+            self._file.write(self._header)
+            self._file.truncate(self.size)
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def write(self, name: str, tensor: torch.Tensor, first_row: int = 0) -> None:
+        """Puts a tensor, or its rows from `first_row` on, into its place. Raises ValueError for another dtype or rows beyond the end."""
+        slot = self._slots[name]
+        row_size = slot.size // slot.shape[0] if slot.shape and slot.shape[0] else slot.size
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        start = first_row * row_size
+        if tensor.dtype != slot.dtype or start + data.nbytes > slot.size:
+            raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype} from row {first_row} on does not fit {slot.shape} {slot.dtype}")
+        self._file.seek(len(self._header) + self._offsets[name] + start)
+        self._file.write(data)
+        self.written += data.nbytes
+        left = self._missing.pop(name, 0) - data.nbytes
+        if left:
+            self._missing[name] = left
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            if self._missing:
+                raise ValueError(f"{self.path.name}: {len(self._missing)} tensors are not written whole, the first is {next(iter(self._missing))}")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._unfinished.replace(self.path)
+        except BaseException:
+            self._discard()
+            raise
+        _sync_folder(self.path.parent)
+
+    def _make_header(self, order: list[str]) -> bytes:
+        told = {"__metadata__": self._metadata} if self._metadata else {}
+        for name in order:
+            slot, start = self._slots[name], self._offsets[name]
+            told[name] = {"dtype": _DTYPES[slot.dtype], "shape": list(slot.shape), "data_offsets": [start, start + slot.size]}
+        text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def _discard(self) -> None:
+        self._file.close()
+        self._unfinished.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name last through a power cut; systems that open no folders have no need of it."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

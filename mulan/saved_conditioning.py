@@ -1,0 +1,195 @@
+"""CONDITIONING as a .safetensors: a graph, or another machine, that draws without the text encoder.
+
+The file keeps every entry with all that stock nodes put into it: tensors as tensors (one that is used twice is stored once); numbers, texts, lists and
+tuples as JSON in the metadata key `ENTRIES`. What is no data (a ControlNet, hooks) is refused, never left out silently.
+The other metadata keys tell people and tools what the file is. None is called "prompt" or "workflow": the editor takes these for graphs.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .base_model import check_family, family_of
+from .families import FAMILIES, PIXART, Family
+from .recognise import recognise
+from .safetensors_stream import SafetensorsStream, Slot
+from .tensor_files import WrongFile, open_tensors, place
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+MARK, FORMAT = "mulan_conditioning", 1  # the metadata key that says what the file is, and the newest layout known here
+ENTRIES, VERSIONS = "entries", "versions"
+MULAN = "mulan"  # in an entry that MuLan's CLIP made: {"family", "prompt", "text_encoder", "adapter"}
+SOURCES = ("text_encoder", "adapter")
+
+_PLAIN = (bool, int, float, str)
+# What a width tells where MuLan's CLIP did not: 4096 may be PixArt's, but a dozen other models' too.
+_WIDTH_TITLES = {family.context_width: family.title for family in FAMILIES if family is not PIXART} | {1280: "the SDXL refiner"}
+
+
+class Unsaveable(ValueError):
+    """A conditioning that a file cannot hold; the message says which part of it and what to do."""
+
+
+@dataclass(frozen=True)
+class SavedConditioning:
+    """What a file holds. `conditioning` is ComfyUI's [[context [1, rows, width], values], ...], on the CPU, in the dtypes that were saved."""
+
+    path: Path
+    conditioning: list
+    versions: Mapping[str, str]  # of the programs that wrote it, by their names
+
+    @property
+    def width(self) -> int:
+        return self.conditioning[0][0].shape[-1]
+
+    @property
+    def family(self) -> Family | None:
+        """The family as MuLan's CLIP told it."""
+        told = _told(self.conditioning[0][1]).get("family")
+        return next((family for family in FAMILIES if family.name == told), None)
+
+    @property
+    def title(self) -> str:
+        """The family's title, else what the width tells."""
+        return self.family.title if self.family else _WIDTH_TITLES.get(self.width, f"a model of contexts of width {self.width}")
+
+    def describe(self) -> str:
+        """For a person: the family, a line for each entry, and where the file comes from."""
+        lines = [f"{self.path.name}: a conditioning for {self.title}"]
+        lines += [_entry_line(context, values) for context, values in self.conditioning]
+        told = [(name, _told(values)[name]) for _, values in self.conditioning for name in SOURCES if _told(values).get(name)]
+        lines += [f"{name.replace('_', ' ')}: {file}" for name, file in dict.fromkeys(told)]
+        if self.versions:
+            lines.append("saved by " + ", ".join(f"{name} {version}" for name, version in self.versions.items()))
+        return "\n".join(lines)
+
+    def check_model(self, model: ModelPatcher) -> None:
+        """Raises ValueError where a MODEL reads other contexts, as far as file and MODEL tell."""
+        if self.family is not None:
+            check_family(model, self.family, f"the conditioning {place(self.path)}")
+            return
+        config = model.model.model_config
+        width = PIXART.context_width if family_of(model) is PIXART else config.unet_config.get("context_dim")
+        if width not in (None, self.width):
+            raise ValueError(f"the conditioning {place(self.path)} is for {self.title} (contexts of width {self.width}), but the connected MODEL is a "
+                             f"{type(config).__name__} (contexts of width {width}). Load a conditioning of the model's family.")
+
+
+def save_conditioning(path: Path, conditioning: list, versions: Mapping[str, str]) -> SavedConditioning:
+    """Writes the file whole or not at all, and returns what it holds. Raises Unsaveable, and OSError where the disk refuses."""
+    if not conditioning:
+        raise Unsaveable("this conditioning has no entries: there is nothing to save.")
+    tensors = _Tensors()
+    entries = [tensors.entry(number, context, values) for number, (context, values) in enumerate(conditioning, 1)]
+    told = [_told(values) for _, values in conditioning]
+    metadata = {MARK: str(FORMAT), ENTRIES: json.dumps(entries), VERSIONS: json.dumps(dict(versions))}
+    metadata["prompts"] = _readable(json.dumps([entry.get("prompt", "") for entry in told], ensure_ascii=False))
+    for name in ("family", *SOURCES):
+        metadata[name] = _readable(", ".join(dict.fromkeys(entry[name] for entry in told if entry.get(name))))
+    slots = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.named.items()}
+    with SafetensorsStream(path, slots, metadata) as file:
+        for name, tensor in tensors.named.items():
+            file.write(name, tensor)
+    return SavedConditioning(path, conditioning, versions)
+
+
+def load_conditioning(path: Path) -> SavedConditioning:
+    """Reads the file whole. Raises WrongFile for one that is no saved conditioning, of a newer layout, damaged, or with values that are no numbers."""
+    file = open_tensors(path)
+    if MARK not in file.metadata:
+        raise WrongFile(f"{place(path)} is {recognise(file.shapes)}; expected is a conditioning that MuLan Save Conditioning wrote.")
+    if file.metadata[MARK] != str(FORMAT):
+        raise WrongFile(f"{place(path)} is a saved conditioning of layout {file.metadata[MARK]}, and this version of MuLan Nodes knows {FORMAT}: "
+                        f"update MuLan Nodes, or save the conditioning again.")
+    try:
+        # Copies: the file may be replaced or cut while its conditioning lives on.
+        tensors = {name: file.read(name).clone() for name in file.shapes}
+        entries = json.loads(file.metadata[ENTRIES])
+        conditioning = [[_value(entry[part], tensors.__getitem__) for part in ("context", "values")] for entry in entries]
+        loaded = SavedConditioning(path, conditioning, json.loads(file.metadata[VERSIONS]))
+        loaded.describe()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise WrongFile(f"{place(path)} is a damaged saved conditioning ({type(error).__name__}: {error}): save or copy it again.") from error
+    broken = [name for name, tensor in tensors.items() if _has_nan(tensor)]
+    if broken:
+        raise WrongFile(f"{place(path)} holds values that are no numbers (NaN) in {broken[0]}: it would draw black pictures. Save it again.")
+    return loaded
+
+
+class _Tensors:
+    """Collects the tensors of a conditioning under names that say where they stand, and leaves a tree of JSON that refers to them."""
+
+    def __init__(self):
+        self.named: dict[str, torch.Tensor] = {}
+        self._names: dict[tuple, str] = {}
+
+    def entry(self, number: int, context: torch.Tensor, values: dict) -> dict:
+        if not isinstance(context, torch.Tensor):
+            raise Unsaveable(f"entry {number} of this conditioning has a {type(context).__name__} where its context should be: it cannot be saved.")
+        return {"context": self._tree(context, f"{number}.context"), "values": self._tree(values, str(number))}
+
+    def _tree(self, value, where: str):
+        """`value` as JSON: {"tensor": name}, {"list": [...]}, {"tuple": [...]}, {"dict": {...}}, or itself where it is plain."""
+        if isinstance(value, torch.Tensor):
+            return {"tensor": self._name(value, where)}
+        if type(value) in (list, tuple):
+            return {type(value).__name__: [self._tree(part, f"{where}.{index}") for index, part in enumerate(value)]}
+        if type(value) is dict and all(isinstance(key, str) for key in value):
+            return {"dict": {key: self._tree(part, f"{where}.{key}") for key, part in value.items()}}
+        if value is None or isinstance(value, _PLAIN):
+            return value
+        entry, _, name = where.partition(".")
+        raise Unsaveable(f"entry {entry} of this conditioning carries `{name}`, a {type(value).__name__}, which is no data that a file can keep. "
+                         f"Save the conditioning before it gets that, and apply it again behind MuLan Load Conditioning.")
+
+    def _name(self, tensor: torch.Tensor, where: str) -> str:
+        same = (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if same not in self._names:
+            if _has_nan(tensor):
+                raise Unsaveable(f"{where} of this conditioning holds values that are no numbers (NaN): it would draw black pictures. Check the text "
+                                 f"encoder's and the adapter's files.")
+            name = where
+            while name in self.named:  # keys may hold dots
+                name += "_"
+            self.named[name], self._names[same] = tensor, name
+        return self._names[same]
+
+
+def _value(tree, tensor: Callable[[str], torch.Tensor]):
+    """The inverse of `_Tensors.tree`."""
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+    if kind == "tensor":
+        return tensor(content)
+    if kind == "dict":
+        return {key: _value(part, tensor) for key, part in content.items()}
+    return {"list": list, "tuple": tuple}[kind](_value(part, tensor) for part in content)
+
+
+def _told(values: Mapping) -> Mapping:
+    told = values.get(MULAN)
+    return told if isinstance(told, Mapping) else {}
+
+
+def _entry_line(context: torch.Tensor, values: Mapping) -> str:
+    prompt = _told(values).get("prompt")
+    shape = " x ".join(map(str, context.shape)) + f", {str(context.dtype).removeprefix('torch.')}"
+    more = ", ".join(sorted(name for name, value in values.items() if value is not None and name != MULAN))
+    return f"{'prompt not known' if prompt is None else _readable(repr(prompt))}: {shape}" + (f"; {more}" if more else "")
+
+
+def _has_nan(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.float().isnan().any())
+
+
+def _readable(text: str) -> str:
+    """Without the half characters (unpaired surrogates) that no file and no message can carry."""
+    return text.encode("utf-8", "replace").decode()
