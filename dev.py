@@ -28,7 +28,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 HOST = ROOT / ".comfyui"
 CACHE = ROOT / ".cache"
 OUTPUT = ROOT / "output"
-TINY_PACK = ROOT / "mulan" / "tinyworld" / "tiny_world.safetensors"
+TINY_PACK, COMPANIONS_PACK = (ROOT / "mulan" / "tinyworld" / f"tiny_{name}.safetensors" for name in ("world", "companions"))
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"]
 CONSTRAINTS = ROOT / "tests" / "constraints.txt"
 
@@ -220,9 +220,10 @@ def go_on_inside(command: list) -> None:
 # --- the commands: inside the environment --------------------------------------------------------------------------------
 
 def write_tiny_models(host: Path) -> None:
-    if not TINY_PACK.is_file():
-        sys.exit(f"The tiny models are missing: there is no {TINY_PACK.relative_to(ROOT)}. python dev.py train-tiny makes it.")
-    name, key = f"tiny models of {host}", fingerprint(TINY_PACK)
+    for pack in (TINY_PACK, COMPANIONS_PACK):
+        if not pack.is_file():
+            sys.exit(f"The tiny models are missing: there is no {pack.relative_to(ROOT)}. python dev.py train-tiny makes it.")
+    name, key = f"tiny models of {host}", fingerprint(TINY_PACK, COMPANIONS_PACK)
     known = remembered(name) or {}
     if known.get("key") == key and all(Path(file).is_file() for file in known["files"]):
         return
@@ -296,6 +297,67 @@ def run_train_tiny(host: Path, options: argparse.Namespace) -> int:
     return training.main(OUTPUT / "tiny_world")
 
 
+def run_bench(host: Path, options: argparse.Namespace) -> int:
+    from bench.run import main
+
+    return main(options.rest, host, CACHE / "bench", OUTPUT, bench_environment)
+
+
+def bench_environment() -> Path:
+    """mulankit 1.0.2 and the versions it needs, in an environment of their own; gives its Python."""
+    folder, wanted = CACHE / "bench" / "mulankit", ROOT / "tests" / "bench" / "requirements.txt"
+    python, installed = folder / PYTHON.relative_to(VENV), folder / "installed.txt"
+    if not installed.is_file() or installed.read_text("utf-8") != wanted.read_text("utf-8"):
+        advice = "It needs Python 3.11 or 3.12 and the Python package index: check the network and the disk (6 GB), and try again."
+        step("making an environment for mulankit", [uv(), "venv", "--quiet", "--clear", "--python", ">=3.11,<3.13", folder], advice)
+        step("installing mulankit", [uv(), "pip", "install", "--python", python, "--requirement", wanted], advice)
+        shutil.copy(wanted, installed)
+    return python
+
+
+def run_convert(host: Path, options: argparse.Namespace) -> int:
+    import library
+
+    library.open_host(host, *([] if has_accelerator() else ["--cpu"]))
+    from mulan.convert import convert
+
+    start = time.monotonic()
+
+    def written(done):
+        show(f"  {done.tensors} of {done.all_tensors} tensors, {done.bytes / 1e9:.2f} of {done.all_bytes / 1e9:.2f} GB, {time.monotonic() - start:.0f} s",
+             last=done.bytes == done.all_bytes)
+
+    try:
+        made = convert(options.source, options.target, options.format, options.overwrite, written)
+    except (ValueError, OSError) as error:
+        sys.exit(f"Nothing was written: {error}")
+    say(f"{made.path}: {made.title}, {made.size / 1e9:.2f} GB. Its place is models/{made.folder}.")
+    if made.source is not None and options.check:
+        compare(made)
+    return 0
+
+
+def compare(made) -> None:
+    """Prints how far the text encoder just written is from its source, for a sentence in each of ten languages."""
+    from mulan.encoder_error import encoder_error
+    from mulan.files import open_text_encoder
+
+    say("Comparing with the source: the same sentences through both (minutes for the full model on a CPU; --no-check leaves it out) ...")
+    errors = encoder_error(lambda: open_text_encoder(made.path), made.source, lambda done, all: show(f"  {done} of {all} layers", last=done == all))
+    say("Relative error of the hidden states, against the source:")
+    for language, error in errors.items():
+        say(f"  {language:10} {error:.4f}")
+    say(f"  {'mean':10} {sum(errors.values()) / len(errors):.4f}")
+
+
+def show(progress: str, last: bool) -> None:
+    """A line that is written over by the next where a person watches; elsewhere only the last one."""
+    if sys.stdout.isatty():
+        print(f"\r{progress:78}", end="\n" if last else "", flush=True)
+    elif last:
+        say(progress)
+
+
 def has_accelerator() -> bool:
     import torch
 
@@ -310,11 +372,13 @@ COMMANDS = {
     "test": (run_test, "run the tests; further arguments go to pytest"),
     "serve": (run_serve, "start ComfyUI and open its editor in the browser"),
     "eval": (run_eval, "measure the tiny models in every language: output/scores.md and output/eval.json"),
+    "bench": (run_bench, "measure this pack beside mulankit: output/bench.md; --help shows its own arguments, --gpu measures a GPU"),
+    "convert": (run_convert, "a published text encoder -> one .safetensors in 8 bits for ComfyUI; an adapter .pth -> .safetensors"),
     "train": (run_train, "train a MuLan adapter for a base model of yours; --help shows the trainer's own arguments"),
     "train-tiny": (run_train_tiny, "make the tiny models anew, from nothing"),
 }
-FORWARDING = ("test", "train")  # their arguments are somebody else's
-NEED_TINY_MODELS = ("setup", "demo", "test", "serve", "eval")
+FORWARDING = ("test", "bench", "train")  # their arguments are somebody else's
+NEED_TINY_MODELS = ("setup", "demo", "test", "serve", "eval", "bench")
 
 
 def parse(arguments: list) -> argparse.Namespace:
@@ -330,6 +394,13 @@ def parse(arguments: list) -> argparse.Namespace:
         if name == "eval":
             command.add_argument("--pictures", type=int, default=48, metavar="N", help="per language (default: 48, each thing once)")
             command.add_argument("--seed", type=int, default=1)
+        if name == "convert":
+            command.add_argument("source", type=Path, metavar="SOURCE", help="the folder InternVL-14B-224px, internvl_c_13b_224px.pth, any text "
+                                                                             "encoder's file MuLan Loader reads, or an adapter .pth")
+            command.add_argument("target", type=Path, nargs="?", metavar="TARGET", help="a .safetensors or a folder (default: the current folder)")
+            command.add_argument("--format", choices=("int8", "fp8", "fp16"), help="of a text encoder's weights (default: int8)")
+            command.add_argument("--overwrite", action="store_true", help="TARGET may exist")
+            command.add_argument("--no-check", dest="check", action="store_false", help="do not compare the result with the source")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in FORWARDING:
         parser.error("unrecognised arguments: " + " ".join(rest))

@@ -14,10 +14,12 @@ from comfy.supported_models_base import ClipTarget
 from .adapter import LanguageAdapter
 from .adapter_xl import AdapterShapeXL, LanguageAdapterXL
 from .families import DEFAULT_ZEROING, PIXART, SD15, ZEROING, Family
-from .files import AdapterFile, TextEncoderFile, WrongFile, open_adapter, open_text_encoder
+from .files import ENCODER_SOURCE, TOKENIZER_NAME, AdapterFile, TextEncoderFile, WrongFile, open_adapter, open_text_encoder
 from .prompts import NEGATIVE, PromptTokenizer
 from .text_encoder import COUNTS, InternVLEncoder, MulanTextEncoder
-from .tokenizer import InternVLTokenizer
+from .tokenizer import BOS, EOS, PREFIX, UNK, InternVLTokenizer
+
+PREFIX_ROWS = 3  # the windows' lengths (families.py) are right for so many
 
 
 def load_clip(text_encoder_path: Path | str, adapter_path: Path | str | None, prompt_style: str = "default", device: str | None = None,
@@ -36,7 +38,8 @@ def load_clip(text_encoder_path: Path | str, adapter_path: Path | str | None, pr
         clip = _assemble(encoder_file, adapter_file, adapter_file.family if adapter_file else family or PIXART, prompt_style, device,
                          zeroing, disable_dynamic)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise type(error)(f"There is not enough memory for the text encoder {encoder_file.file.path.name}: {error}. Take its int8 conversion, "
+        kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError  # the host knows them by their type
+        raise kind(f"There is not enough memory for the text encoder {encoder_file.file.path.name}: {error}. Take its int8 conversion, "
                           f"device = cpu, or close other programs.") from error
     # The host builds the patcher anew where hooks need one of its own, or a second device.
     clip.patcher.cached_patcher_init = (_load_patcher, (str(text_encoder_path), adapter_path and str(adapter_path), prompt_style, device, zeroing, family))
@@ -150,14 +153,19 @@ def _assemble(encoder_file: TextEncoderFile, adapter_file: AdapterFile | None, f
 def _tokenizer(encoder_file: TextEncoderFile) -> InternVLTokenizer:
     """The tokenizer of a text encoder's file. Raises WrongFile where it cannot be read, or is another model's."""
     where = f"{encoder_file.file.path.name} (in {encoder_file.file.path.parent})"
+    advice = f"Take {TOKENIZER_NAME} from where the weights come from ({ENCODER_SOURCE})."
     try:
         tokenizer = InternVLTokenizer(encoder_file.tokenizer())
-    except ValueError as error:
-        raise WrongFile(f"{where}: {error}") from error
-    pieces, rows = tokenizer.sentencepiece.get_piece_size(), encoder_file.config.vocabulary
-    if pieces != rows:
-        raise WrongFile(f"{where}: its sentencepiece model knows {pieces} pieces, but its embedding has {rows} rows, so the tokenizer is another model's. "
-                        f"Take tokenizer.model from where the weights come from.")
+    except (ValueError, RuntimeError) as error:  # sentencepiece takes no bytes at all for a model, and fails later
+        raise WrongFile(f"{where}: its sentencepiece model cannot be read ({error}). {advice}") from error
+    knows = tokenizer.sentencepiece
+    if knows.get_piece_size() != encoder_file.config.vocabulary:
+        raise WrongFile(f"{where}: its sentencepiece model knows {knows.get_piece_size()} pieces, but its embedding has "
+                        f"{encoder_file.config.vocabulary} rows, so the tokenizer is another model's. {advice}")
+    special, prefix = [knows.unk_id(), knows.bos_id(), knows.eos_id()], len(tokenizer.prefix)
+    if special != [UNK, BOS, EOS] or prefix != PREFIX_ROWS:
+        raise WrongFile(f"{where}: its sentencepiece model has unk, bos, eos = {special} and {PREFIX!r} is {prefix} pieces, but InternVL's has "
+                        f"{[UNK, BOS, EOS]} and {PREFIX_ROWS}, so the tokenizer is another model's. {advice}")
     return tokenizer
 
 

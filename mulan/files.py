@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from .adapter import AdapterShape, from_published
-from .adapter_xl import AdapterShapeXL, ProjectionShape
+from .adapter import AdapterShape, LanguageAdapter, from_published, to_published
+from .adapter_xl import AdapterShapeXL, LanguageAdapterXL, ProjectionShape, TextProjection
 from .families import FAMILIES, PIXART, SDXL, Family
 from .recognise import adapter_layout, recognise
 from .tensor_files import TensorFile, WrongFile, open_tensors, place
@@ -137,11 +137,11 @@ def text_encoder_of(file: TensorFile) -> TextEncoderFile:
         where = f"the folder {path.name} has no {TOKENIZER_NAME}" if path.is_dir() else "the file has no tensor `spiece_model`"
         raise WrongFile(f"{place(path)} is a LLaMA text encoder without its sentencepiece model: {where}. "
                         f"Take {TOKENIZER_NAME} from {ENCODER_SOURCE} and keep it with the checkpoint's folder.")
-    config = _text_config(file, shapes, prefix)
-    missing = sorted(_llama_names(config.layers) - shapes.keys())
+    layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers."))
+    missing = sorted(_llama_names(layers) - shapes.keys())
     if missing:
         raise WrongFile(f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again.")
-    return TextEncoderFile(file, config, names)
+    return TextEncoderFile(file, _text_config(file, shapes, layers), names)
 
 
 def open_adapter(path: Path, family: Family | None = None) -> AdapterFile:
@@ -156,11 +156,30 @@ def open_adapter(path: Path, family: Family | None = None) -> AdapterFile:
         shape = _SHAPES[layout].of(_Shapes(file.shapes, names))
         family = family or _family_of(shape)
     except (KeyError, ValueError) as error:
-        raise WrongFile(f"{place(path)} looks like a MuLan adapter, but cannot be used: {error}; {expected}.") from error
+        reason = f"it has no tensor {error}" if isinstance(error, KeyError) else error
+        raise WrongFile(f"{place(path)} looks like a MuLan adapter, but cannot be used: {reason}; {expected}.") from error
+    found = {name: file.shapes[stored] for name, stored in names.items()}
+    wrong = [name for name, size in _whole(shape, found).items() if found.get(name) != size]
+    if wrong:
+        is_there = f"has the shape {found[wrong[0]]}" if wrong[0] in found else "is missing"
+        raise WrongFile(f"{place(path)} is an incomplete MuLan adapter for {family.title}: {len(wrong)} tensors are missing or of the wrong shape, "
+                        f"the first, {wrong[0]}, {is_there}. Download it again.")
     return AdapterFile(file, shape, family, names)
 
 
 _SHAPES = {"one": AdapterShape, "two": AdapterShapeXL, "projection": ProjectionShape}
+_MODULES = {
+    AdapterShape: LanguageAdapter,
+    AdapterShapeXL: LanguageAdapterXL,
+    ProjectionShape: lambda shape, device: TextProjection(shape.text_width, shape.width, device=device),
+}
+
+
+def _whole(shape: AdapterShape | AdapterShapeXL | ProjectionShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name and size of every tensor that an adapter of this shape consists of; of those for the UNet all where it `found` one."""
+    whole = {name: tuple(tensor.shape) for name, tensor in to_published(_MODULES[type(shape)](shape, device="meta").state_dict()).items()}
+    for_unet = [part + kind for part in _MODEL_PARTS[SDXL] for kind in ("weight", "bias")]
+    return whole | {name: found.get(name, ()) for name in for_unet if any(name.startswith("add_embedding.") for name in found)}
 
 
 def _family_of(shape: AdapterShape | AdapterShapeXL | ProjectionShape) -> Family:
@@ -198,26 +217,32 @@ class _Shapes(Mapping):
         return len(self._names)
 
 
-def _text_config(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> TextConfig:
+def _text_config(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], layers: int) -> TextConfig:
     vocabulary, width = shapes["model.embed_tokens.weight"]
-    told = {}
+    where, text = "", "{}"
     if "config" in file.metadata:
-        told = json.loads(file.metadata["config"])
+        where, text = "metadata `config`", file.metadata["config"]
     elif SAVED_CONFIG in file.shapes:
-        told = json.loads(file.read(SAVED_CONFIG).numpy().tobytes())
+        where, text = f"tensor `{SAVED_CONFIG}`", file.read(SAVED_CONFIG).numpy().tobytes()
     elif (file.path / "config.json").is_file():
-        told = json.loads((file.path / "config.json").read_text(encoding="utf-8")).get("qllama_config") or {}
-    heads = told.get("num_attention_heads", width // 128)  # LLaMA's heads are 128 wide
-    if not heads or width % heads:
-        raise WrongFile(f"{place(file.path)} has states of width {width} and says nothing of its number of heads "
-                        f"(metadata `config`: {{\"num_attention_heads\": ...}}).")
+        where, text = "config.json", (file.path / "config.json").read_bytes()
+    try:
+        told = json.loads(text)
+        told = told.get("qllama_config") or {} if where == "config.json" else told
+        heads = int(told.get("num_attention_heads", width // 128))  # LLaMA's heads are 128 wide
+        norm_eps = float(told.get("rms_norm_eps", 1e-6))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WrongFile(f"{place(file.path)}: its {where} cannot be read ({error}), and it tells the number of heads. Download it again.") from error
+    if heads < 1 or width % heads:
+        raise WrongFile(f"{place(file.path)} has states of width {width}, which {heads} attention heads cannot share; their number belongs into "
+                        f"the metadata, `config`: {{\"num_attention_heads\": ...}}.")
     return TextConfig(
         vocabulary=vocabulary,
         width=width,
         feed_forward=shapes["model.layers.0.mlp.up_proj.weight"][0],
-        layers=1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers.")),
+        layers=layers,
         heads=heads,
-        norm_eps=told.get("rms_norm_eps", 1e-6),
+        norm_eps=norm_eps,
     )
 
 

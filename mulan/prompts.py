@@ -46,7 +46,7 @@ class Reading:
     length: int  # rows of a window, padding included
     room: int  # of these, for text
     merged: str  # upstream: text that stands in the prefix's last row, which is cut away
-    dropped: list[Piece]  # upstream: what the window has no room for
+    dropped: list[Token]  # upstream: what the window has no room for
     notes: Notes
 
     def rows(self, window: list[Token]) -> list[tuple[int, float, int]]:
@@ -73,8 +73,7 @@ class PromptTokenizer:
         `tokenizer_options` may hold ``negative``: True for negatives as upstream encodes them. `disable_weights` reads brackets and BREAK as text.
         A negative of a family that has no bare ones carries the key ``negative``, with an empty list.
         """
-        given = tokenizer_options or {}
-        negative = bool(given.get(NEGATIVE, False) or given.get("prefix") == "never")
+        negative = bool((tokenizer_options or {}).get(NEGATIVE, False))
         reading = self.read(text, negative, options.get("disable_weights", False))
         columns = 3 if return_word_ids else 2
         rows = [[row[:columns] for row in reading.rows(window)] for window in reading.windows]
@@ -97,7 +96,7 @@ class PromptTokenizer:
         merged, dropped = "", []
         if self.style == "upstream":
             (content,), (part,) = tokens, texts
-            kept, dropped = [content[:room]], [token.piece for token in content[room:]]
+            kept, dropped = [content[:room]], content[room:]
             parts = [0]
             if prefix and prefix[-1].end:
                 merged = part.encode()[:prefix[-1].end].decode(errors="replace")

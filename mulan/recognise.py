@@ -36,8 +36,9 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return "a VAE (it belongs in models/vae)"
     if has("model.embed_tokens.weight"):
         return "a large language model's text encoder"
-    some = ", ".join(list(shapes)[:3]) or "no tensors at all"
-    return f"no file this pack knows (its tensors begin with {some})"
+    if not shapes:
+        return "a file without tensors"
+    return f"no file this pack knows (its tensors begin with {', '.join(list(shapes)[:3])})"
 
 
 def adapter_layout(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> str | None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def _open_safetensors(path: Path) -> TensorFile:
     try:
         file = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise WrongFile(f"{place(path)} cannot be read as safetensors: {error}. Download it again.") from error
+        raise WrongFile(f"{place(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}.") from error
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     return TensorFile(path, shapes, file.get_tensor, file.metadata() or {})
 
@@ -56,14 +57,20 @@ def _open_torch(path: Path) -> TensorFile:
             tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except RuntimeError:  # files of before torch 1.6 cannot be mapped
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WrongFile(f"{place(path)} cannot be read as plain weights: {reason}. "
-                        f"Only tensors are loaded from such files, never code; ask for a .safetensors.") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch's own words are not for users: they advise to load code
+        held = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = _instead(path) or (held and f"it holds {held[1]}, and only tensors are loaded from such files, never code; "
+                                             f"ask for a .safetensors") or _damaged(path, error)
+        raise WrongFile(f"{place(path)} cannot be read as plain weights: {reason}.") from error
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+    if not isinstance(tensors, Mapping):
         raise WrongFile(f"{place(path)} holds a {type(tensors).__name__}, expected is a plain state dict of tensors.")
+    other = next((f"{name!r} ({type(value).__name__})" for name, value in tensors.items() if not isinstance(value, torch.Tensor)), None)
+    if other:
+        raise WrongFile(f"{place(path)} holds more than tensors, the first is {other}; expected is a plain state dict.")
     return TensorFile(path, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__, {})
 
 
@@ -75,7 +82,7 @@ def _open_folder(path: Path) -> TensorFile:
             raise WrongFile(f"the folder {place(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: it is not a published checkpoint.")
         file = open_tensors(single)
         return TensorFile(path, file.shapes, file.read, file.metadata)
-    shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    shard_of = _shards(index)
     missing = sorted({shard for shard in shard_of.values() if not (path / shard).is_file()})
     if missing:
         raise WrongFile(f"the folder {place(path)} lacks {len(missing)} of its shards, the first is {missing[0]}. Download it again.")
@@ -85,3 +92,40 @@ def _open_folder(path: Path) -> TensorFile:
         raise WrongFile(f"the folder {place(path)} is damaged: {shard_of[lost[0]]} does not hold {lost[0]}. Download it again.")
     shapes = {name: shards[shard].shapes[name] for name, shard in shard_of.items()}
     return TensorFile(path, shapes, lambda name: shards[shard_of[name]].read(name), {})
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """The shard of each tensor. Raises WrongFile where the index is damaged, or names a file that is not beside it."""
+    try:
+        shard_of = dict(json.loads(index.read_bytes())["weight_map"])
+        outside = sorted(shard for shard in set(shard_of.values()) if Path(shard).name != shard)
+    except (ValueError, LookupError, TypeError) as error:
+        reason = _instead(index) or "it is no JSON with a `weight_map` from tensors to shards; download it again"
+        raise WrongFile(f"{place(index)} cannot be read as an index of shards: {reason}.") from error
+    if outside:
+        raise WrongFile(f"{place(index)} names a shard that is not beside it, {outside[0]!r}: nothing outside the folder is read.")
+    return shard_of
+
+
+def _instead(path: Path) -> str | None:
+    """What lies where a file of weights should be, after the usual accidents; None where none of them happened."""
+    with open(path, "rb") as file:
+        begin = file.read(512)
+    if not begin:
+        return "it is empty; download it again"
+    if begin.startswith(b"version https://git-lfs"):
+        return "it is git-lfs's pointer to the file, not the file; fetch it with git lfs pull, or download it"
+    if begin.lstrip().startswith(b"<"):
+        return "it is a web page, not the file; the download was refused, or its address is that of the page"
+    if begin.startswith(b"PK\x03\x04") and path.suffix.lower() == ".safetensors":
+        return "it is a file of torch.save; rename it to .pth"
+    if begin[8:10] == b'{"' and path.suffix.lower() != ".safetensors":
+        return "it is a safetensors file; rename it to .safetensors"
+    return None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    """`error` in a few words, and what to do."""
+    first = re.split(r"\. |\.?\n", str(error).strip())[0].rstrip(".") or type(error).__name__
+    reason = "unknown content" if "weights_only" in str(error) or first.startswith("Weights only") else first
+    return f"it is cut short or damaged ({path.stat().st_size:,} bytes; {reason}); download it again"

@@ -188,11 +188,16 @@ class MulanTextEncoder(torch.nn.Module):
             context = self.internvl.adapter(self.rows_for_adapter(torch.stack(states)))
             pooled = self._pooled(context, ids[0], states[0], negative)
             context = context.flatten(0, 1)
-        if not context.isfinite().all():
-            raise ValueError(f"the text encoder {self.origin['text_encoder']} with the adapter {self.origin['adapter'] or 'none'} gives numbers that are "
-                             f"not finite: one of the files is damaged (its weights hold NaN or infinity). Download it, or convert it, again.")
+        if not all(tensor.isfinite().all() for tensor in (context, pooled) if tensor is not None):
+            raise ValueError(self._damage(states))
         keep = comfy.model_management.intermediate_device()
         return context[None].to(keep), None if pooled is None else pooled.to(keep), self._described(ids)
+
+    def _damage(self, states) -> str:
+        """Which file a conditioning that is not finite comes from."""
+        which, folder = ("adapter", "mulan") if all(rows.isfinite().all() for rows in states) else ("text_encoder", "text_encoders")
+        return (f"the {which.replace('_', ' ')} {self.origin[which]} (in models/{folder}) gives numbers that are not finite: its weights, or those of "
+                f"a LoRA on it, hold NaN or infinity. Download it, or convert it, again.")
 
     def _pooled(self, context, ids, states, negative: bool):
         adapter = self.internvl.adapter

@@ -18,7 +18,7 @@ PREFIX = "summarize:"
 SPACE = "\u2581"
 
 _SPACE_BYTES = SPACE.encode()
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
 class Piece(NamedTuple):
@@ -36,8 +36,7 @@ class Piece(NamedTuple):
     @property
     def byte(self) -> int | None:
         """The byte that a piece such as ``<0xE1>`` stands for; None for all other pieces."""
-        match = _BYTE_PIECE.fullmatch(self.text)
-        return int(match[1], 16) if match else None
+        return _BYTES.get(self.text)
 
 
 class Unit(NamedTuple):
@@ -86,12 +85,12 @@ class InternVLTokenizer:
         self.prefix = [self._piece(id, None) for id in self.sentencepiece.encode(PREFIX)]
         self._newline = self.sentencepiece.encode("\n")
 
-    def encode(self, text: str) -> list[Piece]:
-        """All pieces of the text, exactly upstream's, without bos and eos.
+    def encode(self, text: str, offset: int = 0) -> list[Piece]:
+        """All pieces of the text, exactly upstream's, without bos and eos; the text's first byte counts as `offset`.
 
         The literals split the text; each part between them is encoded on its own and so gets its own leading space.
         """
-        pieces, offset = [], 0
+        pieces = []
         for part in self._split.split(text):
             if part in self.literals:
                 pieces.append(Piece(self.literals[part], part, offset, offset + len(part)))
@@ -106,15 +105,14 @@ class InternVLTokenizer:
         Upstream cuts rows 1..3 away, and where the text's first characters merge with the colon ("1girl" -> ":1") it loses them.
         ``keep_first`` keeps them: the text is then encoded behind a newline, which leaves it without a leading space just as the colon does.
         """
-        shift = len(PREFIX.encode())
-        pieces = [_shifted(piece, shift) for piece in self.encode(PREFIX + text)]
+        pieces = self.encode(PREFIX + text, -len(PREFIX.encode()))
         if not keep_first or [p.id for p in pieces[:3]] == [p.id for p in self.prefix]:
             return pieces
-        behind_newline = self.encode("\n" + text)
+        behind_newline = self.encode("\n" + text, -1)
         count = len(self._newline)
         if [p.id for p in behind_newline[:count]] != self._newline:
             return pieces
-        return self.prefix + [_shifted(piece, 1) for piece in behind_newline[count:]]
+        return self.prefix + behind_newline[count:]
 
     def decode(self, ids: list[int]) -> str:
         return self.sentencepiece.decode([id for id in ids if id > EOS])
@@ -133,30 +131,24 @@ class InternVLTokenizer:
         raw = text.encode()
         position = -1  # sentencepiece puts one space before the text
         pieces = []
-        for id in ids:
-            piece = self._piece(id, None)
+        for id, name in zip(ids, self.sentencepiece.id_to_piece(ids)):
             first = None
-            if position is not None and id != UNK:
-                first, position = _consume(raw, position, piece)
-            else:
-                position = None
-            pieces.append(piece if first is None else piece._replace(offset=start + first, end=start + position))
+            if position is not None:
+                first, position = (None, None) if id == UNK else _consume(raw, position, name)
+            pieces.append(Piece(id, name, None, None) if first is None else Piece(id, name, start + first, start + position))
         return pieces
 
 
-def _shifted(piece: Piece, by: int) -> Piece:
-    return piece if piece.offset is None else piece._replace(offset=piece.offset - by, end=piece.end - by)
-
-
-def _consume(raw: bytes, position: int, piece: Piece) -> tuple[int | None, int | None]:
+def _consume(raw: bytes, position: int, name: str) -> tuple[int | None, int | None]:
     """-> (the piece's first byte that is no space, the byte behind its last); (None, None) where it is not what `raw` holds there.
 
     The space that sentencepiece puts before the text is at -1.
     """
-    if piece.byte is not None:
-        return (position, position + 1) if position >= 0 and raw[position:position + 1] == bytes([piece.byte]) else (None, None)
-    body, begin = piece.text.lstrip(SPACE), position
-    for _ in range(len(piece.text) - len(body)):
+    byte = _BYTES.get(name)
+    if byte is not None:
+        return (position, position + 1) if position >= 0 and raw[position:position + 1] == bytes((byte,)) else (None, None)
+    body, begin = name.lstrip(SPACE), position
+    for _ in range(len(name) - len(body)):
         position = _behind_space(raw, position)
         if position is None:
             return None, None
@@ -165,9 +157,10 @@ def _consume(raw: bytes, position: int, piece: Piece) -> tuple[int | None, int |
     start = position
     for number, part in enumerate(body.split(SPACE)):  # few pieces have a space inside
         position = position if number == 0 else _behind_space(raw, position)
-        if position is None or position < 0 or not raw.startswith(part.encode(), position):
+        part = part.encode()
+        if position is None or position < 0 or not raw.startswith(part, position):
             return None, None
-        position += len(part.encode())
+        position += len(part)
     return start, position
 
 

@@ -1,10 +1,10 @@
 """Where a text that is longer than one window is cut: behind a phrase, else between words, else between characters."""
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate
 
+from .characters import joined
 from .tokenizer import Piece, Unit, units
 
 # How good a place is to cut; the best within reach is taken.
@@ -14,9 +14,6 @@ _ENDS_BEFORE_SPACE = frozenset(",.;:!?)]}")  # "3.5" and "f(x)y" go on
 _ENDS = frozenset("，。、；：！？｡…）」』】》〉”»।॥؛،؟۔։።፣፤፥፦፧፨།၊။។៕៖\n")
 _ENDS_WORD = frozenset("་፡\u200b")  # Tibetan, Ethiopic, and the space of no width of Khmer, Burmese and Thai
 _OPENS = frozenset("([{（「『【《〈“«")
-_LEADING_VOWELS = frozenset("เแโใไເແໂໃໄ")  # Thai and Lao write them before the consonant they belong to
-_JOINER = "\u200d"
-_VIRAMA = 9  # its combining class: the next consonant joins
 
 
 def split(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
@@ -50,7 +47,7 @@ def _best(places: list[int], starts: list[int], first: int, last: int, half: int
 
 def _place(before: Unit, after: Unit) -> int:
     last, first = before.text[-1:], after.text[:1]
-    if not last or not first or _joined(last, first):
+    if not last or not first or joined(last, first):
         return INSIDE
     if last == "\n" or last in _ENDS and first not in _ENDS:
         return PHRASE
@@ -59,10 +56,3 @@ def _place(before: Unit, after: Unit) -> int:
     if last.isspace() or last in _OPENS or first in _ENDS or first in _ENDS_BEFORE_SPACE or before.is_bytes and after.is_bytes:
         return CHARACTER
     return PIECE
-
-
-def _joined(last: str, first: str) -> bool:
-    """Whether two characters are drawn as one: marks, conjuncts, emoji sequences, flags, Hangul of letters."""
-    return (unicodedata.category(first).startswith("M") or _JOINER in (last, first) or unicodedata.combining(last) == _VIRAMA
-            or last in _LEADING_VOWELS or "\U0001f3fb" <= first <= "\U0001f3ff" or "\u1160" <= first <= "\u11ff"
-            or "\U0001f1e6" <= last <= "\U0001f1ff" and "\U0001f1e6" <= first <= "\U0001f1ff")

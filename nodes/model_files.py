@@ -24,6 +24,15 @@ def locate(kind: str, name: str, source: str) -> Path:
     raise FileNotFoundError(f"{name!r} is not in {folders}. Get it from {source}, put it there and press R in the editor.")
 
 
+def stamp(kind: str, name: str | None) -> str:
+    """Size and time of every file behind a name; empty where there is none."""
+    if not name or name not in names(kind):
+        return ""
+    folder = _sharded_folder(kind, name)
+    files = sorted(file for file in folder.iterdir() if file.is_file()) if folder else [Path(folder_paths.get_full_path_or_raise(kind, name))]
+    return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+
+
 def _sharded_folder(kind: str, name: str) -> Path | None:
     for root in folder_paths.get_folder_paths(kind):
         folder = Path(root, name)

@@ -9,7 +9,7 @@ from ..mulan.clip import check_pair, load_clip, negative_view
 from ..mulan.families import DEFAULT_ZEROING, PIXART, ZEROING
 from ..mulan.files import ADAPTER_SOURCE, ENCODER_SOURCE, open_adapter, open_text_encoder
 from ..mulan.prompts import STYLES
-from .model_files import locate, names
+from .model_files import locate, names, stamp
 
 NO_ADAPTER = "none (a whole MuLan PixArt model)"
 
@@ -66,10 +66,15 @@ class MulanLoader(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, text_encoder=None, adapter=None, **others):
+        """A file that was downloaded again under its name is read again."""
+        return stamp("text_encoders", text_encoder), stamp("mulan", adapter)
+
+    @classmethod
     def execute(cls, text_encoder, adapter, prompt_style, device="default", sdxl_zeros=DEFAULT_ZEROING, model=None) -> io.NodeOutput:
         adapter_file = _open_adapter(adapter)
         if model is not None:
-            check_family(model, adapter_file.family if adapter_file else PIXART, f"the adapter {adapter}")
+            check_family(model, adapter_file.family if adapter_file else PIXART, f"the adapter {adapter}" if adapter_file else "the choice adapter = none")
             if adapter_file:
                 model = with_adapter(model, adapter_file)
         elif adapter_file and adapter_file.patches_model:

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import websocket
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL_FOLDERS = ("checkpoints", "clip_vision", "controlnet", "diffusion_models", "loras", "mulan", "text_encoders", "vae")
+MODEL_FOLDERS = ("checkpoints", "clip_vision", "controlnet", "diffusion_models", "hypernetworks", "loras", "mulan", "text_encoders", "vae")
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 
 Progress = Callable[[str, int, int], None]  # (node id, step, steps)
@@ -74,16 +74,17 @@ class ComfyServer:
     """`with ComfyServer(folder) as server: server.run(graph)`.
 
     host: ComfyUI's folder; of its custom nodes only this pack is loaded. extra_models: a folder with the layout of models/ that is
-    searched too. port: 0 takes a free one. What the server writes goes to a temporary folder, except its log.
+    searched too. extra_nodes: a folder with the layout of custom_nodes/ whose packs are loaded too. port: 0 takes a free one. What the
+    server writes goes to a temporary folder, except its log.
     """
 
-    def __init__(self, host: Path, *, cpu: bool = True, port: int = 0, extra_models: Path | None = None, log: Path | None = None,
-                 start_within: float = 300.0):
+    def __init__(self, host: Path, *, cpu: bool = True, port: int = 0, extra_models: Path | None = None, extra_nodes: Path | None = None,
+                 log: Path | None = None, start_within: float = 300.0):
         self.host, self.cpu, self.start_within = Path(host), cpu, start_within
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
-        self._extra_models, self._given_log = extra_models, log
+        self._extra_models, self._extra_nodes, self._given_log = extra_models, extra_nodes, log
         self._ended: dict[str, tuple[str, dict]] = {}  # prompt id -> (ending, its data), until somebody waits for it
         self.process: subprocess.Popen | None = None
         self._events: websocket.WebSocket | None = None
@@ -115,15 +116,20 @@ class ComfyServer:
             raise
 
     def _command(self) -> list[str]:
-        command = server_command(self.host, self.port, self.cpu)
+        packs = [pack.name for pack in self._extra_nodes.iterdir()] if self._extra_nodes else []
+        command = server_command(self.host, self.port, self.cpu, packs)
         command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         for name in ("input", "output", "temp", "user"):
             (self.folder / name).mkdir()
             command += [f"--{name}-directory", str(self.folder / name)]
+        folders = {}
         if self._extra_models:
-            folders = {name: name for name in MODEL_FOLDERS}
+            folders["models"] = {"base_path": str(self._extra_models), **{name: name for name in MODEL_FOLDERS}}
+        if self._extra_nodes:
+            folders["nodes"] = {"custom_nodes": str(self._extra_nodes)}
+        if folders:
             config = self.folder / "extra_model_paths.yaml"
-            config.write_text(json.dumps({"extra": {"base_path": str(self._extra_models), **folders}}), "utf-8")  # JSON is YAML
+            config.write_text(json.dumps(folders), "utf-8")  # JSON is YAML
             command += ["--extra-model-paths-config", str(config)]
         return command
 
@@ -235,6 +241,10 @@ class ComfyServer:
         """Ask the server to unload every model; it does so within a second, between graphs."""
         self._json("/free", {"unload_models": True, "free_memory": True})
 
+    def interrupt(self) -> None:
+        """Stop the graph that runs, as the editor's button does."""
+        self._json("/interrupt", {})
+
     def _json(self, path: str, body: dict | None = None):
         data = None if body is None else json.dumps(body).encode()
         text = self._open(urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}))
@@ -251,10 +261,10 @@ class ComfyServer:
             raise self._error(f"ComfyUI did not answer {request.selector} ({error})") from None
 
 
-def server_command(host: Path, port: int, cpu: bool) -> list[str]:
-    """Starts ComfyUI with this pack as its only custom node: others may need packages that our environment does not have."""
+def server_command(host: Path, port: int, cpu: bool, more_packs: Sequence[str] = ()) -> list[str]:
+    """Starts ComfyUI with this pack and `more_packs` alone: other custom nodes may need packages that our environment does not have."""
     command = [sys.executable, "-u", str(host / "main.py"), "--listen", "127.0.0.1", "--port", str(port),
-               "--disable-all-custom-nodes", "--whitelist-custom-nodes", pack_name(host)]
+               "--disable-all-custom-nodes", "--whitelist-custom-nodes", pack_name(host), *more_packs]
     return command + ["--cpu"] if cpu else command
 
 

@@ -45,7 +45,7 @@ def server(host, models):
     """One real ComfyUI server, on the CPU, for all tests of a run."""
     from comfy_server import ComfyServer
 
-    with ComfyServer(host, extra_models=models) as running:
+    with ComfyServer(host, extra_models=models, extra_nodes=TESTS / "custom_nodes") as running:
         yield running
 
 

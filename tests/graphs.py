@@ -1,7 +1,9 @@
-"""Small changes to graphs in API format: {node id: {"class_type", "inputs", "_meta": {"title"}}}."""
+"""Small changes to graphs in API format, {node id: {"class_type", "inputs", "_meta": {"title"}}}, and the pictures they draw."""
 import copy
 import json
 from pathlib import Path
+
+import numpy as np
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows" / "api"
 
@@ -24,6 +26,26 @@ def change(graph: dict, name: str, **inputs) -> dict:
     changed = copy.deepcopy(graph)
     changed[find(graph, name)]["inputs"].update(inputs)
     return changed
+
+
+def add(graph: dict, *nodes: tuple[str, str, dict], **rewired) -> dict:
+    """The graph with more nodes (id, class, inputs); `rewired` gives inputs anew: KSampler_positive=[id, output]."""
+    graph = {**graph, **{id: {"class_type": kind, "inputs": inputs} for id, kind, inputs in nodes}}
+    for where, link in rewired.items():
+        name, _, input_name = where.partition("_")
+        graph = change(graph, name, **{input_name: link})
+    return graph
+
+
+def picture(server, graph: dict) -> np.ndarray:
+    """The one picture that the graph shows, float [height, width, 3] of 0..255."""
+    (image,) = server.run(graph).images
+    return image.astype(float)
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean difference of two pictures in levels of 0..255."""
+    return float(np.abs(a - b).mean())
 
 
 def without_mulan(graph: dict) -> dict:

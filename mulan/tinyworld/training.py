@@ -7,18 +7,19 @@ from . import pack
 from .adapter_training import train_adapter
 from .autoencoder_training import train_autoencoder
 from .base_training import train_base
+from .companion_training import train_companions
 from .text_training import train_text_encoder
 
-ESTIMATE = "Training takes about 40 minutes on two CPU cores (stages of 5, 8, 17 and 9 minutes); interrupted, it goes on where it was."
+ESTIMATE = "Training takes about an hour on two CPU cores (stages of 5, 8, 17, 9 and 15 minutes); interrupted, it goes on where it was."
 
 
 def main(work_dir: Path) -> int:
-    """Runs what is not finished of all stages, one after the other, and writes the pack."""
+    """Runs what is not finished of all stages, one after the other, and writes the packs: the models' own, then their companions'."""
     work_dir.mkdir(parents=True, exist_ok=True)
     autoencoder = train_autoencoder(work_dir)
     text_encoder = train_text_encoder(work_dir)
     base = train_base(work_dir, autoencoder)
     train_adapter(work_dir, autoencoder, text_encoder, base)
-    path = pack.build(work_dir)
-    print(f"the pack: {path}, {path.stat().st_size / 1e6:.2f} MB", flush=True)
+    for path in (pack.build(work_dir), pack.build_companions(train_companions(work_dir))):
+        print(f"the pack: {path}, {path.stat().st_size / 1e6:.2f} MB", flush=True)
     return 0

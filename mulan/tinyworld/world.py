@@ -101,7 +101,7 @@ THINGS = tuple(Thing(colour, shape, size) for colour in PALETTE for shape in SHA
 SEEN_THINGS = tuple(thing for thing in THINGS if not thing.held_out)
 
 
-def _coverage(shape: str, centre_x: float, centre_y: float, radius: float, supersampling: int = _SUPERSAMPLING) -> np.ndarray:
+def coverage(shape: str, centre_x: float, centre_y: float, radius: float, supersampling: int = _SUPERSAMPLING) -> np.ndarray:
     """The share of each pixel that the shape covers: float array [64, 64]."""
     axis = (np.arange(PICTURE_SIZE * supersampling) + 0.5) / supersampling
     inside = _INSIDE[shape]((axis[None, :] - centre_x) / radius, (axis[:, None] - centre_y) / radius)
@@ -111,10 +111,15 @@ def _coverage(shape: str, centre_x: float, centre_y: float, radius: float, super
 def draw(thing: Thing, rng: np.random.Generator) -> np.ndarray:
     """One picture of `thing`, uint8 [64, 64, 3]."""
     centre_x, centre_y = PICTURE_SIZE / 2 + rng.uniform(-1.5, 1.5, 2)
-    coverage = _coverage(thing.shape, centre_x, centre_y, SIZES[thing.size] * rng.uniform(0.94, 1.06))[..., None]
-    colour = np.array(PALETTE[thing.colour]) + rng.uniform(-12, 12, 3)
+    return paint(coverage(thing.shape, centre_x, centre_y, SIZES[thing.size] * rng.uniform(0.94, 1.06)), thing.colour, rng)
+
+
+def paint(covered: np.ndarray, colour: str, rng: np.random.Generator) -> np.ndarray:
+    """A picture with about this colour where `covered` (see `coverage`) is 1, and about `BACKGROUND` where it is 0."""
+    covered = covered[..., None]
+    of_shape = np.array(PALETTE[colour]) + rng.uniform(-12, 12, 3)
     background = BACKGROUND + rng.uniform(-10, 10)
-    return (coverage * colour + (1 - coverage) * background).clip(0, 255).round().astype(np.uint8)
+    return (covered * of_shape + (1 - covered) * background).clip(0, 255).round().astype(np.uint8)
 
 
 def read(picture: np.ndarray) -> Reading:
@@ -124,8 +129,7 @@ def read(picture: np.ndarray) -> Reading:
     counted one pixel inside the outline, because the outline's own pixels are mixtures with the background.
     """
     pixels = picture.astype(np.float64)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    foreground = abs(pixels - np.median(border, axis=0)).max(axis=-1) > _CONTRAST
+    foreground = find_foreground(picture)
     inner = _eroded(foreground)
     if not inner.any():
         return Reading("", "", "", {})
@@ -138,6 +142,13 @@ def read(picture: np.ndarray) -> Reading:
     return Reading(max(shares, key=shares.get), shape, size, shares)
 
 
+def find_foreground(picture: np.ndarray) -> np.ndarray:
+    """Which pixels are not of the border's own colour: bool [64, 64]."""
+    pixels = picture.astype(np.float64)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return abs(pixels - np.median(border, axis=0)).max(axis=-1) > _CONTRAST
+
+
 def _eroded(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -147,5 +158,5 @@ def _overlap(shape: str, foreground: np.ndarray) -> float:
     """Intersection over union of the foreground and the shape of the same centroid and area."""
     rows, columns = np.nonzero(foreground)
     radius = np.sqrt(foreground.sum() / _AREA[shape])
-    outline = _coverage(shape, columns.mean() + 0.5, rows.mean() + 0.5, radius, supersampling=1) > 0
+    outline = coverage(shape, columns.mean() + 0.5, rows.mean() + 0.5, radius, supersampling=1) > 0
     return (foreground & outline).sum() / (foreground | outline).sum()

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.json"))
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR"}
 NOTES = {"Note", "MarkdownNote"}
 
 
@@ -16,11 +17,22 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
 
 
-def declared_inputs(info: dict) -> dict[str, tuple]:
-    """name -> (type, options) in the order in which the editor keeps the widgets' values."""
+def declared_inputs(info: dict, given: Iterable[str]) -> dict[str, tuple]:
+    """name -> (type, options) in the order in which the editor keeps the widgets' values.
+
+    A list of sockets that grows, such as masks, stands for those of it that are `given`: masks.mask0, masks.mask1.
+    """
     inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     order = info["input_order"].get("required", []) + info["input_order"].get("optional", [])
-    return {name: (inputs[name][0], inputs[name][1] if len(inputs[name]) > 1 else {}) for name in order}
+    declared = {}
+    for name in order:
+        kind, options = inputs[name][0], inputs[name][1] if len(inputs[name]) > 1 else {}
+        if kind == "COMFY_AUTOGROW_V3":
+            (one,) = options["template"]["input"]["required"].values()
+            declared |= {grown: (one[0], {}) for grown in given if grown.startswith(f"{name}.{options['template']['prefix']}")}
+        else:
+            declared[name] = kind, options
+    return declared
 
 
 def choices(kind, options) -> list | None:
@@ -37,7 +49,7 @@ def as_api(workflow: dict, server) -> dict:
         info = server.object_info(node["type"])
         linked = {given["name"]: sources[given["link"]] for given in node["inputs"] if given["link"] is not None}
         values, inputs = list(node["widgets_values"]), {}
-        for name, (kind, options) in declared_inputs(info).items():
+        for name, (kind, options) in declared_inputs(info, linked).items():
             if isinstance(kind, list) or kind in WIDGETS:
                 inputs[name] = values.pop(0)
                 if options.get("control_after_generate"):
@@ -47,6 +59,12 @@ def as_api(workflow: dict, server) -> dict:
         assert not values, f"{node['type']} has {len(values)} widget values too many"
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", info["display_name"])}}
     return graph
+
+
+@pytest.fixture(scope="module", autouse=True)
+def saved_conditionings(server):
+    """mulan_load_conditioning chooses among the files that mulan_save_conditioning writes."""
+    server.run(read(FOLDER / "api" / "mulan_save_conditioning.json"))
 
 
 def test_there_are_templates():
@@ -63,9 +81,9 @@ def test_every_input_fits_its_node(name, server):
     graph = read(FOLDER / "api" / f"{name}.json")
     for id, node in graph.items():
         info = server.object_info(node["class_type"])
-        declared = declared_inputs(info)
+        declared = declared_inputs(info, node["inputs"])
         assert set(node["inputs"]) <= set(declared), f"node {id}"
-        assert set(info["input_order"].get("required", [])) <= set(node["inputs"]), f"node {id}"
+        assert set(info["input_order"].get("required", [])) <= {name.split(".")[0] for name in node["inputs"]}, f"node {id}"
         for input_name, value in node["inputs"].items():
             kind, options = declared[input_name]
             if isinstance(value, list):

@@ -5,16 +5,17 @@ import json
 from pathlib import Path
 
 import pytest
+from comfy_server import pack_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 
 
 @pytest.fixture(scope="module")
-def nodes(server) -> dict[str, dict]:
+def nodes(server, host) -> dict[str, dict]:
     """This pack's nodes as the server describes them."""
     everything = json.loads(server.get("/object_info"))
-    ours = {name: info for name, info in everything.items() if info["python_module"].startswith("custom_nodes.")}
+    ours = {name: info for name, info in everything.items() if info["python_module"] == f"custom_nodes.{pack_name(host)}"}
     assert ours
     return ours
 

@@ -1,16 +1,20 @@
-"""The CLIP in one process: dtypes, quantised weights, training states, the host's contract."""
+"""The CLIP in one process: dtypes, quantised weights, training states, the host's contract, and what goes wrong."""
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
 
+import comfy.model_management
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
+from mulan import tensor_files, text_encoder
 from mulan.clip import TextStates, load_clip, negative_view
-from mulan.families import SD15
+from mulan.families import SD15, SDXL
 from mulan.files import WrongFile, open_adapter, open_text_encoder
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
@@ -126,3 +130,186 @@ def test_an_incomplete_encoder_is_named(folder, tmp_path):
 def test_an_adapter_of_unknown_width_is_refused():
     with pytest.raises(WrongFile, match=r"contexts of width 32; known are 768 \(Stable Diffusion 1.5\), 1024"):
         open_adapter(ADAPTER)
+
+
+# --- files that are whole but wrong -----------------------------------------------------------------------------------
+
+
+def sentencepiece_model(pieces: int, path: Path, **options) -> bytes:
+    """A sentencepiece model of so many pieces, trained on a few words."""
+    text = path / "text.txt"
+    text.write_text("\n".join(f"summarize: a photo of {number} cats and dogs number {number * 7}" for number in range(500)), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(path / "trained"), vocab_size=pieces, model_type="bpe",
+                                             byte_fallback=True, minloglevel=2, **options)
+    return (path / "trained.model").read_bytes()
+
+
+def with_tokenizer(folder: Path, path: Path, model: bytes) -> Path:
+    shutil.copytree(folder, path)
+    (path / "tokenizer.model").write_bytes(model)
+    return path
+
+
+@pytest.mark.parametrize("model", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>", bytes(1000), "cut"],
+                         ids=("empty", "git-lfs pointer", "web page", "zeros", "cut"))
+def test_a_tokenizer_that_cannot_be_read(model, folder, tmp_path):
+    model = (folder / "tokenizer.model").read_bytes()[:5000] if model == "cut" else model
+    with pytest.raises(WrongFile, match="Broken .*its sentencepiece model cannot be read .*Take tokenizer.model from .*OpenGVLab/InternVL-14B-224px"):
+        load_clip(with_tokenizer(folder, tmp_path / "Broken", model), ADAPTER, family=SD15)
+
+
+def test_a_tokenizer_of_another_vocabulary(folder, tmp_path):
+    rows = open_text_encoder(folder).config.vocabulary
+    other = with_tokenizer(folder, tmp_path / "Other", sentencepiece_model(400, tmp_path))
+    with pytest.raises(WrongFile, match=f"Other .*knows 400 pieces, but its embedding has {rows} rows.*another model's"):
+        load_clip(other, ADAPTER, family=SD15)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"user_defined_symbols": ["summarize:"]}, r"unk, bos, eos = \[0, 1, 2\] and 'summarize:' is 2 pieces, but InternVL's has \[0, 1, 2\] and 3"),
+    ({"unk_id": 2, "bos_id": 0, "eos_id": 1}, r"unk, bos, eos = \[2, 0, 1\]"),
+], ids=("prefix", "special"))
+def test_a_tokenizer_of_the_right_size_that_reads_otherwise(options, words, folder, tmp_path):
+    """The prefix's rows are cut by their number, so any other number would cut the prompt."""
+    model = sentencepiece_model(420, tmp_path, **options)
+    weights = load_file(folder / "model.safetensors")
+    other = with_tokenizer(folder, tmp_path / "Other", model)
+    weights["qllama.model.embed_tokens.weight"] = weights["qllama.model.embed_tokens.weight"][:420].clone()
+    save_file(weights, other / "model.safetensors")
+    with pytest.raises(WrongFile, match=words):
+        load_clip(other, ADAPTER, family=SD15)
+
+
+def poisoned(tensors: dict[str, torch.Tensor], part: str, path: Path) -> Path:
+    """The tensors with one NaN in that whose name ends with `part`."""
+    (name,) = [name for name in tensors if name.endswith(part)]
+    tensors = tensors | {name: tensors[name].clone()}
+    tensors[name].view(-1)[-1] = float("nan")
+    save_file(tensors, path)
+    return path
+
+
+def test_nan_in_the_text_encoder_is_told_of_the_text_encoder(folder, tmp_path):
+    spoilt = tmp_path / "Spoilt"
+    shutil.copytree(folder, spoilt)
+    poisoned(load_file(folder / "model.safetensors"), "layers.1.mlp.down_proj.weight", spoilt / "model.safetensors")
+    with pytest.raises(ValueError, match=r"the text encoder Spoilt \(in models/text_encoders\) gives numbers that are not finite.*Download it"):
+        load_clip(spoilt, ADAPTER, family=SD15).encode("a cat")
+
+
+def test_nan_in_the_adapter_is_told_of_the_adapter(folder, tmp_path):
+    spoilt = poisoned(load_file(ADAPTER), "decoder.norm.weight", tmp_path / "spoilt.safetensors")
+    with pytest.raises(ValueError, match=r"the adapter spoilt.safetensors \(in models/mulan\) gives numbers that are not finite"):
+        load_clip(folder, spoilt, family=SD15).encode("a cat")
+
+
+def test_nan_in_the_pooled_part_of_an_sdxl_adapter(folder, tmp_path):
+    source = load_file(GOLDENS / "weights" / "sdxl_embed_attnpool_tiny.safetensors")
+    spoilt = poisoned(source, "pool_caption_projection.c_proj.bias", tmp_path / "spoilt.safetensors")
+    clip = load_clip(folder, spoilt, family=SDXL)
+    with pytest.raises(ValueError, match="the adapter spoilt.safetensors .*not finite"):
+        clip.encode("a cat")
+    assert negative_view(clip).encode_from_tokens(negative_view(clip).tokenize(""), return_pooled=True)[1].eq(0).all(), "zeros need no weights"
+
+
+# --- memory that ends, and a user who stops ---------------------------------------------------------------------------
+
+
+def encoders_in_memory() -> int:
+    gc.collect()
+    return sum(type(thing) is text_encoder.InternVLEncoder for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("when", ["reading", "assigning"])
+def test_no_memory_while_loading(when, error, folder, clip, monkeypatch):
+    """The host frees memory by the error's type; the message tells what would be smaller; nothing half-loaded stays."""
+    before, loaded = encoders_in_memory(), len(comfy.model_management.current_loaded_models)
+    wanted = clip.encode("a photo of a cat")
+
+    class Full:
+        """A file whose third tensor is too much."""
+
+        def __init__(self, *arguments, **options):
+            self._file, self._reads = opened(*arguments, **options), 0
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def get_tensor(self, name):
+            self._reads += 1
+            if self._reads == 3:
+                raise error("tried to allocate 26.00 MiB")
+            return self._file.get_tensor(name)
+
+    def no_room(self, sd):
+        if not any(name.startswith("model.") for name in sd):
+            raise error("tried to allocate 26.00 MiB")
+        return load_sd(self, sd)
+
+    opened, load_sd = tensor_files.safe_open, text_encoder.MulanTextEncoder.load_sd
+    with monkeypatch.context() as patch:
+        if when == "reading":
+            patch.setattr(tensor_files, "safe_open", Full)
+        else:
+            patch.setattr(text_encoder.MulanTextEncoder, "load_sd", no_room)
+        with pytest.raises(error, match="not enough memory for the text encoder InternVL-tiny: .*26.00 MiB.*int8 conversion.*device = cpu") as failure:
+            load_clip(folder, ADAPTER, family=SD15)
+        assert type(failure.value) is error
+    del failure
+    assert encoders_in_memory() == before and len(comfy.model_management.current_loaded_models) == loaded
+    assert torch.equal(load_clip(folder, ADAPTER, family=SD15).encode("a photo of a cat"), wanted)
+
+
+def stop_in_layer_1(clip, monkeypatch, act) -> None:
+    layer = clip.cond_stage_model.internvl.transformer.model.layers[1]
+    forward = layer.forward
+
+    def stopped(*arguments, **options):
+        act()
+        return forward(*arguments, **options)
+    monkeypatch.setattr(layer, "forward", stopped)
+
+
+def test_no_memory_while_encoding(folder, clip, monkeypatch):
+    wanted = clip.encode("a (big:1.2) cat")
+    fresh = load_clip(folder, ADAPTER, family=SD15)
+
+    def full():
+        raise torch.OutOfMemoryError("tried to allocate 26.00 MiB")
+
+    with monkeypatch.context() as patch:
+        stop_in_layer_1(fresh, patch, full)
+        with pytest.raises(torch.OutOfMemoryError):
+            fresh.encode("a (big:1.2) cat")
+    assert not any(layer._forward_hooks for layer in fresh.cond_stage_model.internvl.transformer.model.layers)
+    assert torch.equal(fresh.encode("a (big:1.2) cat"), wanted)
+
+
+def test_the_user_stops_an_encode(folder, clip, monkeypatch):
+    wanted = clip.encode("a (big:1.2) cat")
+    fresh, layers_run = load_clip(folder, ADAPTER, family=SD15), []
+
+    def stop():
+        layers_run.append(1)
+        comfy.model_management.interrupt_current_processing()
+
+    with monkeypatch.context() as patch:
+        stop_in_layer_1(fresh, patch, stop)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            fresh.encode(", ".join(["a (big:1.2) cat"] * 2000))
+    assert len(layers_run) == 1, "the batches behind it were encoded all the same"
+    assert not any(layer._forward_hooks for layer in fresh.cond_stage_model.internvl.transformer.model.layers)
+    assert torch.equal(fresh.encode("a (big:1.2) cat"), wanted)
+
+
+def test_weights_in_main_memory_are_the_file_s_own(folder, tmp_path):
+    """Nothing is copied, so loaders of one file share its pages: a change in the file shows in the loaded weights."""
+    path = one_file(folder, tmp_path / "half.safetensors", lambda name, tensor: {name: tensor.half()})
+    weight = load_clip(path, ADAPTER, family=SD15).cond_stage_model.internvl.transformer.model.norm.weight
+    before = weight.clone()
+    data = path.read_bytes()
+    with open(path, "r+b") as file:
+        file.seek(8 + int.from_bytes(data[:8], "little"))
+        file.write(bytes(len(data) - file.tell()))
+    assert before.ne(0).all() and weight.eq(0).all()

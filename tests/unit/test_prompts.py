@@ -1,13 +1,19 @@
 """Windows, weights and styles, on the golden tokenizer."""
 from __future__ import annotations
 
+import random
+import time
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from comfy import sd1_clip
 
+from mulan import prompt_syntax
 from mulan.families import SD15
 from mulan.prompts import PromptTokenizer
-from mulan.tokenizer import BOS, EOS, PAD, InternVLTokenizer
+from mulan.tokenizer import BOS, EOS, PAD, SPACE, InternVLTokenizer, units
 
 MODEL = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
 
@@ -44,7 +50,7 @@ def test_an_empty_prompt_has_no_prefix(prompts):
 
 
 def test_never_a_prefix_where_the_option_says_so(prompts, tokenizer):
-    (window,) = windows(prompts, "a cat", tokenizer_options={"prefix": "never"})
+    (window,) = windows(prompts, "a cat", tokenizer_options={"negative": True})
     assert len(window) == 77 and [id for id, _ in content(window, prefix=0)] == [p.id for p in tokenizer.encode("a cat")]
 
 
@@ -84,7 +90,7 @@ def test_characters_that_merge_with_the_colon_are_kept(prompts, tokenizer):
     assert [p.id for p in tokenizer.encode_prefixed("//example.org", keep_first=False)[:3]] != [p.id for p in tokenizer.prefix]
 
 
-@pytest.mark.parametrize("text", ["a small red house by the river, " * 20, "雨の夜のネオンの街と白い馬。" * 20, "𓀀𓀁𓀂𓀃" * 30, "word " * 400])
+@pytest.mark.parametrize("text", ["a small red house by the river, " * 20, "雨の夜のネオンの街と白い馬。" * 20, "𓀀𓀁𓀂𓀃" * 30, "word " * 400, "ሰማያዊ ቤት፣ " * 30])
 def test_long_text_goes_on_in_windows_that_lose_nothing_and_cut_no_character(prompts, tokenizer, text):
     chunks = [[id for id, _ in content(window)] for window in windows(prompts, text)]
     assert len(chunks) > 1 and all(0 < len(chunk) <= 75 for chunk in chunks)
@@ -92,9 +98,212 @@ def test_long_text_goes_on_in_windows_that_lose_nothing_and_cut_no_character(pro
     assert not any("\ufffd" in tokenizer.decode(chunk) for chunk in chunks)
 
 
-def test_windows_end_behind_a_phrase(prompts, tokenizer):
-    first = content(windows(prompts, "a small red house by the river, " * 20)[0])
-    assert tokenizer.piece(first[-1][0]).endswith(",")
+def chunks(prompts, text) -> list[str]:
+    """What each window holds, as text."""
+    return ["".join(unit.text for unit in units([token.piece for token in window])) for window in prompts.read(text).windows]
+
+
+@pytest.mark.parametrize("phrase", ["a small red house by the river, ", "雨の夜のネオンの街と白い馬。", "红色的城堡，", "بيت أحمر صغير، ", "ሰማያዊ ቤት። "])
+def test_windows_end_behind_a_phrase(prompts, phrase):
+    found = chunks(prompts, phrase * 30)
+    assert len(found) > 1 and all(chunk.rstrip().endswith(phrase.rstrip()[-1]) for chunk in found[:-1])
+
+
+def test_a_full_stop_inside_a_number_or_a_name_ends_no_phrase(prompts):
+    assert {chunk[0] for chunk in chunks(prompts, "f/2.8 3.5mm a.b.c " * 30)[1:]} == {" "}
+
+
+@pytest.mark.parametrize("text", ["ሰማያዊ " * 40, "cat 𓀀𓀁𓀂𓀃 " * 30, "extraordinarily yellowish " * 40])
+def test_windows_end_between_words(prompts, text):
+    """Also where words are runs of bytes, which would fit the window in part."""
+    assert all(chunk.startswith(" ") for chunk in chunks(prompts, text)[1:])
+    assert max(len(window) for window in prompts.read(text).windows) > 60
+
+
+def test_a_run_of_bytes_is_cut_only_where_it_is_longer_than_a_window(prompts):
+    fits, exceeds = "𓀀" * 18, "𓀀" * 30  # 4 pieces each, and one before them
+    assert chunks(prompts, f"one two three {fits}")[1].strip() == fits
+    assert [len(chunk.strip()) for chunk in chunks(prompts, exceeds)] == [18, 12]
+
+
+@pytest.mark.parametrize("text", ["เด็กผู้หญิงกำลังขี่ม้าสีขาวริมแม่น้ำ" * 8, "नीलेआकाशकेनीचेछोटाघर" * 10, "👨‍👩‍👧👍🏽🇩🇪❤️" * 12, "e\u0301" * 200, "\u1112\u1161\u11ab" * 60],
+                         ids=["Thai", "Devanagari", "emoji", "accents", "Hangul letters"])
+def test_what_is_drawn_as_one_stays_in_one_window(prompts, text):
+    found = chunks(prompts, text)
+    assert "".join(found).strip() == text and len(found) > 1
+    for before, after in zip(found, found[1:]):
+        first, last = after[0], before[-1]
+        assert not unicodedata.category(first).startswith("M") and "\u200d" not in (first, last) and unicodedata.combining(last) != 9
+        assert not "\u1160" <= first <= "\u11ff" and first != "🏽" and last not in "เแโใไ" and not (last == "🇩" and first == "🇪")
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("a red car BREAK a blue house", ["a red car", "a blue house"]),
+    ("红色的车\nBREAK\n蓝色的房子", ["红色的车", "蓝色的房子"]),
+    ("BREAK a BREAK BREAK b BREAK", ["a", "b"]),
+    ("a breakfast, break, BREAKING, XBREAK", ["a breakfast, break, BREAKING, XBREAK"]),
+    (r"a \BREAK b", ["a BREAK b"]),
+    ("BREAK", [""]),
+    (" a ", [" a "]),
+])
+def test_break_begins_a_window(prompts, text, parts):
+    reading = prompts.read(text)
+    assert reading.text == parts and reading.parts == list(range(len(parts)))
+    single = [prompts.read(part, disable_weights=True).windows[0] for part in parts]
+    assert [[token.piece.id for token in window] for window in reading.windows] == [[token.piece.id for token in window] for window in single]
+
+
+def test_a_break_inside_brackets_keeps_the_weight(prompts, tokenizer):
+    reading = prompts.read("a (red car BREAK a blue:1.3) house")
+    assert reading.text == ["a red car", "a blue house"]
+    weighty = [[tokenizer.decode([t.piece.id for t in window if t.weight == weight]).strip() for weight in (1.0, 1.3)] for window in reading.windows]
+    assert weighty == [["a", "red car"], ["house", "a blue"]]
+
+
+@pytest.mark.parametrize("style, options", [("upstream", {}), ("default", {"disable_weights": True})])
+def test_break_and_brackets_are_text_where_nothing_is_parsed(tokenizer, style, options):
+    (window,) = windows(PromptTokenizer(tokenizer, SD15, style), "a (red:1.3) BREAK b", **options)
+    assert "(red:1.3) BREAK b" in tokenizer.decode([id for id, _ in content(window)])
+
+
+def balanced(random, depth: int) -> str:
+    """A prompt whose brackets all have a partner."""
+    text = ""
+    for _ in range(random.randint(0, 4)):
+        if depth and random.random() < 0.4:
+            text += "(" + balanced(random, depth - 1) + random.choice(["", ":1.2", ":0.5 ", ": -2", ":x", "::1", ":1_0", ":", ":１.５", ": 1e1"]) + ")"
+        else:
+            text += random.choice(["a", "b ", ":", r"\(", r"\)", " ", "1", "红", ":1.5", "\\"])
+    return text
+
+
+def test_brackets_weigh_as_in_comfyui():
+    """Against the host's own parser."""
+    def joined(segments):
+        characters = [(character, weight) for text, weight in segments for character in text]
+        return "".join(character for character, _ in characters), [weight for _, weight in characters]
+
+    source = random.Random(0)
+    compared = 0
+    for _ in range(5000):
+        text = balanced(source, 4)
+        ours = prompt_syntax.parse(text)
+        if ours.notes.lone_brackets or ours.notes.limited_weights:  # a backslash took a bracket its partner
+            continue
+        host = [(sd1_clip.unescape_important(part), weight) for part, weight in sd1_clip.token_weights(sd1_clip.escape_important(text), 1.0)]
+        ours, host = joined(ours.parts[0]), joined(host)
+        assert ours[0] == host[0] and ours[1] == pytest.approx(host[1]), text
+        compared += 1
+    assert compared > 3000
+
+
+@pytest.mark.parametrize("text, read, lone", [
+    (":) a (red:1.3) car", [(":) a ", 1.0), ("red", 1.3), (" car", 1.0)], 1),
+    ("a (red:1.3) car ((", [("a ", 1.0), ("red", 1.3), (" car ((", 1.0)], 2),
+    ("(a (red:1.3) car", [("(a ", 1.0), ("red", 1.3), (" car", 1.0)], 1),
+])
+def test_a_bracket_without_a_partner_is_text(text, read, lone):
+    prompt = prompt_syntax.parse(text)
+    assert prompt.parts == [read] and prompt.notes.lone_brackets == lone
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "-inf", "1e999"])
+def test_a_weight_that_is_no_number_is_text(given):
+    assert prompt_syntax.parse(f"(red:{given})").parts == [[(f"red:{given}", 1.1)]]
+
+
+def test_weights_have_a_limit(caplog):
+    prompt = prompt_syntax.parse("(red:1e9) " + "(" * 1000 + "blue" + ")" * 1000 + "(green:-1e9)")
+    assert [weight for _, weight in prompt.parts[0]] == [100, 1, 100, -100]
+    assert prompt.notes.limited_weights == 3 and "limited" in caplog.text
+
+
+KILOBYTES = 100
+ABSURD = {
+    "words": "a small red house, ",
+    "one word": "x",
+    "Chinese": "红色的城堡",
+    "bytes": "ሰማያዊ ",
+    "control characters": "".join(map(chr, range(32))),
+    "NUL": "a\0b",
+    "lone surrogates": "\ud800a\udfff",
+    "emoji": "😀👨‍👩‍👧🇩🇪",
+    "right to left": "قطة red קטן (سيارة:1.3) ",
+    "opening brackets": "(",
+    "closing brackets": ")",
+    "brackets": "()",
+    "colons in brackets": "(1:",
+    "breaks": "BREAK ",
+    "inversions": "embedding:a ",
+    "spaces": " ",
+    "new lines": "\n",
+    "literals": "<s></s><unk>[PAD]",
+    "the mark of a space": SPACE,
+    "accents": "\u0301",
+}
+
+
+@pytest.mark.parametrize("name, style", [(name, "default") for name in [*ABSURD, "nested brackets", "nested weights"]]
+                         + [(name, "upstream") for name in ("bytes", "NUL", "lone surrogates", "nested brackets")])
+def test_absurd_prompts_are_read_in_no_time(tokenizer, name, style):
+    if name in ABSURD:
+        size = len(ABSURD[name].encode(errors="replace"))
+        text = ABSURD[name] * (KILOBYTES * 1000 // size)
+    else:
+        text = "(" * 20_000 + "deep" + (":1.2)" if name == "nested weights" else ")") * 20_000
+    prompts = PromptTokenizer(tokenizer, SD15, style)
+    before = time.process_time()
+    tokens = prompts.tokenize_with_weights(text)["l"]
+    assert time.process_time() - before < 3
+    assert {len(window) for window in tokens} == {80 if style == "upstream" or any(prompt_syntax.parse(text).parts) else 77}
+    assert all(abs(weight) <= prompt_syntax.LARGEST_WEIGHT for window in tokens for _, weight in window)
+
+
+def test_halves_of_characters_are_replaced(prompts, caplog):
+    assert windows(prompts, "a \ud800 cat") == windows(prompts, "a \ufffd cat") and "1 halves" in caplog.text
+    assert windows(prompts, "a \ud83d\ude00 cat") == windows(prompts, "a 😀 cat")
+
+
+def test_a_mark_of_a_space_in_the_text_costs_no_weight_behind_it(prompts, tokenizer):
+    rows = content(windows(prompts, f"a{SPACE}{SPACE}small (red:1.3) car")[0])
+    assert tokenizer.decode([id for id, weight in rows if weight == 1.3]).strip() == "red"
+
+
+XL = replace(SD15, name="xl", token_keys=("g", "l"), prefixed_window=83, bare_window=80, bare_negative=False)
+PIXART = replace(SD15, name="art", token_keys=("t5xxl",), prefixed_window=83, bare_window=80)
+
+
+def test_a_family_without_bare_negatives(tokenizer):
+    """SDXL: always the prefix; two keys with windows of their own; a negative says so to the encoder."""
+    prompts = PromptTokenizer(tokenizer, XL, "default")
+    for text in ("", "a cat"):
+        tokens = prompts.tokenize_with_weights(text)
+        assert tokens.keys() == {"g", "l"} and tokens["g"] == tokens["l"] and tokens["g"] is not tokens["l"]
+        (window,) = tokens["g"]
+        assert len(window) == 83 and [id for id, _ in window[1:4]] == [p.id for p in tokenizer.prefix]
+        assert prompts.tokenize_with_weights(text, tokenizer_options={"negative": True}) == {**tokens, "negative": []}
+
+
+@pytest.mark.parametrize("family, room", [(SD15, 75), (XL, 78), (PIXART, 78)])
+@pytest.mark.parametrize("negative", [False, True])
+def test_a_window_has_room_for_what_upstream_keeps(tokenizer, family, room, negative):
+    for style, count in (("default", 3), ("upstream", 1)):
+        reading = PromptTokenizer(tokenizer, family, style).read("," * room * 3, negative)
+        assert reading.room == room and len(reading.windows[0]) == room, style
+        assert style == "default" or len(reading.windows) == 1
+
+
+def test_upstream_tells_what_it_loses(tokenizer):
+    reading = PromptTokenizer(tokenizer, SD15, "upstream").read("//example.org " + "a cat, " * 60)
+    assert reading.merged == "//"
+    kept = "".join(unit.text for unit in units([token.piece for token in reading.windows[0]]))
+    dropped = "".join(unit.text for unit in units([token.piece for token in reading.dropped]))
+    assert len(reading.windows[0]) == 75 and reading.merged + kept + dropped == reading.text[0]
+
+
+@pytest.mark.parametrize("text", ["()", "embedding:EasyNegative", "(embedding:EasyNegative:1.2)"])
+def test_a_prompt_of_which_nothing_is_left_is_empty(prompts, text):
+    assert windows(prompts, text) == windows(prompts, "")
 
 
 def test_textual_inversions_are_taken_out_with_a_warning(prompts, caplog):

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mulan.adapter import AdapterShape, LanguageAdapter, from_published, to_published
-from mulan.tinyworld import captions, narrow, pack, world
+from mulan.tinyworld import captions, companion_training, companions, narrow, pack, scenes, world
 
 TOKENS = torch.tensor([320, 736, 1042, 49406, 49407])
 PREFIX = ["\u2581summar", "ize", ":"]
@@ -65,9 +65,10 @@ def models() -> dict[str, torch.nn.Module]:
         "unet": narrow.denoiser(), "clip": narrow.clip(len(TOKENS)), "autoencoder": narrow.TinyAutoencoder(), "adapter": narrow.adapter(),
     }
     with torch.no_grad():
-        for model in made.values():
+        for name, model in made.items():
+            strength = 0.02 if name == "autoencoder" else 0.1  # it is deep and has no norms: more would blow rounding errors up
             for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(strength * torch.randn_like(parameter))
             model.requires_grad_(False)
     return made
 
@@ -153,10 +154,105 @@ def test_unet_names_are_the_hosts():
         assert pack.unet_name(name) == theirs[name]
 
 
-def test_expand_writes_three_files_once(tmp_path):
+@pytest.fixture(scope="module")
+def companion_models(models, tmp_path_factory) -> dict:
+    """Narrow companions of the narrow UNet with random weights everywhere, and what a pack of them would hold, in float32."""
+    torch.manual_seed(1)
+    work = tmp_path_factory.mktemp("companions")
+    made = {"layout_controlnet": companions.control_net(models["unet"]), **{stage: companions.lora(models["unet"]) for stage in pack.LORAS}}
+    with torch.no_grad():
+        for stage, model in made.items():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            model.requires_grad_(False)
+            save_file(model.state_dict(), work / f"{stage}.safetensors")
+    return {**made, "stored": pack.gather_companions(work)}
+
+
+def full_context(context: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(context, (0, narrow.CONTEXT_FULL_WIDTH - narrow.CONTEXT_WIDTH))
+
+
+@pytest.mark.parametrize("stage", pack.LORAS)
+def test_the_full_lora_equals_the_narrow_one(models, companion_models, loaded, stage):
+    import comfy.lora
+
+    model = loaded[0].clone()
+    file = pack.lora(companion_models["stored"], stage)
+    patches = comfy.lora.load_lora(file, comfy.lora.model_lora_keys_unet(model.model, {}))
+    assert len(patches) == len(companion_models[stage]) == len(file) / 3 == 47
+    model.add_patches(patches)
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([7, 941]), torch.randn(2, 77, narrow.CONTEXT_WIDTH)
+    with torch.no_grad():
+        plain = models["unet"](x, t, context).sample
+        with companions.applied(companion_models[stage], models["unet"]):
+            expected = models["unet"](x, t, context).sample
+        model.patch_model()
+        got = model.model.diffusion_model.float()(x, t, context=full_context(context))
+        model.unpatch_model()
+        unpatched = model.model.diffusion_model(x, t, context=full_context(context))
+    assert (expected - plain).abs().max() > 0.1
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(unpatched, plain, atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(models["unet"](x, t, context).sample, plain)
+
+
+def test_the_full_controlnet_equals_the_narrow_one(models, companion_models, loaded, caplog):
+    import comfy.controlnet
+
+    net = comfy.controlnet.load_controlnet_state_dict(pack.controlnet(companion_models["stored"])).control_model.float()
+    assert not caplog.records  # the host names what it misses
+    x, t, context, hints = torch.randn(2, 4, 8, 8), torch.tensor([7, 941]), torch.randn(2, 77, narrow.CONTEXT_WIDTH), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        plain = models["unet"](x, t, context).sample
+        expected = companions.controlled(models["unet"], companion_models["layout_controlnet"], x, t, context, hints)
+        control = net(x=x, hint=hints, timesteps=t, context=full_context(context))
+        got = loaded[0].model.diffusion_model.float()(x, t, context=full_context(context), control=control)
+    assert (expected - plain).abs().max() > 0.1
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=2e-4)
+
+
+def test_a_pattern_is_told_from_a_single_thing():
+    rng = np.random.default_rng(0)
+    for thing in world.SEEN_THINGS:
+        pattern, single = scenes.draw_pattern(thing.colour, thing.shape, rng), world.draw(thing, rng)
+        assert scenes.is_pattern(pattern) and not scenes.is_pattern(single), thing
+        assert scenes.share_of_quarters(pattern, thing) == 1.0, thing
+        other = world.Thing("red" if thing.colour != "red" else "blue", thing.shape, thing.size)
+        assert scenes.share_of_quarters(pattern, other) == 0.0, thing
+
+
+def test_a_place_is_where_its_shape_is_drawn_and_hinted_at():
+    rng = np.random.default_rng(0)
+    for thing in world.THINGS:
+        place = scenes.Place.drawn(rng)
+        picture, mask, hint = place.draw(thing.colour, thing.shape, rng), place.mask(thing.shape), place.hint(thing.shape)
+        assert place.overlap(thing.shape, picture) > 0.9 and world.read(picture).agrees(thing), (thing, place)
+        assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()), place
+        assert np.array_equal(hint == 255, np.repeat(mask[..., None], 3, axis=-1)) and set(np.unique(hint)) == {0, 255}
+        elsewhere = scenes.Place((place.x + 32) % 64, place.y, place.radius)
+        assert elsewhere.overlap(thing.shape, picture) < 0.2, (thing, place)
+
+
+def test_a_teachers_path_begins_at_its_start_and_goes_on_with_guidance():
+    def base(x, timesteps, context):
+        return 0.3 * x + context.mean(dim=(1, 2)).view(-1, 1, 1, 1) * (timesteps / 1000).view(-1, 1, 1, 1)
+
+    x, told, empty = torch.randn(3, 4, 8, 8), torch.randn(3, 77, 96), torch.randn(1, 77, 96)
+    points = companion_training._path(base, x, torch.tensor([0, 10, 24]), told, empty)
+    assert points.shape == (3, companion_training.TEACHER_STEPS + 1, 4, 8, 8)
+    assert torch.equal(points[1, :11], x[1].expand(11, -1, -1, -1)) and not torch.equal(points[1, 11], x[1])
+    alpha = companion_training.TEACHER_ALPHAS[24]
+    without, with_words = (base(x[2:], torch.tensor([39]), context) for context in (empty, told[2:]))
+    predicted = without + companion_training.CFG * (with_words - without)
+    torch.testing.assert_close(points[2:, -1], (x[2:] - (1 - alpha).sqrt() * predicted) / alpha.sqrt())
+
+
+def test_expand_writes_six_files_once(tmp_path):
     written = []
     paths = pack.expand(tmp_path, written.append)
-    assert written == paths and all(path.is_file() for path in paths) and pack.PACK.stat().st_size < 4_900_000
+    assert written == paths and len(paths) == 6 and all(path.is_file() for path in paths)
+    assert pack.PACK.stat().st_size < 4_900_000 and pack.COMPANIONS.stat().st_size < 3_000_000
     paths[2].write_bytes(b"damaged")
     again = []
     assert pack.expand(tmp_path, again.append) == paths and again == [paths[2]]

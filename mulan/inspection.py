@@ -1,0 +1,257 @@
+"""What a prompt becomes before it is encoded, as data and as text. Only the tokenizer is asked, never the encoder."""
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .characters import WITHOUT_SPACES, is_mark, script
+from .prompts import PromptTokenizer, Reading, Token
+from .tokenizer import PREFIX, SPACE, UNK, InternVLTokenizer, units
+
+# The same sentence in a language of each script, to say what this vocabulary makes of it.
+ENGLISH = "A small red house stands by the river under a blue sky."
+SAMPLES = {
+    "Cyrillic": ("Russian", "Маленький красный дом стоит у реки под голубым небом."),
+    "Greek": ("Greek", "Ένα μικρό κόκκινο σπίτι στέκεται δίπλα στο ποτάμι κάτω από τον γαλάζιο ουρανό."),
+    "Han": ("Chinese", "一座红色的小房子坐落在河边，头顶是蓝天。"),
+    "Hiragana": ("Japanese", "青い空の下、川のそばに小さな赤い家が立っている。"),
+    "Katakana": ("Japanese", "青い空の下、川のそばに小さな赤い家が立っている。"),
+    "Hangul": ("Korean", "파란 하늘 아래 강가에 작은 빨간 집이 서 있다."),
+    "Arabic": ("Arabic", "يقف منزل أحمر صغير بجانب النهر تحت سماء زرقاء."),
+    "Hebrew": ("Hebrew", "בית אדום קטן עומד ליד הנהר תחת שמיים כחולים."),
+    "Devanagari": ("Hindi", "नीले आसमान के नीचे नदी के किनारे एक छोटा लाल घर है।"),
+    "Bengali": ("Bengali", "নীল আকাশের নিচে নদীর ধারে একটি ছোট লাল বাড়ি আছে।"),
+    "Tamil": ("Tamil", "நீல வானத்தின் கீழ் ஆற்றின் அருகே ஒரு சிறிய சிவப்பு வீடு உள்ளது."),
+    "Thai": ("Thai", "บ้านสีแดงหลังเล็กตั้งอยู่ริมแม่น้ำใต้ท้องฟ้าสีฟ้า"),
+    "Georgian": ("Georgian", "პატარა წითელი სახლი დგას მდინარესთან ლურჯი ცის ქვეშ."),
+    "Armenian": ("Armenian", "Փոքրիկ կարմիր տունը կանգնած է գետի մոտ կապույտ երկնքի տակ։"),
+    "Ethiopic": ("Amharic", "ትንሽ ቀይ ቤት በሰማያዊ ሰማይ ስር በወንዙ አጠገብ ይገኛል።"),
+}
+
+_FULL_WIDTH_WEIGHT = re.compile(r"（[^（）()]{0,200}[:：]\s?[\d.]{1,8}[）)]|\([^（）()]{0,200}：\s?[\d.]{1,8}[）)]")
+MANY_WINDOWS = 8  # past which a prompt asks too much
+MOST_WINDOWS = 32  # that a report shows
+
+
+@dataclass(frozen=True)
+class Box:
+    """What is shown as one: a piece, or the bytes of a character that the vocabulary lacks."""
+
+    text: str  # without the space before it
+    ids: tuple[int, ...]
+    weight: float
+    group: int  # counts words from 1, in scripts that write no spaces pieces; below 0: no text of the prompt
+    starts_word: bool
+    is_bytes: bool
+    is_literal: bool  # a special token that the user wrote out, such as <s>
+
+
+@dataclass(frozen=True)
+class Window:
+    boxes: list[Box]
+    tokens: int
+    after_break: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens of the same sentence in a language of the prompt's main script and in English."""
+
+    language: str
+    tokens: int
+    english: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that the picture and the report say."""
+
+    family: str
+    style: str
+    negative: bool
+    prefix: list[Box]  # none where the prompt goes in bare
+    length: int  # rows of a window
+    room: int  # of these, for text
+    windows: list[Window]
+    merged: str
+    dropped: list[Box]
+    dropped_tokens: int
+    dropped_text: str
+    words: int | None  # None where most of the text's scripts write no spaces
+    characters: int  # spaces do not count
+    scripts: list[tuple[str, float]]  # with their share of the letters, the largest first
+    sample: Sample | None
+    notes: list[str]
+
+    @property
+    def tokens(self) -> int:
+        """Of the text, also of what is dropped."""
+        return sum(window.tokens for window in self.windows) + self.dropped_tokens
+
+    @property
+    def per_word(self) -> float | None:
+        return self.tokens / self.words if self.words else None
+
+    @property
+    def per_character(self) -> float | None:
+        return self.tokens / self.characters if self.characters else None
+
+
+def inspect(prompts: PromptTokenizer, text: str, negative: bool = False) -> Inspection:
+    """Reads `text` as the CLIP of this tokenizer would; `negative`: as the CLIP for negatives. Never raises, whatever the text holds."""
+    reading = prompts.read(text, negative)
+    windows = [Window(_boxes(window, prompts.tokenizer), len(window), number > 0 and reading.parts[number] != reading.parts[number - 1])
+               for number, window in enumerate(reading.windows)]
+    whole = " ".join(reading.text)
+    letters = Counter(filter(None, map(script, whole)))
+    shares = [(name, count / letters.total()) for name, count in sorted(letters.items(), key=lambda item: (-item[1], item[0]))]
+    return Inspection(
+        family=prompts.family.title, style=prompts.style, negative=negative,
+        prefix=[Box(piece.text.lstrip(SPACE), (piece.id,), 1.0, -2, piece.starts_word, False, False) for piece in reading.prefix], length=reading.length, room=reading.room, windows=windows,
+        merged=reading.merged, dropped=_boxes(reading.dropped, prompts.tokenizer), dropped_tokens=len(reading.dropped), dropped_text=_dropped_text(reading),
+        words=_words(whole, letters), characters=sum(not character.isspace() for character in whole), scripts=shares,
+        sample=_sample(shares, prompts.tokenizer), notes=_notes(prompts, text, reading, windows),
+    )
+
+
+def report(inspection: Inspection) -> str:
+    """The inspection as text. A piece begins with ``▁`` where a word begins; ``×1.3`` is its weight, ``[3]`` the number of its bytes."""
+    lines = summary(inspection)
+    for number, window in enumerate(inspection.windows[:MOST_WINDOWS], 1):
+        lines += ["", f"window {number}{' (BREAK)' if window.after_break else ''}: {window.tokens} of {inspection.room} tokens"]
+        if window.boxes:
+            lines.append(" ".join(map(_box_text, window.boxes)))
+    if len(inspection.windows) > MOST_WINDOWS:
+        lines += ["", f"... and {count(len(inspection.windows) - MOST_WINDOWS, 'window')} more"]
+    if inspection.merged or inspection.dropped:
+        lines.append("")
+    if inspection.merged:
+        lines.append(f"lost to the prefix's colon: {inspection.merged!r}")
+    if inspection.dropped:
+        lines.append(f"cut away, {inspection.dropped_tokens} tokens: {inspection.dropped_text!r}")
+    if inspection.notes:
+        lines += ["", *(f"note: {note}" for note in inspection.notes)]
+    return "\n".join(lines)
+
+
+def summary(inspection: Inspection) -> list[str]:
+    """The report's head: three or four lines."""
+    prefix = f"prefix {PREFIX}" if inspection.prefix else "no prefix"
+    lines = [f"{inspection.family}, {'negative' if inspection.negative else 'prompt'}, style {inspection.style}, {prefix}",
+             f"{count(inspection.tokens, 'token')} of text in {count(len(inspection.windows), 'window')} of {inspection.length} rows, "
+             f"{inspection.room} of them for text"]
+    if inspection.characters:
+        lines.append(fertility(inspection))
+    if inspection.sample:
+        lines.append(comparison(inspection.sample))
+    return lines
+
+
+def fertility(inspection: Inspection) -> str:
+    """How many tokens the text's words and characters take, and which scripts they are of."""
+    per_word = f"{inspection.per_word:.2f} tokens per word, " if inspection.per_word else ""
+    scripts = ", ".join(f"{name} {share:.0%}" for name, share in inspection.scripts[:4]) or "no letters"
+    return f"{per_word}{inspection.per_character:.2f} {'' if per_word else 'tokens '}per character; {scripts}"
+
+
+def comparison(sample: Sample) -> str:
+    return f"the same sentence takes {sample.tokens} tokens in {sample.language} and {sample.english} in English"
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _boxes(tokens: Sequence[Token], tokenizer: InternVLTokenizer) -> list[Box]:
+    boxes, group, word, begin = [], 0, 0, 0
+    for unit in units([token.piece for token in tokens]):
+        token = tokens[begin]
+        begin += len(unit.pieces)
+        text = unit.text[1:] if unit.text.startswith(" ") and len(unit.text.strip()) > 0 else unit.text
+        group += token.word != word or any(script(character) in WITHOUT_SPACES for character in text)
+        word = token.word
+        literal = len(unit.pieces) == 1 and tokenizer.literals.get(unit.text) == token.piece.id
+        boxes.append(Box(text, tuple(piece.id for piece in unit.pieces), token.weight, group, unit.text.startswith(" "), unit.is_bytes, literal))
+    return boxes
+
+
+def _box_text(box: Box) -> str:
+    text = box.text.replace(" ", SPACE) if not box.text.strip(" ") else SPACE * box.starts_word + box.text
+    text = text if text.isprintable() else "".join(c if c.isprintable() else f"<{ord(c):04X}>" for c in text)
+    return text + (f"[{len(box.ids)}]" if len(box.ids) > 1 else "") + (f"×{box.weight:g}" if box.weight != 1 else "")
+
+
+def _dropped_text(reading: Reading) -> str:
+    """What upstream cuts away, as it was written; a character that is cut in two is lost whole."""
+    if not reading.dropped:
+        return ""
+    end = reading.windows[0][-1].piece.end if reading.windows[0] else 0
+    if end is None:  # the pieces lost their places in the text
+        return "".join(unit.text for unit in units([token.piece for token in reading.dropped]))
+    raw = reading.text[0].encode()
+    while end < len(raw) and 0x80 <= raw[end] < 0xC0:  # in the middle of a character
+        end -= 1
+    return raw[end:].decode()
+
+
+def _words(text: str, letters: Counter[str]) -> int | None:
+    """Words between spaces; None where most letters are of scripts that write none."""
+    without = sum(number for name, number in letters.items() if name in WITHOUT_SPACES)
+    if 2 * without > letters.total():
+        return None
+    return sum(any(character.isalnum() or is_mark(character) for character in word) for word in text.split())
+
+
+def _sample(scripts: list[tuple[str, float]], tokenizer: InternVLTokenizer) -> Sample | None:
+    names = [name for name, share in scripts if share >= 0.05]
+    if names[:1] == ["Han"]:  # in Japanese too it may be the larger part, but never alone
+        names = [name for name in names if name in ("Hiragana", "Katakana")] or names
+    if not names or names[0] not in SAMPLES:
+        return None
+    language, sentence = SAMPLES[names[0]]
+    return Sample(language, len(tokenizer.encode(sentence)), len(tokenizer.encode(ENGLISH)))
+
+
+def _notes(prompts: PromptTokenizer, text: str, reading: Reading, windows: list[Window]) -> list[str]:
+    """What a person may not expect."""
+    found, upstream = reading.notes, prompts.style == "upstream"
+    boxes = [box for window in windows for box in window.boxes]
+    literals = sorted({box.text for box in boxes if box.is_literal})
+    in_bytes = sum(box.is_bytes and len(box.ids) > 1 for box in boxes)
+    notes = []
+    if not boxes:
+        notes.append("the prompt is empty")
+    if found.inversions:
+        notes.append(f"taken out, textual inversions are made for CLIP: {_quoted(found.inversions)}")
+    if upstream and "embedding:" in text:
+        notes.append("embedding: is text in the upstream style")
+    if upstream and re.search(r"[()]", text):
+        notes.append("brackets are text in the upstream style and give no weights")
+    if upstream and re.search(r"(?<!\w)BREAK(?!\w)", text):
+        notes.append("BREAK is text in the upstream style")
+    if not upstream and found.lone_brackets:
+        notes.append(f"{count(found.lone_brackets, 'bracket')} without a partner: read as text")
+    if not upstream and _FULL_WIDTH_WEIGHT.search(text):
+        notes.append("full-width （ ） and ： are text: weights are written (words:1.2)")
+    if found.limited_weights:
+        notes.append("weights past 100 are limited to 100")
+    if found.surrogates:
+        notes.append(f"{count(found.surrogates, 'lone surrogate')} (half a character): replaced by U+FFFD")
+    if literals:
+        notes.append(f"special tokens written out in the prompt act as such: {_quoted(literals)}")
+    if any(UNK in box.ids for box in boxes if box.is_literal):
+        notes.append("<unk> is masked: the encoder does not see it")
+    if in_bytes:
+        notes.append(f"{count(in_bytes, 'character')} not in the vocabulary: read byte by byte")
+    if len(windows) > MANY_WINDOWS:
+        notes.append(f"{len(windows)} windows: slow to encode and far more than adapters were trained with")
+    elif len(windows) > 1:
+        notes.append(f"{len(windows)} windows: each is encoded on its own, their contexts follow one another")
+    return notes
+
+
+def _quoted(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,49 @@
+"""InternVL-C's single .pth (internvl_c_13b_224px.pth) as a text encoder's file.
+
+Source: OpenGVLab/InternVL, clip_benchmark/clip_benchmark/models: internvl_c_pytorch/internvl_c.py (the names), internvl_clip.py (how its LoRA was
+trained), build_model.py (how the authors made the published folder of it).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .files import ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME
+from .tensor_files import TensorFile, WrongFile, place
+
+LLAMA = "transformer."  # its LLaMA's names, without the ``model.`` of every other file
+TOKENIZER_FOLDER = "chinese_alpaca_lora_7b"  # where InternVL's repository keeps the tokenizer
+LORA_ALPHA = 32  # of the training code; the file does not say
+
+
+def is_one(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return f"{LLAMA}embed_tokens.weight" in shapes and f"{LLAMA}layers.0.self_attn.q_proj.weight" in shapes
+
+
+def as_published(file: TensorFile) -> TensorFile:
+    """Its text part under the names of our own files, with the sentencepiece model that lies beside it. Raises WrongFile where none does.
+
+    Where the file holds the LoRA of q_proj and v_proj apart, as states of its training do, it is added, as in the authors' conversion to the
+    published folder: W + alpha / r * B A.
+    """
+    folder = file.path.parent
+    tokenizer = next((at for at in (folder / TOKENIZER_NAME, folder / TOKENIZER_FOLDER / TOKENIZER_NAME) if at.is_file()), None)
+    if tokenizer is None:
+        raise WrongFile(f"{place(file.path)} is InternVL-C, but its sentencepiece model is not beside it: put {TOKENIZER_NAME} from {ENCODER_SOURCE} "
+                        f"into {folder}.")
+    stored = {f"model.{name.removeprefix(LLAMA)}": name for name in file.shapes if name.startswith(LLAMA) and ".lora_" not in name}
+    stored |= {TEXT_PROJECTION: TEXT_PROJECTION} if TEXT_PROJECTION in file.shapes else {}
+
+    def read(name: str) -> torch.Tensor:
+        if name == "spiece_model":
+            return torch.frombuffer(bytearray(tokenizer.read_bytes()), dtype=torch.uint8)
+        weight = file.read(stored[name])
+        down, up = (f"{stored[name].removesuffix('.weight')}.lora_{side}.default.weight" for side in "AB")
+        if down not in file.shapes:
+            return weight
+        down, up = file.read(down).float(), file.read(up).float()
+        return weight.float() + LORA_ALPHA / len(down) * (up @ down)
+
+    shapes = {name: file.shapes[own] for name, own in stored.items()} | {"spiece_model": (tokenizer.stat().st_size,)}
+    return TensorFile(file.path, shapes, read, {})

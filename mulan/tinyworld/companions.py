@@ -1,0 +1,127 @@
+"""What the tiny companions are made of: the shipped tiny models read back, LoRA layers around them, a ControlNet beside them.
+
+Only training and tests need this; the files that come of it need nothing but the host.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+from diffusers import ControlNetModel
+from safetensors.torch import load_file
+from torch import nn
+
+from ..adapter import LanguageAdapter, from_published
+from . import narrow, pack
+from .adapter_training import TextStates
+from .base_training import Base
+from .text_training import PREFIX, llama
+
+LORA_RANK = 16
+HINT_WIDTHS = (12, 20, 40, 48)  # of the 16, 32, 96 and 256 channels that the published layout has
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The tiny models of a pack, narrow again and frozen: what companions are trained against, because it is what they will meet."""
+
+    base: Base
+    autoencoder: narrow.TinyAutoencoder
+    adapter: LanguageAdapter
+    text_states: TextStates
+
+    def mulan_context(self, texts: list[str]) -> torch.Tensor:
+        """Texts in any language -> contexts [B, 120, 96] as the MuLan Loader's CLIPs give them; "" is a negative prompt, without prefix."""
+        with torch.no_grad():
+            return self.adapter(self.text_states([text and PREFIX + text for text in texts]))
+
+
+def read_shipped(path: Path = pack.PACK) -> Shipped:
+    stored = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): pack.unscaled_queries(name, tensor) for name, tensor in stored.items() if name.startswith(prefix)}
+
+    base, autoencoder, adapter, text = Base(), narrow.TinyAutoencoder(), narrow.adapter(), llama()
+    unet = part(pack.UNET)
+    base.unet.load_state_dict({name: unet[pack.unet_name(name)] for name in base.unet.state_dict()})
+    base.clip.load_state_dict(part(pack.CLIP))
+    autoencoder.load_state_dict(part(pack.AUTOENCODER))
+    adapter.load_state_dict(from_published(part("adapter.")))
+    text.load_state_dict({name: tensor for name, tensor in part("model.").items() if not name.startswith("diffusion_model.")})
+    for model in (base, autoencoder, adapter):
+        model.requires_grad_(False)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=stored["spiece_model"].numpy().tobytes())
+    return Shipped(base, autoencoder, adapter, TextStates(text, tokenizer))
+
+
+class LowRank(nn.Module):
+    """What a LoRA adds to one linear or convolutional layer; nothing, before training."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int = LORA_RANK):
+        super().__init__()
+        if isinstance(layer, nn.Conv2d):
+            self.lora_down = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False)
+            self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+        else:
+            self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
+            self.lora_up = nn.Linear(rank, layer.out_features, bias=False)
+        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_up.weight)
+
+    def forward(self, x):
+        return self.lora_up(self.lora_down(x))
+
+
+def lora(unet: nn.Module) -> nn.ModuleDict:
+    """A LoRA for every layer of the UNet's blocks, by the layers' names in kohya's spelling."""
+    return nn.ModuleDict({name: LowRank(layer) for name, layer in _lora_layers(unet).items()})
+
+
+def _lora_layers(unet: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    return {f"lora_unet_{name.replace('.', '_')}": layer for name, layer in unet.named_modules()
+            if name.startswith(("down_blocks.", "up_blocks.")) and isinstance(layer, (nn.Linear, nn.Conv2d))}
+
+
+@contextmanager
+def applied(lora: nn.ModuleDict, unet: nn.Module) -> Iterator[None]:
+    """Inside, the UNet computes with the LoRA at strength 1."""
+    def hook(part):
+        return lambda _, inputs, output: output + part(*inputs)
+
+    hooks = [layer.register_forward_hook(hook(lora[name])) for name, layer in _lora_layers(unet).items()]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def control_net(unet: nn.Module) -> ControlNetModel:
+    """A ControlNet for the narrow UNet, its encoder a copy of the UNet's: diffusers' class with padded norms."""
+    net = ControlNetModel(
+        block_out_channels=(narrow.UNET_WIDTH,), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",), mid_block_type="UNetMidBlock2D",
+        cross_attention_dim=narrow.CONTEXT_WIDTH, attention_head_dim=8, norm_num_groups=32, conditioning_embedding_out_channels=HINT_WIDTHS,
+    )
+    net.time_proj = unet.time_proj
+    net.time_embedding.linear_1 = nn.Linear(narrow.UNET_FULL_WIDTH, 4 * narrow.UNET_WIDTH)
+    narrow.pad_norms(net, narrow.UNET_FULL_WIDTH // narrow.UNET_WIDTH)
+    for name in ("time_embedding", "conv_in", "down_blocks"):
+        getattr(net, name).load_state_dict(getattr(unet, name).state_dict())
+    return net
+
+
+def controlled(unet: nn.Module, net: ControlNetModel, x, timesteps, context, hints, strength: float = 1.0) -> torch.Tensor:
+    """The UNet's prediction for x_t [B, 4, 8, 8] with what the ControlNet makes of the hints [B, 3, 64, 64] added, as the host does it.
+
+    The host adds in place. In this UNet no middle block stands between the last skip and the way up, so both are one tensor there,
+    and what is for either of them goes to both.
+    """
+    (first, last), middle = net(x, timesteps, context, hints, conditioning_scale=strength, return_dict=False)
+    both = last + middle
+    return unet(x, timesteps, context, down_block_additional_residuals=(first, both), mid_block_additional_residual=both).sample

@@ -1,0 +1,353 @@
+"""What `dev.py bench` does: files, processes, rounds, goals, output."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import library
+import numpy as np
+import psutil
+import torch
+
+from bench import report, weights
+from bench.cases import CASES
+from bench.worker import Worker, WorkerFailed
+from bench.weights import Sizes
+
+HERE = Path(__file__).resolve().parent
+FULL_LAYERS = 32
+STEPS = 10
+SHORT_REPEAT = 3  # measurements a round of one or two prompts, which other programs disturb more
+ROWS = {"one": 80, "two": 160, "empty_negative": 80, "other_negative": 160, "twelve": 960, "twelve_as_list": 960, "twelve_guided": 960}
+CARDS = (("whole", None), ("12 GB", 12 * 2 ** 30), ("8 GB", 8 * 2 ** 30))
+EQUAL = 2e-5  # as the parity tests'
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A way to load that is measured in a fresh process."""
+
+    side: str  # "mulankit" or "ours"
+    file: str  # a name of `write_files`
+    dtype: str = "float32"  # of mulankit's pipeline
+
+
+LOADINGS = {
+    "mulankit": Loading("mulankit", "published"),
+    "mulankit_half": Loading("mulankit", "published", "float16"),
+    "folder": Loading("ours", "published"),
+    "fp16": Loading("ours", "fp16"),
+    "int8": Loading("ours", "int8"),
+    "fp8": Loading("ours", "fp8"),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are, and how often they are measured."""
+
+    host: Path
+    cache: Path
+    output: Path
+    sizes: Sizes
+    repeat: int
+    threads: int
+    upstream_python: Path | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def say(self, line: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {line}", flush=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        threads = str(self.threads)
+        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HOME": str(self.cache / "huggingface"), "HF_HUB_OFFLINE": "1",
+                "PYTHONUTF8": "1"}
+
+    @property
+    def log(self) -> Path:
+        return self.output / "bench.log"
+
+    @property
+    def figures(self) -> Path:
+        return self.output / "bench.json"
+
+    @property
+    def table(self) -> Path:
+        return self.output / "bench.md"
+
+    def keep(self, **figures) -> dict:
+        """Write what is measured so far beside what is there: the GPU's and the CPU's figures stand in one table. Gives all of it."""
+        known = json.loads(self.figures.read_text("utf-8")) if self.figures.is_file() else {}
+        known |= figures
+        self.figures.write_text(json.dumps(known, indent=1), "utf-8")
+        self.table.write_text(report.markdown(known), "utf-8")
+        return known
+
+    def mulankit(self, text_encoder: Path, adapter: Path, dtype: str) -> Worker:
+        command = [self.upstream_python, HERE / "upstream.py", "--text-encoder", text_encoder, "--adapter", adapter, "--dtype", dtype]
+        return Worker("mulankit", command, self.log, self.environment)
+
+    def ours(self, text_encoder: Path, adapter: Path, *host_arguments: str, free_before: int = 0) -> Worker:
+        command = [sys.executable, HERE / "ours.py", "--comfyui", self.host, "--text-encoder", text_encoder, "--adapter", adapter,
+                   "--free-before", free_before, "--host-arguments", *host_arguments]
+        return Worker("ours", command, self.log, self.environment)
+
+
+def main(arguments: list[str], host: Path, cache: Path, output: Path, upstream_environment: Callable[[], Path]) -> int:
+    options = parse(arguments)
+    output.mkdir(exist_ok=True)
+    sizes = Sizes(options.layers or (1 if options.quick else FULL_LAYERS if options.gpu else 2))
+    if options.quick:
+        sizes = replace(sizes, feed_forward=512, vocabulary=1014)
+    bench = Bench(host, cache, output, sizes, options.repeat, options.threads)
+    bench.log.write_bytes(b"")
+    try:
+        if options.gpu:
+            bench.keep(gpu=measure_gpu(bench, options.device))
+        else:
+            measure(replace(bench, upstream_python=upstream_environment()))
+    except WorkerFailed as failure:
+        sys.exit(str(failure))
+    print(f"\n{bench.table.read_text('utf-8')}\nThe table: {os.path.relpath(bench.table)}\nEvery figure: {os.path.relpath(bench.figures)}")
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dev.py bench", description="Measure this pack beside mulankit 1.0.2 on random weights: output/bench.md.")
+    parser.add_argument("--layers", type=int, metavar="N", help="of the text encoder's 32 (default: 2; with --gpu all)")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of either side (default: 1)")
+    parser.add_argument("--gpu", action="store_true", help="measure the whole text encoder on this machine's GPU instead, and on smaller cards")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: go through --gpu without a GPU; its figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="a small text encoder: shows that everything runs; its figures mean nothing")
+    return parser.parse_args(arguments)
+
+
+# --- beside mulankit, on the CPU -----------------------------------------------------------------------------------------
+
+def measure(bench: Bench) -> None:
+    library.open_host(bench.host, "--cpu")  # for the converter's own measure of its error
+    torch.set_num_threads(bench.threads)
+    bench.say(f"files: a text encoder of {bench.sizes.layers} layers, {bench.sizes.width} wide, in {os.path.relpath(bench.cache)}")
+    files = write_files(bench)
+    about = {"machine": machine(), "sizes": asdict(bench.sizes), "threads": bench.threads, "repeat": bench.repeat, "files": sizes_of(files)}
+    # What an earlier run measured of other sizes goes.
+    bench.keep(**about, encoding=None, differences=None, sampling=None, loading=None, quantisation=None, profiles={})
+    bench.keep(**measure_encoding(bench, files))
+    bench.keep(loading=measure_loading(bench, files))
+    results = bench.keep(quantisation=measure_quantisation(bench, files))
+    bench.keep(profiles=profiles(bench, files, report.missed(results)))
+
+
+def write_files(bench: Bench) -> dict[str, Path]:
+    """Everything that both sides load, written on first use."""
+    folder = bench.cache / bench.sizes.name
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "float32": weights.write_published(folder / "published-float32", bench.sizes, torch.float32, vision=False, say=bench.say),
+        "published": weights.write_published(folder / "published", bench.sizes, torch.float16, vision=True, say=bench.say),
+        "adapter": weights.write_adapter(folder / "adapter", bench.sizes),
+    }
+    from mulan.convert import convert
+
+    for form in ("fp16", "int8", "fp8"):
+        files[form] = folder / f"{form}.safetensors"
+        if not files[form].exists():
+            bench.say(f"  {files[form].name}")
+            convert(files["published"], files[form], form)
+    return files
+
+
+def sizes_of(files: dict[str, Path]) -> dict[str, int]:
+    return {name: sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path])) for name, path in files.items()}
+
+
+def measure_encoding(bench: Bench, files: dict[str, Path]) -> dict:
+    """Rounds of: every case by mulankit, by ours, and its floor; then ours on the smaller files; then the adapter while sampling."""
+    variants = {"ours": files["float32"], "published": files["published"], "int8": files["int8"], "fp8": files["fp8"]}
+    short = ("one", "twelve")  # what is measured of the smaller files
+    times: dict[str, dict[str, dict[str, list[float]]]] = {}
+    differences, outputs = {}, {side: bench.output / f"bench_{side}.npy" for side in ("mulankit", "ours")}
+
+    def note(side: str, case: str, took: dict) -> None:
+        for clock in ("cpu", "wall"):
+            times.setdefault(side, {}).setdefault(case, {}).setdefault(clock, []).append(took[clock])
+
+    with ExitStack() as stack:
+        bench.say("encoding: starting both sides")
+        theirs = stack.enter_context(bench.mulankit(files["float32"], files["adapter"], "float32"))
+        ours = {name: stack.enter_context(bench.ours(file, files["adapter"], "--cpu")) for name, file in variants.items()}
+        for worker in (theirs, *ours.values()):
+            worker.ask("load")
+        for case in CASES:  # the first pass warms up and is compared
+            theirs.ask("encode", case=case, output=str(outputs["mulankit"]))
+            ours["ours"].ask("encode", case=case, output=str(outputs["ours"]))
+            differences[case] = difference(*outputs.values())
+            for name in variants:
+                if name != "ours" and case in short:
+                    ours[name].ask("encode", case=case)
+            bench.say(f"  {CASES[case].title}: contexts differ by {differences[case]:.1e} at most")
+        for output in outputs.values():
+            output.unlink()
+        for number in range(1, bench.repeat + 1):
+            for case in CASES:
+                for _ in range(1 if len(CASES[case].prompts) > 2 else SHORT_REPEAT):
+                    note("mulankit", case, theirs.ask("encode", case=case))
+                    note("ours", case, ours["ours"].ask("encode", case=case))
+                    note("floor", case, ours["ours"].ask("floor", rows=ROWS[case]))
+                    for name in variants:
+                        if name != "ours" and case in short:
+                            note(name, case, ours[name].ask("encode", case=case))
+                ratio = times["ours"][case]["cpu"][-1] / times["mulankit"][case]["cpu"][-1]
+                bench.say(f"  round {number} of {bench.repeat}, {CASES[case].title}: {ratio:.2f}x of mulankit's CPU time")
+        checkpoint = tiny_checkpoint(bench)
+        sampling = {"steps": STEPS, "mulankit": theirs.ask("sample", steps=STEPS),
+                    "ours": ours["ours"].ask("sample", steps=STEPS, checkpoint=str(checkpoint))}
+    medians = {side: {case: {clock: statistics.median(values) for clock, values in clocks.items()} for case, clocks in cases.items()}
+               for side, cases in times.items()}
+    return {"encoding": medians, "encoding_rounds": times, "differences": differences, "sampling": sampling}
+
+
+def difference(one: Path, other: Path) -> float:
+    """Largest absolute difference of two files of contexts. Raises WorkerFailed where it is no rounding."""
+    a, b = np.load(one), np.load(other)
+    largest = float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")
+    if not largest <= EQUAL:
+        raise WorkerFailed(f"the contexts differ by {largest:.1e}, {EQUAL:.0e} is allowed: the two sides do not compute the same, no time is worth comparing")
+    return largest
+
+
+def tiny_checkpoint(bench: Bench) -> Path:
+    """The tiny SD1.5 checkpoint that dev.py wrote into the host's models folder."""
+    return bench.host / "models" / "checkpoints" / "tiny_sd15.safetensors"
+
+
+def measure_loading(bench: Bench, files: dict[str, Path]) -> dict:
+    """Each way in a process of its own, as many times as rounds, in turn: load, first prompt, and memory before and after."""
+    measured: dict[str, list[dict]] = {}
+    for number in range(1, bench.repeat + 1):
+        for name, way in LOADINGS.items():
+            with starting(bench, files, way) as worker:
+                before, load, first = worker.ask("imported"), worker.ask("load"), worker.ask("encode", case="one")
+            measured.setdefault(name, []).append({
+                "load_cpu": load["cpu"], "load_wall": load["wall"], "first_cpu": load["cpu"] + first["cpu"], "first_wall": load["wall"] + first["wall"],
+                **{kind: first[kind] - before[kind] for kind in ("anonymous", "file")}, "peak": first["peak"] - before["anonymous"] - before["file"],
+            })
+            bench.say(f"  round {number} of {bench.repeat}, {', '.join(report.WAYS[name])}: loaded in {load['cpu']:.2f} s of CPU time")
+    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in measured.items()}
+
+
+def starting(bench: Bench, files: dict[str, Path], way: Loading) -> Worker:
+    if way.side == "mulankit":
+        return bench.mulankit(files[way.file], files["adapter"], way.dtype)
+    return bench.ours(files[way.file], files["adapter"], "--cpu")
+
+
+def measure_quantisation(bench: Bench, files: dict[str, Path]) -> dict:
+    """Relative error of the hidden states of each converted file, the mean over the converter's sentences."""
+    from mulan.encoder_error import encoder_error
+    from mulan.files import open_text_encoder
+
+    source, errors = open_text_encoder(files["published"]), {}
+    with torch.inference_mode():
+        for form in ("fp16", "int8", "fp8"):
+            bench.say(f"  error of {form}")
+            errors[form] = statistics.mean(encoder_error(open_text_encoder(files[form]), source).values())
+    return errors
+
+
+def profiles(bench: Bench, files: dict[str, Path], missed: list[str]) -> dict:
+    """For each goal that was missed, what both sides spend their time on."""
+    found = {}
+    for goal in missed:
+        bench.say(f"  profile: {goal}")
+        found[goal] = {}
+        for side, name in report.COMPARED.items():
+            way = LOADINGS[name] if goal == "load" else replace(LOADINGS[name], file="float32")
+            with starting(bench, files, way) as worker:
+                if goal == "load":
+                    found[goal][side] = worker.ask("load", profile=True)
+                    continue
+                worker.ask("load")
+                worker.ask("encode", case=goal)
+                found[goal][side] = worker.ask("encode", case=goal, profile=True)
+    return found
+
+
+def machine() -> dict:
+    """What figures depend on, and nothing that tells whose machine it is."""
+    names = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.processor() or platform.machine(), "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+            "memory": psutil.virtual_memory().total, "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def cpu_lines() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+# --- on a GPU ------------------------------------------------------------------------------------------------------------
+
+def measure_gpu(bench: Bench, device: str) -> dict:
+    """The whole text encoder in int8 and fp16, on the card as it is and with the rest of it taken, dynamic VRAM on and off."""
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("This machine has no GPU that torch can use. --device cpu goes through the same steps without one; its figures mean nothing.")
+    folder = bench.cache / bench.sizes.name
+    folder.mkdir(parents=True, exist_ok=True)
+    bench.say(f"files: a text encoder of {bench.sizes.layers} layers in int8 and fp16")
+    adapter = weights.write_adapter(folder / "adapter", bench.sizes)
+    files = {form: weights.write_own(folder / f"repeated-{form}.safetensors", bench.sizes, form, bench.say) for form in ("int8", "fp16")}
+    rows = []
+    for card, size in CARDS:
+        with rest_of_card_taken(device, size) as free:
+            for form, file in files.items():
+                for dynamic in ((True, False) if device == "cuda" else (False,)):
+                    rows.append({"card": card, "form": form, **measure_on_card(bench, file, adapter, device, dynamic, free)})
+                    bench.say(f"  {card}, {form}, dynamic VRAM {'on' if rows[-1]['dynamic'] else 'off'}: {summary(rows[-1])}")
+    card = next((row for row in rows if row.get("name")), {"name": "unknown", "total": 0})
+    return {"device": device, "machine": machine(), "layers": bench.sizes.layers, "card": card["name"], "total": card["total"], "rows": rows}
+
+
+@contextmanager
+def rest_of_card_taken(device: str, size: int | None) -> Iterator[int]:
+    """Another process holds all of the card but `size` bytes, so that allocating more fails as on a smaller one; gives the bytes free."""
+    with subprocess.Popen([sys.executable, HERE / "ballast.py", device, str(size or 0)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ballast:
+        answer = ballast.stdout.readline()
+        if not answer:
+            raise WorkerFailed("the rest of the card could not be taken: another program uses it. Close it and try again.")
+        try:
+            yield int(answer)
+        finally:
+            ballast.stdin.close()
+
+
+def measure_on_card(bench: Bench, file: Path, adapter: Path, device: str, dynamic: bool, free: int) -> dict:
+    """One fresh process: load, the first prompt, the median of more, and twelve prompts; or the error that ended it."""
+    arguments = ["--cpu"] if device == "cpu" else [] if dynamic else ["--disable-dynamic-vram"]
+    try:
+        with bench.ours(file, adapter, *arguments, free_before=free) as worker:
+            card, load, first = worker.ask("card"), worker.ask("load"), worker.ask("encode_watched", case="one")
+            again = [worker.ask("encode_watched", case="one") for _ in range(bench.repeat)]
+            twelve = [worker.ask("encode_watched", case="twelve") for _ in range(bench.repeat)]
+    except WorkerFailed as failure:
+        return {"dynamic": dynamic, "error": str(failure).splitlines()[0]}
+    runs = [first, *again, *twelve]
+    if not all(run["finite"] for run in runs):
+        return {**card, "error": "the contexts are not finite"}
+    return {**card, "load": load["wall"], "first": first["wall"], "one": statistics.median(run["wall"] for run in again),
+            "twelve": statistics.median(run["wall"] for run in twelve), "peak": max(run["peak"] for run in runs)}
+
+
+def summary(row: dict) -> str:
+    return row.get("error") or f"{row['one']:.2f} s a prompt, peak {row['peak'] / 2 ** 30:.1f} GiB"

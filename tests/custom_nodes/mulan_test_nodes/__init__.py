@@ -1,0 +1,63 @@
+"""Nodes that only the tests' server has: what other packs do to a MODEL, made small."""
+from __future__ import annotations
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy_api.latest import ComfyExtension, io
+
+
+class ImageTokens(io.ComfyNode):
+    """What IP-Adapter does: beside every cross-attention to the text, one to tokens of a picture, on the positive side alone.
+
+    The tokens are the means of 4x4 fields; keys and values are fixed random projections of them.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ImageTokens", category="tests",
+                         inputs=[io.Model.Input("model"), io.Image.Input("image"), io.Float.Input("strength", default=1.0)],
+                         outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, image, strength) -> io.NodeOutput:
+        tokens = torch.nn.functional.adaptive_avg_pool2d(image[:1].movedim(-1, 1), 4).flatten(2).movedim(1, 2)  # [1, 16, 3]
+
+        def attend(q, k, v, extra_options):
+            heads, sides = extra_options["n_heads"], extra_options["cond_or_uncond"]  # sides: 0 for each positive part of the batch
+            own = [tokens.to(q) @ _projection(tokens.shape[-1], k.shape[-1], seed).to(q) for seed in (1, 2)]
+            key, value = (side.expand(q.shape[0], -1, -1) for side in own)
+            share = torch.tensor([strength * (side == 0) for side in sides]).to(q).repeat_interleave(q.shape[0] // len(sides))
+            return optimized_attention(q, k, v, heads) + share[:, None, None] * optimized_attention(q, key, value, heads)
+
+        patched = model.clone()
+        for part, blocks in (("input", 12), ("middle", 1), ("output", 12)):
+            for block in range(blocks):
+                patched.set_model_attn2_replace(attend, part, block)
+        return io.NodeOutput(patched)
+
+
+def _projection(width_in: int, width_out: int, seed: int) -> torch.Tensor:
+    return torch.randn(width_in, width_out, generator=torch.Generator().manual_seed(seed))
+
+
+class ConditioningOfWidth(io.ComfyNode):
+    """Random text states of any width, for a model whose own text encoder is too large for tests: the SDXL refiner's CLIP-G."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ConditioningOfWidth", category="tests",
+                         inputs=[io.Int.Input("width", default=1280), io.Int.Input("seed", default=0)], outputs=[io.Conditioning.Output()])
+
+    @classmethod
+    def execute(cls, width, seed) -> io.NodeOutput:
+        rows = torch.randn(1, 78, width, generator=torch.Generator().manual_seed(seed))
+        return io.NodeOutput([[rows[:, 1:], {"pooled_output": rows[:, 0]}]])
+
+
+class Nodes(ComfyExtension):
+    async def get_node_list(self):
+        return [ImageTokens, ConditioningOfWidth]
+
+
+async def comfy_entrypoint() -> Nodes:
+    return Nodes()
