@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import library
@@ -259,11 +260,12 @@ def measure_quantisation(bench: Bench, files: dict[str, Path]) -> dict:
     from mulan.encoder_error import encoder_error
     from mulan.files import open_text_encoder
 
-    source, errors = open_text_encoder(files["published"]), {}
+    errors = {}
     with torch.inference_mode():
         for form in ("fp16", "int8", "fp8"):
             bench.say(f"  error of {form}")
-            errors[form] = statistics.mean(encoder_error(open_text_encoder(files[form]), source).values())
+            by_language = encoder_error(partial(open_text_encoder, files[form]), partial(open_text_encoder, files["published"]))
+            errors[form] = statistics.mean(by_language.values())
     return errors
 
 

@@ -176,6 +176,13 @@ def test_a_picture_stays_in_bounds(default, upstream, name, fonts):
         assert (pixels != PAPER).any(axis=-1).mean() > 0.3
 
 
+def test_a_piece_wider_than_a_box_is_shortened(default):
+    inspection = inspect(default, "a cat")
+    wide = replace(inspection.windows[0].boxes[0], text="W" * 400)
+    pixels = np.asarray(draw(replace(inspection, windows=[replace(inspection.windows[0], boxes=[wide])]), Lettering(Fonts([]))))
+    assert (pixels[:, -8:] == PAPER).all()
+
+
 def test_weights_cuts_and_notes_are_seen(default, upstream):
     """Each changes the picture in its colour."""
     from mulan.inspection_picture import LOST, LOST_CARD, NOTE_CARD, STRONGER, WEAKER
