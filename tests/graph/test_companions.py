@@ -208,7 +208,7 @@ def test_prompts_scheduled_by_timestep_range(server, base, plain):
 
 
 def test_combined_prompts_add_up(server, base):
-    """A colour in Chinese and a shape in Arabic make a pair that no training saw; the same thing in four languages stays that thing."""
+    """A colour in Chinese and a shape in Arabic make a pair that the text encoder was not trained on; one thing in four languages stays it."""
     def combined(*texts):
         ids = [str(number) for number in range(20, 20 + len(texts))]
         return picture(server, add(base, *map(encode, ids, texts), *combine("30", *ids), KSampler_positive=["30", 0]))
