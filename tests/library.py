@@ -1,16 +1,39 @@
 """Makes the library and the host importable in a plain Python process.
 
-The repository itself never goes on sys.path: its nodes/ folder would hide the host's nodes.py.
+The repository itself never goes on sys.path: its nodes/ folder would hide the host's nodes.py. It is there as a package, as it is for the
+host, under the name `pack`: `pack.visionllm_nodes.model`. `mulan` is `pack.mulan` by a shorter name.
 """
+import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PACK = "pack"
+
+
+class _SameModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """`pack.mulan.x` is the module `mulan.x`: one class of each error, whoever imports it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == f"{PACK}.mulan" or name.startswith(f"{PACK}.mulan."):
+            return importlib.machinery.ModuleSpec(name, self)
+        return None
+
+    def create_module(self, spec):
+        module = importlib.import_module(spec.name.removeprefix(f"{PACK}."))
+        self._own_spec = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        module.__spec__ = self._own_spec  # the import system has just put the alias there
 
 
 def load_library() -> None:
-    """Import ROOT/mulan under its own name, so that `import mulan.adapter` works from here on."""
+    """Import ROOT/mulan under its own name, and ROOT as the package `pack` without running the door that needs the host's server."""
     if "mulan" in sys.modules:
         return
     folder = ROOT / "mulan"
@@ -18,6 +41,10 @@ def load_library() -> None:
     library = importlib.util.module_from_spec(spec)
     sys.modules["mulan"] = library
     spec.loader.exec_module(library)
+    pack = types.ModuleType(PACK)
+    pack.__path__ = [str(ROOT)]
+    sys.modules[PACK] = pack
+    sys.meta_path.insert(0, _SameModules())
 
 
 def open_host(folder: Path, *arguments: str) -> None:

@@ -5,6 +5,8 @@ import importlib.util
 import json
 import re
 import shutil
+import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from visionllm_case import Case, listed  # noqa: E402
+
 TOLERANCE = 2e-5
 
 _seen: dict[str, tuple[int, float]] = {}
@@ -24,6 +30,21 @@ def goldens(request) -> Path:
     folder = given / "mulan" if (given / "mulan").is_dir() else given
     assert (folder / "set.json").is_file(), f"no goldens of MuLan in {given}: expected is {given / 'mulan' / 'set.json'}"
     return folder
+
+
+@pytest.fixture(scope="session")
+def vision_case(request):
+    """vision_case("gdino_swin") -> that golden of VisionLLM v2, from --goldens (or its `visionllm` folder)."""
+    given = Path(request.config.getoption("--goldens") or HERE / "goldens")
+    folder = given / "visionllm" if (given / "visionllm").is_dir() else given
+    assert (folder / "model.json").is_file(), f"no goldens of VisionLLM v2 in {given}: expected is {given / 'visionllm' / 'model.json'}"
+    return lru_cache(maxsize=None)(lambda name: Case(folder, name))
+
+
+@pytest.fixture(scope="session")
+def vision_manifest():
+    """vision_manifest("gdino_swin_t") -> {"tensors": {name: shape}, "aliases": ..., "int_buffers": ...} of a full-size part."""
+    return lambda name: listed(HERE / "manifests" / "visionllm" / f"{name}.json")
 
 
 @pytest.fixture(scope="session")

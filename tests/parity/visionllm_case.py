@@ -1,0 +1,46 @@
+"""One golden of VisionLLM v2: what upstream was given, and what it answered."""
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+_spec = importlib.util.spec_from_file_location("visionllm_recipe", Path(__file__).with_name("visionllm_recipe.py"))
+recipe = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(recipe)
+
+
+class Case:
+    """`facts` is the golden's .json, `stored` its tensors; weights and inputs are made by the recipe."""
+
+    def __init__(self, folder: Path, name: str):
+        self.folder = folder
+        self.name = name
+        self.facts = json.loads((folder / f"{name}.json").read_text("utf-8"))
+        self.stored = load_file(folder / f"{name}.safetensors")
+        self.seed = self.facts["seed"]
+
+    def weights(self, manifest: dict | None = None, seed: int | None = None) -> dict[str, torch.Tensor]:
+        """Upstream-named tensors, float32, of `manifest` (default: the golden's own)."""
+        made = recipe.state_dict(manifest or self.facts["weights"], self.seed if seed is None else seed)
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in made.items()}
+
+    def inputs(self, name: str, shape, scale: float = 1.0, offset: float = 0.0) -> torch.Tensor:
+        return torch.from_numpy(recipe.inputs(name, shape, self.seed, scale, offset))
+
+    def uniform(self, name: str, shape) -> torch.Tensor:
+        """float64 in [0, 1)."""
+        return torch.from_numpy(recipe.uniform(name, shape, self.seed))
+
+    def image(self, name: str, height: int, width: int) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        return recipe.image(name, height, width, self.seed)
+
+
+def listed(manifest: Path) -> dict:
+    """A manifest of a full-size part: {"tensors": {name: shape}, "aliases": {name: canonical name}, "int_buffers": [[name, shape, dtype]]}."""
+    return json.loads(manifest.read_text("utf-8"))
