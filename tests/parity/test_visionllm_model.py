@@ -1,0 +1,149 @@
+"""The whole model against upstream's: prompts with pictures, regions and super links in, hidden states and the decoders' answers out."""
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pack.visionllm_nodes.model.checkpoint import open_visionllm, unexpected
+from pack.visionllm_nodes.model.super_link import read
+from pack.visionllm_nodes.model.visionllm import Prompt
+from pack.visionllm_nodes.model.writing import Writing
+
+TASKS = ("det", "grd", "seg", "pose", "interactive")
+HIDDEN, LOGITS, BOXES, MASKS = 5e-5, 2e-4, 1e-5, 2e-4
+PATCH, REGION = "<im_patch>", "<region>"
+
+
+@pytest.fixture(scope="session")
+def golden(vision_case):
+    return vision_case("model")
+
+
+@pytest.fixture(scope="session")
+def opened(golden, tmp_path_factory):
+    """The golden's checkpoint as a published folder, opened as any other."""
+    folder = tmp_path_factory.mktemp("VisionLLMv2")
+    save_file({name: tensor.contiguous().clone() for name, tensor in golden.weights().items()}, folder / "model.safetensors")
+    told = golden.facts["config"]
+    (folder / "config.json").write_text(json.dumps({
+        **told["model"], "llm_config": told["llm"], "vis_encoder_config": told["clip"],
+        "gdino_config": {**told["gdino"], "backbone_config": told["gdino_backbone"]}, "unipose_config": told["unipose"],
+    }), "utf-8")
+    return open_visionllm(folder)
+
+
+@pytest.fixture(scope="session")
+def model(opened):
+    import comfy.ops
+
+    model = opened.build(operations=comfy.ops.manual_cast, dtype=torch.float32, device="cpu")
+    model.load_state_dict(dict(opened.tensors()))
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def asked(golden, model, vision_case):
+    """asked("det") -> (case, picture seen, prompt): the golden's own token ids, which hold the [EMB]s already."""
+    ids, tower = golden.facts["token_ids"], golden.facts["config"]["clip"]
+
+    def get(task):
+        case = vision_case(f"model_{task}")
+        row = case.stored["input_ids"][0].tolist()
+        count = row.count(ids[PATCH]) // model.tower.config.patches
+        views = case.inputs(f"{task}.images", (count, 3, tower["image_size"], tower["image_size"]))
+        seen = model.look(views)
+        regions = None
+        if "regions" in case.stored:
+            regions = model.look_at_regions(views[-1], seen, case.stored["regions"].bool())
+        return case, Prompt(row, [seen.tokens], regions, model.super_link.links(row, ids))
+    return get
+
+
+def test_nothing_in_the_checkpoint_is_unexpected(opened):
+    assert unexpected(opened) == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_hidden_states(task, asked, model, golden, close):
+    case, prompt = asked(task)
+    ids = golden.facts["token_ids"]
+    embeddings = model.embed([prompt], ids[PATCH], ids[REGION])
+    states, _ = model.read([prompt], ids[PATCH], ids[REGION])
+    close(embeddings, case.stored["llm_inputs_embeds"], case.name, HIDDEN)
+    close(states, case.stored["last_hidden"], case.name, HIDDEN)
+    close(model.language.logits(states), case.stored["logits"], f"{case.name} (logits)", LOGITS)
+    close(read(states[0], prompt.links), case.stored["emb_hidden"], case.name, HIDDEN)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_cached_picture_answers_as_a_fresh_one(task, asked, model, golden, close):
+    """The picture's keys and values are computed first; every question is read behind them. Two at a time equal each alone."""
+    _, prompt = asked(task)
+    ids = golden.facts["token_ids"]
+    whole, _ = model.read([prompt], ids[PATCH], ids[REGION])
+    cut = len(prompt.ids) - prompt.ids[::-1].index(ids[PATCH])
+    _, cache = model.read([Prompt(prompt.ids[:cut], prompt.pictures)], ids[PATCH], ids[REGION], keep=True)
+    question = Prompt(prompt.ids[cut:], (), prompt.regions, model.super_link.links(prompt.ids[cut:], ids))
+    short = Prompt(question.ids[:5])
+    states, _ = model.read([question, short], ids[PATCH], ids[REGION], cache)
+    close(states[0], whole[0, cut:], "cached picture", 1e-5)
+    close(states[1, :5], whole[0, cut:cut + 5], "cached picture", 1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_decoders_answer(task, asked, model, golden, close):
+    case, prompt = asked(task)
+    ids, meta = golden.facts["token_ids"], case.facts["inputs"]["img_metas"]
+    states, _ = model.read([prompt], ids[PATCH], ids[REGION])
+    queries = read(states[0], prompt.links)[None]
+    height, width = [int(part) for part in case.facts["inputs"]["images_aug"].split("(3,")[1].split(")")[0].split(",")]
+    canvas = [-(-side // 32) * 32 for side in (height, width)]
+    picture = torch.zeros(1, 3, *canvas)
+    picture[0, :, :height, :width] = case.inputs(f"{task}.image_aug", (3, height, width))
+    known = torch.ones(1, queries.shape[1], dtype=torch.bool)
+    if task == "pose":
+        mask = torch.zeros(1, *canvas, dtype=torch.bool)
+        mask[:, :height, :width] = True
+        objects = len(meta["id2index"])
+        pose = model.pose(picture, mask, queries[:, :objects], known[:, :objects], queries[:, objects:], known[:, objects:])
+        slots = model.pose.config.slots
+        keypoints = case.stored["unipose_keypoints"][..., :2 * slots].unflatten(-1, (slots, 2))[:, :, :queries.shape[1] - objects]
+        close(pose.logits, case.stored["unipose_logits"], f"{case.name} (logits)", LOGITS)
+        close(pose.boxes, case.stored["unipose_boxes"], case.name, BOXES)
+        close(pose.keypoints, keypoints, case.name, BOXES)
+        return
+    found = model.grounding(picture, picture[:, 0] != 0, queries, known)
+    close(found.logits, case.stored["gdino_logits"], f"{case.name} (logits)", LOGITS)
+    close(found.boxes, case.stored["gdino_boxes"], case.name, BOXES)
+    every = torch.arange(found.logits.shape[1])[None]
+    close(model.grounding.masks(found, every), case.stored["gdino_masks"], f"{case.name} (masks)", MASKS)
+
+
+def test_tool_tokens_within_generation(golden, model, vision_case, close):
+    """Upstream's cached steps: a tool token brings its embeddings along, the next token follows the last of them."""
+    case, ids = vision_case("model_generate"), golden.facts["token_ids"]
+    size = golden.facts["config"]["clip"]["image_size"]
+    seen = model.look(case.inputs("gen.images", (1, 3, size, size)))
+    forced = iter([step["token"] for step in case.facts["steps"]])
+    logits_of_last = []
+
+    def choose(logits):
+        logits_of_last.append(logits.clone())
+        return torch.tensor([next(forced)])
+
+    prompt = Prompt(case.stored["gen_input_ids"][0].tolist(), [seen.tokens])
+    writing = Writing(model, [prompt], ids, end=-1, limit=len(case.facts["steps"]), choose=choose)
+    prefill = logits_of_last
+    answer, = writing.run()
+    known = torch.ones(len(model.language.lm_head.weight), dtype=torch.bool)
+    known[[id for name, id in ids.items() if name.startswith("[EMB")]] = False  # these are never chosen, so their logits are -inf
+    close(prefill[0][:, known], case.stored["gen_prefill_last_logits"][:, known], f"{case.name} (logits)", LOGITS)
+    for step, following in zip(case.facts["steps"], logits_of_last[1:]):
+        close(following[:, known], case.stored[f"gen_step_{step['step']}_logits"][:, -1, known], f"{case.name} (logits)", LOGITS)
+    tools = [step for step in case.facts["steps"] if step["logits_shape"][1] > 1]
+    assert [call.tool for call in answer.tools] == [next(name for name, id in ids.items() if id == step["token"]) for step in tools]
+    for call, step in zip(answer.tools, tools):
+        close(call.states, case.stored[f"gen_step_{step['step']}_hidden"][0, 1:], case.name, HIDDEN)

@@ -1,0 +1,111 @@
+"""Upstream's post-processing of detection, grounding, regions, semantic segmentation and pose, tensor by tensor."""
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from pack.visionllm_nodes.model.postprocess import (Found, best, best_per_prompt, boxes_in_pixels, instance_masks, keypoints_in_pixels,
+                                                    semantic_map)
+
+SCORE, PIXEL = 1e-6, 1e-3  # a pixel here is 1e-5 of the picture's side
+
+
+@pytest.fixture(scope="module")
+def case(vision_case):
+    return vision_case("postprocess")
+
+
+def boxes_of(case, key: str, batch: int, queries: int) -> torch.Tensor:
+    drawn = case.uniform(f"input:{key}", (batch, queries, 4)).float()
+    return torch.cat((drawn[..., :2] * 0.8 + 0.1, drawn[..., 2:] * 0.5 + 0.02), -1)
+
+
+@pytest.fixture(scope="module")
+def given(case):
+    """The decoder's answers, and per picture what it was shown and how large it is."""
+    facts = case.facts["inputs"]
+    masks = case.stored["raw_masks"]
+    batch, queries = masks.shape[:2]
+    answers = {"logits": case.inputs("post.logits", (batch, queries, facts["K"]), 2.0, -2.0),
+               "boxes": boxes_of(case, "post.boxes", batch, queries), "masks": masks}
+    pictures = [{name: tensor[row] for name, tensor in answers.items()}
+                | {"shown": tuple(facts["img_shape"][row]), "size": tuple(facts["ori_shape"][row][:2])} for row in range(batch)]
+    assert [4 * side for side in masks.shape[2:]] == facts["pad_shape"]
+    return pictures
+
+
+def same_found(case, found: Found, name: str, close):
+    close(found.scores, case.stored[f"{name}_scores"], "postprocess scores", SCORE)
+    assert torch.equal(found.labels, case.stored[f"{name}_labels"]), name
+
+
+def same_masks(ours: torch.Tensor, golden: torch.Tensor, name: str):
+    """A pixel whose logit is within rounding of 0 may fall on either side."""
+    assert ours.shape == golden.shape and ours.dtype == torch.bool, name
+    assert (ours != golden).float().mean() <= 1e-4, f"{name}: {(ours != golden).sum()} pixels of {golden.numel()}"
+
+
+def test_detection_and_instance_masks(case, given, close):
+    for row, picture in enumerate(given):
+        found = best(picture["logits"], case.facts["inputs"]["topk"])
+        boxes = boxes_in_pixels(picture["boxes"][found.queries], picture["size"])
+        for kind in ("det", "inst"):
+            same_found(case, found, f"{kind}{row}", close)
+            close(boxes, case.stored[f"{kind}{row}_boxes"], "postprocess boxes", PIXEL)
+        masks = instance_masks(picture["masks"][found.queries], picture["shown"], picture["size"])
+        same_masks(masks, case.stored[f"inst{row}_masks"], f"inst{row}")
+
+
+def test_a_masked_name_is_never_found(case, given, close):
+    """Upstream's logits are padded with -inf to 256 columns; ours need not be, and the same comes out where they are."""
+    for row, picture in enumerate(given):
+        logits = picture["logits"]
+        wide = torch.cat((logits, logits.new_full((len(logits), 7), float("-inf"))), 1)
+        same_found(case, best(wide, case.facts["inputs"]["topk"]), f"det{row}", close)
+        assert len(best(wide, wide.numel()).scores) == logits.numel()
+
+
+def test_grounding(case, given, close):
+    """One name: upstream's golden is the first of the names' columns."""
+    for row, picture in enumerate(given):
+        found = best(picture["logits"][:, :1], 1)
+        close(found.scores, case.stored[f"grd{row}_score"], "postprocess scores", SCORE)
+        close(boxes_in_pixels(picture["boxes"][found.queries], picture["size"]), case.stored[f"grd{row}_box"], "postprocess boxes", PIXEL)
+        masks = instance_masks(picture["masks"][found.queries], picture["shown"], picture["size"])
+        same_masks(masks, case.stored[f"grd{row}_mask"], f"grd{row}")
+
+
+def test_interactive(case, given, close):
+    for row, picture in enumerate(given):
+        found = best_per_prompt(picture["logits"])
+        close(found.scores, case.stored[f"interactive{row}_scores"], "postprocess scores", SCORE)
+        masks = instance_masks(picture["masks"][found.queries], picture["shown"], picture["size"])
+        same_masks(masks, case.stored[f"interactive{row}_masks"], f"interactive{row}")
+
+
+def test_semantic_map(case, given):
+    for row, picture in enumerate(given):
+        names = semantic_map(picture["logits"], picture["masks"], picture["shown"], picture["size"])
+        for kind in ("semseg", "semseg_after"):
+            golden = case.stored[f"{kind}{row}"].long()
+            assert names.shape == golden.shape
+            assert (names != golden).float().mean() <= 1e-4, f"{kind}{row}: {(names != golden).sum()} pixels"
+
+
+def test_pose(case, given, close):
+    facts = case.facts["inputs"]
+    golden, mapping = facts["pose"], {int(label): id for label, id in facts["pose"]["id_mapping"].items()}
+    batch = len(given)
+    queries, numbers = map(int, re.search(r"\(B,(\d+),(\d+)\)", golden["keypoints"]).groups())
+    logits = case.inputs("post.pose_logits", (batch, queries, len(mapping)), 2.0, -2.0)
+    boxes = boxes_of(case, "post.pose_boxes", batch, queries)
+    keypoints = case.uniform("input:post.pose_kpts", (batch, queries, numbers)).float()
+    keypoints = keypoints[..., :2 * golden["num_body_points"]].unflatten(-1, (-1, 2))
+    for row, picture in enumerate(given):
+        found = best(logits[row], facts["topk"])
+        same_found(case, found._replace(labels=torch.tensor([mapping[label] for label in found.labels.tolist()])), f"pose{row}", close)
+        close(boxes_in_pixels(boxes[row, found.queries], picture["size"]), case.stored[f"pose{row}_boxes"], "postprocess boxes", PIXEL)
+        points = keypoints_in_pixels(keypoints[row, found.queries], picture["size"])
+        close(points.flatten(1), case.stored[f"pose{row}_keypoints"], "postprocess keypoints", PIXEL)

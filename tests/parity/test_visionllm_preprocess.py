@@ -1,0 +1,176 @@
+"""What upstream's evaluation gives its model: prompts, ids, tiles, and both decoders' pictures."""
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+from pack.visionllm_nodes.model import conversation as ask
+from pack.visionllm_nodes.model.pictures import PictureSettings, choose_tiles, grounding_picture, pose_picture, tower_pictures
+from pack.visionllm_nodes.model.regions import of_boxes, of_masks
+from pack.visionllm_nodes.model.tokenizer import VisionTokenizer
+from pack.visionllm_nodes.model.tokens import ADDED, IMAGE
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def case(vision_case):
+    return vision_case("preprocess")
+
+
+@pytest.fixture(scope="module")
+def templates(vision_case):
+    return json.loads((vision_case("preprocess").folder / "eval_templates.json").read_text("utf-8"))
+
+
+def listed(text: str, pattern: str) -> list[str]:
+    return re.search(pattern, text, re.S)[1].split(", ")
+
+
+def answered(entry: dict, tool: str) -> list[str]:
+    """The names as the answer has them, where they keep their case and spaces."""
+    text = re.sub(r"\[EMB\d?\]", "", re.sub(r"^.*?(results for|location of) ", "", entry["gpt"]))
+    return [name for name in re.findall(r"(?:^|, )([^\[]*)" + re.escape(tool), text)]
+
+
+def asked_again(name: str, entry: dict) -> ask.Turn:
+    """The same question put by our functions, from the words that the golden's text was made of."""
+    human, task = entry.get("human", ""), name.split("_")[0]
+    if task == "det":
+        return ask.detection(answered(entry, "[DET]"))
+    if task == "sod":
+        return ask.salient()
+    if task == "cod":
+        return ask.salient(ask.CAMOUFLAGE)
+    if name == "grd_refcoco":
+        return ask.grounding(re.search("locate the (.*) in the image", human)[1])
+    if name == "grd_reasonseg":
+        return ask.reasoning(human.removeprefix(ask.PICTURE))
+    if task == "seg":
+        return ask.semantic_segmentation(answered(entry, "[SEG]"))
+    if task == "pose":
+        objects, keypoints = entry["gpt"].split(" Utilizing ")
+        return ask.pose(answered({"gpt": objects}, "[DET]"), answered({"gpt": keypoints}, "[POSE]"))
+    if task == "interactive":
+        return ask.interactive(entry["human"].count("<region>"))
+    if task == "t2i":
+        return ask.generation(human.removeprefix("Generate image with caption: "))
+    assert task == "edit", f"the golden has a task that this test does not know: {name}"
+    return ask.editing(human.removeprefix(ask.PICTURE))
+
+
+def open_question(name: str, entry: dict) -> ask.Turn:
+    if name == "vqa_short":
+        return ask.short_answer(re.search(r"<image>\n(.*) Answer the question", entry["prompt"])[1])
+    return {"caption": ask.caption(), "region_recognition_coco": ask.region_category(coco=True), "region_caption_vg": ask.region_caption()}[name]
+
+
+def test_questions_and_answers_are_upstreams(case):
+    for name, entry in case.facts["prompts"].items():
+        if "human" in entry:
+            assert asked_again(name, entry) == (entry["human"], entry["gpt"]), name
+        else:
+            assert ask.VICUNA.prompt([open_question(name, entry)]) == entry["prompt"], name
+
+
+def test_system_prompt_and_skeletons(templates):
+    assert ask.VICUNA.opening == templates["system"] + " "
+    assert list(ask.COCO_17) == templates["coco17"] and list(ask.CROWDPOSE_14) == templates["crowdpose14"]
+
+
+def ids_of(golden: list, patch: int) -> list[int]:
+    return [id for item in golden for id in ([patch] * item["imp"] if isinstance(item, dict) else [item])]
+
+
+def test_every_id_of_every_prompt_in_both_modes(case):
+    """On LLaMA's own file where it lies beside the goldens or the repository; elsewhere the pictures' places and the tokens' order must hold."""
+    for data in (case.folder.parents[1] / "data", case.folder.parent / "data", HERE.parents[2] / "shared" / "data"):
+        real = data / "llama_tokenizer" / "tokenizer.model"
+        if real.is_file():
+            break
+    model = real.read_bytes() if real.is_file() else trained(case)
+    for mode in ("legacy", "nonlegacy"):
+        tokenizer = VisionTokenizer(model, legacy=mode == "legacy")
+        assert len(tokenizer) == tokenizer.base_size + len(ADDED)
+        added = {case.facts["tokenizer"]["total"] - len(ADDED) + order: tokenizer.ids[name] for order, name in enumerate(ADDED)}
+        for name, entry in case.facts["prompts"].items():
+            text = entry.get("prompt") or ask.VICUNA.prompt([ask.Turn(entry["human"], entry["gpt"])])
+            golden = ids_of(entry[f"input_ids_{mode}"], next(id for id, ours in added.items() if tokenizer.names[ours] == "<im_patch>"))
+            patches = [item["imp"] for item in entry[f"input_ids_{mode}"] if isinstance(item, dict)]
+            ours = tokenizer.encode(text, *patches)
+            assert len(patches) == text.count(IMAGE), name
+            if f"n_tokens_{mode}" in entry:
+                assert len(golden) == entry[f"n_tokens_{mode}"], name
+            if real.is_file():
+                assert ours == golden, f"{name}, {mode}"
+            else:
+                assert [id for id in ours if id in tokenizer.names] == [added.get(id, id) for id in golden if id in added or id in (1, 2)], name
+
+
+def trained(case) -> bytes:
+    """A small sentencepiece model with LLaMA's rules (BPE, bytes, no normalising), of the goldens' own words."""
+    words = [entry.get("prompt") or entry["human"] for entry in case.facts["prompts"].values()]
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_writer=made, vocab_size=600, model_type="bpe", byte_fallback=True, split_digits=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, max_sentence_length=20000, minloglevel=2)
+    return made.getvalue()
+
+
+def test_tiling(case):
+    columns = [tuple(int(number) for number in re.findall(r"=(\d+)", column)) for column in case.facts["tiling_columns"][2:]]
+    for width, height, *grids in case.facts["tiling"]:
+        for (most, size), grid in zip(columns, grids, strict=True):
+            assert list(choose_tiles(width, height, size, most)) == grid, (width, height, most)
+
+
+def picture_of(case, name: str) -> np.ndarray:
+    key = case.facts["image_of"][name].split()[-1]
+    entry = case.facts["images"][key]
+    return case.image(key, entry["h"], entry["w"])
+
+
+@pytest.fixture(scope="module")
+def settings(case) -> PictureSettings:
+    """The processor's values; what it does not tell are our defaults."""
+    processor = case.facts["clip_processor"]
+    return PictureSettings(tower=processor["size"]["shortest_edge"], tower_mean=tuple(processor["image_mean"]),
+                           tower_std=tuple(processor["image_std"]))
+
+
+def summary(case, name: str, kind: str, pictures: torch.Tensor, every: int, close):
+    """A sparse grid of the pixels, and mean and deviation of all of them."""
+    close(pictures[..., ::every, ::every], case.stored[f"{name}.{kind}_sub{every}"], f"preprocess {kind}", 2e-6)
+    std, mean = torch.std_mean(pictures.double(), (-2, -1), correction=1)
+    close(mean, case.stored[f"{name}.{kind}_mean"], f"preprocess {kind} mean", 2e-6)
+    close(std, case.stored[f"{name}.{kind}_std"], f"preprocess {kind} std", 2e-6)
+
+
+def test_tower_and_decoder_pictures(case, settings, close):
+    for name in case.facts["image_of"]:
+        entry, picture = case.facts["prompts"][name], picture_of(case, name)
+        aspect = next((mode for mode in ("pad", "square") if name.endswith(mode)), "anyres")
+        tiles = tower_pictures(picture, settings, aspect)
+        assert list(tiles.shape) == ([1] * (4 - len(entry["images_shape"])) + entry["images_shape"]), name
+        summary(case, name, "clip", tiles, 24, close)
+        shown = pose_picture(picture, settings) if name.startswith("pose") else grounding_picture(picture, settings, name.startswith("seg"))
+        assert list(shown.shape) == entry["image_aug_shape"], name
+        assert entry["ori_shape"][:2] == list(picture.shape[:2]) and entry["img_shape"][:2] == list(shown.shape[1:]), name
+        summary(case, name, "aug", shown, 32, close)
+
+
+def test_regions_are_filled_boxes_and_survive_as_masks(case, settings):
+    """Upstream's regions are rectangles at the tower's size; as boxes, and as masks of that size, they come out again."""
+    golden = case.stored["interactive.regions"]
+    size = settings.tower
+    places = [(mask.any(0).nonzero().flatten(), mask.any(1).nonzero().flatten()) for mask in golden]
+    boxes = torch.tensor([[x[0], y[0], x[-1], y[-1]] for x, y in places], dtype=torch.float32)
+    assert torch.equal(of_boxes(boxes, size, size, size)[:, 0], golden)
+    assert torch.equal(of_masks(golden, size)[:, 0], golden)

@@ -1,0 +1,1 @@
+"""VisionLLM v2 in ComfyUI: its library in `model`."""

@@ -1,0 +1,218 @@
+"""A checkpoint of VisionLLM v2, as published or converted -> its parts, their configurations, and where each of their tensors comes from.
+
+Names and shapes come first; a tensor is read only when the model is filled. Converted files keep the published names, so both are read alike:
+what `dev.py convert` adds is `spiece_model`, the configuration in the metadata, and 8-bit weights with their scales.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...mulan.tensor_files import TensorFile, WrongFile, open_tensors, place
+from .bridge import Bridge, BridgeConfig
+from .grounding import GroundingConfig
+from .intern_vit import InternViT, InternViTConfig
+from .language_model import LanguageConfig, LanguageModel
+from .mappers import Mapper, MapperConfig
+from .pose import PoseConfig
+from .published import bridge, clip, grounding, intern_vit, internlm2, llama, mappers, pose, region_encoder, super_link
+from .published.source import Source
+from .region_encoder import RegionConfig, RegionEncoder
+from .super_link import SuperLink, SuperLinkConfig
+from .tokenizer import VisionTokenizer
+from .vision_tower import TowerConfig, VisionTower
+from .visionllm import VisionLLM
+
+SOURCE = "OpenGVLab/VisionLLMv2 on Hugging Face"
+CONFIG = "config"  # metadata of a converted file: config.json, and under TOKENIZER the tokenizer's json files by name
+TOKENIZER = "tokenizer"
+SPIECE = "spiece_model"  # the tokenizer's tensor in a converted file
+TOKENIZER_NAME = "tokenizer.model"
+REQUIRED = ("tower", "bridge", "language", "super_link")
+_SCALE, _MARK = "weight_scale", "comfy_quant"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the model's parts in a file: `names` gives its published names below `prefix`, `config` its sizes."""
+
+    prefix: str
+    names: ModuleType
+    config: Any
+
+    def sources(self) -> dict[str, Source]:
+        return {ours: source.under(self.prefix) for ours, source in self.names.sources(self.config).items()}
+
+
+@dataclass(frozen=True)
+class VisionFile:
+    """A checkpoint, opened; nothing of its weights is read yet."""
+
+    file: TensorFile
+    told: Mapping[str, Any]  # config.json
+    parts: Mapping[str, Part]
+
+    def build(self, *, operations, language_operations=None, dtype=None, device=None) -> VisionLLM:
+        """The model without values. `language_operations`: for a language model whose weights are quantised."""
+        def made(name):
+            if name not in self.parts:
+                return None
+            part, ops = self.parts[name], language_operations if name == "language" and language_operations else operations
+            return _MODULES[type(part.config)](part.config, operations=ops, dtype=dtype, device=device)
+        layer = self.told.get("vis_output_layer", -2 if self.parts["tower"].names is clip else -1)
+        return VisionLLM(tower_layer=layer, **{name: made(name) for name in _PARTS})
+
+    def sources(self) -> dict[str, Source]:
+        """Our names -> the published tensors, the scales of 8-bit weights included."""
+        found = {f"{name}.{ours}": source for name, part in self.parts.items() for ours, source in part.sources().items()}
+        for ours, source in list(found.items()):
+            layers = [name.removesuffix("weight") for name in source.names]
+            if f"{layers[0]}{_MARK}" not in self.file.shapes:
+                continue
+            layer, scales = ours.removesuffix("weight"), tuple(f"{published}{_SCALE}" for published in layers)
+            per_row = len(self.file.shapes[scales[0]]) > 0
+            found[f"{layer}{_SCALE}"] = Source(scales, source.arrange if per_row else None)
+            found[f"{layer}{_MARK}"] = Source((f"{layers[0]}{_MARK}",))
+        return found
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Our names and values, read one after another."""
+        for ours, source in self.sources().items():
+            yield ours, source.read(self.file.read)
+
+    @property
+    def is_quantised(self) -> bool:
+        return any(name.endswith(f".{_MARK}") for name in self.file.shapes)
+
+    def tokenizer(self) -> VisionTokenizer:
+        """The tokenizer inside the file or beside it. Raises WrongFile where there is none, or it is another model's."""
+        folder = self.file.path if self.file.path.is_dir() else self.file.path.parent
+        if SPIECE in self.file.shapes:
+            where, model = f"its tensor {SPIECE}", self.file.read(SPIECE).numpy().tobytes()
+        elif (folder / TOKENIZER_NAME).is_file():
+            where, model = TOKENIZER_NAME, (folder / TOKENIZER_NAME).read_bytes()
+        else:
+            raise WrongFile(f"{place(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} beside it. "
+                            f"Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint.")
+        said = [self._tokenizer_json(folder, name) for name in ("tokenizer_config.json", "added_tokens.json")]
+        try:
+            tokenizer = VisionTokenizer.of_files(model, *said)
+        except ValueError as error:
+            raise WrongFile(f"{place(self.file.path)}: {where} cannot serve: {error}. Take {TOKENIZER_NAME} from {SOURCE}.") from error
+        rows = self.parts["language"].config.vocabulary
+        if len(tokenizer) > rows:
+            raise WrongFile(f"{place(self.file.path)}: {where} knows {len(tokenizer)} tokens, and the language model embeds {rows}: "
+                            f"it is another model's. Take {TOKENIZER_NAME} from {SOURCE}.")
+        return tokenizer
+
+    def _tokenizer_json(self, folder: Path, name: str):
+        """What a converted file's configuration, or the file `name` beside the weights, says; None where neither does."""
+        told = self.told.get(TOKENIZER, {}).get(name)
+        if told is not None or CONFIG in self.file.metadata or not (folder / name).is_file():
+            return told
+        try:
+            return json.loads((folder / name).read_text("utf-8"))
+        except ValueError as error:
+            raise WrongFile(f"{name} (in {folder}) is no JSON ({error}). Download it again.") from error
+
+
+def _one_of(prefix: str, *choices: tuple[str, ModuleType]) -> Callable[[Mapping], tuple[str, ModuleType] | None]:
+    """The names of a part that has several makes, each known by a tensor."""
+    def choose(shapes):
+        return next(((prefix, names) for mark, names in choices if prefix + mark in shapes), None)
+    return choose
+
+
+# Our part -> how to find it, and what config.json tells of it.
+_PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
+    "tower": (_one_of("vis_encoder.", ("vision_model.embeddings.class_embedding", clip), ("embeddings.class_embedding", intern_vit)),
+              lambda told: told.get("vis_encoder_config") or {}),
+    "bridge": (_one_of("vl_bridge.", ("weight", bridge), ("0.weight", bridge)), lambda told: {}),
+    "language": (_one_of("llm.", ("model.embed_tokens.weight", llama), ("model.tok_embeddings.weight", internlm2)),
+                 lambda told: told.get("llm_config") or {}),
+    "super_link": (_one_of(super_link.PREFIX, ("det.weight", super_link)), lambda told: {}),
+    "region_encoder": (_one_of("region_encoder.", ("up_dim.weight", region_encoder)), lambda told: {}),
+    "grounding": (_one_of("gdino.", ("model.level_embed", grounding)), lambda told: told.get("gdino_config") or {}),
+    "pose": (_one_of("unipose.", ("transformer.level_embed", pose)), lambda told: told.get("unipose_config") or {}),
+    "generate": (_one_of("sd.", ("llm2sd_mapper_queries", mappers)), lambda told: told.get("sd_config") or {}),
+    "edit": (_one_of("ip2p.", ("llm2sd_mapper_queries", mappers)), lambda told: told.get("ip2p_config") or {}),
+}
+
+_MODULES = {
+    TowerConfig: VisionTower, InternViTConfig: InternViT, BridgeConfig: Bridge, LanguageConfig: LanguageModel, SuperLinkConfig: SuperLink,
+    RegionConfig: RegionEncoder, MapperConfig: Mapper, GroundingConfig: grounding.build, PoseConfig: pose.build,
+}
+
+
+def open_visionllm(path: Path) -> VisionFile:
+    """Opens a folder of shards or one file. Raises WrongFile for anything else, and for a checkpoint that lacks or mistakes a tensor."""
+    file = open_tensors(path)
+    told = _told(file)
+    missing = [name for name in REQUIRED if _PARTS[name][0](file.shapes) is None]
+    if missing:
+        raise WrongFile(f"{place(path)} is no VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
+                        f"(its tensors begin with {', '.join(list(file.shapes)[:3])}). It comes from {SOURCE}.")
+    parts = {}
+    for name, (find, tell) in _PARTS.items():
+        found = find(file.shapes)
+        if found is None:
+            continue
+        prefix, names = found
+        shapes = {published.removeprefix(prefix): shape for published, shape in file.shapes.items() if published.startswith(prefix)}
+        try:
+            parts[name] = Part(prefix, names, names.configuration(shapes, tell(told)))
+        except KeyError as error:
+            raise WrongFile(f"{place(path)} is incomplete: its {name.replace('_', ' ')} has no tensor {prefix}{error.args[0]}. Download it again.") from error
+        except ValueError as error:
+            raise WrongFile(f"{place(path)}: its {name.replace('_', ' ')} cannot be used: {error}.") from error
+    opened = VisionFile(file, told, parts)
+    check(opened)
+    return opened
+
+
+def check(opened: VisionFile) -> None:
+    """Raises WrongFile where a tensor is missing, has another shape than the model's, or belongs to no part."""
+    shapes, path = opened.file.shapes, opened.file.path
+    sources = opened.sources()
+    used = {name for source in sources.values() for name in source.names}
+    missing = sorted(used - shapes.keys())
+    if missing:
+        raise WrongFile(f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again.")
+    with torch.device("meta"):
+        model = opened.build(operations=nn, device="meta")
+    for ours, tensor in model.state_dict().items():
+        if ours not in sources:
+            raise WrongFile(f"{place(path)} is incomplete: nothing in it gives {ours}. Download it again.")
+        given = sources[ours].read(lambda name: torch.empty(shapes[name], device="meta"))
+        if given.shape != tensor.shape:
+            raise WrongFile(f"{place(path)}: {', '.join(sources[ours].names)} give the shape {tuple(given.shape)}, and {ours} is {tuple(tensor.shape)}: "
+                            f"its configuration is another checkpoint's.")
+
+
+def unexpected(opened: VisionFile) -> list[str]:
+    """The tensors of the file that no part reads, and that are neither copies nor parts of stock diffusion models."""
+    used = {name for source in opened.sources().values() for name in source.names}
+    by_prefix = [(part.prefix, part.names.unused) for part in opened.parts.values()]
+    return [name for name in opened.file.shapes if name not in used and name != SPIECE and not any(name.startswith(prefix) and is_unused(name.removeprefix(prefix)) for prefix, is_unused in by_prefix)]
+
+
+def _told(file: TensorFile) -> dict[str, Any]:
+    """The configuration: a converted file's metadata, or config.json beside the weights; {} where there is none."""
+    where, text = "metadata `config`", file.metadata.get(CONFIG)
+    folder = file.path if file.path.is_dir() else file.path.parent
+    if text is None and (folder / "config.json").is_file():
+        where, text = "config.json", (folder / "config.json").read_text("utf-8")
+    try:
+        told = json.loads(text) if text is not None else {}
+    except ValueError as error:
+        raise WrongFile(f"{place(file.path)}: its {where} is no JSON ({error}). Download it again.") from error
+    if not isinstance(told, dict):
+        raise WrongFile(f"{place(file.path)}: its {where} holds a {type(told).__name__}, expected is an object.")
+    return told

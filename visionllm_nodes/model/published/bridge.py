@@ -1,0 +1,28 @@
+"""The bridge's tensors under upstream's names (`vl_bridge.`), of its three kinds."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..bridge import BridgeConfig
+from .source import Source
+
+
+def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> BridgeConfig:
+    """All from the tensors. Raises KeyError where one is missing."""
+    if "weight" in shapes:
+        return BridgeConfig(width=shapes["weight"][1], out_width=shapes["weight"][0], layers=1, normed=False)
+    normed = len(shapes["0.weight"]) == 1
+    out_width, width = shapes["1.weight" if normed else "0.weight"]
+    return BridgeConfig(width=width, out_width=out_width, layers=2, normed=normed)
+
+
+def sources(config: BridgeConfig) -> dict[str, Source]:
+    first = int(config.normed)
+    names = {"layers.0": f"{first}.", "layers.1": f"{first + 2}."} if config.layers == 2 else {"layers.0": ""}
+    if config.normed:
+        names["norm"] = "0."
+    return {f"{ours}.{kind}": Source((published + kind,)) for ours, published in names.items() for kind in ("weight", "bias")}
+
+
+def unused(name: str) -> bool:
+    return False
