@@ -46,11 +46,11 @@ def test_shipped_code_has_nothing_the_registry_flags():
 
 def test_tests_and_dev_are_not_shipped():
     names = {path.relative_to(ROOT).parts[0] for path in shipped()}
-    assert not names & {"tests", "dev.py", ".ci"} and {"__init__.py", "nodes", "mulan", "workflows", "web", "LICENSE"} <= names
+    assert not names & {"tests", "dev.py", ".ci"} and {"__init__.py", "nodes", "mulan", "visionllm_nodes", "workflows", "web", "LICENSE"} <= names
 
 
 def test_the_library_never_reaches_for_the_server_or_a_node():
-    for path in (ROOT / "mulan").rglob("*.py"):
+    for path in [*(ROOT / "mulan").rglob("*.py"), *(ROOT / "visionllm_nodes" / "model").rglob("*.py"), *(ROOT / "visionllm_nodes" / "tinyworld").rglob("*.py")]:
         outward = {name for name in imports(path) if name.split(".")[0] in ("folder_paths", "server", "nodes", "execution") or "nodes" in name.split(".")}
         assert not outward, path
 

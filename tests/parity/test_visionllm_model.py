@@ -66,6 +66,18 @@ def test_nothing_in_the_checkpoint_is_unexpected(opened):
     assert unexpected(opened) == []
 
 
+def test_a_checkpoint_may_keep_any_one_copy_of_a_shared_tensor(opened, golden, tmp_path):
+    aliases = golden.facts["weights"]["aliases"]
+    last = {canonical: alias for alias, canonical in aliases.items()}
+    dropped = {*aliases, *last} - {*last.values()}
+    tensors = {name: tensor.contiguous().clone() for name, tensor in golden.weights().items() if name not in dropped}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(opened.told), "utf-8")
+    few = open_visionllm(tmp_path)
+    assert unexpected(few) == []
+    assert all(torch.equal(tensor, other) for (_, tensor), (_, other) in zip(few.tensors(), opened.tensors(), strict=True))
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_hidden_states(task, asked, model, golden, close):
     case, prompt = asked(task)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,7 @@ CONFIG = "config"  # metadata of a converted file: config.json, and under TOKENI
 TOKENIZER = "tokenizer"
 SPIECE = "spiece_model"  # the tokenizer's tensor in a converted file
 TOKENIZER_NAME = "tokenizer.model"
+TOKENIZER_JSONS = ("tokenizer_config.json", "added_tokens.json")
 REQUIRED = ("tower", "bridge", "language", "super_link")
 _SCALE, _MARK = "weight_scale", "comfy_quant"
 
@@ -64,8 +65,10 @@ class VisionFile:
         def made(name):
             if name not in self.parts:
                 return None
-            part, ops = self.parts[name], language_operations if name == "language" and language_operations else operations
-            return _MODULES[type(part.config)](part.config, operations=ops, dtype=dtype, device=device)
+            config, ops, at = self.parts[name].config, operations, device
+            if name == "language" and language_operations is not None:
+                ops, at = language_operations, "cpu"  # 8-bit weights are moved to where their layer was made: "meta" would lose them
+            return _MODULES[type(config)](config, operations=ops, dtype=dtype, device=at)
         layer = self.told.get("vis_output_layer", -2 if self.parts["tower"].names is clip else -1)
         return VisionLLM(tower_layer=layer, **{name: made(name) for name in _PARTS})
 
@@ -91,9 +94,13 @@ class VisionFile:
     def is_quantised(self) -> bool:
         return any(name.endswith(f".{_MARK}") for name in self.file.shapes)
 
+    @property
+    def _folder(self) -> Path:
+        return self.file.path if self.file.path.is_dir() else self.file.path.parent
+
     def tokenizer(self) -> VisionTokenizer:
         """The tokenizer inside the file or beside it. Raises WrongFile where there is none, or it is another model's."""
-        folder = self.file.path if self.file.path.is_dir() else self.file.path.parent
+        folder = self._folder
         if SPIECE in self.file.shapes:
             where, model = f"its tensor {SPIECE}", self.file.read(SPIECE).numpy().tobytes()
         elif (folder / TOKENIZER_NAME).is_file():
@@ -101,9 +108,9 @@ class VisionFile:
         else:
             raise WrongFile(f"{place(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} beside it. "
                             f"Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint.")
-        said = [self._tokenizer_json(folder, name) for name in ("tokenizer_config.json", "added_tokens.json")]
+        said = self.tokenizer_told()
         try:
-            tokenizer = VisionTokenizer.of_files(model, *said)
+            tokenizer = VisionTokenizer.of_files(model, *map(said.get, TOKENIZER_JSONS))
         except ValueError as error:
             raise WrongFile(f"{place(self.file.path)}: {where} cannot serve: {error}. Take {TOKENIZER_NAME} from {SOURCE}.") from error
         rows = self.parts["language"].config.vocabulary
@@ -112,15 +119,18 @@ class VisionFile:
                             f"it is another model's. Take {TOKENIZER_NAME} from {SOURCE}.")
         return tokenizer
 
-    def _tokenizer_json(self, folder: Path, name: str):
-        """What a converted file's configuration, or the file `name` beside the weights, says; None where neither does."""
-        told = self.told.get(TOKENIZER, {}).get(name)
-        if told is not None or CONFIG in self.file.metadata or not (folder / name).is_file():
+    def tokenizer_told(self) -> dict[str, Any]:
+        """What the tokenizer's json files say, by name: those in a converted file's configuration, else those beside the weights."""
+        told = self.told.get(TOKENIZER, {})
+        if TOKENIZER in self.told or CONFIG in self.file.metadata:
             return told
-        try:
-            return json.loads((folder / name).read_text("utf-8"))
-        except ValueError as error:
-            raise WrongFile(f"{name} (in {folder}) is no JSON ({error}). Download it again.") from error
+        for name in TOKENIZER_JSONS:
+            if (self._folder / name).is_file():
+                try:
+                    told[name] = json.loads((self._folder / name).read_text("utf-8"))
+                except ValueError as error:
+                    raise WrongFile(f"{name} (in {self._folder}) is no JSON ({error}). Download it again.") from error
+        return told
 
 
 def _one_of(prefix: str, *choices: tuple[str, ModuleType]) -> Callable[[Mapping], tuple[str, ModuleType] | None]:
@@ -153,8 +163,13 @@ _MODULES = {
 
 def open_visionllm(path: Path) -> VisionFile:
     """Opens a folder of shards or one file. Raises WrongFile for anything else, and for a checkpoint that lacks or mistakes a tensor."""
-    file = open_tensors(path)
-    told = _told(file)
+    return read_visionllm(open_tensors(path))
+
+
+def read_visionllm(file: TensorFile) -> VisionFile:
+    """`open_visionllm` of tensors that are open already."""
+    file = _with_shared(file)
+    path, told = file.path, _told(file)
     missing = [name for name in REQUIRED if _PARTS[name][0](file.shapes) is None]
     if missing:
         raise WrongFile(f"{place(path)} is no VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
@@ -200,7 +215,20 @@ def unexpected(opened: VisionFile) -> list[str]:
     """The tensors of the file that no part reads, and that are neither copies nor parts of stock diffusion models."""
     used = {name for source in opened.sources().values() for name in source.names}
     by_prefix = [(part.prefix, part.names.unused) for part in opened.parts.values()]
-    return [name for name in opened.file.shapes if name not in used and name != SPIECE and not any(name.startswith(prefix) and is_unused(name.removeprefix(prefix)) for prefix, is_unused in by_prefix)]
+    return [name for name in opened.file.shapes if name not in used and name != SPIECE and not any(
+        name.startswith(prefix) and is_unused(name.removeprefix(prefix)) for prefix, is_unused in by_prefix)]
+
+
+def _with_shared(file: TensorFile) -> TensorFile:
+    """The file with each shared tensor under the name it is looked for: a writer may have kept any one of its copies."""
+    stored = {}
+    for prefix, names in (("gdino.", grounding), ("unipose.", pose)):
+        for name in file.shapes:
+            known = prefix + names.shared(name.removeprefix(prefix)) if name.startswith(prefix) else name
+            if known not in file.shapes:
+                stored.setdefault(known, name)
+    shapes = {**file.shapes, **{known: file.shapes[name] for known, name in stored.items()}}
+    return replace(file, shapes=shapes, read=lambda name: file.read(stored.get(name, name)))
 
 
 def _told(file: TensorFile) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from .pyramid import Pyramid
 
 
 class DecoderLayer(nn.Module):
-    """Weights: `self_attention`, `self_norm`, `text_attention`, `text_norm`, `picture_attention`, `picture_norm`, `feed_forward`, `feed_forward_norm`."""
+    """Weights: `self_attention`, `self_norm`, `text_attention`, `text_norm`, `picture_attention`, `picture_norm`, `feed_forward`,
+    `feed_forward_norm`."""
 
     def __init__(self, width: int, heads: int, feed_forward: int, levels: int, points: int, *, operations, dtype=None, device=None):
         super().__init__()

@@ -41,8 +41,9 @@ _HEADS = {  # each with its number of layers
     "query_mlp": ("patch2query", 3), "proposal_head.box": ("model.encoder_output_bbox_embed", 3),
     "position_head": ("model.decoder.reference_points_head", 2), "box_head": ("model.decoder.bbox_embed.0", 3), "mask_head": ("mask_embed.0", 3),
 }
-# the other names of the shared heads, and a head for the learned queries whose result upstream throws away
-_UNUSED = re.compile(r"bbox_embed\.|mask_embed\.[1-9]|model\.mask_embed\.|model\.decoder\.bbox_embed\.[1-9]")
+# Upstream lists these heads once per layer, and one of them once more at the top: all are the same tensors.
+_SHARED = re.compile(r"(?:model\.decoder\.)?(bbox_embed|mask_embed)\.\d+\.")
+_DISCARDED = "model.mask_embed."  # a head for the learned queries whose result upstream throws away
 
 
 def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> GroundingConfig:
@@ -78,7 +79,7 @@ def build(config: GroundingConfig, *, operations, dtype=None, device=None) -> Gr
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    return 1 + max(int(name[len(prefix):].split(".")[0]) for name in shapes if name.startswith(prefix))
+    return 1 + max((int(name[len(prefix):].split(".")[0]) for name in shapes if name.startswith(prefix)), default=-1)
 
 
 def sources(config: GroundingConfig) -> dict[str, Source]:
@@ -123,8 +124,16 @@ def sources(config: GroundingConfig) -> dict[str, Source]:
         ours: Source((published,)) for ours, published in found.items()}
 
 
+def shared(name: str) -> str:
+    """The one name that `sources` has for a tensor that the checkpoint may hold under several, or under any of them."""
+    head = _SHARED.match(name)
+    if head is None:
+        return name
+    return f"{'model.decoder.' if head[1] == 'bbox_embed' else ''}{head[1]}.0.{name[head.end():]}"
+
+
 def unused(name: str) -> bool:
     """The shared heads' other names, the head whose result upstream discards, and what the backbone recomputes."""
     if name.startswith(BACKBONE):
         return backbone.unused(name.removeprefix(BACKBONE))
-    return _UNUSED.match(name) is not None
+    return name.startswith(_DISCARDED) or shared(name) != name

@@ -30,9 +30,9 @@ DECODER_LAYER = {f"picture_attention.{ours}": f"cross_attn.{published}" for ours
     "self_attention.in_proj": "self_attn.in_proj", "self_attention.out_proj": "self_attn.out_proj", "self_norm": "norm2",
     "feed_forward.layers.0": "linear1", "feed_forward.layers.1": "linear2", "feed_forward_norm": "norm3",
 }
-# Upstream lists each head once per layer, and once more at the top: all are the same tensors, and the first is read.
+# Upstream lists each head once per layer, and once more at the top: all are the same tensors.
 HEADS = {"box_head": "bbox_embed", "keypoint_head": "pose_embed", "size_head": "pose_hw_embed"}
-ALIAS = re.compile(rf"(transformer\.decoder\.)?({'|'.join(HEADS.values())})\.(\d+)\.")
+SHARED = re.compile(rf"(?:transformer\.decoder\.)?({'|'.join(HEADS.values())})\.\d+\.")
 
 
 def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> PoseConfig:
@@ -120,9 +120,14 @@ def sources(config: PoseConfig) -> dict[str, Source]:
     return found
 
 
+def shared(name: str) -> str:
+    """The one name that `sources` has for a tensor that the checkpoint may hold under several, or under any of them."""
+    head = SHARED.match(name)
+    return name if head is None else f"transformer.decoder.{head[1]}.0.{name[head.end():]}"
+
+
 def unused(name: str) -> bool:
     """The heads' other names, and what the backbone recomputes."""
     if name.startswith(BACKBONE):
         return backbone.unused(name.removeprefix(BACKBONE))
-    alias = ALIAS.match(name)
-    return alias is not None and (alias[1] is None or alias[3] != "0")
+    return shared(name) != name

@@ -1,0 +1,145 @@
+"""VisionLLM v2's tokens, tokenizer and questions, where people give it something unusual."""
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from pack.visionllm_nodes.model import conversation as ask
+from pack.visionllm_nodes.model import tokens
+from pack.visionllm_nodes.model.tokenizer import VisionTokenizer
+
+GOLDEN = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
+SCRIPTS = ["cat", "日本の犬", "кошка", "قطة", "แมว", "🐕‍🦺", "Ça_va-bien/ß"]
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    """LLaMA's rules (BPE, bytes for what is unknown, no normalising) on a vocabulary of a few words."""
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([ask.VICUNA.opening, ask.detection(["cat", "dog"]).human, ask.interactive(2).human]), model_writer=made,
+        vocab_size=380, model_type="bpe", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2)
+    return made.getvalue()
+
+
+@pytest.fixture(params=[True, False], ids=["legacy", "not legacy"])
+def tokenizer(model, request) -> VisionTokenizer:
+    return VisionTokenizer(model, legacy=request.param)
+
+
+def test_added_tokens_follow_the_vocabulary(tokenizer):
+    assert [tokenizer.ids[name] for name in tokens.ADDED] == list(range(tokenizer.base_size, tokenizer.base_size + 26))
+    assert len(tokenizer) == tokenizer.base_size + 26
+    for tool in tokens.TOOLS:
+        ids = tokenizer.encode(tokens.slot(tool), bos=False)
+        assert ids[-tokens.count(tool) - 1] == tokenizer.ids[tool] and len([id for id in ids if id in tokenizer.names]) == tokens.count(tool) + 1
+
+
+def test_text_comes_back(tokenizer):
+    text = "Yes,\nthere are two  cats: " + ", ".join(SCRIPTS)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    answer = ask.detection(SCRIPTS).gpt
+    ids = tokenizer.encode(answer)
+    assert tokenizer.decode(ids) == f"Yes, here are the results for {', '.join(SCRIPTS)} in the image."
+    assert tokenizer.decode(ids[1:], special=True) == answer
+    assert tokenizer.decode([]) == "" and tokenizer.decode([tokenizer.bos, tokenizer.eos]) == ""
+
+
+def test_half_a_character_is_no_error(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a 🐕")[:-1]).startswith("a \ufffd")
+
+
+def test_white_space_goes_with_an_added_token(tokenizer):
+    assert tokenizer.encode("cat [DET]  dog") == tokenizer.encode("cat[DET]dog")
+    assert tokenizer.encode("cat </s> dog") != tokenizer.encode("cat</s>dog")
+
+
+def test_legacy_decides_the_space_behind_an_added_token(model):
+    old, new = (VisionTokenizer(model, legacy=legacy) for legacy in (True, False))
+    assert old.encode("the cat") == new.encode("the cat")
+    assert old.encode("[DET]cat")[-1:] != new.encode("[DET]cat")[-1:] or len(old.encode("[DET]cat")) != len(new.encode("[DET]cat"))
+
+
+def test_pictures_become_patches(tokenizer):
+    ids = tokenizer.encode("USER: <image>\n<image> in", 3, 2)
+    assert [id for id in ids if id == tokenizer.ids[tokens.PATCH]] == [tokenizer.ids[tokens.PATCH]] * 5
+    for patches in ((), (1,), (1, 2, 3)):
+        with pytest.raises(ValueError, match=f"2 <image>.*pictures is {len(patches)}"):
+            tokenizer.encode("<image><image>", *patches)
+
+
+def test_a_prompt_grows_behind_the_picture(tokenizer):
+    """What stands up to the picture keeps its ids whatever is asked, so its keys and values may be kept."""
+    first, second = (tokenizer.encode(ask.VICUNA.prompt([turn]), 5) for turn in (ask.caption(), ask.detection(["cat"])))
+    end = len(first) - first[::-1].index(tokenizer.ids[tokens.PATCH])
+    assert first[:end] == second[:end]
+
+
+def test_files_decide(model):
+    size = VisionTokenizer(model).base_size
+    ids = {name: size + 3 + number for number, name in enumerate(tokens.ADDED)}
+    decoder = {str(id): {"content": name, "lstrip": True} for name, id in ids.items()} | {"1": {"content": "<s>"}, "2": {"content": "</s>"}}
+    for read in (VisionTokenizer.of_files(model, {"added_tokens_decoder": decoder, "legacy": False}, None),
+                 VisionTokenizer.of_files(model, {"legacy": False}, ids)):
+        assert {name: read.ids[name] for name in ids} == ids and read.legacy is False and len(read) == size + 29
+    for config in (None, {}, {"legacy": None}, {"added_tokens_decoder": {"1": {"content": "<s>"}}}):
+        read = VisionTokenizer.of_files(model, config, None)
+        assert read.legacy is True and len(read) == size + 26
+
+
+def test_wrong_tokenizers_are_named(model):
+    with pytest.raises(ValueError, match="no sentencepiece model"):
+        VisionTokenizer(b"nothing of the kind")
+    llama = {name: 32000 + number for number, name in enumerate(tokens.ADDED)}
+    with pytest.raises(ValueError, match="belongs to another language model"):
+        VisionTokenizer(GOLDEN.read_bytes(), {name: 300 + number for number, name in enumerate(tokens.ADDED)})
+    with pytest.raises(ValueError, match=r"lacks the tokens \[DET\]"):
+        VisionTokenizer(model, {name: id for name, id in llama.items() if name != "[DET]"})
+    with pytest.raises(ValueError, match="one id to several"):
+        VisionTokenizer(model, llama | {"[DET]": llama["[GRD]"]})
+    with pytest.raises(ValueError, match="99999 is not in the vocabulary"):
+        VisionTokenizer(model).decode([1, 99999])
+
+
+def test_lists_of_names():
+    for asked in (ask.detection, ask.semantic_segmentation, lambda names: ask.pose(names, ask.COCO_17), lambda names: ask.pose(["dog"], names)):
+        for wrong, message in (([], "empty"), (["cat", " "], "empty"), (["cat", "dog", "cat"], "'cat' stands 2 times"),
+                               ("cat", "a list"), (["a [DET] b"], r"holds '\[DET\]'")):
+            with pytest.raises(ValueError, match=message):
+                asked(wrong)
+        many = [f"kind {number}" for number in range(300)]
+        assert sum(asked(many).gpt.count(tokens.slot(tool)) for tool in tokens.TOOLS[:4]) in (300, 301, 317)
+    assert ask.distinct([" cat", "dog ", "", "cat", "Cat"]) == ["cat", "dog", "Cat"]
+    assert all(name in ask.detection(SCRIPTS).human and name + tokens.slot("[DET]") in ask.detection(SCRIPTS).gpt for name in SCRIPTS)
+
+
+def test_cleaning():
+    assert ask.clean_expression("The man's RED, left-side/top (#2)!") == "the mans red left side top 2"
+    assert ask.clean_name("Guide_Dog") == "guide dog"
+    assert ask.pose(["Guide_Dog"], ["left_eye"]) == ask.pose(["guide dog"], ["left eye"])
+    assert ask.grounding("Man, left-side").human == ask.PICTURE + "Where can we locate the man left side in the image?"
+    assert ask.generation('A "red" fox:  at night!! ').human == "Generate image with caption: a red fox at night."
+    assert ask.editing(" make it Snow. ").human == ask.PICTURE + "Make it snow."
+
+
+def test_nothing_to_ask():
+    for asked in (ask.grounding, ask.reasoning, ask.short_answer, ask.chat, ask.generation, ask.editing, ask.letter_answer):
+        for text in ("", "  ", "where is <image>?"):
+            with pytest.raises(ValueError):
+                asked(text)
+    for cleaned_away in (ask.grounding, ask.generation):
+        with pytest.raises(ValueError, match="empty"):
+            cleaned_away("(!)")
+    with pytest.raises(ValueError, match="no region"):
+        ask.interactive(0)
+
+
+def test_formats_and_history():
+    turns = ask.chat("And now?", [("What is it?", "A cat.")])
+    assert ask.VICUNA.prompt(turns).endswith("questions. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: And now? ASSISTANT:")
+    assert ask.INTERNLM2.prompt(turns).endswith("<|im_end|><|im_start|>user\n<image>\nWhat is it?<|im_end|><|im_start|>assistant\nA cat.<|im_end|>"
+                                                "<|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n")
+    assert "<image>" not in ask.VICUNA.prompt(ask.chat("Hello", picture=False))

@@ -1,0 +1,211 @@
+"""A checkpoint of VisionLLM v2 -> one .safetensors with its tokenizer and configuration inside, and its InstructPix2Pix UNet for the host's loader.
+
+Published names stay, so that `open_visionllm` reads both alike. Only what the model reads is written: neither second names of shared tensors,
+nor what is recomputed, nor the parts of Stable Diffusion that were not trained. Upstream trained the UNet that edits pictures, so it is kept.
+"""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import comfy.model_detection
+import comfy.ops
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+from ...mulan.convert import DEFAULT_FORMAT, CannotWrite, Converted, Progress, portions, source_notes, stem, target_path
+from ...mulan.quantise import FORMATS, NotFinite, Quantisation, as_it_is, pieces, plain_dtype, slots
+from ...mulan.recognise import is_visionllm
+from ...mulan.safetensors_stream import SafetensorsStream, Slot, check_room
+from ...mulan.tensor_files import TensorFile, WrongFile, open_tensors, place
+from .checkpoint import CONFIG, SOURCE, SPIECE, TOKENIZER, VisionFile, open_visionllm, unexpected
+from .published import internlm2
+
+EDITING_UNET = "ip2p.sd_unet."  # diffusers' names, 8 input channels
+STOCK = ("sd.sd_unet.", "sd.sd_vae.", "sd.sd_text_encoder.", "ip2p.sd_vae.", "ip2p.sd_text_encoder.")  # as Stable Diffusion 1.5 has them
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A file to write: the names of its tensors -> the published ones, and what each of these is kept in."""
+
+    path: Path
+    title: str
+    folder: str
+    names: Mapping[str, str]
+    forms: Mapping[str, Quantisation | torch.dtype]
+    metadata: Mapping[str, str]
+    more: Mapping[str, torch.Tensor] = field(default_factory=dict)  # tensors that the checkpoint does not hold
+
+    def slots(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
+        found = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in self.more.items()}
+        for name, stored in self.names.items():
+            form = self.forms[stored]
+            found |= {name: Slot(form, shapes[stored])} if isinstance(form, torch.dtype) else slots(name, shapes[stored], form)
+        return found
+
+    def tensors(self, source: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, torch.Tensor, int]]:
+        """(name, rows, number of the first row)."""
+        for name, tensor in self.more.items():
+            yield name, tensor, 0
+        for name, file in _opened_again(source, {name: math.prod(shapes[stored]) for name, stored in self.names.items()}):
+            stored, form = file.read(self.names[name]), self.forms[self.names[name]]
+            yield from as_it_is(name, stored, form) if isinstance(form, torch.dtype) else pieces(name, stored, form)
+
+
+def is_one(source: Path) -> bool:
+    """Whether `convert` is for this source. Raises WrongFile where it cannot be opened."""
+    return source.exists() and is_visionllm(open_tensors(source).shapes)
+
+
+def convert(source: Path | str, target: Path | str | None = None, format: str | None = None, overwrite: bool = False,
+            progress: Callable[[Progress], None] = lambda _: None) -> Converted:
+    """Writes `source`, a published folder or file, as one .safetensors, and its UNet as a second one beside it; says what was written.
+
+    `target` is a file or a folder (the current one by default). `format`, of the language model's matrices: one of `FORMATS`, int8 by default;
+    everything else becomes float16, or bfloat16 where a value is too large for that. The files appear whole or not at all, and memory stays
+    within about a gigabyte whatever the model's size. `progress` may raise to stop.
+    Raises WrongFile for a source that cannot serve, CannotWrite for a target that will not do, OSError where the disk has no room.
+    """
+    source = Path(source)
+    format = format or DEFAULT_FORMAT
+    if format not in FORMATS:
+        raise CannotWrite(f"the format is {format!r}, expected is one of {', '.join(FORMATS)}")
+    if not source.exists():
+        raise WrongFile(f"there is no {source.absolute()}: name a checkpoint's folder or a file")
+    opened = open_visionllm(source)
+    shapes = opened.file.shapes
+    try:
+        outputs, notes = _plan(opened, Path(target) if target is not None else Path.cwd(), format, overwrite)
+        made = _write(outputs, source, shapes, progress)
+    except NotFinite as error:
+        raise WrongFile(f"{place(source)} is damaged: {error}. Download it again.") from error
+    (path, size), *others = made
+    beside = tuple(Converted(path, output.title, size, output.folder) for (path, size), output in zip(others, outputs[1:]))
+    return Converted(path, outputs[0].title, size, outputs[0].folder, beside=beside, notes=tuple(notes))
+
+
+def _write(outputs: list[_Output], source: Path, shapes: Mapping, progress: Callable[[Progress], None]) -> list[tuple[Path, int]]:
+    streams = [SafetensorsStream(output.path, output.slots(shapes), output.metadata) for output in outputs]
+    tensors, size = sum(len(output.slots(shapes)) for output in outputs), sum(stream.size for stream in streams)
+    with ExitStack() as files:  # whatever ends the writing early removes both
+        for stream in streams:
+            files.enter_context(stream)
+        check_room(outputs[0].path.parent, " with ".join(output.path.name for output in outputs), size)
+        for stream, output in zip(streams, outputs):
+            for name, rows, first in output.tensors(source, shapes):
+                stream.write(name, rows, first)
+                progress(Progress(sum(each.complete for each in streams), tensors, sum(each.written for each in streams), size))
+    return [(stream.path, stream.size) for stream in streams]
+
+
+def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tuple[list[_Output], list[str]]:
+    """The files to write, and what to say of them."""
+    file, quantisation = opened.file, FORMATS[format]
+    if opened.is_quantised:
+        raise WrongFile(f"{place(file.path)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}.")
+    tokenizer = torch.frombuffer(bytearray(opened.tokenizer().model), dtype=torch.uint8)
+    path = target_path(file.path, target, f"{stem(file.path)}_{format}.safetensors", overwrite)
+    unet_path = path.with_name(f"{path.stem.removesuffix(f'_{format}')}_instructpix2pix.safetensors")
+    unet = _host_unet(file)
+    if unet:
+        target_path(file.path, unet_path, "", overwrite)
+
+    used = {name for source in opened.sources().values() for name in source.names}
+    names = {name: name for name in file.shapes if name in used}  # in the file's order
+    matrices = _quantised(opened, quantisation) if quantisation else set()
+    forms = dict.fromkeys(matrices, quantisation) | _plain([*(names.keys() - matrices), *unet.values()], file)
+    language = opened.parts["language"]
+    sizes = f"{language.config.layers} layers, width {language.config.width}"
+    makes = "an InternLM2" if language.names is internlm2 else "of LLaMA's family"
+    told = {**opened.told, TOKENIZER: opened.tokenizer_told()}
+    outputs = [_Output(
+        path, f"VisionLLM v2 (language model of {sizes}) in {format}", "visionllm", names, forms,
+        {**source_notes("VisionLLM v2", file.path, SOURCE), CONFIG: json.dumps(told), "quantization": quantisation.format if quantisation else "none",
+         "license": f"Apache-2.0, as VisionLLM's repository states it for its code; the language model is {makes}"},
+        {SPIECE: tokenizer})]
+    if unet:
+        title = "InstructPix2Pix UNet that VisionLLM v2 trained"
+        licence = "none stated; it was trained from Stable Diffusion 1.5's"
+        outputs.append(_Output(unet_path, title, "diffusion_models", unet, forms, {**source_notes(title, file.path, SOURCE), "license": licence}))
+    return outputs, _notes(opened, forms, {*names, *unet.values()})
+
+
+def _quantised(opened: VisionFile, quantisation: Quantisation) -> set[str]:
+    """The published names of the language model's weights that are kept in 8 bits; its own names are LLaMA's, whatever make it is of."""
+    return {name for ours, source in opened.parts["language"].sources().items() if quantisation.takes(f"model.{ours}") for name in source.names}
+
+
+def _plain(names: list[str], file: TensorFile) -> dict[str, torch.dtype]:
+    """The dtype of each tensor that is not quantised. Their values are read for it, before anything is written. Raises NotFinite."""
+    sizes = {name: math.prod(file.shapes[name]) for name in names}
+    return {name: plain_dtype(name, again.read(name)) for name, again in _opened_again(file.path, sizes)}
+
+
+def _opened_again(source: Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, TensorFile]]:
+    """Each name with the file to read it from, which is closed now and then: that gives the pages of a mapped file back."""
+    for names in portions(sizes):
+        file = open_tensors(source)
+        yield from ((name, file) for name in names)
+
+
+def _host_unet(file: TensorFile) -> dict[str, str]:
+    """The host's names of the tensors of the UNet that edits -> the published ones; none where the checkpoint has no such UNet.
+
+    Raises WrongFile where the host would not take it for InstructPix2Pix, or a tensor is missing.
+    """
+    shapes = {name.removeprefix(EDITING_UNET): shape for name, shape in file.shapes.items() if name.startswith(EDITING_UNET)}
+    if not shapes:
+        return {}
+    known = _diffusers_names(shapes)
+    names = {known.get(name, name): f"{EDITING_UNET}{name}" for name in shapes}
+    given = {name: torch.empty(file.shapes[stored], dtype=torch.float16, device="meta") for name, stored in names.items()}
+    config = comfy.model_detection.model_config_from_unet(given, "") if "input_blocks.0.0.weight" in given else None
+    if not isinstance(config, comfy.supported_models.SD15_instructpix2pix):
+        raise WrongFile(f"{place(file.path)}: the UNet {EDITING_UNET}* is not InstructPix2Pix's of Stable Diffusion 1.5. It comes from {SOURCE}.")
+    wanted = UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init).state_dict()
+    found, expected = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (given, wanted))
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        raise WrongFile(f"{place(file.path)}: its UNet {EDITING_UNET}* is incomplete or damaged: {len(wrong)} tensors are missing, unknown or of "
+                        f"another shape, the first is {wrong[0]} in ComfyUI's names. Download it again.")
+    return names
+
+
+def _diffusers_names(names: Mapping) -> dict[str, str]:
+    """diffusers' names of a UNet's tensors -> the host's, by the UNet's blocks as the names tell them."""
+    def count(place: str) -> int:
+        return comfy.model_detection.count_blocks(names, f"{place}.{{}}.")
+
+    def depths(side: str, blocks: list[int]) -> list[int]:
+        return [count(f"{side}_blocks.{level}.attentions.{block}.transformer_blocks") for level, many in enumerate(blocks) for block in range(many)]
+
+    blocks = [count(f"down_blocks.{level}.resnets") for level in range(count("down_blocks"))]
+    return comfy.utils.unet_to_diffusers({
+        "num_res_blocks": blocks, "channel_mult": blocks, "transformer_depth": depths("down", blocks),
+        "transformer_depth_middle": count("mid_block.attentions.0.transformer_blocks"),
+        "transformer_depth_output": depths("up", [many + 1 for many in reversed(blocks)])[::-1],
+    })
+
+
+def _notes(opened: VisionFile, forms: Mapping[str, Quantisation | torch.dtype], kept: set[str]) -> list[str]:
+    shapes = opened.file.shapes
+    stock = [name for name in shapes if name.startswith(STOCK)]
+    stray = [name for name in unexpected(opened) if name not in kept]
+    twice = len(shapes.keys() - kept - {SPIECE}) - len(stock) - len(stray)
+    large = [name for name, form in forms.items() if form is torch.bfloat16]
+    size = 2 * sum(math.prod(shapes[name]) for name in stock) / 1e9
+    told = {
+        f"Left out: Stable Diffusion 1.5 as it is published (UNet, text encoders, VAEs: {len(stock)} tensors, {size:.1f} GB in 16 bits); "
+        "ComfyUI loads it from models/checkpoints.": stock,
+        f"Left out: {twice} tensors that are second names of others, or recomputed.": twice,
+        f"Left out: {len(stray)} tensors that no part of the model reads, the first is {stray[:1]}.": stray,
+        f"In bfloat16, because their values are too large for float16: {len(large)} tensors, the first is {large[:1]}.": large,
+    }
+    return [text for text, there in told.items() if there]
