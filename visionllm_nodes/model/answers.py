@@ -5,30 +5,33 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
-import comfy.utils
 import torch
 
 from . import conversation
 from .conversation import Turn
 from .loading import LoadedVisionLLM
-from .looking import View, ask, prepare, progress, prompt_of, remember, split, tokens_of
+from .looking import View, ask, prepare, progress, progress_bar, prompt_of, remember, split, tokens_of
 from .pictures import Picture
 from .super_link import read
 from .tokens import PATCH, REGION
 from .visionllm import Prompt
-from .writing import Choose, ToolCall, Writing, greedy
+from .writing import Answer, Choose, ToolCall, Writing, greedy
 
 LIMIT = 256
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What was written to one question: `text` with its tool tokens spelled out, `spoken` without; `finished` is False where the limit cut it."""
+    """What was written to one question: `text` with its tool tokens spelled out, `spoken` without; `finished` is False where the limit cut it.
+
+    `leads`: of each tool the text before it, from the previous one on, tokens such as `<det>` spelled out.
+    """
 
     text: str
     spoken: str
     finished: bool
     tools: tuple[ToolCall, ...]
+    leads: tuple[str, ...]
 
 
 class Conversation:
@@ -70,17 +73,21 @@ class Conversation:
                                 after_layer=comfy.model_management.throw_exception_if_processing_interrupted)
 
     def __iter__(self) -> Iterator[list[str]]:
-        bar = comfy.utils.ProgressBar(self._limit)
+        advance = progress_bar(self._limit)
         for _ in self._writing:
-            bar.update(1)
+            advance()
             yield [reply.text for reply in self.replies]
 
     @property
     def replies(self) -> list[Reply]:
         """The answers as far as they are written."""
+        return [self._reply(answer) for answer in self._writing.answers]
+
+    def _reply(self, answer: Answer) -> Reply:
         decode = self._loaded.tokenizer.decode
-        return [Reply(decode(answer.ids, special=True).strip(), decode(answer.ids).strip(), answer.finished, tuple(answer.tools))
-                for answer in self._writing.answers]
+        places = [tool.before for tool in answer.tools]
+        leads = [decode(answer.ids[begin:end], special=True).strip() for begin, end in zip([0, *(place + 1 for place in places)], places)]
+        return Reply(decode(answer.ids, special=True).strip(), decode(answer.ids).strip(), answer.finished, tuple(answer.tools), tuple(leads))
 
 
 @torch.no_grad()

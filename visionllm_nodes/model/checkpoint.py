@@ -140,6 +140,11 @@ def _one_of(prefix: str, *choices: tuple[str, ModuleType]) -> Callable[[Mapping]
     return choose
 
 
+def _optional(prefix: str, names: ModuleType) -> Callable[[Mapping], tuple[str, ModuleType] | None]:
+    """The names of a part that a checkpoint may lack as a whole."""
+    return lambda shapes: (prefix, names) if any(name.startswith(prefix) for name in shapes) else None
+
+
 # Our part -> how to find it, and what config.json tells of it.
 _PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
     "tower": (_one_of("vis_encoder.", ("vision_model.embeddings.class_embedding", clip), ("embeddings.class_embedding", intern_vit)),
@@ -148,11 +153,11 @@ _PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
     "language": (_one_of("llm.", ("model.embed_tokens.weight", llama), ("model.tok_embeddings.weight", internlm2)),
                  lambda told: told.get("llm_config") or {}),
     "super_link": (_one_of(super_link.PREFIX, ("det.weight", super_link)), lambda told: {}),
-    "region_encoder": (_one_of("region_encoder.", ("up_dim.weight", region_encoder)), lambda told: {}),
-    "grounding": (_one_of("gdino.", ("model.level_embed", grounding)), lambda told: told.get("gdino_config") or {}),
-    "pose": (_one_of("unipose.", ("transformer.level_embed", pose)), lambda told: told.get("unipose_config") or {}),
-    "generate": (_one_of("sd.", ("llm2sd_mapper_queries", mappers)), lambda told: told.get("sd_config") or {}),
-    "edit": (_one_of("ip2p.", ("llm2sd_mapper_queries", mappers)), lambda told: told.get("ip2p_config") or {}),
+    "region_encoder": (_optional("region_encoder.", region_encoder), lambda told: {}),
+    "grounding": (_optional("gdino.", grounding), lambda told: told.get("gdino_config") or {}),
+    "pose": (_optional("unipose.", pose), lambda told: told.get("unipose_config") or {}),
+    "generate": (_optional("sd.", mappers), lambda told: told.get("sd_config") or {}),
+    "edit": (_optional("ip2p.", mappers), lambda told: told.get("ip2p_config") or {}),
 }
 
 _MODULES = {

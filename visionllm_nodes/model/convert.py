@@ -1,7 +1,7 @@
 """A checkpoint of VisionLLM v2 -> one .safetensors with its tokenizer and configuration inside, and its InstructPix2Pix UNet for the host's loader.
 
-Published names stay, so that `open_visionllm` reads both alike. Only what the model reads is written: neither second names of shared tensors,
-nor what is recomputed, nor the parts of Stable Diffusion that were not trained. Upstream trained the UNet that edits pictures, so it is kept.
+Published names stay, so that `open_visionllm` reads both alike. Only what the model reads is written: neither second names of shared tensors
+nor buffers that are recomputed, nor the parts of Stable Diffusion that were not trained. Upstream trained the UNet that edits pictures, so it is kept.
 """
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _notes(opened: VisionFile, forms: Mapping[str, Quantisation | torch.dtype], 
     told = {
         f"Left out: Stable Diffusion 1.5 as it is published (UNet, text encoders, VAEs: {len(stock)} tensors, {size:.1f} GB in 16 bits); "
         "ComfyUI loads it from models/checkpoints.": stock,
-        f"Left out: {twice} tensors that are second names of others, or recomputed.": twice,
+        f"Left out: {twice} tensors that are second names of others, or never needed.": twice,
         f"Left out: {len(stray)} tensors that no part of the model reads, the first is {stray[:1]}.": stray,
         f"In bfloat16, because their values are too large for float16: {len(large)} tensors, the first is {large[:1]}.": large,
     }

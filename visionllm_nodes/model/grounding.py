@@ -92,8 +92,8 @@ class MaskBranch(nn.Module):
 
     def forward(self, finest, encoded):
         """finest [B, channels, H/4, W/4], encoded [B, D, H/8, W/8] -> [B, mask width, H/4, W/4]."""
-        lateral = self.lateral(finest)
-        x = lateral + F.interpolate(encoded, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        x = self.lateral(finest)
+        x = x + F.interpolate(encoded, size=x.shape[-2:], mode="bilinear", align_corners=False)
         return self.out(F.relu(self.smooth(x)))
 
 

@@ -56,16 +56,16 @@ class LoadedVisionLLM:
         return self.model
 
 
-def load_visionllm(path: Path | str, device: str | None = None) -> LoadedVisionLLM:
+def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dtype | None = None) -> LoadedVisionLLM:
     """Loads a published folder, or a file made of it by `dev.py convert`. `device="cpu"` keeps it off the GPU.
 
-    Tensors stay mapped from the file until they are needed. Raises WrongFile for a file that cannot serve.
+    `dtype`: what it computes in, whatever the file holds (None: what suits the device). Tensors stay mapped from the file until they are needed. Raises WrongFile for a file that cannot serve.
     """
     file = open_visionllm(Path(path))
     cpu = torch.device("cpu")
     load_device = cpu if device == "cpu" else comfy.model_management.text_encoder_device()
     offload_device = cpu if device == "cpu" else comfy.model_management.text_encoder_offload_device()
-    dtype = _compute_dtype(load_device)
+    dtype = dtype or _compute_dtype(load_device)
     quantised = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if file.is_quantised else None
     model = file.build(operations=comfy.ops.manual_cast, language_operations=quantised, device="meta")
     model.load_state_dict(dict(file.tensors()), assign=True)

@@ -1,7 +1,9 @@
 """Puts a picture and a question before the language model: one pass over the picture, kept; one pass over the words of each question."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import comfy.model_management
 import comfy.utils
@@ -17,6 +19,8 @@ from .tokens import PATCH, REGION
 from .visionllm import Prompt
 
 BYTES_PER_CANVAS_PIXEL = 1024  # of a decoder with its backbone: at 800 x 1333 it takes about a gigabyte
+
+_SHARE: ContextVar[tuple[int, int]] = ContextVar("share", default=(0, 1))  # which part of the work is shown progress of, and of how many
 
 
 class View:
@@ -94,12 +98,35 @@ def ask(loaded: LoadedVisionLLM, view: View, turns: Sequence[Turn], regions: tor
 
 def progress(loaded: LoadedVisionLLM, passes: int) -> Callable[[], None]:
     """What to call behind each layer: it shows progress over so many passes of the language model, and stops where the user has pressed stop."""
-    bar = comfy.utils.ProgressBar(passes * loaded.file.parts["language"].config.layers)
+    advance = progress_bar(passes * loaded.file.parts["language"].config.layers)
 
     def after_layer():
         check_interrupt()
-        bar.update(1)
+        advance()
     return after_layer
+
+
+@contextmanager
+def share_of_progress(part: int, parts: int) -> Iterator[None]:
+    """Within it, what one question shows as its progress is that of the `part`-th (from 0) of so many like it."""
+    token = _SHARE.set((part, parts))
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
+
+
+def progress_bar(steps: int) -> Callable[[], None]:
+    """What to call behind each step."""
+    part, parts = _SHARE.get()
+    bar = comfy.utils.ProgressBar(parts * steps)
+    done = 0
+
+    def advance():
+        nonlocal done
+        done = min(done + 1, steps)
+        bar.update_absolute(part * steps + done)
+    return advance
 
 
 def _keep() -> torch.device:
