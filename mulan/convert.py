@@ -51,6 +51,8 @@ class Converted:
     size: int
     folder: str  # below ComfyUI's models
     source: Callable[[], TextEncoderFile] | None = None
+    beside: tuple[Converted, ...] = ()  # further files that were made of the same source
+    notes: tuple[str, ...] = ()  # what a person should know, such as what was left out
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def convert(source: Path | str, target: Path | str | None = None, format: str | 
     """
     source = Path(source)
     plan = _plan(source, format)
-    path = _target(source, Path(target) if target is not None else Path.cwd(), plan.name, overwrite)
+    path = target_path(source, Path(target) if target is not None else Path.cwd(), plan.name, overwrite)
     try:
         with SafetensorsStream(path, plan.slots, plan.metadata) as file:
             for name, rows, first in plan.tensors():
@@ -127,7 +129,7 @@ def _encoder_plan(open_source: Callable[[], TextEncoderFile], format: str) -> _P
         yield "spiece_model", torch.frombuffer(bytearray(model), dtype=torch.uint8), 0
         if source.projected_width is not None:
             yield from pieces(TEXT_PROJECTION, open_source().text_projection(), None)
-        for names in _portions(source):
+        for names in portions({name: math.prod(source.file.shapes[stored]) for name, stored in source.names.items()}):
             opened = open_source()
             for name in names:
                 yield from pieces(name, opened.file.read(opened.names[name]), forms[name])
@@ -135,20 +137,20 @@ def _encoder_plan(open_source: Callable[[], TextEncoderFile], format: str) -> _P
     sizes = {"vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": config.feed_forward,
              "num_hidden_layers": config.layers, "num_attention_heads": config.heads, "rms_norm_eps": config.norm_eps}
     metadata = {
-        **_metadata("InternVL's text encoder for MuLan", path, ENCODER_SOURCE),
+        **source_notes("InternVL's text encoder for MuLan", path, ENCODER_SOURCE),
         "config": json.dumps(sizes), "quantization": quantisation.format if quantisation else "none",
         "license": "MIT, as InternVL's repository states it; the language model is of LLaMA's family",
     }
     title = f"InternVL's text encoder ({config.layers} layers, width {config.width}) in {format}"
-    return _Plan(title, "text_encoders", f"{_stem(path)}_text_{format}.safetensors", layout, metadata, tensors, open_source)
+    return _Plan(title, "text_encoders", f"{stem(path)}_text_{format}.safetensors", layout, metadata, tensors, open_source)
 
 
-def _portions(source: TextEncoderFile) -> Iterator[list[str]]:
-    """The names of the LLaMA's tensors in runs of about `PORTION` weights."""
+def portions(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Tensors' names, given with their numbers of weights, in runs of about `PORTION` weights."""
     names, weights = [], 0
-    for name, stored in source.names.items():
+    for name, size in sizes.items():
         names.append(name)
-        weights += math.prod(source.file.shapes[stored])
+        weights += size
         if weights > PORTION:
             yield names
             names, weights = [], 0
@@ -169,11 +171,12 @@ def _adapter_plan(source: AdapterFile, format: str | None) -> _Plan:
 
     layout = {name: Slot(source.file.read(stored).dtype, source.file.shapes[stored]) for name, stored in source.names.items()}
     title = f"MuLan adapter for {source.family.title}"
-    metadata = {**_metadata(title, path, ADAPTER_SOURCE), "family": source.family.name, "license": "none stated by MuLan's repository"}
-    return _Plan(title, "mulan", f"{_stem(path)}.safetensors", layout, metadata, tensors)
+    metadata = {**source_notes(title, path, ADAPTER_SOURCE), "family": source.family.name, "license": "none stated by MuLan's repository"}
+    return _Plan(title, "mulan", f"{stem(path)}.safetensors", layout, metadata, tensors)
 
 
-def _target(source: Path, target: Path, name: str, overwrite: bool) -> Path:
+def target_path(source: Path, target: Path, name: str, overwrite: bool) -> Path:
+    """The file to write: `target`, or `name` in it where it is a folder. Raises CannotWrite for one that will not do."""
     path = target / name if target.is_dir() else target
     if path.suffix.lower() != ".safetensors":
         raise CannotWrite(f"the target is {path}: name a .safetensors file, or a folder that exists")
@@ -187,9 +190,11 @@ def _target(source: Path, target: Path, name: str, overwrite: bool) -> Path:
     return path
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
+    """What a converted file's name begins with."""
     return path.resolve().name if path.is_dir() else path.stem
 
 
-def _metadata(title: str, path: Path, source: str) -> dict[str, str]:
+def source_notes(title: str, path: Path, source: str) -> dict[str, str]:
+    """The metadata that every converted file has."""
     return {"format": "pt", "title": title, "made_by": f"MuLan Nodes {VERSION}, python dev.py convert", "source": f"{path.resolve().name}, from {source}"}

@@ -70,7 +70,7 @@ def pieces(name: str, tensor: torch.Tensor, quantisation: Quantisation | None) -
     yield f"{layer}.comfy_quant", quantisation.mark(), 0
     scale = None
     if not quantisation.per_row:
-        scale = _scale(name, torch.stack([_largest(rows) for rows, _ in _runs(tensor)]).amax(), quantisation)
+        scale = _scale(name, _largest(tensor), quantisation)
         yield f"{layer}.weight_scale", scale, 0
     for rows, first in _runs(tensor):
         rows = rows.float()
@@ -100,12 +100,23 @@ def _runs(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
         yield tensor[first:first + count], first
 
 
-def _largest(rows: torch.Tensor) -> torch.Tensor:
-    return rows.float().abs().amax()
+def plain_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:
+    """The 16-bit numbers that hold a tensor which is not quantised: `PLAIN`, or bfloat16 where a value is too large for it. Raises NotFinite."""
+    if tensor.dtype == PLAIN:
+        return PLAIN
+    return PLAIN if _finite(name, _largest(tensor)) <= torch.finfo(PLAIN).max else torch.bfloat16
+
+
+def _largest(tensor: torch.Tensor) -> torch.Tensor:
+    """The largest absolute value; NaN where there is one."""
+    return torch.stack([rows.float().abs().amax() for rows, _ in _runs(tensor)]).amax()
 
 
 def _scale(name: str, largest: torch.Tensor, quantisation: Quantisation) -> torch.Tensor:
+    return torch.where(_finite(name, largest) > 0, largest / quantisation.largest, 1.0)
+
+
+def _finite(name: str, largest: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(largest).all():
         raise NotFinite(f"{name} holds {NAN}")
-    return torch.where(largest > 0, largest / quantisation.largest, 1.0)
-
+    return largest

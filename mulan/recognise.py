@@ -11,6 +11,9 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if adapter_layout(shapes) is not None:
         return f"a MuLan adapter for {_adapter_family(shapes)}"
 
+    if is_visionllm(shapes):
+        return "a VisionLLM v2 model (it belongs in models/visionllm)"
+
     def has(*parts: str) -> bool:
         return any(part in name for name in shapes for part in parts)
 
@@ -50,6 +53,11 @@ def adapter_layout(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> s
     if not prefix and len(shapes) == 4 and len(shapes.get("linear_1.weight", ())) == 2 and "linear_2.weight" in shapes:
         return "projection"
     return None
+
+
+def is_visionllm(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the tensors are VisionLLM v2's: a language model, and the bridge from its vision tower."""
+    return all(any(name.startswith(prefix) for name in shapes) for prefix in ("llm.", "vl_bridge."))
 
 
 def _adapter_family(shapes: Mapping[str, tuple[int, ...]]) -> str:

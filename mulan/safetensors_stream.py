@@ -67,10 +67,7 @@ class SafetensorsStream:
 
     def __enter__(self) -> SafetensorsStream:
         self._unfinished.unlink(missing_ok=True)
-        free = shutil.disk_usage(self.path.parent).free
-        if free < self.size:
-            raise OSError(errno.ENOSPC, f"{self.path.name} takes {self.size / 1e9:.2f} GB, but the disk of {self.path.parent.resolve()} has "
-                                        f"{free / 1e9:.2f} GB free: make room, or name another folder")
+        check_room(self.path.parent, self.path.name, self.size)
         self._file = open(self._unfinished, "wb")
         try:
             self._file.write(self._header)
@@ -123,6 +120,14 @@ class SafetensorsStream:
     def _discard(self) -> None:
         self._file.close()
         self._unfinished.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, name: str, size: int) -> None:
+    """Raises OSError where the disk of `folder` has less than `size` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"{name} takes {size / 1e9:.2f} GB, but the disk of {folder.resolve()} has {free / 1e9:.2f} GB free: "
+                                    f"make room, or name another folder")
 
 
 def _sync_folder(folder: Path) -> None:

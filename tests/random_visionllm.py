@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 
 import sentencepiece
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 PARITY = Path(__file__).parent / "parity"
 PIECES = 320
 ADDED = 26
+ADDED_NAMES = ("[PAD]", "<image>", "<im_patch>", "<region>", "<img>", "</img>", "<reg>", "</reg>", "<det>", "</det>", "<grd>", "</grd>",
+               "[DET]", "[GRD]", "[SEG]", "[POSE]", "[GEN]", "[EDIT]")  # the [EMB]s follow
 SETTINGS = {"tiles": 4, "short": 96, "long": 160, "semantic_short": 96, "semantic_long": 160}
 
 WORDS = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to "
@@ -29,8 +32,11 @@ def sentencepiece_model(pieces: int) -> bytes:
     return model.getvalue()
 
 
-def checkpoint(folder: Path, **told) -> Path:
-    """A published folder with the golden model's sizes and recipe weights, but a vocabulary for a real tokenizer; `told` goes into config.json."""
+def checkpoint(folder: Path, mappers: bool = False, writes: str | None = None, **told) -> Path:
+    """A published folder with the golden model's sizes and recipe weights, but a vocabulary for a real tokenizer; `told` goes into config.json.
+
+    `mappers`: also those to Stable Diffusion and InstructPix2Pix. `writes`: the added token that it answers everything with, again and again.
+    """
     spec = importlib.util.spec_from_file_location("visionllm_case", PARITY / "visionllm_case.py")
     cases = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(cases)
@@ -41,10 +47,53 @@ def checkpoint(folder: Path, **told) -> Path:
     words = {name: [rows, shape[1]] for name, shape in manifest["tensors"].items() if name in ("llm.model.embed_tokens.weight", "llm.lm_head.weight")}
     manifest["tensors"] = {**manifest["tensors"], **words}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous().clone() for name, tensor in golden.weights(manifest).items()}, folder / "model.safetensors")
+    tensors = {name: tensor.contiguous().clone() for name, tensor in golden.weights(manifest).items()}
+    if mappers:
+        tensors |= {f"{part}.{name}": tensor for part in ("sd", "ip2p") for name, tensor in mapper(known["llm"]["hidden_size"]).items()}
+    if writes:
+        make_write(tensors, rows - ADDED + ADDED_NAMES.index(writes))
+    save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({
         **known["model"], "llm_config": known["llm"], "vis_encoder_config": known["clip"], "unipose_config": known["unipose"],
         "gdino_config": {**known["gdino"], "backbone_config": known["gdino_backbone"]}, "picture_settings": SETTINGS, **told,
     }), "utf-8")
     (folder / "tokenizer.model").write_bytes(tokenizer)
     return folder
+
+
+def shard(folder: Path) -> Path:
+    """Cuts the folder's one file in two with an index, as the published folder is."""
+    whole = folder / "model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    names, index = sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        index |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), "utf-8")
+    return folder
+
+
+def mapper(width: int) -> dict[str, torch.Tensor]:
+    """Random tensors of a mapper from states of this width, under upstream's names."""
+    from mulan.adapter import AdapterShape, LanguageAdapter, to_published
+
+    made = to_published(LanguageAdapter(AdapterShape(text_width=width, width=768, queries=77, feed_forward=64)).state_dict())
+    generator = torch.Generator().manual_seed(0)
+    renamed = {name.replace("proj.", "emb_proj.", 1) if name.startswith("proj.") else name.replace("transformer.", "llm2sd_mapper.", 1): tensor
+               for name, tensor in made.items()}
+    renamed["llm2sd_mapper_queries"] = renamed.pop("queries")
+    return {name: torch.randn(tensor.shape, generator=generator) * 0.05 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            for name, tensor in renamed.items()}
+
+
+def make_write(tensors: dict[str, torch.Tensor], id: int) -> None:
+    """Every text token is large in the first channel, which adds to the logit of `id` and takes from all others."""
+    for name, tensor in tensors.items():
+        if name == "llm.model.embed_tokens.weight" or name.startswith("emb_embeddings_"):
+            tensor[:, 0] = 100.0
+    tensors["llm.model.norm.weight"].fill_(1.0)
+    head = tensors["llm.lm_head.weight"]
+    head[:, 0] = -10.0
+    head[id, 0] = 10.0

@@ -1,0 +1,92 @@
+"""Every tensor of the full-size checkpoints, by name and shape: nothing missing, nothing unexpected. No value is read."""
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mulan.tensor_files import TensorFile, WrongFile
+from pack.visionllm_nodes.model import convert
+from pack.visionllm_nodes.model.checkpoint import read_visionllm, unexpected
+from pack.visionllm_nodes.model.internimage import InternImageConfig
+from pack.visionllm_nodes.model.swin import SwinConfig
+
+PARTS = {"tower", "bridge", "language", "super_link", "region_encoder", "grounding", "pose"}
+
+
+@pytest.fixture
+def opened_manifest(vision_manifest, tmp_path):
+    """opened_manifest("visionllmv2_7b_swin_t") -> the checkpoint of these names and shapes; further manifests replace the parts that they list."""
+    def opened(name, *instead):
+        tensors = vision_manifest(name)["tensors"]
+        for manifest in map(vision_manifest, instead):
+            tensors = {name: shape for name, shape in tensors.items() if not name.startswith(manifest["prefix"])} | manifest["tensors"]
+        shapes = {name: tuple(shape) for name, shape in tensors.items()}
+        return read_visionllm(TensorFile(tmp_path, shapes, lambda name: torch.empty(shapes[name], device="meta"), {}))
+    return opened
+
+
+@pytest.mark.parametrize("manifests, parts, width, backbone", [
+    (("visionllmv2_7b_swin_t",), PARTS | {"generate", "edit"}, 4096, SwinConfig),
+    (("visionllmv2_7b_swin_t", "gdino_internimage_h", "unipose_internimage_h"), PARTS | {"generate", "edit"}, 4096, InternImageConfig),
+    (("visionllmv2_26b_swin_t",), PARTS, 6144, SwinConfig),
+], ids=["7b", "7b internimage", "26b"])
+def test_nothing_is_missing_and_nothing_unexpected(manifests, parts, width, backbone, opened_manifest, vision_manifest):
+    opened = opened_manifest(*manifests)
+    assert opened.parts.keys() == parts and unexpected(opened) == []
+    assert opened.parts["language"].config.width == width
+    assert type(opened.parts["grounding"].config.backbone) is type(opened.parts["pose"].config.backbone) is backbone
+    aliases = {alias for manifest in map(vision_manifest, manifests) for alias in manifest["aliases"]}
+    used = {name for source in opened.sources().values() for name in source.names}
+    assert not used & aliases, "a tensor is read under its second name, which a converted file lacks"
+
+
+@pytest.mark.parametrize("name, count", [("visionllmv2_7b_swin_t", 686), ("visionllmv2_26b_swin_t", 0)])
+def test_the_unet_that_edits_is_the_host_s(name, count, opened_manifest):
+    names = convert._host_unet(opened_manifest(name).file)
+    assert len(names) == count and all(stored.startswith("ip2p.sd_unet.") for stored in names.values())
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["visionllmv2_7b_swin_t", "visionllmv2_26b_swin_t"])
+def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp_path):
+    """Those of InternLM2's packed queries, keys and values too, of which the model takes rows apart."""
+    published = opened_manifest(name)
+    form = convert.FORMATS[format]
+    packed = convert._quantised(published, form)
+    used = {name for source in published.sources().values() for name in source.names}
+    output = convert._Output(tmp_path, "", "", {name: name for name in used}, {name: form if name in packed else torch.float16 for name in used}, {})
+    slots = output.slots(published.file.shapes)
+    shapes = {name: slot.shape for name, slot in slots.items()}
+    converted = read_visionllm(TensorFile(tmp_path, shapes, lambda name: torch.empty(slots[name].shape, dtype=slots[name].dtype, device="meta"),
+                                          {"config": json.dumps({})}))
+    assert unexpected(converted) == [] and converted.is_quantised
+    values = dict(converted.tensors())
+    layers = [name.removesuffix("weight") for name in values if name.startswith("language.layers.") and name.endswith("_proj.weight")]
+    assert len(layers) == 7 * converted.parts["language"].config.layers
+    for layer in layers:
+        rows = len(values[f"{layer}weight"])
+        assert values[f"{layer}weight"].dtype == form.dtype and values[f"{layer}weight_scale"].shape == ((rows, 1) if format == "int8" else ())
+    assert "language.lm_head.weight_scale" not in values and ("language.embed_tokens.weight_scale" in values) == (format == "int8")
+
+
+@pytest.mark.parametrize("lost, words", [
+    ("llm.model.layers.31.mlp.up_proj.weight", "1 tensors are missing, the first is llm.model.layers.31.mlp.up_proj.weight"),
+    ("gdino.model.level_embed", "its grounding has no tensor gdino.model.level_embed. Download it again"),
+    ("ip2p.llm2sd_mapper_queries", "its edit has no tensor ip2p.llm2sd_mapper_queries"),
+    ("llm.model.embed_tokens.weight", "is no VisionLLM v2 checkpoint: it has no language"),
+    ("vl_bridge.2.weight", "1 tensors are missing, the first is vl_bridge.2.weight"),
+])
+def test_a_missing_tensor_is_named(lost, words, opened_manifest, tmp_path):
+    file = opened_manifest("visionllmv2_7b_swin_t").file
+    shapes = {name: shape for name, shape in file.shapes.items() if name != lost}
+    with pytest.raises(WrongFile, match=words):
+        read_visionllm(TensorFile(tmp_path, shapes, file.read, {}))
+
+
+def test_another_shape_is_named(opened_manifest, tmp_path):
+    file = opened_manifest("visionllmv2_7b_swin_t").file
+    shapes = {**file.shapes, "region_encoder.up_dim.bias": (4095,)}
+    with pytest.raises(WrongFile, match=r"region_encoder.up_dim.bias give the shape \(4095,\), and region_encoder.out.bias is \(4096,\)"):
+        read_visionllm(TensorFile(tmp_path, shapes, file.read, {}))
