@@ -1,0 +1,43 @@
+"""SEGS of the Impact Pack, for its Detailer nodes: ((height, width), [SEG, ...]) of one picture."""
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Sequence
+
+import torch
+
+from .bounding_boxes import score_of, whole_pixels
+
+# Readers take the fields by these names: a crop of the IMAGE, a float32 array, a float, [x1, y1, x2, y2] of the crop and of the thing, a text.
+SEG = namedtuple("SEG", ("cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"), defaults=(None,))
+
+
+def to_segs(image: torch.Tensor, boxes: Sequence[dict], masks: torch.Tensor | None = None, crop_factor: float = 3.0) -> tuple:
+    """`image` [H, W, C]; `masks` [N, H, W] of the boxes, which are filled without them. The crop is `crop_factor` times the box, in the picture.
+
+    A box of which the picture shows no pixel is left out.
+    """
+    height, width = image.shape[:2]
+    found = []
+    for number, box in enumerate(boxes):
+        pixels = whole_pixels(box, height, width)
+        if pixels is None:
+            continue
+        x1, y1, x2, y2 = pixels
+        left, right = _stretch(x1, x2, crop_factor, width)
+        top, bottom = _stretch(y1, y2, crop_factor, height)
+        if masks is None:
+            mask = torch.zeros(bottom - top, right - left)
+            mask[y1 - top:y2 - top, x1 - left:x2 - left] = 1
+        else:
+            mask = masks[number, top:bottom, left:right]
+        found.append(SEG(image[None, top:bottom, left:right], mask.float().cpu().numpy().copy(), score_of(box), [left, top, right, bottom],
+                         [x1, y1, x2, y2], box.get("label", "")))
+    return (height, width), found
+
+
+def _stretch(first: int, last: int, factor: float, limit: int) -> tuple[int, int]:
+    """A side `factor` times as long around the same middle, moved and at last cut to lie in 0..limit."""
+    length = min(limit, max(1, round((last - first) * max(1.0, factor))))
+    start = min(max(0, round((first + last - length) / 2)), limit - length)
+    return start, start + length

@@ -1,0 +1,172 @@
+"""Save Detections and Load Detections: boxes, masks, keypoints and texts as JSON in output/detections."""
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..nodes.node_text import show
+from .formats.bounding_boxes import frames_of
+from .formats.document import Document, document, frame, read_document
+from .formats.keypoints import checked
+from .formats.masks import boxes_to_masks, for_boxes
+from .sockets import CATEGORY, KEYPOINTS
+
+FOLDER = "detections"
+SUFFIX = ".json"
+OUTPUT_MARK = " [output]"  # ComfyUI's own mark for a file in the output folder
+TEXT = "the text below"
+
+
+def saved_files() -> dict[str, Path]:
+    """What Load Detections offers: name -> file, of output/detections with ComfyUI's mark, and of the input folder."""
+    found = {}
+    for root, folder, mark in ((folder_paths.get_output_directory(), FOLDER, OUTPUT_MARK), (folder_paths.get_input_directory(), "", "")):
+        for name in folder_paths.recursive_search(str(Path(root, folder)))[0]:
+            if name.lower().endswith(SUFFIX):
+                found[Path(folder, name).as_posix() + mark] = Path(root, folder, name)
+    return dict(sorted(found.items()))
+
+
+def locate(name: str) -> Path:
+    """The file of a name in `saved_files`. Raises FileNotFoundError that says where it was looked for."""
+    found = saved_files().get(name)
+    if found is None:
+        raise FileNotFoundError(f"file: {name!r} is neither in {Path(folder_paths.get_output_directory(), FOLDER)} nor in "
+                                f"{folder_paths.get_input_directory()}. Save it with Save Detections, or copy it there, and press R in the editor.")
+    return found
+
+
+def read(name: str, text: str | None) -> Document:
+    """The chosen file, or the text. Raises OSError or ValueError that begins with the input's name."""
+    source = "json" if name == TEXT else f"file {name!r}"
+    try:
+        return read_document((text or "") if name == TEXT else locate(name).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+class VisionLLMSaveDetections(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VisionLLMSaveDetections",
+            display_name="Save Detections",
+            category=CATEGORY,
+            description="Writes boxes, masks and keypoints of any detector as one JSON file to output/detections, and shows the JSON, for people "
+                        "and for programs that read the history.",
+            search_aliases=["save json", "export bbox", "save bounding boxes", "save keypoints", "annotations", "dataset", "保存检测结果", "検出を保存", "저장",
+                            "guardar detecciones", "сохранить рамки"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.String.Input("json", optional=True, force_input=True,
+                                tooltip="The JSON of a VisionLLM node, written as it is. Then nothing else may be connected."),
+                io.Image.Input("image", optional=True, tooltip="The pictures that the boxes belong to: the file tells their size."),
+                io.BoundingBox.Input("bboxes", optional=True, force_input=True, tooltip="Boxes of any node."),
+                io.Mask.Input("masks", optional=True, tooltip="A mask for each box, in their order; written as run lengths."),
+                KEYPOINTS.Input("keypoints", optional=True, tooltip="Keypoints instead of boxes."),
+                io.String.Input("filename_prefix", default="detections",
+                                tooltip="The file's name in output/detections; a number follows. May have subfolders and %year%, %month%, %day%."),
+            ],
+            outputs=[
+                io.String.Output(display_name="json", tooltip="What was written."),
+                io.String.Output(display_name="file", tooltip="The file's name as Load Detections lists it."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, filename_prefix, json=None, image=None, bboxes=None, masks=None, keypoints=None) -> io.NodeOutput:
+        if json is not None and any(value is not None for value in (bboxes, masks, keypoints)):
+            raise ValueError("json is written as it is: connect either json, or bboxes, masks and keypoints")
+        if json is None:
+            json = _written(image, bboxes, masks, keypoints)
+        else:
+            read(TEXT, json)
+        root = Path(folder_paths.get_output_directory(), FOLDER)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix.strip() or FOLDER, str(root))
+        file = Path(folder, f"{name}_{counter:05}_{SUFFIX}")
+        part = file.with_suffix(".part")
+        part.write_text(json + "\n", "utf-8")
+        os.replace(part, file)  # whole or not at all
+        return io.NodeOutput(json, Path(FOLDER, subfolder, file.name).as_posix() + OUTPUT_MARK, ui=show(cls, json))
+
+
+class VisionLLMLoadDetections(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VisionLLMLoadDetections",
+            display_name="Load Detections",
+            category=CATEGORY,
+            description="Reads what Save Detections or a VisionLLM node wrote: boxes, masks, keypoints and texts, without the model.",
+            search_aliases=["load json", "import bbox", "load bounding boxes", "load keypoints", "parse json", "annotations", "加载检测结果", "検出を読み込む",
+                            "불러오기", "cargar detecciones", "загрузить рамки"],
+            inputs=[
+                io.Combo.Input("file", options=[TEXT, *saved_files()],
+                               tooltip="A file that Save Detections wrote, in output/detections or in the input folder, or the text below."),
+                io.String.Input("json", default="", multiline=True,
+                                tooltip="The document as text, from another node or program; used where no file is chosen."),
+            ],
+            outputs=[
+                io.BoundingBox.Output(display_name="bboxes", tooltip="A list for each picture."),
+                io.Mask.Output(display_name="mask", tooltip="For each picture whatever belongs to any of its things."),
+                io.Mask.Output(display_name="masks", tooltip="A mask for each box, in their order. Filled boxes where the file has no masks."),
+                KEYPOINTS.Output(display_name="keypoints", tooltip="The things that have keypoints, a record for each picture."),
+                io.String.Output(display_name="text", is_output_list=True,
+                                 tooltip="What was said of each picture, or of all; empty where nothing was."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file, json):
+        """Such files are small, so they are read whole: a damaged one is told before the queue starts."""
+        try:
+            if file is not None and (file != TEXT or json is not None):
+                read(file, json)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file, json):
+        return hashlib.sha256((json or "").encode("utf-8", "replace") if file == TEXT else locate(file).read_bytes()).hexdigest()
+
+    @classmethod
+    def execute(cls, file, json) -> io.NodeOutput:
+        loaded = read(file, json)
+        boxes = loaded.bounding_boxes()
+        return io.NodeOutput(boxes, *_masks(loaded, boxes), loaded.keypoints(), loaded.texts)
+
+
+def _written(image, bboxes, masks, keypoints) -> str:
+    if keypoints is not None:
+        if bboxes is not None or masks is not None:
+            raise ValueError("connect either keypoints, which have boxes of their own, or bboxes with masks")
+        return document("keypoints", "", [frame(one["width"], one["height"], keypoints=one) for one in checked(keypoints)])
+    if bboxes is None:
+        raise ValueError("there is nothing to save: connect json, bboxes or keypoints")
+    if image is None:
+        raise ValueError("the file tells the pictures' size: connect image")
+    frames = frames_of(bboxes, len(image))
+    of_frames = [None] * len(frames) if masks is None else for_boxes(masks, frames)
+    return document("boxes", "", [frame(image.shape[2], image.shape[1], boxes, own) for boxes, own in zip(frames, of_frames)])
+
+
+def _masks(loaded: Document, boxes: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """Union and each; single empty ones where the pictures have several sizes, which one batch cannot hold."""
+    sizes = {(record["height"], record["width"]) for record in loaded.frames}
+    if len(sizes) != 1:
+        return torch.zeros(1, 64, 64), torch.zeros(1, 64, 64)
+    union, filled = boxes_to_masks(boxes, *sizes.pop())
+    each = loaded.masks()
+    if each is None or each.shape[1:] != union.shape[1:]:
+        return union, filled
+    return torch.stack([own.amax(0) if len(own) else torch.zeros_like(union[0]) for own in for_boxes(each, boxes)]), each
+
+
+NODES = [VisionLLMSaveDetections, VisionLLMLoadDetections]
