@@ -52,6 +52,4 @@ def server(host, models):
 @pytest.fixture(scope="session")
 def tiny_models(host) -> dict[str, Path]:
     """The tiny models in the host's models folder, by file name."""
-    from mulan.tinyworld import pack
-
-    return {file.name: file for file in pack.expand(host / "models")}
+    return {file.name: file for file in library.write_tiny_models(host / "models")}

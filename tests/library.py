@@ -47,6 +47,14 @@ def load_library() -> None:
     sys.meta_path.insert(0, _SameModules())
 
 
+def write_tiny_models(models: Path) -> list[Path]:
+    """Writes all tiny models below a ComfyUI's models folder and gives their files."""
+    from mulan.tinyworld import pack as mulan
+    from pack.visionllm_nodes.tinyworld import pack as visionllm
+
+    return [*mulan.expand(models), *visionllm.expand(models)]
+
+
 def open_host(folder: Path, *arguments: str) -> None:
     """Put ComfyUI's folder on sys.path and let ComfyUI read `arguments` (such as "--cpu") as its command line."""
     sys.path.insert(0, str(folder))

@@ -1,0 +1,88 @@
+"""The trained parts -> one file under the published names, which loads as a converted checkpoint does."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from ..model.checkpoint import CONFIG, SPIECE, TOKENIZER
+from ..model.pictures import PictureSettings
+from ..model.published import bridge, clip, grounding, llama, pose, region_encoder, super_link
+from ..model.published.source import Source
+from ..model.tokenizer import VisionTokenizer
+from .architecture import BRIDGE, GROUNDING, GROUPS, HEADS, POSE, REGION, SETTINGS, SUPER_LINK, TOWER, TOWER_LAYER, language_config
+
+PACK = Path(__file__).with_name("tiny_visionllm.safetensors")
+METADATA = {
+    "title": "VisionLLM Nodes: tiny world",
+    "description": "A tiny VisionLLM v2 of a world of coloured shapes, trained from nothing on pictures drawn by a program",
+    "made_by": "python dev.py train-tiny",
+    "license": "MIT",
+}
+
+
+def told(tokenizer: VisionTokenizer) -> dict:
+    """What upstream's config.json says and no tensor does, and the settings that the published model has no need of."""
+    changed = {field.name: getattr(SETTINGS, field.name) for field in dataclasses.fields(PictureSettings)
+               if getattr(SETTINGS, field.name) != field.default}
+    return {
+        "model_type": "visionllmv2", "vis_output_layer": TOWER_LAYER, "vl_bridge_type": "mlp2x_gelu",
+        "vis_encoder_config": {"num_attention_heads": HEADS, "hidden_act": TOWER.activation},
+        "llm_config": {"num_attention_heads": HEADS, "rms_norm_eps": language_config(len(tokenizer)).norm_eps},
+        "gdino_config": {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS},
+        "unipose_config": {"nheads": HEADS, "num_box_decoder_layers": POSE.box_layers, "num_groups": GROUPS},
+        TOKENIZER: {"tokenizer_config.json": {"legacy": tokenizer.legacy}},
+        "picture_settings": changed,
+    }
+
+
+def published(parts: Mapping[str, nn.Module], vocabulary: int) -> dict[str, torch.Tensor]:
+    """Parts of the model by our names -> tensors by upstream's names."""
+    names = {
+        "tower": ("vis_encoder.", clip, TOWER), "bridge": ("vl_bridge.", bridge, BRIDGE), "language": ("llm.", llama, language_config(vocabulary)),
+        "super_link": (super_link.PREFIX, super_link, SUPER_LINK), "region_encoder": ("region_encoder.", region_encoder, REGION),
+        "grounding": ("gdino.", grounding, GROUNDING), "pose": ("unipose.", pose, POSE),
+    }
+    tensors = {}
+    for part, module in parts.items():
+        prefix, naming, config = names[part]
+        values, sources = module.state_dict(), naming.sources(config)
+        if values.keys() != sources.keys():
+            raise ValueError(f"the {part} has other tensors than its published names: {sorted(values.keys() ^ sources.keys())[:3]}")
+        for ours, source in sources.items():
+            tensors |= dict(zip((prefix + name for name in source.names), _apart(values[ours], source)))
+    return tensors
+
+
+def _apart(tensor: torch.Tensor, source: Source) -> tuple[torch.Tensor, ...]:
+    """What `source` joins into one of our tensors; here such rows are always of one number."""
+    if source.arrange is not None:
+        raise ValueError(f"{source.names} cannot be taken apart")
+    return tensor.chunk(len(source.names))
+
+
+def write(parts: Mapping[str, nn.Module], tokenizer: VisionTokenizer, path: Path = PACK) -> Path:
+    """Writes the file, in float16. It appears complete or not at all."""
+    tensors = {name: tensor.half().contiguous().clone() for name, tensor in published(parts, len(tokenizer)).items()}
+    tensors[SPIECE] = torch.from_numpy(np.frombuffer(tokenizer.model, np.uint8).copy())
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(save(tensors, {**METADATA, CONFIG: json.dumps(told(tokenizer))}))
+    unfinished.replace(path)
+    return path
+
+
+def expand(models: Path) -> list[Path]:
+    """Puts the model where ComfyUI's loader lists it, below its models folder; a file that is there already stays."""
+    target = models / "visionllm" / PACK.name
+    if not target.is_file() or target.stat().st_size != PACK.stat().st_size or target.read_bytes() != PACK.read_bytes():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(target.name + ".unfinished")
+        unfinished.write_bytes(PACK.read_bytes())
+        unfinished.replace(target)
+    return [target]
