@@ -57,12 +57,12 @@ class Attention(nn.Module):
         self.out_proj = operations.Linear(width, width, dtype=dtype, device=device)
 
     def forward(self, x, memory=None):
-        """x [B, Q, D], memory [B, T, D] (x itself when None) -> [B, Q, D]."""
+        """x [B, Q, D], memory [B, T, D] (x itself when None) -> [B, Q, D]; x may be [1, Q, D], the same for every memory."""
         q, k, v = self.in_proj(x).chunk(3, dim=-1)
         if memory is not None:
             _, k, v = self.in_proj(memory).chunk(3, dim=-1)
         q, k, v = (rows.unflatten(-1, (self.heads, -1)).transpose(1, 2) for rows in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -137,5 +137,5 @@ class LanguageAdapter(nn.Module):
     def forward(self, states):
         """states [B, T, text_width] -> context [B, queries, width]."""
         memory = self.transformer["encoder"](self.proj(states))
-        queries = self.queries.to(dtype=memory.dtype, device=memory.device).expand(len(states), -1, -1)
+        queries = self.queries.to(dtype=memory.dtype, device=memory.device)  # [1, Q, D]: they differ from where they have read the memory on
         return self.transformer["decoder"](queries, memory)

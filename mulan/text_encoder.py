@@ -143,8 +143,9 @@ class MulanTextEncoder(torch.nn.Module):
         counts = tokens.get(COUNTS, [(len(tokens[self.family.token_keys[0]]), NEGATIVE in tokens)])
         prompts = [(self._without_empty_tail(list(islice(windows, count))), negative) for count, negative in counts]
         skipped = [negative and self.zeroing.empty_negative and self._is_empty(prompt) for prompt, negative in prompts]
-        states = iter(self._weighted_states([window for (prompt, _), skip in zip(prompts, skipped) if not skip for window in prompt]))
-        each = [self._zeros(prompt) if skip else self._conditioning(prompt, [next(states) for _ in prompt], negative)
+        states = self._weighted_states([window for (prompt, _), skip in zip(prompts, skipped) if not skip for window in prompt])
+        read = iter(zip(states, self._contexts(states)))
+        each = [self._zeros(prompt) if skip else self._conditioning(prompt, *zip(*islice(read, len(prompt))), negative)
                 for (prompt, negative), skip in zip(prompts, skipped)]
         if COUNTS in tokens:
             return *each[0][:2], {"each": each}
@@ -179,15 +180,22 @@ class MulanTextEncoder(torch.nn.Module):
         activations = rows * (6 * config.width + 3 * config.feed_forward)
         return 2 * BYTES_PER_ACTIVATION * (activations + config.width * config.feed_forward)
 
-    def _conditioning(self, windows, states, negative: bool):
+    def _contexts(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The states of windows -> [rows, width] each, all prompts in one pass of the adapter; PixArt's projection is in the MODEL instead."""
+        rows = [self.rows_for_adapter(state[None])[0] for state in states]
+        if self.family is PIXART:
+            return rows
+        batches = [rows[start:start + WINDOWS_AT_ONCE] for start in range(0, len(rows), WINDOWS_AT_ONCE)]
+        return [context for batch in batches for context in self.internvl.adapter(torch.stack(batch))]
+
+    def _conditioning(self, windows, states, contexts, negative: bool):
         ids = [[row[0] for row in window] for window in windows]
-        if self.family is PIXART:  # its projection is in the MODEL, and the host ignores masks: padding goes instead
-            context = torch.cat([self.rows_for_adapter(state[None])[0][:self._rows(window)] for window, state in zip(ids, states)])
+        if self.family is PIXART:  # the host ignores masks: padding goes instead
+            context = torch.cat([rows[:self._rows(window)] for window, rows in zip(ids, contexts)])
             pooled = None
         else:
-            context = self.internvl.adapter(self.rows_for_adapter(torch.stack(states)))
-            pooled = self._pooled(context, ids[0], states[0], negative)
-            context = context.flatten(0, 1)
+            pooled = self._pooled(contexts[0][None], ids[0], states[0], negative)
+            context = torch.cat(contexts)
         if not all(tensor.isfinite().all() for tensor in (context, pooled) if tensor is not None):
             raise ValueError(self._damage(states))
         keep = comfy.model_management.intermediate_device()
@@ -206,7 +214,7 @@ class MulanTextEncoder(torch.nn.Module):
         if self.zeroing.negative_pooled if negative else self.zeroing.pooled:
             return context.new_zeros(1, adapter.shape.pooled)
         text_embeds = None if adapter.shape.text_embeds is None else self.internvl.text_embeds(ids, states)
-        return adapter.pool(context[:1], text_embeds)
+        return adapter.pool(context, text_embeds)
 
     def _zeros(self, windows):
         shape = self.internvl.adapter.shape

@@ -7,6 +7,7 @@ from bench.weights import Sizes
 FULL_LAYERS = 32
 COMPARED = {"mulankit": "mulankit", "ours": "folder"}  # of the ways to load: the same folder, and both compute in float32
 LOAD_GOAL, RESIDENT_GOAL = 0.2, 0.45
+GOALS = *(name for name, case in CASES.items() if case.goal is not None), "load"  # those that a profile can explain
 WAYS = {
     "mulankit": ("mulankit, float32 pipeline (diffusers' default)", "published folder"),
     "mulankit_half": ("mulankit, float16 pipeline", "published folder"),
@@ -35,9 +36,8 @@ def resident(results: dict, way: str, layers: int | None = None) -> float:
 
 
 def missed(results: dict) -> list[str]:
-    """The goals not reached that a profile can explain: names of cases, and "load"."""
-    found = [name for name, case in CASES.items() if case.goal is not None and ratio(results, name) > case.goal]
-    return found + (["load"] if loading_ratio(results, "load_cpu") > LOAD_GOAL else [])
+    """Those of `GOALS` that are not reached."""
+    return [name for name in GOALS if (loading_ratio(results, "load_cpu") > LOAD_GOAL if name == "load" else ratio(results, name) > CASES[name].goal)]
 
 
 def markdown(results: dict) -> str:
@@ -118,8 +118,9 @@ def _profiles(results: dict) -> str:
         rows = []
         for side, operations in sides.items():
             rows += [[side, f"`{row['operation']}`", str(row["calls"]), f"{row['seconds']:.2f}", f"{row['share']:.0%}"] for row in operations]
-        parts.append(f"Missed: {CASES[name].title if name in CASES else name}. Where the time goes:\n\n" + table(["side", "operation", "calls", "CPU s", "share"], rows, 2))
-    return "### Why goals are missed\n\n" + "\n\n".join(parts) if parts else ""
+        state = "missed" if name in missed(results) else "reached"
+        parts.append(f"{CASES[name].title if name in CASES else 'load'} ({state}):\n\n" + table(["side", "operation", "calls", "CPU s", "share"], rows, 2))
+    return "### Where the time goes\n\n" + "\n\n".join(parts) if parts else ""
 
 
 def _gpu(gpu: dict | None) -> str:

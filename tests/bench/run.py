@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -117,7 +117,7 @@ def main(arguments: list[str], host: Path, cache: Path, output: Path, upstream_e
         if options.gpu:
             bench.keep(gpu=measure_gpu(bench, options.device))
         else:
-            measure(replace(bench, upstream_python=upstream_environment()))
+            measure(replace(bench, upstream_python=upstream_environment()), options.profile)
     except WorkerFailed as failure:
         sys.exit(str(failure))
     print(f"\n{bench.table.read_text('utf-8')}\nThe table: {os.path.relpath(bench.table)}\nEvery figure: {os.path.relpath(bench.figures)}")
@@ -129,15 +129,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, metavar="N", help="of the text encoder's 32 (default: 2; with --gpu all)")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of either side (default: 1)")
+    parser.add_argument("--profile", action="store_true", help="show where the time goes for every goal, not only for those missed")
     parser.add_argument("--gpu", action="store_true", help="measure the whole text encoder on this machine's GPU instead, and on smaller cards")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: go through --gpu without a GPU; its figures mean nothing")
+    parser.add_argument("--visionllm", action="store_true", help="measure VisionLLM v2 instead (dev.py bench --visionllm --help)")
     parser.add_argument("--quick", action="store_true", help="a small text encoder: shows that everything runs; its figures mean nothing")
     return parser.parse_args(arguments)
 
 
 # --- beside mulankit, on the CPU -----------------------------------------------------------------------------------------
 
-def measure(bench: Bench) -> None:
+def measure(bench: Bench, profile_all: bool) -> None:
     library.open_host(bench.host, "--cpu")  # for the converter's own measure of its error
     torch.set_num_threads(bench.threads)
     bench.say(f"files: a text encoder of {bench.sizes.layers} layers, {bench.sizes.width} wide, in {os.path.relpath(bench.cache)}")
@@ -148,7 +150,7 @@ def measure(bench: Bench) -> None:
     bench.keep(**measure_encoding(bench, files))
     bench.keep(loading=measure_loading(bench, files))
     results = bench.keep(quantisation=measure_quantisation(bench, files))
-    bench.keep(profiles=profiles(bench, files, report.missed(results)))
+    bench.keep(profiles=profiles(bench, files, report.GOALS if profile_all else report.missed(results)))
 
 
 def write_files(bench: Bench) -> dict[str, Path]:
@@ -269,10 +271,10 @@ def measure_quantisation(bench: Bench, files: dict[str, Path]) -> dict:
     return errors
 
 
-def profiles(bench: Bench, files: dict[str, Path], missed: list[str]) -> dict:
-    """For each goal that was missed, what both sides spend their time on."""
+def profiles(bench: Bench, files: dict[str, Path], goals: Sequence[str]) -> dict:
+    """For each of these goals, what both sides spend their time on."""
     found = {}
-    for goal in missed:
+    for goal in goals:
         bench.say(f"  profile: {goal}")
         found[goal] = {}
         for side, name in report.COMPARED.items():

@@ -81,6 +81,14 @@ def test_goals_are_judged_by_the_figures():
     assert "resident 0.25x (at most 0.45: reached)" in table and "Not measured yet" in table
 
 
+def test_profiles_stand_under_their_goal():
+    operation = {"operation": "aten::mm", "calls": 14, "seconds": 0.8, "share": 0.9}
+    results = {**figures({"twelve": 0.81}), "profiles": {name: {"ours": [operation]} for name in report.GOALS}}
+    table = report.markdown(results)
+    assert f"{CASES['twelve'].title} (missed):" in table and f"{CASES['other_negative'].title} (reached):" in table and "load (reached):" in table
+    assert table.count("| ours | `aten::mm` | 14 | 0.80 | 90% |") == len(report.GOALS) == 4
+
+
 def test_memory_of_32_layers_adds_the_layers_left_out():
     results = figures({})
     per_layer = 4096 * 4096 * 4 + 4096 * 11008 * 3 + 2 * 4096

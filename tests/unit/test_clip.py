@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mulan import tensor_files, text_encoder
-from mulan.clip import TextStates, load_clip, negative_view
+from mulan.clip import TextStates, encode_prompts, load_clip, negative_view
 from mulan.families import SD15, SDXL
 from mulan.files import WrongFile, open_adapter, open_text_encoder
 
@@ -96,6 +96,16 @@ def test_the_negative_view_shares_the_weights_and_leaves_the_clip_alone(clip):
     view = negative_view(clip)
     assert view.patcher.is_clone(clip.patcher) and clip.tokenizer_options == {}
     assert len(view.tokenize("x")["l"][0]) == 77 and len(clip.tokenize("x")["l"][0]) == 80
+
+
+def test_prompts_encoded_together_are_what_each_is_alone(clip):
+    """More windows than one batch holds; one prompt takes several, one has weights."""
+    prompts = [*(f"a photo of {number} cats" for number in range(text_encoder.WINDOWS_AT_ONCE)), "a cat and " * 60, "a (red:1.4) cat", ""]
+    together = encode_prompts(clip, prompts, ["blurry", ""])
+    alone = [clip.encode(prompt) for prompt in prompts] + [negative_view(clip).encode(negative) for negative in ("blurry", "")]
+    assert alone[text_encoder.WINDOWS_AT_ONCE].shape[1] > 120
+    for ((context, _),), wanted in zip(together, alone, strict=True):
+        assert torch.allclose(context, wanted, atol=2e-5) and context.untyped_storage().nbytes() == 4 * context.numel()
 
 
 def test_every_lora_name_has_one_common_prefix(clip):

@@ -15,7 +15,7 @@ from . import conversation
 from .checkpoint import VisionFile, open_visionllm, unexpected
 from .picture_memory import PictureMemory
 from .pictures import PictureSettings
-from .published import internlm2
+from .published import intern_vit, internlm2
 from .visionllm import VisionLLM
 
 
@@ -59,7 +59,8 @@ class LoadedVisionLLM:
 def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dtype | None = None) -> LoadedVisionLLM:
     """Loads a published folder, or a file made of it by `dev.py convert`. `device="cpu"` keeps it off the GPU.
 
-    `dtype`: what it computes in, whatever the file holds (None: what suits the device). Tensors stay mapped from the file until they are needed. Raises WrongFile for a file that cannot serve.
+    `dtype`: what it computes in, whatever the file holds (None: what suits the device). Tensors stay mapped from the file until they are
+    needed. Raises WrongFile for a file that cannot serve.
     """
     file = open_visionllm(Path(path))
     cpu = torch.device("cpu")
@@ -84,4 +85,6 @@ def _compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def _tower_settings(file: VisionFile) -> dict:
-    return {"tower": file.parts["tower"].config.picture}
+    """Upstream's settings of the two vision towers: CLIP sees up to 4 tiles, InternViT up to 6."""
+    tower = file.parts["tower"]
+    return {"tower": tower.config.picture, "tiles": 6 if tower.names is intern_vit else PictureSettings.tiles}
