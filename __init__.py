@@ -1,10 +1,11 @@
-"""MuLan Nodes: prompts in 110+ languages for the checkpoints you have."""
+"""MuLan Nodes: prompts in 110+ languages for the checkpoints you have, and VisionLLM v2 to ask about pictures."""
 import os
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes import NODES
+from .visionllm_nodes.node_list import NODES as VISIONLLM_NODES
 
 WEB_DIRECTORY = "./web"  # the nodes' help pages
 
@@ -16,12 +17,13 @@ def _add_model_folder(name: str) -> None:
     folder_paths.folder_names_and_paths[name] = (folders, extensions | folder_paths.supported_pt_extensions)
 
 
-_add_model_folder("mulan")
+for kind in ("mulan", "visionllm"):
+    _add_model_folder(kind)
 
 
 class MulanNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+        return [*NODES, *VISIONLLM_NODES]
 
 
 async def comfy_entrypoint() -> MulanNodes:

@@ -28,7 +28,8 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 HOST = ROOT / ".comfyui"
 CACHE = ROOT / ".cache"
 OUTPUT = ROOT / "output"
-TINY_PACK, COMPANIONS_PACK = (ROOT / "mulan" / "tinyworld" / f"tiny_{name}.safetensors" for name in ("world", "companions"))
+TINY_PACKS = [*(ROOT / "mulan" / "tinyworld" / f"tiny_{name}.safetensors" for name in ("world", "companions")),
+              ROOT / "visionllm_nodes" / "tinyworld" / "tiny_visionllm.safetensors"]
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"]
 CONSTRAINTS = ROOT / "tests" / "constraints.txt"
 
@@ -220,17 +221,17 @@ def go_on_inside(command: list) -> None:
 # --- the commands: inside the environment --------------------------------------------------------------------------------
 
 def write_tiny_models(host: Path) -> None:
-    for pack in (TINY_PACK, COMPANIONS_PACK):
+    for pack in TINY_PACKS:
         if not pack.is_file():
             sys.exit(f"The tiny models are missing: there is no {pack.relative_to(ROOT)}. python dev.py train-tiny makes it.")
-    name, key = f"tiny models of {host}", fingerprint(TINY_PACK, COMPANIONS_PACK)
+    name, key = f"tiny models of {host}", fingerprint(*TINY_PACKS)
     known = remembered(name) or {}
     if known.get("key") == key and all(Path(file).is_file() for file in known["files"]):
         return
-    from mulan.tinyworld import pack
+    import library
 
     say(f"writing the tiny models to {host / 'models'} ...")
-    files = pack.expand(host / "models")
+    files = library.write_tiny_models(host / "models")
     remember(name, {"key": key, "files": [str(file) for file in files]})
 
 
@@ -246,9 +247,14 @@ def run_demo(host: Path, options: argparse.Namespace) -> int:
 
 
 def run_eval(host: Path, options: argparse.Namespace) -> int:
-    import measure
+    if options.only != "visionllm":
+        import measure
 
-    measure.evaluation(host, not has_accelerator(), OUTPUT, options.pictures, options.seed)
+        measure.evaluation(host, not has_accelerator(), OUTPUT, options.pictures, options.seed)
+    if options.only != "mulan":
+        import measure_visionllm
+
+        measure_visionllm.evaluation(host, not has_accelerator(), OUTPUT, options.scenes)
     return 0
 
 
@@ -293,11 +299,20 @@ def run_train_tiny(host: Path, options: argparse.Namespace) -> int:
     library.open_host(host, "--cpu")
     from mulan.tinyworld import training
 
+    from pack.visionllm_nodes.tinyworld import training as seeing
+
     say(training.ESTIMATE)
-    return training.main(OUTPUT / "tiny_world")
+    training.main(OUTPUT / "tiny_world")
+    say(seeing.ESTIMATE)
+    say(f"the pack: {seeing.train(OUTPUT / 'tiny_visionllm')}")
+    return 0
 
 
 def run_bench(host: Path, options: argparse.Namespace) -> int:
+    if "--visionllm" in options.rest:
+        from bench.visionllm import main
+
+        return main([argument for argument in options.rest if argument != "--visionllm"], host, CACHE / "bench", OUTPUT)
     from bench.run import main
 
     return main(options.rest, host, CACHE / "bench", OUTPUT, bench_environment)
@@ -319,7 +334,8 @@ def run_convert(host: Path, options: argparse.Namespace) -> int:
     import library
 
     library.open_host(host, *([] if has_accelerator() else ["--cpu"]))
-    from mulan.convert import convert
+    from mulan import convert as mulan
+    from pack.visionllm_nodes.model import convert as visionllm
 
     start = time.monotonic()
 
@@ -328,10 +344,14 @@ def run_convert(host: Path, options: argparse.Namespace) -> int:
              last=done.bytes == done.all_bytes)
 
     try:
-        made = convert(options.source, options.target, options.format, options.overwrite, written)
+        converter = visionllm if visionllm.is_one(options.source) else mulan
+        made = converter.convert(options.source, options.target, options.format, options.overwrite, written)
     except (ValueError, OSError) as error:
         sys.exit(f"Nothing was written: {error}")
-    say(f"{made.path}: {made.title}, {made.size / 1e9:.2f} GB. Its place is models/{made.folder}.")
+    for file in (made, *made.beside):
+        say(f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB. Its place is models/{file.folder}.")
+    for note in made.notes:
+        say(note)
     if made.source is not None and options.check:
         compare(made)
     return 0
@@ -371,9 +391,9 @@ COMMANDS = {
     "demo": (run_demo, "draw six things in twelve languages through a real ComfyUI: a contact sheet and a table of scores in output/"),
     "test": (run_test, "run the tests; further arguments go to pytest"),
     "serve": (run_serve, "start ComfyUI and open its editor in the browser"),
-    "eval": (run_eval, "measure the tiny models in every language: output/scores.md and output/eval.json"),
+    "eval": (run_eval, "measure the tiny models: MuLan in every language, and what VisionLLM sees (output/scores.md, output/visionllm_scores.md)"),
     "bench": (run_bench, "measure this pack beside mulankit: output/bench.md; --help shows its own arguments, --gpu measures a GPU"),
-    "convert": (run_convert, "a published text encoder -> one .safetensors in 8 bits for ComfyUI; an adapter .pth -> .safetensors"),
+    "convert": (run_convert, "a published text encoder or VisionLLM v2 -> one .safetensors in 8 bits for ComfyUI; an adapter .pth -> .safetensors"),
     "train": (run_train, "train a MuLan adapter for a base model of yours; --help shows the trainer's own arguments"),
     "train-tiny": (run_train_tiny, "make the tiny models anew, from nothing"),
 }
@@ -394,11 +414,14 @@ def parse(arguments: list) -> argparse.Namespace:
         if name == "eval":
             command.add_argument("--pictures", type=int, default=48, metavar="N", help="per language (default: 48, each thing once)")
             command.add_argument("--seed", type=int, default=1)
+            command.add_argument("--scenes", type=int, default=300, metavar="N", help="that the tiny VisionLLM is asked about (default: 300)")
+            command.add_argument("--only", choices=("mulan", "visionllm"), help="measure one of the two (default: both)")
         if name == "convert":
             command.add_argument("source", type=Path, metavar="SOURCE", help="the folder InternVL-14B-224px, internvl_c_13b_224px.pth, any text "
-                                                                             "encoder's file MuLan Loader reads, or an adapter .pth")
+                                                                             "encoder's file MuLan Loader reads, an adapter .pth, or "
+                                                                             "VisionLLM v2's folder")
             command.add_argument("target", type=Path, nargs="?", metavar="TARGET", help="a .safetensors or a folder (default: the current folder)")
-            command.add_argument("--format", choices=("int8", "fp8", "fp16"), help="of a text encoder's weights (default: int8)")
+            command.add_argument("--format", choices=("int8", "fp8", "fp16"), help="of a language model's weights (default: int8)")
             command.add_argument("--overwrite", action="store_true", help="TARGET may exist")
             command.add_argument("--no-check", dest="check", action="store_false", help="do not compare the result with the source")
     options, rest = parser.parse_known_args(arguments)

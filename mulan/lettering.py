@@ -91,7 +91,8 @@ class Lettering:
         if not (run.own or run.font):
             return _box_size(run.text, size)[0] + size / 8
         font, scale = self._at_size(run.font, size)
-        return font.getlength(_in_order(run.text)) * scale
+        text = _in_order(run.text)
+        return max(font.getlength(text), font.getbbox(text, anchor="ls")[2]) * scale  # some fonts set a lone mark behind its circle
 
     def _draw_run(self, picture: Image.Image, x: float, baseline: int, run: _Run, size: int, colour: Colour) -> float:
         if not (run.own or run.font):

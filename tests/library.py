@@ -50,7 +50,7 @@ def load_library() -> None:
 def write_tiny_models(models: Path) -> list[Path]:
     """Writes all tiny models below a ComfyUI's models folder and gives their files."""
     from mulan.tinyworld import pack as mulan
-    from pack.visionllm_nodes.tinyworld import pack as visionllm
+    from pack.visionllm_nodes.tinyworld import tiny_model as visionllm
 
     return [*mulan.expand(models), *visionllm.expand(models)]
 

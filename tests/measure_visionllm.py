@@ -13,10 +13,11 @@ def evaluation(host: Path, cpu: bool, output: Path, count: int) -> None:
     """`count` scenes of things that were trained, then a quarter as many of those that never were; writes output/visionllm_scores.md."""
     library.open_host(host, *(["--cpu"] if cpu else []))
     from pack.visionllm_nodes.model.loading import load_visionllm
-    from pack.visionllm_nodes.tinyworld import pack, scenes
+    from pack.visionllm_nodes.tinyworld import scenes
     from pack.visionllm_nodes.tinyworld.examination import GOALS, examine, held_out_scenes
+    from pack.visionllm_nodes.tinyworld.tiny_model import PACK
 
-    loaded, start = load_visionllm(pack.PACK), time.monotonic()
+    loaded, start = load_visionllm(PACK), time.monotonic()
     columns = {"trained things": (scenes.SEEN, count), "things never trained": (scenes.UNSEEN, count // 4)}
     found = {}
     for title, (things, number) in columns.items():

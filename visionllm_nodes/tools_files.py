@@ -65,7 +65,7 @@ class VisionLLMSaveDetections(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input("json", optional=True, force_input=True,
-                                tooltip="The JSON of a VisionLLM node, written as it is. Then nothing else may be connected."),
+                                tooltip="The JSON of a VisionLLM node, written as it is. Then no boxes, masks or keypoints may be connected."),
                 io.Image.Input("image", optional=True, tooltip="The pictures that the boxes belong to: the file tells their size."),
                 io.BoundingBox.Input("bboxes", optional=True, force_input=True, tooltip="Boxes of any node."),
                 io.Mask.Input("masks", optional=True, tooltip="A mask for each box, in their order; written as run lengths."),

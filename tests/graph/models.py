@@ -26,13 +26,15 @@ SMALLEST_UNET = dict(image_size=32, in_channels=4, model_channels=320, num_res_b
 def make_all(folder: Path, tiny: Path) -> Path:
     """Fills `folder`, laid out as models/; `tiny` is the models folder that holds the tiny world. Published names are those that templates ask for."""
     torch.manual_seed(0)
-    for name in ("checkpoints", "controlnet", "diffusion_models", "hypernetworks", "loras", "mulan", "text_encoders", "vae"):
+    for name in ("checkpoints", "controlnet", "diffusion_models", "hypernetworks", "loras", "mulan", "text_encoders", "vae", "visionllm"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     encoder, adapter = tiny / "text_encoders" / "tiny_internvl.safetensors", tiny / "mulan" / "tiny_sd15_adapter.safetensors"
     _lora(folder / "loras" / "shapes.safetensors", tiny / "checkpoints" / "tiny_sd15.safetensors", encoder)
     _clip_l_lora(folder / "loras" / "shapes_clip_l.safetensors", folder / "loras" / "shapes.safetensors")
     _controlnet(folder / "controlnet" / "hint.safetensors")
     _hypernetwork(folder / "hypernetworks" / "random.pt")
+    _sd15(folder / "checkpoints", tiny / "checkpoints" / "tiny_sd15.safetensors")
+    save_file({}, folder / "checkpoints" / "sam3.1_multiplex_fp16.safetensors")
     _sd21(folder, open_text_encoder(encoder).config.width)
     _sdxl(folder, tiny, encoder)
     _pixart(folder, encoder)
@@ -91,6 +93,15 @@ def _controlnet(path: Path) -> None:
     net = ControlNet(**SMALLEST_UNET, context_dim=768, transformer_depth_output=[1, 1], transformer_depth_middle=-2, hint_channels=3,
                      device="cpu", operations=comfy.ops.disable_weight_init)
     save_file({f"control_model.{name}": t for name, t in _random(net).items()}, path)
+
+
+def _sd15(folder: Path, tiny: Path) -> None:
+    """The tiny checkpoint under the published name, and an InstructPix2Pix with its CLIP and VAE."""
+    shutil.copyfile(tiny, folder / "v1-5-pruned-emaonly-fp16.safetensors")
+    unet = UNetModel(**{**SMALLEST_UNET, "in_channels": 8}, context_dim=768, transformer_depth_output=[1, 1], transformer_depth_middle=-2,
+                     out_channels=4, device="cpu", operations=comfy.ops.disable_weight_init)
+    others = {name: t for name, t in load_file(tiny).items() if not name.startswith("model.diffusion_model.")}
+    save_file({f"model.diffusion_model.{name}": t for name, t in _random(unet).items()} | others, folder / "instruct-pix2pix-00-22000.safetensors")
 
 
 def _sd21(folder: Path, text_width: int) -> None:

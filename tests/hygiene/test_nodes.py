@@ -8,6 +8,7 @@ import pytest
 from comfy_server import pack_name
 
 ROOT = Path(__file__).resolve().parents[2]
+CATEGORIES = ("MuLan", "image/detection", "conditioning", "loaders")  # a folder of our own, else the host's
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 
 
@@ -26,7 +27,7 @@ def inputs(info: dict) -> dict[str, dict]:
 
 def test_every_input_and_output_has_a_tooltip(nodes):
     for id, info in nodes.items():
-        assert info["description"] and info["display_name"] and info["category"].startswith("MuLan"), id
+        assert info["description"] and info["display_name"] and info["category"].startswith(CATEGORIES), id
         assert not [name for name, options in inputs(info).items() if not options.get("tooltip")], id
         assert all(info["output_tooltips"]), id
 
@@ -49,8 +50,7 @@ def test_every_node_is_in_a_template_and_in_the_readme(nodes):
     readme = (ROOT / "README.md").read_text("utf-8")
     for id, info in nodes.items():
         assert f'"type": "{id}"' in templates, id
-        assert info["display_name"] in readme, id
-        assert not [name for name in inputs(info) if f"`{name}`" not in readme], id
+        assert info["display_name"] in readme and f"(web/docs/{id}.md)" in readme, id
 
 
 @pytest.mark.parametrize("locale", LOCALES)

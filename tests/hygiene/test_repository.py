@@ -50,7 +50,8 @@ def test_tests_and_dev_are_not_shipped():
 
 
 def test_the_library_never_reaches_for_the_server_or_a_node():
-    for path in [*(ROOT / "mulan").rglob("*.py"), *(ROOT / "visionllm_nodes" / "model").rglob("*.py"), *(ROOT / "visionllm_nodes" / "tinyworld").rglob("*.py")]:
+    libraries = ("mulan", "visionllm_nodes/model", "visionllm_nodes/formats", "visionllm_nodes/tinyworld")
+    for path in [path for folder in libraries for path in (ROOT / folder).rglob("*.py")]:
         outward = {name for name in imports(path) if name.split(".")[0] in ("folder_paths", "server", "nodes", "execution") or "nodes" in name.split(".")}
         assert not outward, path
 

@@ -208,9 +208,10 @@ def test_other_scores():
 
 def test_the_packed_model_sees():
     from pack.visionllm_nodes.model.loading import load_visionllm
-    from pack.visionllm_nodes.tinyworld import examination, pack
+    from pack.visionllm_nodes.tinyworld import examination
+    from pack.visionllm_nodes.tinyworld.tiny_model import PACK
 
-    assert pack.PACK.stat().st_size <= 5e6
-    found = examination.examine(load_visionllm(pack.PACK, device="cpu"), examination.held_out_scenes(20)).scores
+    assert PACK.stat().st_size <= 5e6
+    found = examination.examine(load_visionllm(PACK, device="cpu"), examination.held_out_scenes(20)).scores
     few = 0.06  # twenty pictures tell no more
     assert all(found[name] >= goal - few for name, goal in examination.GOALS.items()), found

@@ -17,8 +17,8 @@ from ..model.published import bridge, clip, grounding, llama, pose, region_encod
 from ..model.published.source import Source
 from ..model.tokenizer import VisionTokenizer
 from .architecture import BRIDGE, GROUNDING, GROUPS, HEADS, POSE, REGION, SETTINGS, SUPER_LINK, TOWER, TOWER_LAYER, language_config
+from .tiny_model import PACK
 
-PACK = Path(__file__).with_name("tiny_visionllm.safetensors")
 METADATA = {
     "title": "VisionLLM Nodes: tiny world",
     "description": "A tiny VisionLLM v2 of a world of coloured shapes, trained from nothing on pictures drawn by a program",
@@ -75,14 +75,3 @@ def write(parts: Mapping[str, nn.Module], tokenizer: VisionTokenizer, path: Path
     unfinished.write_bytes(save(tensors, {**METADATA, CONFIG: json.dumps(told(tokenizer))}))
     unfinished.replace(path)
     return path
-
-
-def expand(models: Path) -> list[Path]:
-    """Puts the model where ComfyUI's loader lists it, below its models folder; a file that is there already stays."""
-    target = models / "visionllm" / PACK.name
-    if not target.is_file() or target.stat().st_size != PACK.stat().st_size or target.read_bytes() != PACK.read_bytes():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".unfinished")
-        unfinished.write_bytes(PACK.read_bytes())
-        unfinished.replace(target)
-    return [target]

@@ -155,7 +155,7 @@ def score(reader: Reader, things=scenes.SEEN, seed: int = 7001, pictures: int = 
     return ", ".join(parts)
 
 
-def train_reader(work_dir: Path, tokenizer: VisionTokenizer, steps: int = 6000) -> Reader:
+def train_reader(work_dir: Path, tokenizer: VisionTokenizer, steps: int) -> Reader:
     torch.manual_seed(SEED)
     reader = Reader(tokenizer)
     if is_finished("reader", work_dir):

@@ -29,7 +29,7 @@ from .scenes import KEYPOINTS, PICTURE_SIZE, SIZES, Scene
 
 BATCH = 16
 PROPOSAL_TIMES = 4  # proposals that each shape gets: more than one, so that more of its cells learn
-GROUNDING_TASKS = {"detection": 0.5, "grounding": 0.25, "interactive": 0.15, "segmentation": 0.05, "instruction": 0.05}
+GROUNDING_TASKS = {"detection": 0.4, "grounding": 0.35, "interactive": 0.15, "segmentation": 0.05, "instruction": 0.05}
 
 Queries = tuple[torch.Tensor, torch.Tensor]  # [B, most, 4, width], bool [B, most]
 Ask = Callable[[Sequence[Scene], Sequence[Exercise], np.random.Generator], tuple[Queries, Queries]]  # of names, then of keypoints

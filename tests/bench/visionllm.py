@@ -1,0 +1,181 @@
+"""What `dev.py bench --visionllm` does: VisionLLM v2 beside the ways that recompute what it keeps, rounds, output."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import library
+import torch
+
+from bench.run import machine
+from bench.visionllm_report import markdown
+from bench.visionllm_weights import WHOLE, Depth, write_published
+from bench.worker import profiled, timed
+
+LAYERS, TOWER_LAYERS = 2, 4
+SECTIONS = ("parts", "asking", "writing", "profiles")
+EQUAL = 1e-5  # relative to the largest value
+Say = Callable[[str], None]
+
+
+class Rounds:
+    """Seconds by name and clock, of which the median counts."""
+
+    def __init__(self):
+        self._taken: dict[tuple, list[dict[str, float]]] = {}
+
+    def note(self, *name, times: dict[str, float]) -> None:
+        self._taken.setdefault(name, []).append(times)
+
+    def median(self, *name) -> dict[str, float]:
+        return {clock: statistics.median(times[clock] for times in self._taken[name]) for clock in ("cpu", "wall")}
+
+
+def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
+    options = parse(arguments)
+    output.mkdir(exist_ok=True)
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler, which also measures memory, would tell of each start
+    library.open_host(host, "--cpu")
+    torch.set_num_threads(options.threads)
+    started = time.monotonic()
+    figures, table = output / "bench_visionllm.json", output / "bench_visionllm.md"
+    known = json.loads(figures.read_text("utf-8")) if options.only and figures.is_file() else {}
+    results = {}
+    for results in measure(options, cache, known, lambda line: print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)):
+        figures.write_text(json.dumps(results, indent=1), "utf-8")
+        table.write_text(markdown(results), "utf-8")
+    print(f"\n{markdown(results)}\nThe table: {os.path.relpath(table)}\nEvery figure: {os.path.relpath(figures)}")
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dev.py bench --visionllm",
+                                     description="Measure VisionLLM v2 on random weights: output/bench_visionllm.md.")
+    parser.add_argument("--layers", type=int, default=LAYERS, metavar="N", help=f"of the language model's {WHOLE.language} (default: {LAYERS})")
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", help="measure these, and keep what an earlier run measured of the others")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model: shows that everything runs; its figures mean nothing")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
+    """`known` and the figures so far, after each section; the last are all. The host is open already."""
+    from bench.visionllm_asking import Asking
+    from bench.visionllm_parts import Canvas
+
+    cache.mkdir(parents=True, exist_ok=True)
+    canvas = Canvas()
+    if options.quick:
+        import random_visionllm
+
+        folder = random_visionllm.checkpoint(cache / "visionllm-tiny")
+        canvas = replace(canvas, levels=((10, 12), (5, 6), (3, 3), (2, 2)), chosen=2)
+    else:
+        folder = write_published(cache, Depth(options.layers, TOWER_LAYERS), say)
+    asking = Asking(folder)
+    language, tower = (asking.loaded.file.parts[name].config for name in ("language", "tower"))
+    results = {
+        **known, "machine": machine(), "threads": options.threads, "repeat": options.repeat, "canvas": asdict(canvas),
+        "sizes": {"width": language.width, "feed_forward": language.feed_forward, "layers": language.layers, "tower_layers": tower.layers,
+                  "queries": asking.loaded.model.grounding.config.queries, "decoder_layers": asking.loaded.model.grounding.config.layers},
+        "whole": asdict(WHOLE),
+    }
+    sections = {
+        "parts": lambda: measure_parts(asking, canvas, options.repeat, say), "asking": lambda: measure_asking(asking, options.repeat, say),
+        "writing": lambda: measure_writing(asking, options.repeat, say), "profiles": lambda: profiles(asking, say),
+    }
+    for name in options.only or SECTIONS:
+        results = {**results, name: sections[name]()}
+        yield results
+
+
+@torch.no_grad()
+def measure_parts(asking, canvas, repeat: int, say: Say) -> dict:
+    from bench.visionllm_parts import deformable_attention, masks, peak_bytes
+
+    decoder = asking.loaded.model.grounding
+    made = {"deformable": deformable_attention(canvas), "masks": masks(decoder, canvas, with_features=False),
+            "masks_with_features": masks(decoder, canvas, with_features=True)}
+    found, rounds = {}, Rounds()
+    for name, part in made.items():
+        found[name] = {"differ": checked(name, difference(part.ours(), part.same(part.theirs()))),
+                       "ours": {"peak": peak_bytes(part.ours)}, "theirs": {"peak": peak_bytes(part.theirs)}}
+        say(f"{name}: peak {found[name]['ours']['peak'] / found[name]['theirs']['peak']:.3f}x")
+    for number in range(1, repeat + 1):
+        for name, part in made.items():
+            for side, work in (("theirs", part.theirs), ("ours", part.ours)):
+                rounds.note(name, side, times=timed(work)[0])
+        say(f"  round {number} of {repeat}")
+    return {name: {**part, **{side: part[side] | rounds.median(name, side) for side in ("ours", "theirs")}} for name, part in found.items()}
+
+
+def measure_asking(asking, repeat: int, say: Say) -> dict:
+    """Per number of views: the first question about a picture, and the second; of the most views with the decoder, which is the same for all."""
+    from bench.visionllm_asking import PHRASES, VIEWS
+
+    found, rounds = {}, Rounds()
+    for views in VIEWS:  # the first pass warms up and is compared
+        found[views] = {"tokens": asking.tokens(views, PHRASES[1]), "differ": checked(f"{views} views", asking.error(views, PHRASES[1]))}
+        say(f"{views} views: states differ by {found[views]['differ']:.1e}")
+    for number in range(1, repeat + 1):
+        for views in VIEWS:
+            for order, phrase in zip(("first", "second"), PHRASES, strict=True):
+                taken = asking.question(views, phrase, fresh=order == "first", decode=views == VIEWS[-1])
+                for part, times in taken.items():
+                    rounds.note(views, order, part, times=times)
+        say(f"  round {number} of {repeat}")
+    for views, figures in found.items():
+        figures |= {order: {part: rounds.median(views, order, part) for part in taken} for order in ("first", "second")}
+    return {str(views): figures for views, figures in found.items()}
+
+
+def measure_writing(asking, repeat: int, say: Say) -> dict:
+    """Answers in words: with the cache and without, several questions side by side and one by one."""
+    from bench.visionllm_asking import LIMIT, NAIVE_LIMIT, QUESTIONS
+
+    rounds = Rounds()
+    same = asking.answer(QUESTIONS[:1], NAIVE_LIMIT)[1][0] == asking.answer_without_cache(QUESTIONS[0])[1]
+    say(f"writing: {'the same text' if same else 'another text'} without the cache")
+    for number in range(1, repeat + 1):
+        apart, texts = {"cpu": 0.0, "wall": 0.0}, []
+        for question in QUESTIONS:
+            times, text = asking.answer([question])
+            rounds.note("cached", times=times)
+            apart = {clock: apart[clock] + times[clock] for clock in apart}
+            texts += text
+        rounds.note("apart", times=apart)
+        times, together = asking.answer(QUESTIONS)
+        rounds.note("together", times=times)
+        rounds.note("naive", times=asking.answer_without_cache(QUESTIONS[0])[0])
+        say(f"  round {number} of {repeat}")
+    return {"limit": LIMIT, "naive_limit": NAIVE_LIMIT, "same_text": same, "same_texts": sum(a == b for a, b in zip(texts, together, strict=True)),
+            "questions": len(QUESTIONS), **{name: rounds.median(name) for name in ("cached", "naive", "apart", "together")}}
+
+
+def profiles(asking, say: Say) -> dict:
+    """What a second question to a decoder and an answer in words spend their time on."""
+    from bench.visionllm_asking import PHRASES, QUESTIONS, VIEWS
+
+    say("profiles")
+    asking.question(VIEWS[-1], PHRASES[0], fresh=False, decode=False)  # the picture may be forgotten by now
+    return {"second": profiled(lambda: asking.question(VIEWS[-1], PHRASES[1], fresh=False, decode=True)),
+            "answer": profiled(lambda: asking.answer(QUESTIONS[:1]))}
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest, relative to the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def checked(what: str, value: float) -> float:
+    if not value <= EQUAL:
+        sys.exit(f"{what}: the results differ by {value:.1e} of the largest value, {EQUAL:.0e} is allowed: no time is worth comparing.")
+    return value

@@ -1,0 +1,55 @@
+"""VisionLLM Loader: the model that all questions are put to."""
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..nodes.model_files import locate, names, stamp
+from .asking import VISIONLLM, valid
+from .model.checkpoint import SOURCE, open_visionllm
+from .model.loading import load_visionllm
+
+KIND = "visionllm"
+PRECISIONS = {"default": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class VisionLLMLoader(io.ComfyNode):
+    """Nothing is kept here: ComfyUI keeps a node's outputs by its inputs and fingerprint, so loaders that say the same are one, in one graph and
+    from graph to graph."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VisionLLMLoader",
+            display_name="VisionLLM Loader",
+            category="loaders",
+            description="Loads VisionLLM v2, a language model that sees: it finds, outlines, poses, describes and counts what you name in words of "
+                        "any language.",
+            search_aliases=["visionllm", "vision language model", "vlm", "mllm", "multimodal llm", "load vision model", "grounding dino",
+                            "image to ", "text", "视觉语言模型", "視覚言語モデル", "시각 언어 모델", "modèle vision-langage", "Bildverstehen", "визуальная модель"],
+            inputs=[
+                io.Combo.Input("checkpoint", options=names(KIND),
+                               tooltip=f"In models/visionllm: the folder of {SOURCE}, or one .safetensors that dev.py convert made of it."),
+                io.Combo.Input("precision", options=list(PRECISIONS), default="default", optional=True, advanced=True,
+                               tooltip="What it computes in, whatever the file holds. default: bf16 or fp16 where the device is fast with it, else "
+                                       "fp32."),
+                io.Combo.Input("device", options=["default", "cpu"], default="default", optional=True, advanced=True,
+                               tooltip="cpu keeps the model in main memory and computes there: slow, but it takes nothing of the GPU."),
+            ],
+            outputs=[VISIONLLM.Output(display_name="VISIONLLM", tooltip="For the VisionLLM nodes. ComfyUI moves it to the GPU and away as it does "
+                                                                        "models.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint):
+        """Only names, shapes and the tokenizer are read, so a wrong file is told before the queue starts."""
+        return valid(lambda name: open_visionllm(locate(KIND, name, SOURCE)).tokenizer(), checkpoint)
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint=None, **others):
+        """A file that was downloaded again under its name is read again."""
+        return stamp(KIND, checkpoint)
+
+    @classmethod
+    def execute(cls, checkpoint, precision="default", device="default") -> io.NodeOutput:
+        return io.NodeOutput(load_visionllm(locate(KIND, checkpoint, SOURCE), "cpu" if device == "cpu" else None, PRECISIONS[precision]))
