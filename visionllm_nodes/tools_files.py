@@ -3,49 +3,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..nodes.node_text import show
+from ..nodes.saved_files import SavedFiles
 from .formats.bounding_boxes import frames_of
 from .formats.document import Document, document, frame, read_document
 from .formats.keypoints import checked
 from .formats.masks import boxes_to_masks, for_boxes
 from .sockets import CATEGORY, KEYPOINTS
 
-FOLDER = "detections"
-SUFFIX = ".json"
-OUTPUT_MARK = " [output]"  # ComfyUI's own mark for a file in the output folder
+FILES = SavedFiles("detections", ".json", "Save Detections")
 TEXT = "the text below"
-
-
-def saved_files() -> dict[str, Path]:
-    """What Load Detections offers: name -> file, of output/detections with ComfyUI's mark, and of the input folder."""
-    found = {}
-    for root, folder, mark in ((folder_paths.get_output_directory(), FOLDER, OUTPUT_MARK), (folder_paths.get_input_directory(), "", "")):
-        for name in folder_paths.recursive_search(str(Path(root, folder)))[0]:
-            if name.lower().endswith(SUFFIX):
-                found[Path(folder, name).as_posix() + mark] = Path(root, folder, name)
-    return dict(sorted(found.items()))
-
-
-def locate(name: str) -> Path:
-    """The file of a name in `saved_files`. Raises FileNotFoundError that says where it was looked for."""
-    found = saved_files().get(name)
-    if found is None:
-        raise FileNotFoundError(f"file: {name!r} is neither in {Path(folder_paths.get_output_directory(), FOLDER)} nor in "
-                                f"{folder_paths.get_input_directory()}. Save it with Save Detections, or copy it there, and press R in the editor.")
-    return found
 
 
 def read(name: str, text: str | None) -> Document:
     """The chosen file, or the text. Raises OSError or ValueError that begins with the input's name."""
     source = "json" if name == TEXT else f"file {name!r}"
     try:
-        return read_document((text or "") if name == TEXT else locate(name).read_text("utf-8"))
+        return read_document((text or "") if name == TEXT else FILES.locate(name).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -87,13 +65,11 @@ class VisionLLMSaveDetections(io.ComfyNode):
             json = _written(image, bboxes, masks, keypoints)
         else:
             read(TEXT, json)
-        root = Path(folder_paths.get_output_directory(), FOLDER)
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix.strip() or FOLDER, str(root))
-        file = Path(folder, f"{name}_{counter:05}_{SUFFIX}")
+        file, listed = FILES.next(filename_prefix.strip() or FILES.folder)
         part = file.with_suffix(".part")
         part.write_text(json + "\n", "utf-8")
         os.replace(part, file)  # whole or not at all
-        return io.NodeOutput(json, Path(FOLDER, subfolder, file.name).as_posix() + OUTPUT_MARK, ui=show(cls, json))
+        return io.NodeOutput(json, listed, ui=show(cls, json))
 
 
 class VisionLLMLoadDetections(io.ComfyNode):
@@ -107,7 +83,7 @@ class VisionLLMLoadDetections(io.ComfyNode):
             search_aliases=["load json", "import bbox", "load bounding boxes", "load keypoints", "parse json", "annotations", "加载检测结果", "検出を読み込む",
                             "불러오기", "cargar detecciones", "загрузить рамки"],
             inputs=[
-                io.Combo.Input("file", options=[TEXT, *saved_files()],
+                io.Combo.Input("file", options=[TEXT, *FILES.listed()],
                                tooltip="A file that Save Detections wrote, in output/detections or in the input folder, or the text below."),
                 io.String.Input("json", default="", multiline=True,
                                 tooltip="The document as text, from another node or program; used where no file is chosen."),
@@ -134,7 +110,7 @@ class VisionLLMLoadDetections(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, json):
-        return hashlib.sha256((json or "").encode("utf-8", "replace") if file == TEXT else locate(file).read_bytes()).hexdigest()
+        return hashlib.sha256((json or "").encode("utf-8", "replace") if file == TEXT else FILES.locate(file).read_bytes()).hexdigest()
 
     @classmethod
     def execute(cls, file, json) -> io.NodeOutput:
