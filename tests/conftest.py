@@ -1,4 +1,5 @@
 """What every test may lean on: the library under its own name, the host's code, one running server."""
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -53,3 +54,12 @@ def server(host, models):
 def tiny_models(host) -> dict[str, Path]:
     """The tiny models in the host's models folder, by file name."""
     return {file.name: file for file in library.write_tiny_models(host / "models")}
+
+
+@pytest.fixture
+def dev():
+    """dev.py as a module."""
+    spec = importlib.util.spec_from_file_location("dev", TESTS.parent / "dev.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import shutil
 import signal
@@ -518,14 +517,6 @@ def test_targets_that_will_not_do(sources, adapter, tmp_path):
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def dev():
-    spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_the_command_writes_and_compares(dev, host, sources, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

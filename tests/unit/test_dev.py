@@ -1,6 +1,5 @@
 """dev.py's setup: what it must never do, and what it says when it cannot go on."""
 import ast
-import importlib.util
 import io
 import socket
 import sys
@@ -14,13 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def dev(monkeypatch, tmp_path):
-    """dev.py as a module, with a cache of its own."""
-    spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
-    return module
+def dev(dev, monkeypatch, tmp_path):
+    """dev.py with a cache of its own."""
+    monkeypatch.setattr(dev, "CACHE", tmp_path / "cache")
+    return dev
 
 
 @pytest.fixture

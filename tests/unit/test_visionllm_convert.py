@@ -1,7 +1,6 @@
 """The converter of VisionLLM v2: what it writes answers as its source does, in one file that needs nothing beside it."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -364,14 +363,6 @@ def test_mulan_s_loader_says_what_it_is(sources, tmp_path):
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def dev():
-    spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_the_command_knows_it_by_its_tensors(dev, host, with_diffusion, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
