@@ -1,4 +1,4 @@
-"""MuLan Nodes: prompts in 110+ languages for the checkpoints you have, and VisionLLM v2 to ask about pictures."""
+"""MuLan Nodes: prompts in 110+ languages for the checkpoints you have, VisionLLM v2 to ask about pictures, InternVL to label and rank them."""
 import os
 
 import folder_paths
@@ -17,7 +17,7 @@ def _add_model_folder(name: str) -> None:
     folder_paths.folder_names_and_paths[name] = (folders, extensions | folder_paths.supported_pt_extensions)
 
 
-for kind in ("mulan", "visionllm"):
+for kind in ("mulan", "visionllm", "internvl", "internvl_chat"):
     _add_model_folder(kind)
 
 

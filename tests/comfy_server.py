@@ -22,7 +22,8 @@ import websocket
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL_FOLDERS = ("checkpoints", "clip_vision", "controlnet", "diffusion_models", "hypernetworks", "loras", "mulan", "text_encoders", "vae", "visionllm")
+MODEL_FOLDERS = ("checkpoints", "clip_vision", "controlnet", "diffusion_models", "hypernetworks", "internvl", "internvl_chat", "loras",
+                 "mulan", "text_encoders", "vae", "visionllm")
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 
 Progress = Callable[[str, int, int], None]  # (node id, step, steps)

@@ -1,11 +1,12 @@
 """Region encoder, bridge, mappers, InternViT and InternLM2 against upstream's numbers, and the full-size ones' tensors."""
 import pytest
 import torch
+from mulan.internvl import published_vit
+from mulan.internvl.intern_vit import InternViT
 from pack.visionllm_nodes.model.bridge import Bridge, pixel_shuffle
-from pack.visionllm_nodes.model.intern_vit import InternViT
 from pack.visionllm_nodes.model.language_model import LanguageModel
 from pack.visionllm_nodes.model.mappers import Mapper
-from pack.visionllm_nodes.model.published import bridge, intern_vit, internlm2, mappers, region_encoder
+from pack.visionllm_nodes.model.published import bridge, internlm2, mappers, region_encoder
 from pack.visionllm_nodes.model.region_encoder import RegionEncoder, region_weights
 
 TOLERANCE = 5e-5
@@ -120,7 +121,7 @@ def test_mapper(vision_case, close, name):
 def test_intern_vit(vision_case, close):
     case = vision_case("internvit")
     told = case.facts["config"]
-    module = loaded(InternViT, intern_vit, case.weights(), told)
+    module = loaded(InternViT, published_vit, case.weights(), told)
     assert (module.config.picture, module.config.layers) == (told["image_size"], told["num_hidden_layers"])
     entering = []
     for layer in module.layers:
@@ -135,7 +136,7 @@ def test_intern_vit(vision_case, close):
 
 def test_intern_vit_runs_only_the_layers_it_needs(vision_case):
     case = vision_case("internvit")
-    module = loaded(InternViT, intern_vit, case.weights(), case.facts["config"])
+    module = loaded(InternViT, published_vit, case.weights(), case.facts["config"])
     ran = []
     for index, layer in enumerate(module.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -163,7 +164,7 @@ FULL = [
     ("sd_ip2p_mappers_7b", "sd.", Mapper, mappers), ("sd_ip2p_mappers_7b", "ip2p.", Mapper, mappers),
     ("visionllmv2_7b_swin_t", "sd.", Mapper, mappers), ("visionllmv2_7b_swin_t", "ip2p.", Mapper, mappers),
     ("visionllmv2_26b_swin_t", "region_encoder.", RegionEncoder, region_encoder), ("visionllmv2_26b_swin_t", "vl_bridge.", Bridge, bridge),
-    ("visionllmv2_26b_swin_t", "vis_encoder.", InternViT, intern_vit), ("visionllmv2_26b_swin_t", "llm.", LanguageModel, internlm2),
+    ("visionllmv2_26b_swin_t", "vis_encoder.", InternViT, published_vit), ("visionllmv2_26b_swin_t", "llm.", LanguageModel, internlm2),
 ]
 
 

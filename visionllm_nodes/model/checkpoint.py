@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...mulan.internvl import published_vit
+from ...mulan.internvl.intern_vit import InternViT, InternViTConfig
+from ...mulan.published import Source
 from ...mulan.tensor_files import TensorFile, WrongFile, open_tensors, place
 from .bridge import Bridge, BridgeConfig
 from .grounding import GroundingConfig
-from .intern_vit import InternViT, InternViTConfig
 from .language_model import LanguageConfig, LanguageModel
 from .mappers import Mapper, MapperConfig
 from .pose import PoseConfig
-from .published import bridge, clip, grounding, intern_vit, internlm2, llama, mappers, pose, region_encoder, super_link
-from .published.source import Source
+from .published import bridge, clip, grounding, internlm2, llama, mappers, pose, region_encoder, super_link
 from .region_encoder import RegionConfig, RegionEncoder
 from .super_link import SuperLink, SuperLinkConfig
 from .tokenizer import VisionTokenizer
@@ -147,7 +148,7 @@ def _optional(prefix: str, names: ModuleType) -> Callable[[Mapping], tuple[str, 
 
 # Our part -> how to find it, and what config.json tells of it.
 _PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
-    "tower": (_one_of("vis_encoder.", ("vision_model.embeddings.class_embedding", clip), ("embeddings.class_embedding", intern_vit)),
+    "tower": (_one_of("vis_encoder.", ("vision_model.embeddings.class_embedding", clip), ("embeddings.class_embedding", published_vit)),
               lambda told: told.get("vis_encoder_config") or {}),
     "bridge": (_one_of("vl_bridge.", ("weight", bridge), ("0.weight", bridge)), lambda told: {}),
     "language": (_one_of("llm.", ("model.embed_tokens.weight", llama), ("model.tok_embeddings.weight", internlm2)),

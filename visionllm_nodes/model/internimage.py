@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from .feed_forward import FeedForward
+from ...mulan.feed_forward import FeedForward
 
 EPS = 1e-6
 KERNEL = 3

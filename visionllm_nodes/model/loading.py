@@ -10,12 +10,13 @@ import comfy.ops
 import comfy.patcher_extension
 import torch
 
+from ...mulan.internvl import published_vit
 from ...mulan.tensor_files import place
 from . import conversation
 from .checkpoint import VisionFile, open_visionllm, unexpected
 from .picture_memory import PictureMemory
 from .pictures import PictureSettings
-from .published import intern_vit, internlm2
+from .published import internlm2
 from .visionllm import VisionLLM
 
 
@@ -87,4 +88,4 @@ def _compute_dtype(device: torch.device) -> torch.dtype:
 def _tower_settings(file: VisionFile) -> dict:
     """Upstream's settings of the two vision towers: CLIP sees up to 4 tiles, InternViT up to 6."""
     tower = file.parts["tower"]
-    return {"tower": tower.config.picture, "tiles": 6 if tower.names is intern_vit else PictureSettings.tiles}
+    return {"tower": tower.config.picture, "tiles": 6 if tower.names is published_vit else PictureSettings.tiles}

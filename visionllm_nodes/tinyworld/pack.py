@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from ...mulan.published import Source
 from ..model.checkpoint import CONFIG, SPIECE, TOKENIZER
 from ..model.pictures import PictureSettings
 from ..model.published import bridge, clip, grounding, llama, pose, region_encoder, super_link
-from ..model.published.source import Source
 from ..model.tokenizer import VisionTokenizer
 from .architecture import BRIDGE, GROUNDING, GROUPS, HEADS, POSE, REGION, SETTINGS, SUPER_LINK, TOWER, TOWER_LAYER, language_config
 from .tiny_model import PACK

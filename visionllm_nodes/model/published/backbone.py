@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ....mulan.published import Source
 from ..internimage import InternImage, InternImageConfig
 from ..swin import Swin, SwinConfig
 from . import internimage, swin
-from .source import Source
 
 
 def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> SwinConfig | InternImageConfig:

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ....mulan.published import Source
 from ..bridge import BridgeConfig
-from .source import Source
 
 
 def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> BridgeConfig:

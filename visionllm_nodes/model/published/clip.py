@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ....mulan.published import Source
 from ..vision_tower import PATCH, TowerConfig
-from .source import Source
 
 LAYER = (*(f"self_attn.{part}_proj" for part in "qkv"), "self_attn.out_proj", "mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2")
 _HEAD = 64

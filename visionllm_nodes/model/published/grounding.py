@@ -4,10 +4,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ....mulan.published import Source
 from ..fusion import EncoderConfig
 from ..grounding import GroundingConfig, GroundingDecoder
 from . import backbone, swin
-from .source import Source
 
 BACKBONE = "model.backbone.conv_encoder.model."
 HEADS = 8

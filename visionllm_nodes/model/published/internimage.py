@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ....mulan.published import Source
 from ..internimage import InternImageConfig
-from .source import Source
 
 BLOCK = {
     "norm1": "norm1.0", "out_norm1": "res_post_norm1.0", "norm2": "norm2.0", "out_norm2": "res_post_norm2.0",

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from einops import rearrange
 
+from ....mulan.published import Source
 from ..language_model import LanguageConfig
-from .source import Source
 
 HEAD = 128  # channels, where the number of heads is not told
 ROPE_THETA = 1e6

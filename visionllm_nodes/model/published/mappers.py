@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ....mulan.published import Source
 from ..mappers import Mapper, MapperConfig
-from .source import Source
 
 QUERIES, PROJECTION, TRANSFORMER = "llm2sd_mapper_queries", "emb_proj.", "llm2sd_mapper."
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ....mulan.published import Source
 from ..fusion import EncoderConfig
 from ..pose import PoseConfig, PoseDecoder
 from . import backbone, swin
-from .source import Source
 
 BACKBONE = "backbone.0."
 NAMED_SIZES = 17  # rows of `hw`, those of COCO's keypoints; the rest are in `hw_append`

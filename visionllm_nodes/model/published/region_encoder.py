@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ....mulan.published import Source
 from ..region_encoder import RegionConfig
-from .source import Source
 
 NAMES = {"conv1": "mask_embedding.0", "norm1": "mask_embedding.1", "conv2": "mask_embedding.3", "norm2": "mask_embedding.4",
          "conv3": "mask_embedding.6", "out": "up_dim"}

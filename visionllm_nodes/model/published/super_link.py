@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ....mulan.published import Source
 from ..super_link import TABLE_OF, SuperLinkConfig
-from .source import Source
 
 PREFIX = "emb_embeddings_"
 

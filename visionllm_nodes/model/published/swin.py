@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 
+from ....mulan.published import Source
 from ..swin import SwinConfig
-from .source import Source
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isqrt
 
-from ..intern_vit import InternViTConfig
-from .source import Source
+from .intern_vit import InternViTConfig
+from ..published import Source
 
 HEAD = 128  # channels, where the number of heads is not told
 LAYER = {

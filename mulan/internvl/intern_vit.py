@@ -1,6 +1,6 @@
-"""InternViT-6B, the vision tower of the 26B model: RMS norms, normed queries and keys, a scale on each branch (Chen et al. 2023).
+"""InternViT, the vision tower of every InternVL and of VisionLLM's 26B model (Chen et al. 2023): a scale on each branch of its layers.
 
-Same interface as the 7B model's tower (vision_tower.py).
+The 6B one has RMS norms and normed queries and keys, the 300M one plain layer norms and a bias on queries, keys and values.
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from .feed_forward import FeedForward
+from ..feed_forward import FeedForward
 
 EPS = 1e-6
 
@@ -24,6 +24,9 @@ class InternViTConfig:
     heads: int
     patch: int  # pixels
     picture: int  # pixels, height and width
+    rms_norm: bool = True  # else layer norms
+    qk_norm: bool = True
+    qkv_bias: bool = False
 
     @property
     def patches(self) -> int:
@@ -32,14 +35,14 @@ class InternViTConfig:
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, *, operations, dtype=None, device=None):
+    def __init__(self, config: InternViTConfig, *, operations, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.heads = heads
-        self.qkv = operations.Linear(width, 3 * width, bias=False, **kw)
-        self.q_norm = operations.RMSNorm(width, eps=EPS, **kw)
-        self.k_norm = operations.RMSNorm(width, eps=EPS, **kw)
-        self.out = operations.Linear(width, width, **kw)
+        self.heads = config.heads
+        self.qkv = operations.Linear(config.width, 3 * config.width, bias=config.qkv_bias, **kw)
+        self.q_norm = operations.RMSNorm(config.width, eps=EPS, **kw) if config.qk_norm else nn.Identity()
+        self.k_norm = operations.RMSNorm(config.width, eps=EPS, **kw) if config.qk_norm else nn.Identity()
+        self.out = operations.Linear(config.width, config.width, **kw)
 
     def forward(self, x):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
@@ -51,10 +54,11 @@ class Layer(nn.Module):
     def __init__(self, config: InternViTConfig, *, operations, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.norm1 = operations.RMSNorm(config.width, eps=EPS, **kw)
-        self.attention = Attention(config.width, config.heads, operations=operations, **kw)
+        norm = operations.RMSNorm if config.rms_norm else operations.LayerNorm
+        self.norm1 = norm(config.width, eps=EPS, **kw)
+        self.attention = Attention(config, operations=operations, **kw)
         self.scale1 = nn.Parameter(torch.empty(config.width, **kw))
-        self.norm2 = operations.RMSNorm(config.width, eps=EPS, **kw)
+        self.norm2 = norm(config.width, eps=EPS, **kw)
         self.feed_forward = FeedForward(config.width, config.feed_forward, operations=operations, **kw)
         self.scale2 = nn.Parameter(torch.empty(config.width, **kw))
 
@@ -75,6 +79,10 @@ class InternViT(nn.Module):
 
     def forward(self, pictures: torch.Tensor, layers: tuple[int, ...] = (-1,)) -> list[torch.Tensor]:
         """pictures [N, 3, S, S] -> per asked layer (-1: the last) the patches' states [N, patches, width], without the class token."""
+        return [states[:, 1:] for states in self.all_states(pictures, layers)]
+
+    def all_states(self, pictures: torch.Tensor, layers: tuple[int, ...] = (-1,)) -> list[torch.Tensor]:
+        """The same with the class token first: [N, 1 + patches, width]."""
         wanted = [layer % (self.config.layers + 1) for layer in layers]
         patches = self.patch(pictures).flatten(2).transpose(1, 2)
         states = torch.cat((self.class_token.to(patches).expand(len(patches), -1, -1), patches), dim=1) + self.positions.to(patches)
@@ -83,4 +91,4 @@ class InternViT(nn.Module):
             states = layer(states)
             if index in wanted:
                 found[index] = states
-        return [found[index][:, 1:] for index in wanted]
+        return [found[index] for index in wanted]
