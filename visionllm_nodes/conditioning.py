@@ -7,7 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from .asking import each, for_field, model_input, valid
 from .model import conversation
-from .model.answers import editing_context, generation_context
+from .model.contexts import editing_context, generation_context
 
 CATEGORY = "conditioning"
 CLIP_TOOLTIP = ("The checkpoint's own CLIP, for the negative. Without it the negative output stops what is connected there: a CLIP Text Encode of "

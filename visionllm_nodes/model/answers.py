@@ -1,4 +1,4 @@
-"""Questions that the language model answers in words, and the embeddings it gives to diffusion models."""
+"""Questions that the language model answers in words."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from . import conversation
 from .conversation import Turn
 from .loading import LoadedVisionLLM
-from .looking import View, ask, prepare, progress, progress_bar, prompt_of, remember, split, tokens_of
+from .looking import View, prepare, progress, progress_bar, prompt_of, remember, split, tokens_of
 from .pictures import Picture
-from .super_link import read
 from .tokens import PATCH, REGION
 from .visionllm import Prompt
 from .writing import Answer, Choose, ToolCall, Writing, greedy
@@ -99,34 +97,6 @@ def answer(loaded: LoadedVisionLLM, pictures: Sequence[Picture], questions: Sequ
         if on_text is not None:
             on_text(texts)
     return talk.replies
-
-
-@torch.no_grad()
-def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
-    """What Stable Diffusion 1.5 is to draw: float32 [1, 77, 768], in the place of CLIP's states."""
-    mapper = _mapper(loaded, "generate")
-    ids = prompt_of(loaded, [conversation.generation(prompt)], [])
-    links = loaded.model.super_link.links(ids, loaded.ids)
-    prepare(loaded, [], len(ids))
-    states, _ = loaded.model.read([Prompt(ids, links=links)], loaded.ids[PATCH], loaded.ids[REGION], dtype=loaded.dtype,
-                                  after_layer=progress(loaded, 1))
-    return mapper(read(states[0], links)).float().to(comfy.model_management.intermediate_device())
-
-
-@torch.no_grad()
-def editing_context(loaded: LoadedVisionLLM, picture: Picture, prompt: str) -> torch.Tensor:
-    """How InstructPix2Pix is to change the picture: float32 [1, 77, 768], in the place of CLIP's states."""
-    mapper = _mapper(loaded, "edit")
-    states, = ask(loaded, View(loaded, picture), [conversation.editing(prompt)])
-    return mapper(states).float().to(comfy.model_management.intermediate_device())
-
-
-def _mapper(loaded: LoadedVisionLLM, name: str):
-    mapper = getattr(loaded.model, name)
-    if mapper is None:
-        raise ValueError(f"{loaded.name} has no mapper to {'Stable Diffusion' if name == 'generate' else 'InstructPix2Pix'}: "
-                         f"it was saved without it")
-    return mapper
 
 
 def _end(loaded: LoadedVisionLLM) -> int:

@@ -1,0 +1,41 @@
+"""The language model's own embeddings as contexts for diffusion models, in the place of CLIP's states."""
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+
+from . import conversation
+from .loading import LoadedVisionLLM
+from .looking import View, ask, prepare, progress, prompt_of
+from .pictures import Picture
+from .super_link import read
+from .tokens import PATCH, REGION
+from .visionllm import Prompt
+
+
+@torch.no_grad()
+def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
+    """What Stable Diffusion 1.5 is to draw: float32 [1, 77, 768], in the place of CLIP's states."""
+    mapper = _mapper(loaded, "generate")
+    ids = prompt_of(loaded, [conversation.generation(prompt)], [])
+    links = loaded.model.super_link.links(ids, loaded.ids)
+    prepare(loaded, [], len(ids))
+    states, _ = loaded.model.read([Prompt(ids, links=links)], loaded.ids[PATCH], loaded.ids[REGION], dtype=loaded.dtype,
+                                  after_layer=progress(loaded, 1))
+    return mapper(read(states[0], links)).float().to(comfy.model_management.intermediate_device())
+
+
+@torch.no_grad()
+def editing_context(loaded: LoadedVisionLLM, picture: Picture, prompt: str) -> torch.Tensor:
+    """How InstructPix2Pix is to change the picture: float32 [1, 77, 768], in the place of CLIP's states."""
+    mapper = _mapper(loaded, "edit")
+    states, = ask(loaded, View(loaded, picture), [conversation.editing(prompt)])
+    return mapper(states).float().to(comfy.model_management.intermediate_device())
+
+
+def _mapper(loaded: LoadedVisionLLM, name: str):
+    mapper = getattr(loaded.model, name)
+    if mapper is None:
+        raise ValueError(f"{loaded.name} has no mapper to {'Stable Diffusion' if name == 'generate' else 'InstructPix2Pix'}: "
+                         f"it was saved without it")
+    return mapper
