@@ -16,6 +16,7 @@ from .adapter_xl import AdapterShapeXL, LanguageAdapterXL
 from .families import DEFAULT_ZEROING, PIXART, SD15, ZEROING, Family
 from .files import ENCODER_SOURCE, TOKENIZER_NAME, AdapterFile, TextEncoderFile, WrongFile, open_adapter, open_text_encoder
 from .prompts import NEGATIVE, PromptTokenizer
+from .tensor_files import fingerprint
 from .text_encoder import COUNTS, InternVLEncoder, MulanTextEncoder
 from .tokenizer import BOS, EOS, PREFIX, UNK, InternVLTokenizer
 
@@ -34,13 +35,8 @@ def load_clip(text_encoder_path: Path | str, adapter_path: Path | str | None, pr
     adapter_file = open_adapter(Path(adapter_path), family) if adapter_path is not None else None
     if adapter_file:
         check_pair(encoder_file, adapter_file)
-    try:
-        clip = _assemble(encoder_file, adapter_file, adapter_file.family if adapter_file else family or PIXART, prompt_style, device,
-                         zeroing, disable_dynamic)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError  # the host knows them by their type
-        raise kind(f"There is not enough memory for the text encoder {encoder_file.file.path.name}: {error}. Take its int8 conversion, "
-                          f"device = cpu, or close other programs.") from error
+    clip = _assemble(encoder_file, adapter_file, adapter_file.family if adapter_file else family or PIXART, prompt_style, device,
+                     zeroing, disable_dynamic)
     # The host builds the patcher anew where hooks need one of its own, or a second device.
     clip.patcher.cached_patcher_init = (_load_patcher, (str(text_encoder_path), adapter_path and str(adapter_path), prompt_style, device, zeroing, family))
     return clip
@@ -90,7 +86,7 @@ class TextStates:
 
     def __init__(self, text_encoder_path: Path | str, device: str | None = None, family: Family = SD15):
         file = open_text_encoder(Path(text_encoder_path))
-        self._clip = _assemble(file, None, family, "upstream", device, DEFAULT_ZEROING, False)
+        self._clip = load_text_encoder(file, device, family)
         self.width = file.config.width
 
     def __call__(self, captions: list[str]) -> torch.Tensor:
@@ -112,6 +108,11 @@ class TextStates:
         return torch.stack(states)
 
 
+def load_text_encoder(file: TextEncoderFile, device: str | None = None, family: Family = SD15) -> comfy.sd.CLIP:
+    """The text encoder without an adapter, for those who read its states. Raises as `load_clip` does."""
+    return _assemble(file, None, family, "upstream", device, DEFAULT_ZEROING, False)
+
+
 def load_text_states(text_encoder_path: Path | str, device: str | None = None) -> TextStates:
     """`TextStates` of a text encoder's file or folder. Raises WrongFile."""
     return TextStates(text_encoder_path, device)
@@ -121,8 +122,18 @@ def _load_patcher(text_encoder_path, adapter_path, prompt_style, device, zeroing
     return load_clip(text_encoder_path, adapter_path, prompt_style, device, zeroing, family, disable_dynamic).patcher
 
 
-def _assemble(encoder_file: TextEncoderFile, adapter_file: AdapterFile | None, family: Family, prompt_style: str, device: str | None,
-              zeroing: str, disable_dynamic: bool) -> comfy.sd.CLIP:
+def _assemble(encoder_file: TextEncoderFile, *others) -> comfy.sd.CLIP:
+    """`_assembled`, where memory is short with a message that says what would be smaller."""
+    try:
+        return _assembled(encoder_file, *others)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError  # the host knows them by their type
+        raise kind(f"There is not enough memory for the text encoder {encoder_file.file.path.name}: {error}. Take its int8 conversion, "
+                   f"device = cpu, or close other programs.") from error
+
+
+def _assembled(encoder_file: TextEncoderFile, adapter_file: AdapterFile | None, family: Family, prompt_style: str, device: str | None,
+               zeroing: str, disable_dynamic: bool) -> comfy.sd.CLIP:
     tokenizer = _tokenizer(encoder_file)
     weights, _ = comfy.utils.convert_old_quants(encoder_file.state_dict(), "", metadata=dict(encoder_file.file.metadata))
     adapter_weights = adapter_file.state_dict() if adapter_file else {}
@@ -138,7 +149,8 @@ def _assemble(encoder_file: TextEncoderFile, adapter_file: AdapterFile | None, f
         adapter = _adapter(shape, adapter_weights, device, model_options) if shape else None
         encoder = InternVLEncoder(encoder_file.config, adapter, projected, dtype=weights["model.norm.weight"].dtype, device=device,
                                   model_options=model_options)
-        return MulanTextEncoder(family, encoder, [piece.id for piece in tokenizer.prefix], ZEROING[zeroing], origin, tokenizer.decode)
+        return MulanTextEncoder(family, encoder, [piece.id for piece in tokenizer.prefix], ZEROING[zeroing], origin, tokenizer.decode,
+                                fingerprint(encoder_file.file.path))
 
     def prompts(embedding_directory=None, tokenizer_data=None):
         return PromptTokenizer(tokenizer, family, prompt_style, encoder_file.config.tensor())

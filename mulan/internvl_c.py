@@ -12,6 +12,9 @@ import torch
 from .files import ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME
 from .tensor_files import TensorFile, WrongFile, place
 
+VISION = "vision_model."
+NAMES = {"cls_token": "embeddings.class_embedding", "pos_embed": "embeddings.position_embedding", "patch_embed.proj.": "embeddings.patch_embedding.",
+         "blocks.": "encoder.layers."}  # how those of its tower begin -> the published folder's, below VISION
 LLAMA = "transformer."  # its LLaMA's names, without the ``model.`` of every other file
 TOKENIZER_FOLDER = "chinese_alpaca_lora_7b"  # where InternVL's repository keeps the tokenizer
 LORA_ALPHA = 32  # of the training code; the file does not say
@@ -19,6 +22,12 @@ LORA_ALPHA = 32  # of the training code; the file does not say
 
 def is_one(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return f"{LLAMA}embed_tokens.weight" in shapes and f"{LLAMA}layers.0.self_attn.q_proj.weight" in shapes
+
+
+def vision_as_published(file: TensorFile) -> TensorFile:
+    """All but its LLaMA under the names of the published folder."""
+    stored = {_published(name): name for name in file.shapes if not name.startswith(LLAMA)}
+    return TensorFile(file.path, {name: file.shapes[own] for name, own in stored.items()}, lambda name: file.read(stored[name]), {})
 
 
 def as_published(file: TensorFile) -> TensorFile:
@@ -47,3 +56,10 @@ def as_published(file: TensorFile) -> TensorFile:
 
     shapes = {name: file.shapes[own] for name, own in stored.items()} | {"spiece_model": (tokenizer.stat().st_size,)}
     return TensorFile(file.path, shapes, read, {})
+
+
+def _published(name: str) -> str:
+    for own, published in NAMES.items():
+        if name.startswith(own):
+            return f"{VISION}{published}{name.removeprefix(own).removesuffix('.gamma')}"
+    return name

@@ -1,10 +1,12 @@
 """How one of our tensors is made of the published ones."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+SCALE, MARK = "weight_scale", "comfy_quant"  # of an 8-bit layer, beside its `weight`
 
 
 @dataclass(frozen=True)
@@ -26,3 +28,17 @@ class Source:
     def under(self, prefix: str) -> Source:
         """The same with `prefix` before each published name."""
         return Source(tuple(prefix + name for name in self.names), self.arrange)
+
+
+def with_scales(sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Source]:
+    """`sources` (our name -> published ones), with the scale and the mark of each weight that a file of these shapes keeps in 8 bits."""
+    found = dict(sources)
+    for ours, source in sources.items():
+        layers = [name.removesuffix("weight") for name in source.names]
+        if f"{layers[0]}{MARK}" not in shapes:
+            continue
+        layer, scales = ours.removesuffix("weight"), tuple(f"{published}{SCALE}" for published in layers)
+        per_row = len(shapes.get(scales[0], ())) > 0
+        found[f"{layer}{SCALE}"] = Source(scales, source.arrange if per_row else None)
+        found[f"{layer}{MARK}"] = Source((f"{layers[0]}{MARK}",))
+    return found

@@ -17,6 +17,13 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> str:
     def has(*parts: str) -> bool:
         return any(part in name for name in shapes for part in parts)
 
+    if "clip_projector.cross_attn.q.weight" in shapes:
+        side = "" if has("embed_tokens.") else ", without its text encoder"
+        return f"an InternVL-C or -G checkpoint{side} (it belongs in models/internvl)"
+    if is_internvl_chat(shapes):
+        return "an InternVL chat model (it belongs in models/internvl_chat)"
+    if all(name.startswith(("embeddings.", "encoder.layers.")) for name in shapes) and has(".attn.q_norm.weight", ".ls1"):
+        return "InternViT alone, a vision tower without what makes embeddings of it"
     if has("model.diffusion_model."):
         return "a whole checkpoint (it belongs in models/checkpoints)"
     if has("lora_unet_", "lora_te", ".lora_down.", ".lora_up.", ".lora_A."):
@@ -38,7 +45,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if has("encoder.conv_in.weight", "decoder.conv_in.weight", "first_stage_model."):
         return "a VAE (it belongs in models/vae)"
     if has("model.embed_tokens.weight"):
-        return "a large language model's text encoder"
+        return "a large language model's text encoder (it belongs in models/text_encoders)"
     if not shapes:
         return "a file without tensors"
     return f"no file this pack knows (its tensors begin with {', '.join(list(shapes)[:3])})"
@@ -58,6 +65,12 @@ def adapter_layout(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> s
 def is_visionllm(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether the tensors are VisionLLM v2's: a language model, and the bridge from its vision tower."""
     return all(any(name.startswith(prefix) for name in shapes) for prefix in ("llm.", "vl_bridge."))
+
+
+def is_internvl_chat(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the tensors are those of an InternVL that talks, in OpenGVLab's layout or in transformers'."""
+    return all(any(part in name for name in shapes for part in parts) for parts in (
+        ("vision_model.", "vision_tower."), ("mlp1.", "multi_modal_projector."), ("language_model.",)))
 
 
 def _adapter_family(shapes: Mapping[str, tuple[int, ...]]) -> str:

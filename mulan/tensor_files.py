@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+CONFIG = "config"  # metadata of a converted file: config.json
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a folder without shards
 
 
 class WrongFile(ValueError):
@@ -40,6 +43,30 @@ def open_tensors(path: Path) -> TensorFile:
 
 def place(path: Path) -> str:
     return f"{path.name} (in {path.parent})"
+
+
+def fingerprint(path: Path) -> str:
+    """Changes with the name, the size and the time of the file, or of any file of the folder."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files if file.is_file())
+
+
+def told_of(file: TensorFile) -> dict[str, Any]:
+    """The configuration of a checkpoint: a converted file's metadata, else config.json in the folder or beside the file; {} where there is none.
+
+    Raises WrongFile where it cannot be read.
+    """
+    where, text = f"metadata `{CONFIG}`", file.metadata.get(CONFIG)
+    folder = file.path if file.path.is_dir() else file.path.parent
+    if text is None and (folder / "config.json").is_file():
+        where, text = "config.json", (folder / "config.json").read_bytes()
+    try:
+        told = json.loads(text) if text is not None else {}
+    except ValueError as error:
+        raise WrongFile(f"{place(file.path)}: its {where} is no JSON ({error}). Download it again.") from error
+    if not isinstance(told, dict):
+        raise WrongFile(f"{place(file.path)}: its {where} holds a {type(told).__name__}, expected is an object.")
+    return told
 
 
 def _open_safetensors(path: Path) -> TensorFile:
@@ -77,7 +104,7 @@ def _open_torch(path: Path) -> TensorFile:
 def _open_folder(path: Path) -> TensorFile:
     index = next((path / name for name in INDEX_NAMES if (path / name).is_file()), None)
     if index is None:
-        single = next((path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()), None)
+        single = next((path / name for name in SINGLE_NAMES if (path / name).is_file()), None)
         if single is None:
             raise WrongFile(f"the folder {place(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: it is not a published checkpoint.")
         file = open_tensors(single)

@@ -103,20 +103,30 @@ class InternVLEncoder(sd1_clip.SDClipModel):
                 registered.remove()
 
     def text_embeds(self, ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:
-        """Upstream's pooled vector [1, projected width]: the row that the count of ids above 0 points at, normally eos, projected."""
-        row = states[sum(id > 0 for id in ids) - 1]
+        """Upstream's pooled vector [1, projected width]: `last_row`, projected."""
+        row = last_row(ids, states)
         return row[None] @ self.text_projection.to(row)
+
+    def memory(self, rows: int) -> int:
+        """Bytes for encoding so many rows beside the weights: the widest layer's activations and one weight cast to float32, twice for safety."""
+        activations = rows * (6 * self.config.width + 3 * self.config.feed_forward)
+        return 2 * BYTES_PER_ACTIVATION * (activations + self.config.width * self.config.feed_forward)
+
+
+def last_row(ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:
+    """Of a text's states [T, width] the row that stands for it: the one that the count of ids above 0 points at, normally eos."""
+    return states[sum(id > 0 for id in ids) - 1]
 
 
 class MulanTextEncoder(torch.nn.Module):
     """ComfyUI's cond-stage contract: weighted windows of tokens -> the context of a family's cross-attention.
 
     `prefix` is the number of the prefix's rows. `origin` (text encoder's and adapter's file names) goes with every conditioning and into errors;
-    `decode` turns ids back into text.
+    `decode` turns ids back into text; `fingerprint` changes with the text encoder's file.
     """
 
     def __init__(self, family: Family, encoder: InternVLEncoder, prefix_ids: list[int], zeroing: Zeroing,
-                 origin: dict[str, str], decode: Callable[[list[int]], str]):
+                 origin: dict[str, str], decode: Callable[[list[int]], str], fingerprint: str):
         super().__init__()
         self.family = family
         self.internvl = encoder
@@ -124,6 +134,7 @@ class MulanTextEncoder(torch.nn.Module):
         self.zeroing = zeroing
         self.origin = origin
         self.decode = decode
+        self.fingerprint = fingerprint
         self.dtypes = {parameter.dtype for parameter in encoder.parameters()}
         self._of_empty: dict[tuple, torch.Tensor] = {}  # states of prompts without words, which every graph has
 
@@ -174,11 +185,8 @@ class MulanTextEncoder(torch.nn.Module):
         return missing, unexpected
 
     def memory_estimation_function(self, tokens, device=None):
-        """Bytes for one encode beside the weights: the widest layer's activations and one weight cast to float32, twice for safety."""
-        config = self.internvl.config
-        rows = sum(len(window) for window in tokens.get(self.family.token_keys[0], [])[:WINDOWS_AT_ONCE])
-        activations = rows * (6 * config.width + 3 * config.feed_forward)
-        return 2 * BYTES_PER_ACTIVATION * (activations + config.width * config.feed_forward)
+        """Bytes for one encode beside the weights."""
+        return self.internvl.memory(sum(len(window) for window in tokens.get(self.family.token_keys[0], [])[:WINDOWS_AT_ONCE]))
 
     def _contexts(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The states of windows -> [rows, width] each, all prompts in one pass of the adapter; PixArt's projection is in the MODEL instead."""

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..nodes.checks import for_field, valid
+from ..mulan.chat_history import read_chat, write_chat
 from ..nodes.node_text import show, show_meanwhile
-from .asking import JSON_TOOLTIP, each, for_field, model_input, valid
-from .formats.chat import read_chat, write_chat
+from .asking import JSON_TOOLTIP, each, model_input
 from .formats.document import document, frame
 from .model import conversation
 from .model.answers import LIMIT, Reply, answer

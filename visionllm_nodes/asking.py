@@ -65,25 +65,6 @@ def names_of(field: str, text: str) -> list[str]:
     return names
 
 
-def valid(check: Callable, *values) -> bool | str:
-    """For `validate_inputs`: True, or what `check(*values)` has against them. A connected value is not there yet (None), it is checked later."""
-    if any(value is None for value in values):
-        return True
-    try:
-        check(*values)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return True
-
-
-def for_field(field: str, check: Callable, *values) -> None:
-    """Lets `check(*values)` raise a ValueError that begins with the field."""
-    try:
-        check(*values)
-    except ValueError as error:
-        raise ValueError(f"{field}: {error}") from error
-
-
 def each(pictures: Sequence[Asked], question: Callable[[Asked], Answer]) -> list[Answer]:
     """A question about each picture of a batch, with one progress for all; stops where the user has pressed stop."""
     if not len(pictures):

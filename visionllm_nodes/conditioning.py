@@ -5,7 +5,8 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from .asking import each, for_field, model_input, valid
+from ..nodes.checks import for_field, valid
+from .asking import each, model_input
 from .model import conversation
 from .model.contexts import editing_context, generation_context
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .asking import each, found_output, found_outputs, image_input, json_masks_input, model_input, names_of, threshold_input, top_k_input, valid
+from ..nodes.checks import valid
+from .asking import each, found_output, found_outputs, image_input, json_masks_input, model_input, names_of, threshold_input, top_k_input
 from .model.perception import NAMES_AT_ONCE, detect
 from .model.selection import THINGS
 from .sockets import CATEGORY

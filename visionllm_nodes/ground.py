@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .asking import each, for_field, found_output, found_outputs, image_input, json_masks_input, model_input, threshold_input, valid
+from ..nodes.checks import for_field, valid
+from .asking import each, found_output, found_outputs, image_input, json_masks_input, model_input, threshold_input
 from .model import conversation
 from .model.perception import ground
 from .sockets import CATEGORY

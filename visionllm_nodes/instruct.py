@@ -5,8 +5,9 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..nodes.checks import for_field, valid
 from ..nodes.node_text import show, show_meanwhile
-from .asking import each, for_field, found_outputs, frames_of_document, json_masks_input, model_input, threshold_input, top_k_input, valid, values_of
+from .asking import each, found_outputs, frames_of_document, json_masks_input, model_input, threshold_input, top_k_input, values_of
 from .formats.document import document, frame
 from .formats.keypoints import to_keypoints
 from .formats.skeletons import bones_of

@@ -4,8 +4,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
+from ..nodes.checks import valid
 from ..nodes.model_files import locate, names, stamp
-from .asking import VISIONLLM, valid
+from .asking import VISIONLLM
 from .model.checkpoint import SOURCE, open_visionllm
 from .model.loading import load_visionllm
 

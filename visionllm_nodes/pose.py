@@ -4,8 +4,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..nodes.checks import valid
 from ..nodes.node_text import show
-from .asking import JSON_TOOLTIP, each, image_input, model_input, names_of, threshold_input, top_k_input, valid
+from .asking import JSON_TOOLTIP, each, image_input, model_input, names_of, threshold_input, top_k_input
 from .formats.document import document, frame
 from .formats.keypoints import to_keypoints
 from .formats.pose_keypoint import to_pose_keypoint

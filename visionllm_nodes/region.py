@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
+from ..nodes.checks import valid
 from ..nodes.node_text import show
-from .asking import each, found_outputs, image_input, json_masks_input, model_input, summary, threshold_input, top_k_input, valid, values_of
+from .asking import each, found_outputs, image_input, json_masks_input, model_input, summary, threshold_input, top_k_input, values_of
 from .model import conversation
 from .model.answers import answer
 from .model.perception import find_alike, find_regions

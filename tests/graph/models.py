@@ -11,6 +11,7 @@ import torch
 from comfy.cldm.cldm import ControlNet
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.pixart.pixartms import PixArtMS
+from comfy_server import MODEL_FOLDERS
 from safetensors.torch import load_file, save_file
 
 from mulan.adapter import AdapterShape, LanguageAdapter, to_published
@@ -26,7 +27,7 @@ SMALLEST_UNET = dict(image_size=32, in_channels=4, model_channels=320, num_res_b
 def make_all(folder: Path, tiny: Path) -> Path:
     """Fills `folder`, laid out as models/; `tiny` is the models folder that holds the tiny world. Published names are those that templates ask for."""
     torch.manual_seed(0)
-    for name in ("checkpoints", "controlnet", "diffusion_models", "hypernetworks", "loras", "mulan", "text_encoders", "vae", "visionllm"):
+    for name in MODEL_FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
     encoder, adapter = tiny / "text_encoders" / "tiny_internvl.safetensors", tiny / "mulan" / "tiny_sd15_adapter.safetensors"
     _lora(folder / "loras" / "shapes.safetensors", tiny / "checkpoints" / "tiny_sd15.safetensors", encoder)

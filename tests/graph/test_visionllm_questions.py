@@ -10,7 +10,7 @@ import torch
 from comfy_server import GraphFailed, GraphRejected, decode
 from safetensors.torch import save_file
 
-FOLDER, EAGER, DRAWING, SHARED = "VisionLLMv2", "Eager/model.safetensors", "Drawing/model.safetensors", "Shared/model.safetensors"
+FOLDER, EAGER, DRAWING, SHARED = "VisionLLMv2", "Eager", "Drawing", "Shared"
 WIDTH, HEIGHT = 96, 64
 
 
@@ -295,6 +295,13 @@ def loads(server) -> int:
     return server.log.read_text("utf-8", "replace").count("Requested to load VisionLLM")
 
 
+def test_a_graph_that_names_the_file_inside_a_folder_still_runs(server):
+    """As it was listed before a config.json lay beside it."""
+    graph = {"1": loader(f"{SHARED}/model.safetensors"), **pictures(), "3": node("VisionLLMGround", visionllm=["1", 0], image=["2", 0],
+                                                                                sentence="a star", threshold=0.0)}
+    assert shown(server.run(graph))["task"] == "ground"
+
+
 def test_two_loaders_and_two_graphs_share_one_copy(server):
     """Loaders that say the same are one: twice in one graph, and in the next graph under another number."""
     before = loads(server)
@@ -363,7 +370,7 @@ REJECTED = {
     "a point without y": (region(points='[{"x": 1}]'), "3", ['points: point 1 must have numbers for "x" and "y"']),
     "a file of something else": ({**detect(), "1": loader("wrong.safetensors")}, "1",
                                  ["wrong.safetensors (in ", "no VisionLLM v2 checkpoint", "OpenGVLab/VisionLLMv2"]),
-    "no tokenizer": ({**detect(), "1": loader("Mute/model.safetensors")}, "1", ["has no tokenizer", "tokenizer.model"]),
+    "no tokenizer": ({**detect(), "1": loader("Mute")}, "1", ["has no tokenizer", "tokenizer.model"]),
     "a file that is gone": ({**detect(), "1": loader("gone.safetensors")}, "1", ["'gone.safetensors' is not in", "visionllm"]),
 }
 

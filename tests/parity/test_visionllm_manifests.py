@@ -56,8 +56,8 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
     form = convert.FORMATS[format]
     packed = convert._quantised(published, form)
     used = {name for source in published.sources().values() for name in source.names}
-    output = convert._Output(tmp_path, "", "", {name: name for name in used}, {name: form if name in packed else torch.float16 for name in used}, {})
-    slots = output.slots(published.file.shapes)
+    forms = {name: form if name in packed else torch.float16 for name in used}
+    slots = convert._output(tmp_path, "", "", published.file, {name: name for name in used}, forms, {}).slots
     shapes = {name: slot.shape for name, slot in slots.items()}
     converted = read_visionllm(TensorFile(tmp_path, shapes, lambda name: torch.empty(slots[name].shape, dtype=slots[name].dtype, device="meta"),
                                           {"config": json.dumps({})}))

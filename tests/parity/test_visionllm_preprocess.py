@@ -11,8 +11,9 @@ import pytest
 import sentencepiece
 import torch
 
+from mulan.tiles import choose_tiles
 from pack.visionllm_nodes.model import conversation as ask
-from pack.visionllm_nodes.model.pictures import PictureSettings, choose_tiles, grounding_picture, pose_picture, tower_pictures
+from pack.visionllm_nodes.model.pictures import PictureSettings, grounding_picture, pose_picture, tower_pictures
 from pack.visionllm_nodes.model.regions import of_boxes, of_masks
 from pack.visionllm_nodes.model.tokenizer import VisionTokenizer
 from pack.visionllm_nodes.model.tokens import ADDED, IMAGE

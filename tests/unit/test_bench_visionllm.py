@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bench import visionllm
-from bench.visionllm_parts import Canvas, deformable_attention, peak_bytes
+from bench.visionllm_parts import Canvas, deformable_attention
 from bench.visionllm_report import markdown, second_ratio
 from bench.visionllm_weights import MANIFEST, Depth, kept_shapes
+from bench.worker import peak_bytes
 
 
 @pytest.fixture(scope="module")

@@ -381,11 +381,11 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
         import torch
         from pathlib import Path
         library.open_host(Path(sys.argv[3]), "--cpu")
-        import mulan.convert
+        import mulan.conversion
         from mulan import encoder_error
         from mulan.files import open_text_encoder
 
-        mulan.convert.PORTION = 2 ** 24
+        mulan.conversion.PORTION = 2 ** 24
         resident = psutil.Process().memory_info
 
         class Peak(threading.Thread):
@@ -434,7 +434,7 @@ def test_other_files_are_named(tmp_path):
                     model__layers__0__self_attn__q_proj__weight=torch.zeros(8, 8), model__layers__0__self_attn__k_proj__weight=torch.zeros(2, 8))
     (tmp_path / "page.safetensors").write_text("<html>not found</html>")
     (tmp_path / "empty").mkdir()
-    for path, words in ((clip, "clip_l.safetensors .* is a CLIP-L text encoder; expected is InternVL's text encoder, .*, or a MuLan adapter"),
+    for path, words in ((clip, "clip_l.safetensors .* is a CLIP-L text encoder; expected is InternVL, .*, or a MuLan adapter"),
                         (lora, "is a LoRA"), (llama3, "another large language model"), (tmp_path / "page.safetensors", "cannot be read as safetensors"),
                         (tmp_path / "empty", "not a published checkpoint"), (tmp_path / "gone", "there is no .*gone")):
         with pytest.raises(WrongFile, match=words):

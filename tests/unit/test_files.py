@@ -309,7 +309,8 @@ KINDS = {
     "vision_model.encoder.layers.0.norm1.weight": "a vision encoder",
     "double_blocks.0.img_attn.qkv.weight": "a diffusion model (it belongs in models/diffusion_models)",
     "decoder.conv_in.weight": "a VAE (it belongs in models/vae)",
-    "model.embed_tokens.weight": "a large language model's text encoder",
+    "model.embed_tokens.weight": "a large language model's text encoder (it belongs in models/text_encoders)",
+    "clip_projector.cross_attn.q.weight": "an InternVL-C or -G checkpoint, without its text encoder (it belongs in models/internvl)",
     "something.else": "no file this pack knows (its tensors begin with something.else)",
 }
 

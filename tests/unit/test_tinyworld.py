@@ -4,11 +4,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mulan.adapter import AdapterShape, LanguageAdapter, from_published, to_published
-from mulan.tinyworld import captions, companion_training, companions, narrow, pack, scenes, world
+from mulan.tinyworld import captions, companion_training, companions, example_pictures, narrow, pack, scenes, world
 
 TOKENS = torch.tensor([320, 736, 1042, 49406, 49407])
 PREFIX = ["\u2581summar", "ize", ":"]
@@ -41,6 +42,17 @@ def test_held_out_pairs_leave_every_colour_and_shape_to_learn():
     seen = world.SEEN_THINGS
     assert len(world.HELD_OUT) >= 4 and not any(thing.held_out for thing in seen)
     assert {thing.colour for thing in seen} == set(world.PALETTE) and {thing.shape for thing in seen} == set(world.SHAPES)
+
+
+def test_the_example_pictures_are_the_same_everywhere_and_show_what_is_said(tmp_path):
+    files = example_pictures.write(tmp_path / "pictures")
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in example_pictures.write(tmp_path / "again")]
+    things = example_pictures.things()
+    assert [file.name for file in files] == list(things) == sorted(things)
+    for file, thing in zip(files, things.values()):
+        reading = world.read(np.asarray(Image.open(file)))
+        assert (reading.colour, reading.shape, reading.size) == (thing.colour, thing.shape, thing.size) and not thing.held_out
+    assert len({(thing.colour, thing.shape) for thing in things.values()}) == 12
 
 
 @pytest.mark.parametrize("language", captions.LANGUAGES)

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mulan.tensor_files import WrongFile
-from pack.visionllm_nodes.model import answers, conversation, perception, regions
+from pack.visionllm_nodes.model import answers, contexts, conversation, perception, regions
 from pack.visionllm_nodes.model.checkpoint import open_visionllm
 from pack.visionllm_nodes.model.conversation import chat
 from pack.visionllm_nodes.model.loading import load_visionllm
@@ -185,9 +185,9 @@ def test_an_answer_can_be_interrupted(loaded, picture):
 
 def test_what_the_checkpoint_lacks_is_said(loaded, picture):
     with pytest.raises(ValueError, match="no mapper to Stable Diffusion"):
-        answers.generation_context(loaded, "a cat")
+        contexts.generation_context(loaded, "a cat")
     with pytest.raises(ValueError, match="no mapper to InstructPix2Pix"):
-        answers.editing_context(loaded, picture, "make it blue")
+        contexts.editing_context(loaded, picture, "make it blue")
 
 
 def test_checkpoints_that_cannot_serve(checkpoint, tmp_path):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mulan.tiles import as_pixels, choose_tiles
 from pack.visionllm_nodes.model import regions
-from pack.visionllm_nodes.model.pictures import (PictureSettings, as_pixels, choose_tiles, fixed_point_resize, grounding_picture, padded,
-                                                 pose_picture, tower_pictures)
+from pack.visionllm_nodes.model.pictures import PictureSettings, fixed_point_resize, grounding_picture, padded, pose_picture, tower_pictures
 from pack.visionllm_nodes.model.postprocess import best, best_per_prompt, boxes_in_pixels, instance_masks, semantic_map
 
 SMALL = PictureSettings(tower=28, tiles=4, short=64, long=96, semantic_short=48, semantic_long=120)

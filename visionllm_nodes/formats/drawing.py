@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ...mulan.lettering import ASCENT, DESCENT, Lettering
-from ..model.pictures import as_pixels
+from ...mulan.tiles import as_pixels
 from .bounding_boxes import corners_of
 from .colours import Colour, colour, ink
 from .masks import SET

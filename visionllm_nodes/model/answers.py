@@ -61,14 +61,14 @@ class Conversation:
         elif views:  # several pictures have words between them: they are read together, and not kept
             looks = [loaded.model.look(view.views.to(loaded.device, loaded.dtype)) for view in views]
             _, past = loaded.model.read([Prompt(begin, [look.tokens for look in looks])], loaded.ids[PATCH], loaded.ids[REGION], keep=True,
-                                        after_layer=after_layer)
+                                        device=loaded.device, after_layer=after_layer)
             of_last = looks[-1]
         if marks is not None:
             embedded = loaded.model.look_at_regions(views[-1].views[-1].to(loaded.device, loaded.dtype), of_last, marks.to(loaded.device))
         asked = [Prompt(ids, (), embedded, loaded.model.super_link.links(ids, loaded.ids)) for ids in rests]
         self._limit = limit
         self._writing = Writing(loaded.model, asked, loaded.ids, past, end=_end(loaded), limit=limit, choose=choose, dtype=loaded.dtype,
-                                after_layer=comfy.model_management.throw_exception_if_processing_interrupted)
+                                device=loaded.device, after_layer=comfy.model_management.throw_exception_if_processing_interrupted)
 
     def __iter__(self) -> Iterator[list[str]]:
         advance = progress_bar(self._limit)

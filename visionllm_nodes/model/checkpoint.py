@@ -17,8 +17,8 @@ from torch import nn
 
 from ...mulan.internvl import published_vit
 from ...mulan.internvl.intern_vit import InternViT, InternViTConfig
-from ...mulan.published import Source
-from ...mulan.tensor_files import TensorFile, WrongFile, open_tensors, place
+from ...mulan.published import MARK, Source, with_scales
+from ...mulan.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place, told_of
 from .bridge import Bridge, BridgeConfig
 from .grounding import GroundingConfig
 from .language_model import LanguageConfig, LanguageModel
@@ -32,13 +32,11 @@ from .vision_tower import TowerConfig, VisionTower
 from .visionllm import VisionLLM
 
 SOURCE = "OpenGVLab/VisionLLMv2 on Hugging Face"
-CONFIG = "config"  # metadata of a converted file: config.json, and under TOKENIZER the tokenizer's json files by name
-TOKENIZER = "tokenizer"
+TOKENIZER = "tokenizer"  # in the configuration of a converted file: the tokenizer's json files by name
 SPIECE = "spiece_model"  # the tokenizer's tensor in a converted file
 TOKENIZER_NAME = "tokenizer.model"
 TOKENIZER_JSONS = ("tokenizer_config.json", "added_tokens.json")
 REQUIRED = ("tower", "bridge", "language", "super_link")
-_SCALE, _MARK = "weight_scale", "comfy_quant"
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,8 @@ class VisionFile:
 
     def sources(self) -> dict[str, Source]:
         """Our names -> the published tensors, the scales of 8-bit weights included."""
-        found = {f"{name}.{ours}": source for name, part in self.parts.items() for ours, source in part.sources().items()}
-        for ours, source in list(found.items()):
-            layers = [name.removesuffix("weight") for name in source.names]
-            if f"{layers[0]}{_MARK}" not in self.file.shapes:
-                continue
-            layer, scales = ours.removesuffix("weight"), tuple(f"{published}{_SCALE}" for published in layers)
-            per_row = len(self.file.shapes[scales[0]]) > 0
-            found[f"{layer}{_SCALE}"] = Source(scales, source.arrange if per_row else None)
-            found[f"{layer}{_MARK}"] = Source((f"{layers[0]}{_MARK}",))
-        return found
+        return with_scales({f"{name}.{ours}": source for name, part in self.parts.items() for ours, source in part.sources().items()},
+                           self.file.shapes)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Our names and values, read one after another."""
@@ -93,7 +83,7 @@ class VisionFile:
 
     @property
     def is_quantised(self) -> bool:
-        return any(name.endswith(f".{_MARK}") for name in self.file.shapes)
+        return any(name.endswith(f".{MARK}") for name in self.file.shapes)
 
     @property
     def _folder(self) -> Path:
@@ -175,7 +165,7 @@ def open_visionllm(path: Path) -> VisionFile:
 def read_visionllm(file: TensorFile) -> VisionFile:
     """`open_visionllm` of tensors that are open already."""
     file = _with_shared(file)
-    path, told = file.path, _told(file)
+    path, told = file.path, told_of(file)
     missing = [name for name in REQUIRED if _PARTS[name][0](file.shapes) is None]
     if missing:
         raise WrongFile(f"{place(path)} is no VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
@@ -235,18 +225,3 @@ def _with_shared(file: TensorFile) -> TensorFile:
                 stored.setdefault(known, name)
     shapes = {**file.shapes, **{known: file.shapes[name] for known, name in stored.items()}}
     return replace(file, shapes=shapes, read=lambda name: file.read(stored.get(name, name)))
-
-
-def _told(file: TensorFile) -> dict[str, Any]:
-    """The configuration: a converted file's metadata, or config.json beside the weights; {} where there is none."""
-    where, text = "metadata `config`", file.metadata.get(CONFIG)
-    folder = file.path if file.path.is_dir() else file.path.parent
-    if text is None and (folder / "config.json").is_file():
-        where, text = "config.json", (folder / "config.json").read_text("utf-8")
-    try:
-        told = json.loads(text) if text is not None else {}
-    except ValueError as error:
-        raise WrongFile(f"{place(file.path)}: its {where} is no JSON ({error}). Download it again.") from error
-    if not isinstance(told, dict):
-        raise WrongFile(f"{place(file.path)}: its {where} holds a {type(told).__name__}, expected is an object.")
-    return told

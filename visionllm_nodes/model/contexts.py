@@ -21,7 +21,7 @@ def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
     links = loaded.model.super_link.links(ids, loaded.ids)
     prepare(loaded, [], len(ids))
     states, _ = loaded.model.read([Prompt(ids, links=links)], loaded.ids[PATCH], loaded.ids[REGION], dtype=loaded.dtype,
-                                  after_layer=progress(loaded, 1))
+                                  device=loaded.device, after_layer=progress(loaded, 1))
     return mapper(read(states[0], links)).float().to(comfy.model_management.intermediate_device())
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import comfy.model_detection
@@ -19,44 +17,16 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ...mulan.convert import DEFAULT_FORMAT, CannotWrite, Converted, Progress, portions, source_notes, stem, target_path
+from ...mulan.conversion import DEFAULT_FORMAT, CannotWrite, Converted, Output, Progress, portions, source_notes, stem, target_path, write
 from ...mulan.quantise import FORMATS, NotFinite, Quantisation, as_it_is, pieces, plain_dtype, slots
 from ...mulan.recognise import is_visionllm
-from ...mulan.safetensors_stream import SafetensorsStream, Slot, check_room
-from ...mulan.tensor_files import TensorFile, WrongFile, open_tensors, place
-from .checkpoint import CONFIG, SOURCE, SPIECE, TOKENIZER, VisionFile, open_visionllm, unexpected
+from ...mulan.safetensors_stream import Slot
+from ...mulan.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
+from .checkpoint import SOURCE, SPIECE, TOKENIZER, VisionFile, open_visionllm, unexpected
 from .published import internlm2
 
 EDITING_UNET = "ip2p.sd_unet."  # diffusers' names, 8 input channels
 STOCK = ("sd.sd_unet.", "sd.sd_vae.", "sd.sd_text_encoder.", "ip2p.sd_vae.", "ip2p.sd_text_encoder.")  # as Stable Diffusion 1.5 has them
-
-
-@dataclass(frozen=True)
-class _Output:
-    """A file to write: the names of its tensors -> the published ones, and what each of these is kept in."""
-
-    path: Path
-    title: str
-    folder: str
-    names: Mapping[str, str]
-    forms: Mapping[str, Quantisation | torch.dtype]
-    metadata: Mapping[str, str]
-    more: Mapping[str, torch.Tensor] = field(default_factory=dict)  # tensors that the checkpoint does not hold
-
-    def slots(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
-        found = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in self.more.items()}
-        for name, stored in self.names.items():
-            form = self.forms[stored]
-            found |= {name: Slot(form, shapes[stored])} if isinstance(form, torch.dtype) else slots(name, shapes[stored], form)
-        return found
-
-    def tensors(self, source: Path, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, torch.Tensor, int]]:
-        """(name, rows, number of the first row)."""
-        for name, tensor in self.more.items():
-            yield name, tensor, 0
-        for name, file in _opened_again(source, {name: math.prod(shapes[stored]) for name, stored in self.names.items()}):
-            stored, form = file.read(self.names[name]), self.forms[self.names[name]]
-            yield from as_it_is(name, stored, form) if isinstance(form, torch.dtype) else pieces(name, stored, form)
 
 
 def is_one(source: Path) -> bool:
@@ -80,32 +50,32 @@ def convert(source: Path | str, target: Path | str | None = None, format: str | 
     if not source.exists():
         raise WrongFile(f"there is no {source.absolute()}: name a checkpoint's folder or a file")
     opened = open_visionllm(source)
-    shapes = opened.file.shapes
     try:
         outputs, notes = _plan(opened, Path(target) if target is not None else Path.cwd(), format, overwrite)
-        made = _write(outputs, source, shapes, progress)
+        return write(outputs, progress, notes)
     except NotFinite as error:
         raise WrongFile(f"{place(source)} is damaged: {error}. Download it again.") from error
-    (path, size), *others = made
-    beside = tuple(Converted(path, output.title, size, output.folder) for (path, size), output in zip(others, outputs[1:]))
-    return Converted(path, outputs[0].title, size, outputs[0].folder, beside=beside, notes=tuple(notes))
 
 
-def _write(outputs: list[_Output], source: Path, shapes: Mapping, progress: Callable[[Progress], None]) -> list[tuple[Path, int]]:
-    streams = [SafetensorsStream(output.path, output.slots(shapes), output.metadata) for output in outputs]
-    tensors, size = sum(len(output.slots(shapes)) for output in outputs), sum(stream.size for stream in streams)
-    with ExitStack() as files:  # whatever ends the writing early removes both
-        for stream in streams:
-            files.enter_context(stream)
-        check_room(outputs[0].path.parent, " with ".join(output.path.name for output in outputs), size)
-        for stream, output in zip(streams, outputs):
-            for name, rows, first in output.tensors(source, shapes):
-                stream.write(name, rows, first)
-                progress(Progress(sum(each.complete for each in streams), tensors, sum(each.written for each in streams), size))
-    return [(stream.path, stream.size) for stream in streams]
+def _output(path: Path, title: str, folder: str, file: TensorFile, names: Mapping[str, str], forms: Mapping[str, Quantisation | torch.dtype],
+            metadata: Mapping[str, str], more: Mapping[str, torch.Tensor] = {}) -> Output:
+    """A file of `names` (in it -> in the checkpoint), each published one kept in its form, and of tensors that the checkpoint does not hold."""
+    layout = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in more.items()}
+    for name, stored in names.items():
+        form, shape = forms[stored], file.shapes[stored]
+        layout |= {name: Slot(form, shape)} if isinstance(form, torch.dtype) else slots(name, shape, form)
+
+    def tensors():
+        for name, tensor in more.items():
+            yield name, tensor, 0
+        for name, again in _opened_again(file.path, {name: math.prod(file.shapes[stored]) for name, stored in names.items()}):
+            stored, form = again.read(names[name]), forms[names[name]]
+            yield from as_it_is(name, stored, form) if isinstance(form, torch.dtype) else pieces(name, stored, form)
+
+    return Output(path, title, folder, layout, metadata, tensors)
 
 
-def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tuple[list[_Output], list[str]]:
+def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tuple[list[Output], tuple[str, ...]]:
     """The files to write, and what to say of them."""
     file, quantisation = opened.file, FORMATS[format]
     if opened.is_quantised:
@@ -125,15 +95,16 @@ def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tup
     sizes = f"{language.config.layers} layers, width {language.config.width}"
     makes = "an InternLM2" if language.names is internlm2 else "of LLaMA's family"
     told = {**opened.told, TOKENIZER: opened.tokenizer_told()}
-    outputs = [_Output(
-        path, f"VisionLLM v2 (language model of {sizes}) in {format}", "visionllm", names, forms,
+    outputs = [_output(
+        path, f"VisionLLM v2 (language model of {sizes}) in {format}", "visionllm", file, names, forms,
         {**source_notes("VisionLLM v2", file.path, SOURCE), CONFIG: json.dumps(told), "quantization": quantisation.format if quantisation else "none",
          "license": f"Apache-2.0, as VisionLLM's repository states it for its code; the language model is {makes}"},
         {SPIECE: tokenizer})]
     if unet:
         title = "InstructPix2Pix UNet that VisionLLM v2 trained"
         licence = "none stated; it was trained from Stable Diffusion 1.5's"
-        outputs.append(_Output(unet_path, title, "diffusion_models", unet, forms, {**source_notes(title, file.path, SOURCE), "license": licence}))
+        metadata = {**source_notes(title, file.path, SOURCE), "license": licence}
+        outputs.append(_output(unet_path, title, "diffusion_models", file, unet, forms, metadata))
     return outputs, _notes(opened, forms, {*names, *unet.values()})
 
 
@@ -194,7 +165,7 @@ def _diffusers_names(names: Mapping) -> dict[str, str]:
     })
 
 
-def _notes(opened: VisionFile, forms: Mapping[str, Quantisation | torch.dtype], kept: set[str]) -> list[str]:
+def _notes(opened: VisionFile, forms: Mapping[str, Quantisation | torch.dtype], kept: set[str]) -> tuple[str, ...]:
     shapes = opened.file.shapes
     stock = [name for name in shapes if name.startswith(STOCK)]
     stray = [name for name in unexpected(opened) if name not in kept]
@@ -208,4 +179,4 @@ def _notes(opened: VisionFile, forms: Mapping[str, Quantisation | torch.dtype], 
         f"Left out: {len(stray)} tensors that no part of the model reads, the first is {stray[:1]}.": stray,
         f"In bfloat16, because their values are too large for float16: {len(large)} tensors, the first is {large[:1]}.": large,
     }
-    return [text for text, there in told.items() if there]
+    return tuple(text for text, there in told.items() if there)

@@ -9,11 +9,12 @@ import comfy.model_management
 import comfy.utils
 import torch
 
+from ...mulan.tiles import Picture, as_pixels
 from .conversation import Turn
 from .language_model import check_interrupt
 from .loading import LoadedVisionLLM
 from .picture_memory import Remembered, content_key
-from .pictures import Picture, as_pixels, tower_pictures
+from .pictures import tower_pictures
 from .super_link import read
 from .tokens import PATCH, REGION
 from .visionllm import Prompt
@@ -62,7 +63,8 @@ def remember(loaded: LoadedVisionLLM, view: View, begin: Sequence[int], after_la
     known = loaded.memory.get(key)
     if known is None:
         seen = loaded.model.look(view.views.to(loaded.device, loaded.dtype))
-        _, cache = loaded.model.read([Prompt(begin, [seen.tokens])], loaded.ids[PATCH], loaded.ids[REGION], keep=True, after_layer=after_layer)
+        _, cache = loaded.model.read([Prompt(begin, [seen.tokens])], loaded.ids[PATCH], loaded.ids[REGION], keep=True,
+                                     device=loaded.device, after_layer=after_layer)
         known = Remembered(seen, cache)
         loaded.memory.put(key, known.to(_keep()))
     return known.to(loaded.device)
@@ -92,7 +94,8 @@ def ask(loaded: LoadedVisionLLM, view: View, turns: Sequence[Turn], regions: tor
     links = [loaded.model.super_link.links(ids, loaded.ids) for ids in rests]
     # Nothing behind the last [EMB] reaches a decoder.
     questions = [Prompt(ids[:of[-1].start + of[-1].count], (), marks, of) for ids, of in zip(rests, links)]
-    states, _ = loaded.model.read(questions, loaded.ids[PATCH], loaded.ids[REGION], seen.cache, dtype=loaded.dtype, after_layer=after_layer)
+    states, _ = loaded.model.read(questions, loaded.ids[PATCH], loaded.ids[REGION], seen.cache, dtype=loaded.dtype, device=loaded.device,
+                                  after_layer=after_layer)
     return [read(rows, of) for rows, of in zip(states, links)]
 
 

@@ -1,7 +1,7 @@
 """A picture as VisionLLM v2 sees it: tiles for the vision tower, and one large picture for the decoder.
 
 Source: upstream's dynamic_preprocess with CLIPImageProcessor, mmdet's test pipeline (an OpenCV resize), UniPose's transforms (a PIL resize).
-Pictures come in as a PIL image, a uint8 array [H, W, 1..4] or [H, W], or a float tensor of that shape in 0..1 (ComfyUI's IMAGE of one frame).
+Pictures come in as `as_pixels` takes them.
 """
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-FIXED = 2048  # OpenCV's weights of a uint8 resize: 11 bits
+from ...mulan.tiles import Picture, as_pixels, normalised, resized, tiled
 
-Picture = Image.Image | np.ndarray | torch.Tensor
+FIXED = 2048  # OpenCV's weights of a uint8 resize: 11 bits
 
 
 @dataclass(frozen=True)
@@ -34,40 +34,6 @@ class PictureSettings:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-def as_pixels(picture: Picture) -> np.ndarray:
-    """-> uint8 [H, W, 3]. Alpha is dropped and grey repeated; ValueError for an empty picture, another shape, or values that are no numbers."""
-    if isinstance(picture, Image.Image):
-        pixels = np.asarray(picture.convert("RGB"))
-    elif isinstance(picture, torch.Tensor) and picture.is_floating_point():
-        values = picture.detach().float().cpu()
-        if not torch.isfinite(values).all():
-            raise ValueError("the picture holds values that are no numbers (NaN or infinite)")
-        pixels = (values.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    else:
-        pixels = np.asarray(picture.cpu() if isinstance(picture, torch.Tensor) else picture)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    if pixels.ndim != 3 or pixels.dtype != np.uint8 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
-        raise ValueError(f"a picture must have the shape [height, width, 1 to 4 channels], uint8 or float in 0..1; "
-                         f"this one is {list(pixels.shape)}, {pixels.dtype}")
-    return pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
-
-
-def choose_tiles(width: int, height: int, size: int, most: int) -> tuple[int, int]:
-    """-> (columns, rows) of the grid of at most `most` tiles whose shape is nearest to the picture's.
-
-    On an exact tie a larger grid wins where the picture has more than half of the grid's pixels.
-    """
-    grids = sorted(((columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)),
-                   key=lambda grid: grid[0] * grid[1])
-    best, nearest = grids[0], float("inf")
-    for columns, rows in grids:
-        distance = abs(width / height - columns / rows)
-        if distance < nearest or (distance == nearest and width * height > 0.5 * size * size * columns * rows):
-            best, nearest = (columns, rows), distance
-    return best
-
-
 def tower_pictures(picture: Picture, settings: PictureSettings, aspect: str = "anyres") -> torch.Tensor:
     """-> float32 [N, 3, S, S], normalised. S is `settings.tower`.
 
@@ -76,21 +42,17 @@ def tower_pictures(picture: Picture, settings: PictureSettings, aspect: str = "a
     """
     image, size = Image.fromarray(as_pixels(picture)), settings.tower
     if aspect == "anyres":
-        columns, rows = choose_tiles(*image.size, size, settings.tiles)
-        whole = _resized(image, columns * size, rows * size, Image.Resampling.BICUBIC)
-        tiles = [whole.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)) for y in range(rows) for x in range(columns)]
-        if len(tiles) > 1:
-            tiles.append(_resized(image, size, size, Image.Resampling.BICUBIC))
+        tiles = tiled(image, size, settings.tiles)
     elif aspect == "pad":
         side = max(image.size)
         canvas = Image.new("RGB", (side, side), tuple(int(value * 255) for value in settings.tower_mean))
         canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        tiles = [_resized(canvas, size, size, Image.Resampling.BICUBIC)]
+        tiles = [resized(canvas, size, size, Image.Resampling.BICUBIC)]
     elif aspect == "square":
         tiles = [_middle(image, size)]
     else:
         raise ValueError(f"the vision tower takes pictures as anyres, pad or square, not as {aspect!r}")
-    return torch.stack([_normalised(np.asarray(tile), settings.tower_mean, settings.tower_std) for tile in tiles])
+    return torch.stack([normalised(np.asarray(tile), settings.tower_mean, settings.tower_std) for tile in tiles])
 
 
 def grounding_picture(picture: Picture, settings: PictureSettings, semantic: bool = False) -> torch.Tensor:
@@ -100,7 +62,7 @@ def grounding_picture(picture: Picture, settings: PictureSettings, semantic: boo
     short, long = (settings.semantic_short, settings.semantic_long) if semantic else (settings.short, settings.long)
     scale = min(long / max(height, width), short / min(height, width))
     pixels = fixed_point_resize(pixels, *(max(1, int(side * scale + 0.5)) for side in (height, width)))
-    return _normalised(pixels, settings.mean, settings.std)
+    return normalised(pixels, settings.mean, settings.std)
 
 
 def pose_picture(picture: Picture, settings: PictureSettings) -> torch.Tensor:
@@ -113,7 +75,7 @@ def pose_picture(picture: Picture, settings: PictureSettings) -> torch.Tensor:
         long = int(short * high / low) if short else settings.long
     short = max(1, short)
     width, height = (short, long) if image.width < image.height else (long, short)
-    return _normalised(np.asarray(_resized(image, width, height, Image.Resampling.BILINEAR)), settings.mean, settings.std)
+    return normalised(np.asarray(resized(image, width, height, Image.Resampling.BILINEAR)), settings.mean, settings.std)
 
 
 def padded(pictures: Sequence[torch.Tensor], multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,11 +111,6 @@ def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return first.clip(0, size - 1), (first + 1).clip(0, size - 1), *weights
 
 
-def _resized(image: Image.Image, width: int, height: int, how: Image.Resampling) -> Image.Image:
-    """Across, then down: one call leaves the order to Pillow, whose versions do not agree, and each pass rounds to whole numbers."""
-    return image.resize((width, image.height), how).resize((width, height), how)
-
-
 def _middle(image: Image.Image, size: int) -> Image.Image:
     """The image with its short side at `size`, its long side cut to whole pixels, and of that the middle square; the rest is never made."""
     side = min(image.size)
@@ -164,9 +121,3 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
         box[axis], box[axis + 2] = (edge * image.size[axis] / whole for edge in (first, first + size))
         image = image.resize((size, image.height) if axis == 0 else (image.width, size), Image.Resampling.BICUBIC, tuple(box))
     return image
-
-
-def _normalised(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 [H, W, 3] -> float32 [3, H, W]."""
-    values = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
-    return (values - torch.tensor(mean).view(3, 1, 1) * 255) / (torch.tensor(std).view(3, 1, 1) * 255)

@@ -5,8 +5,6 @@ asked keypoints are padding, and padding takes part: upstream's mask lets some o
 """
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 
 from .layers import inverse_sigmoid
@@ -31,7 +29,6 @@ def keypoint_references(boxes: torch.Tensor, offsets: torch.Tensor, sizes: torch
     return torch.cat((xy, wh.expand_as(xy)), dim=-1)
 
 
-@lru_cache(maxsize=4)
 def open_across(groups: int, slots: int, device: torch.device) -> torch.Tensor:
     """Which tokens upstream's mask leaves open to tokens of other groups: [N, N] bool, rows see columns, N = groups * (1 + slots).
 
@@ -40,13 +37,11 @@ def open_across(groups: int, slots: int, device: torch.device) -> torch.Tensor:
     neighbouring group, and the last `groups` tokens, which no block reaches, see everything. Pairs within a group mean nothing here:
     `visible` writes over them.
     """
-    with torch.inference_mode(False):  # the cached tensor must serve training too
-        place = torch.arange(groups * (1 + slots), device=device)
-        row, column = place[:, None], place
-        block = row // slots
-        before = column < slots * block
-        after = (column >= slots * (block + 1)) & (block < groups - 1)
-        return (row >= slots * groups) | ~(before | after)
+    place = torch.arange(groups * (1 + slots), device=device)
+    block = place // slots
+    first = torch.where(block < groups, slots * block, 0)
+    end = torch.where(block < groups - 1, slots * (block + 1), len(place))
+    return (place >= first[:, None]) & (place < end[:, None])
 
 
 def visible(asked: torch.Tensor, groups: int) -> torch.Tensor:

@@ -72,14 +72,15 @@ class VisionLLM(nn.Module):
         levels = [level.expand(count, -1, -1) for level in seen.levels]
         return self.region_encoder(view.expand(count, -1, -1, -1), masks[:, None], levels)
 
-    def embed(self, prompts: Sequence[Prompt], patch: int, region: int) -> torch.Tensor:
+    def embed(self, prompts: Sequence[Prompt], patch: int, region: int, device: torch.device | None = None) -> torch.Tensor:
         """Prompts -> embeddings [B, longest, width]; `patch` and `region` are the ids whose places pictures and regions take.
 
-        Shorter prompts are padded at the right end, where no other token sees them. Raises ValueError where places and contents do not agree.
+        Shorter prompts are padded at the right end, where no other token sees them. `device`: by default the weights'; but where the host has
+        loaded only some of them, that tells nothing. Raises ValueError where places and contents do not agree.
         """
         longest = max(len(prompt.ids) for prompt in prompts)
-        device = prompts[0].pictures[0].device if prompts[0].pictures else self.language.norm.weight.device
-        ids = torch.tensor([[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts], device=device)
+        ids = torch.tensor([[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts],
+                           device=self.language.norm.weight.device if device is None else device)
         embeddings = self.language.embed_tokens(ids)
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         regions = [prompt.regions for prompt in prompts if prompt.regions is not None]
@@ -95,9 +96,10 @@ class VisionLLM(nn.Module):
         return self.super_link.write(embeddings, [prompt.links for prompt in prompts])
 
     def read(self, prompts: Sequence[Prompt], patch: int, region: int, past: KeyValues | None = None, keep: bool = False,
-             dtype: torch.dtype | None = None, after_layer: Callable[[], None] = lambda: None) -> tuple[torch.Tensor, KeyValues | None]:
-        """One pass of the language model over the prompts behind `past` -> states [B, longest, width], cache."""
-        embeddings = self.embed(prompts, patch, region)
+             dtype: torch.dtype | None = None, device: torch.device | None = None,
+             after_layer: Callable[[], None] = lambda: None) -> tuple[torch.Tensor, KeyValues | None]:
+        """One pass of the language model over the prompts behind `past` -> states [B, longest, width], cache; `device` as in `embed`."""
+        embeddings = self.embed(prompts, patch, region, device)
         if past is not None and len(prompts) > 1:
             past = past.repeated(len(prompts))
         return self.language(embeddings.to(dtype or embeddings.dtype), past, keep=keep, after_layer=after_layer)

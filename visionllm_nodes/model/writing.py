@@ -58,13 +58,15 @@ class Writing:
     """One answer per prompt. Iterating writes a token of each, and gives the new ids (None where an answer is finished)."""
 
     def __init__(self, model: VisionLLM, prompts: Sequence[Prompt], id_of: Mapping[str, int], past: KeyValues | None = None, *, end: int,
-                 limit: int, choose: Choose = greedy, dtype: torch.dtype | None = None, after_layer: Callable[[], None] = lambda: None):
-        """`past`: what stands before all prompts; `end`: the id that ends an answer; `limit`: tokens at most."""
+                 limit: int, choose: Choose = greedy, dtype: torch.dtype | None = None, device: torch.device | None = None,
+                 after_layer: Callable[[], None] = lambda: None):
+        """`past`: what stands before all prompts; `end`: the id that ends an answer; `limit`: tokens at most; `device`: see `VisionLLM.embed`."""
         self.answers = [Answer() for _ in prompts]
         self._model, self._end, self._limit, self._choose, self._after_layer = model, end, limit, choose, after_layer
         self._tool_of = {id_of[tool]: tool for tool in TABLE_OF if TABLE_OF[tool] in model.super_link.config.rows}
         self._never = [id_of[name] for name in EMBEDDINGS]  # they are put in, not chosen
-        states, cache = model.read(prompts, id_of[PATCH], id_of[REGION], past, keep=True, dtype=dtype, after_layer=after_layer)
+        states, cache = model.read(prompts, id_of[PATCH], id_of[REGION], past, keep=True, dtype=dtype, device=device,
+                                   after_layer=after_layer)
         self._dtype = states.dtype
         lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=states.device)
         before = past.length if past else 0

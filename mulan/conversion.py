@@ -1,0 +1,109 @@
+"""What every converter shares: the files it writes, all of them or none, and what it tells of them."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from . import VERSION
+from .files import TextEncoderFile
+from .safetensors_stream import SafetensorsStream, Slot, check_room
+
+DEFAULT_FORMAT = "int8"
+PORTION = 2 ** 28  # weights read between two openings of the source: closing it gives the pages of the mapped file back
+
+
+class CannotWrite(ValueError):
+    """The target, or the format for it, is not one that can be written."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is written so far, and what there is to write."""
+
+    tensors: int
+    all_tensors: int
+    bytes: int
+    all_bytes: int
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The file written and what it is; a text encoder's `source` opens what it was made of, for `encoder_error`."""
+
+    path: Path
+    title: str
+    size: int
+    folder: str  # below ComfyUI's models
+    source: Callable[[], TextEncoderFile] | None = None
+    beside: tuple[Converted, ...] = ()  # further files that were made of the same source
+    notes: tuple[str, ...] = ()  # what a person should know, such as what was left out
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to write: `tensors` gives (name, rows, number of the first row) for all of `slots`."""
+
+    path: Path
+    title: str
+    folder: str  # below ComfyUI's models
+    slots: Mapping[str, Slot]
+    metadata: Mapping[str, str]
+    tensors: Callable[[], Iterator[tuple[str, torch.Tensor, int]]]
+    source: Callable[[], TextEncoderFile] | None = None
+
+
+def write(outputs: list[Output], progress: Callable[[Progress], None], notes: tuple[str, ...] = ()) -> Converted:
+    """Writes all of them or none; the others are told `beside` the first. Raises OSError where the disk has no room."""
+    streams = [SafetensorsStream(output.path, output.slots, output.metadata) for output in outputs]
+    tensors, size = sum(len(output.slots) for output in outputs), sum(stream.size for stream in streams)
+    with ExitStack() as files:  # whatever ends the writing early removes all
+        for stream in streams:
+            files.enter_context(stream)
+        check_room(outputs[0].path.parent, " with ".join(output.path.name for output in outputs), size)
+        for stream, output in zip(streams, outputs):
+            for name, rows, first in output.tensors():
+                stream.write(name, rows, first)
+                progress(Progress(sum(each.complete for each in streams), tensors, sum(each.written for each in streams), size))
+    made, *beside = (Converted(output.path, output.title, stream.size, output.folder, output.source) for stream, output in zip(streams, outputs))
+    return replace(made, beside=tuple(beside), notes=notes)
+
+
+def portions(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Tensors' names, given with their numbers of weights, in runs of about `PORTION` weights."""
+    names, weights = [], 0
+    for name, size in sizes.items():
+        names.append(name)
+        weights += size
+        if weights > PORTION:
+            yield names
+            names, weights = [], 0
+    yield names
+
+
+def target_path(source: Path, target: Path, name: str, overwrite: bool) -> Path:
+    """The file to write: `target`, or `name` in it where it is a folder. Raises CannotWrite for one that will not do."""
+    path = target / name if target.is_dir() else target
+    if path.suffix.lower() != ".safetensors":
+        raise CannotWrite(f"the target is {path}: name a .safetensors file, or a folder that exists")
+    if not path.parent.is_dir():
+        raise CannotWrite(f"the target's folder {path.parent} does not exist: make it, or name another")
+    inside = source.resolve() in path.resolve().parents
+    if path.resolve() == source.resolve() or inside:
+        raise CannotWrite(f"the target {path} is {'in the source folder' if inside else 'the source itself'}: name another, the source stays as it is")
+    if path.exists() and not overwrite:
+        raise CannotWrite(f"{path} exists: delete it, name another target, or say that it may be overwritten")
+    return path
+
+
+def stem(path: Path) -> str:
+    """What a converted file's name begins with."""
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def source_notes(title: str, path: Path, source: str) -> dict[str, str]:
+    """The metadata that every converted file has."""
+    return {"format": "pt", "title": title, "made_by": f"MuLan Nodes {VERSION}, python dev.py convert", "source": f"{path.resolve().name}, from {source}"}

@@ -1,0 +1,23 @@
+"""What nodes check before the queue starts, told with the field's name."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def valid(check: Callable, *values) -> bool | str:
+    """For `validate_inputs`: True, or what `check(*values)` has against them. A connected value is not there yet (None), it is checked later."""
+    if any(value is None for value in values):
+        return True
+    try:
+        check(*values)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return True
+
+
+def for_field(field: str, check: Callable, *values):
+    """What `check(*values)` gives; its ValueError begins with the field."""
+    try:
+        return check(*values)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error

@@ -1,0 +1,99 @@
+"""InternVL Loader: one model for labels, likeness and search, in many languages."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..mulan.files import ENCODER_SOURCE, open_text_encoder
+from ..mulan.internvl.checkpoint import MODES, SOURCE, open_internvl
+from ..mulan.internvl.loading import check_pair, load_internvl
+from ..mulan.tensor_files import place
+from .checks import valid
+from .internvl_asking import ABSENT, INTERNVL
+from .model_files import locate, names, stamp
+
+KIND, ENCODERS = "internvl", "text_encoders"
+INSIDE = "in the checkpoint"
+PRECISIONS = {"default": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class InternVLLoader(io.ComfyNode):
+    """Nothing is kept here: ComfyUI keeps a node's outputs by its inputs and fingerprint, so loaders that say the same are one."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLLoader",
+            display_name="InternVL Loader",
+            category="loaders",
+            description="Loads InternVL-C or -G, which tells how well pictures and words of 110+ languages fit: for labels, ranking, search and "
+                        "comparison. Its text encoder is the one MuLan uses, and can be shared with it.",
+            search_aliases=["internvl", "clip score", "zero-shot", "image embedding", "multilingual clip", "load clip vision", "retrieval",
+                            "图文匹配", "零样本", "画像検索", "이미지 검색", "recherche d'images", "Bildersuche", "поиск картинок", "búsqueda de imágenes"],
+            inputs=[
+                io.Combo.Input("checkpoint", options=_checkpoints(),
+                               tooltip=f"In models/internvl: {SOURCE} or internvl_c_13b_224px.pth, or the vision file that dev.py convert made of "
+                                       "either. A folder of shards that lies in models/text_encoders for MuLan is listed too."),
+                io.Combo.Input("text_encoder", options=[INSIDE, *names(ENCODERS)], default=INSIDE,
+                               tooltip="InternVL's text encoder: the one in the checkpoint, or its converted file in models/text_encoders. Not used "
+                                       "where a CLIP is connected."),
+                io.Combo.Input("mode", options=list(MODES), default=MODES[0], optional=True,
+                               tooltip="C: pictures by the vision tower alone. G: they are also read by the language model's queries; slower, and "
+                                       "better at finding pictures by sentences."),
+                io.Combo.Input("precision", options=list(PRECISIONS), default="default", optional=True, advanced=True,
+                               tooltip="What the vision side computes in, whatever the file holds. default: fp16 or bf16 where the device is fast "
+                                       "with it, else fp32."),
+                io.Combo.Input("device", options=["default", "cpu"], default="default", optional=True, advanced=True,
+                               tooltip="cpu keeps the model in main memory and computes there: slow, but it takes nothing of the GPU."),
+                io.Clip.Input("clip", optional=True,
+                              tooltip="The CLIP of a MuLan Loader: its text encoder serves here too, so there is one copy of it in memory."),
+            ],
+            outputs=[INTERNVL.Output(display_name="INTERNVL",
+                                     tooltip="For the InternVL nodes. ComfyUI moves it to the GPU and away as it does models.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint, text_encoder, mode=MODES[0], clip=ABSENT):
+        """Only names and headers are read, so a wrong file is told before the queue starts."""
+        return valid(_check, checkpoint, text_encoder if clip is ABSENT else "", mode)
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint=None, text_encoder=None, **others):
+        """A file that was downloaded again under its name is read again."""
+        return stamp(KIND, checkpoint) or stamp(ENCODERS, checkpoint), stamp(ENCODERS, text_encoder)
+
+    @classmethod
+    def execute(cls, checkpoint, text_encoder, mode=MODES[0], precision="default", device="default", clip=None) -> io.NodeOutput:
+        encoder = None if clip is not None or text_encoder == INSIDE else locate(ENCODERS, text_encoder, ENCODER_SOURCE)
+        return io.NodeOutput(load_internvl(_located(checkpoint), mode, encoder, "cpu" if device == "cpu" else None, PRECISIONS[precision], clip))
+
+
+def _checkpoints() -> list[str]:
+    """The contrastive checkpoints, and the published folders that MuLan takes its text encoder from."""
+    folders = set(names(ENCODERS)) - set(folder_paths.get_filename_list(ENCODERS))
+    return sorted({*names(KIND), *filter(_is_published, folders)})
+
+
+def _is_published(folder: str) -> bool:
+    try:
+        told = json.loads((locate(ENCODERS, folder, SOURCE) / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and "qllama_config" in told
+
+
+def _located(name: str) -> Path:
+    return locate(ENCODERS if name not in names(KIND) and name in names(ENCODERS) else KIND, name, SOURCE)
+
+
+def _check(checkpoint: str, text_encoder: str, mode: str) -> None:
+    """Raises WrongFile; without the name of a text encoder that is a CLIP's matter."""
+    file = open_internvl(_located(checkpoint))
+    file.parts(mode)
+    if text_encoder:
+        text = file.text_encoder() if text_encoder == INSIDE else open_text_encoder(locate(ENCODERS, text_encoder, ENCODER_SOURCE))
+        check_pair(file, text.config, place(text.file.path))

@@ -1,0 +1,72 @@
+"""InternVL Video Classify: which of your labels fits a video."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..mulan.internvl.ranking import direction, rank
+from ..mulan.internvl.zeroshot import classify, embed_labels
+from ..mulan.video_frames import middles, spread_frames
+from .internvl_asking import (ABSENT, CATEGORY, CROP, NONE, SOFTMAX, check_label_inputs, framing_input, label_inputs, labels_of, model_input,
+                              templates_of)
+from .internvl_telling import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated
+from .node_text import show
+
+
+class InternVLVideoClassify(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLVideoClassify",
+            display_name="InternVL Video Classify",
+            category=CATEGORY,
+            description="Tells which of your labels fits a video, with scores: a few frames, evenly spread, are looked at together, as InternVL's "
+                        "authors do for actions.",
+            search_aliases=["video classification", "action recognition", "label video", "zero-shot video", "视频分类", "動画分類", "동영상 분류",
+                            "classer une vidéo", "Video klassifizieren", "классификация видео", "clasificar vídeo"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                model_input(), *label_inputs(),
+                io.Video.Input("video", optional=True, tooltip="The video. Connect it, or its frames as image."),
+                io.Image.Input("image", optional=True, tooltip="The frames of a video as a batch, in place of video."),
+                io.Int.Input("frames", default=8, min=1, max=256, optional=True,
+                             tooltip="How many frames are looked at: the middle ones of so many equal parts. The paper takes 8."),
+                framing_input(CROP),
+            ],
+            outputs=[
+                io.String.Output(display_name="label", tooltip="The best label."),
+                io.Float.Output(display_name="score", tooltip="Its score, of the kind chosen in scores."),
+                io.String.Output(display_name="labels", tooltip="The top_k labels, the best first, with commas between them."),
+                io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, labels, templates=NONE, own_templates="", video=ABSENT, image=ABSENT):
+        try:
+            check_label_inputs(labels, templates, own_templates)
+        except ValueError as error:
+            return str(error)
+        return True if (video is ABSENT) != (image is ABSENT) else "video and image: connect one of them, and not both"
+
+    @classmethod
+    def execute(cls, internvl, labels, templates=NONE, own_templates="", scores=SOFTMAX, top_k=5, video=None, image=None, frames=8,
+                framing=CROP) -> io.NodeOutput:
+        if (video is None) == (image is None):
+            raise ValueError("video and image: connect one of them, and not both")
+        if video is not None:
+            chosen = spread_frames(video, frames)
+        elif len(image):
+            chosen = [image[number][..., :3] for number in middles(len(image), frames)]
+        else:
+            raise ValueError("image: there is no picture in the batch")
+        read = labels_of(labels)
+        of_labels = embed_labels(internvl, read.names, templates_of(templates, own_templates))
+        found = classify(direction(internvl.embed_pictures(chosen, framing))[None], of_labels, internvl.logit_scale)
+        order = rank(found.cosine[0], top_k)
+        shown = (found.softmax if scores == SOFTMAX else found.cosine)[0]
+        written = document("classify video", **made_by(internvl), framing=framing, templates=templates, scores=scores, labels=list(read.names),
+                           repeated=list(read.repeated) or None, frames=len(chosen), video=told_labels(read, found, 0, order))
+        text = table([line("video", read.names, shown, order), *told_repeated(read)])
+        return io.NodeOutput(read.names[order[0]], shown[order[0]].item(), ", ".join(read.names[label] for label in order), written,
+                             ui=show(cls, text, written))
