@@ -28,7 +28,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 HOST = ROOT / ".comfyui"
 CACHE = ROOT / ".cache"
 OUTPUT = ROOT / "output"
-TINY_PACKS = [*(ROOT / "mulan" / "tinyworld" / f"tiny_{name}.safetensors" for name in ("world", "companions")),
+TINY_PACKS = [*(ROOT / "mulan" / "tinyworld" / f"tiny_{name}.safetensors" for name in ("world", "companions", "internvl")),
               ROOT / "visionllm_nodes" / "tinyworld" / "tiny_visionllm.safetensors"]
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"]
 CONSTRAINTS = ROOT / "tests" / "constraints.txt"
@@ -231,7 +231,7 @@ def write_tiny_models(host: Path) -> None:
     import library
 
     say(f"writing the tiny models to {host / 'models'} ...")
-    files = library.write_tiny_models(host / "models")
+    files = [*library.write_tiny_models(host / "models"), *library.write_example_pictures(host / "input")]
     remember(name, {"key": key, "files": [str(file) for file in files]})
 
 
@@ -247,14 +247,19 @@ def run_demo(host: Path, options: argparse.Namespace) -> int:
 
 
 def run_eval(host: Path, options: argparse.Namespace) -> int:
-    if options.only != "visionllm":
+    wanted = (options.what,) if options.what else EVALUATIONS
+    if "mulan" in wanted:
         import measure
 
         measure.evaluation(host, not has_accelerator(), OUTPUT, options.pictures, options.seed)
-    if options.only != "mulan":
+    if "visionllm" in wanted:
         import measure_visionllm
 
         measure_visionllm.evaluation(host, not has_accelerator(), OUTPUT, options.scenes)
+    if "zeroshot" in wanted:
+        import measure_zeroshot
+
+        measure_zeroshot.evaluation(host, not has_accelerator(), OUTPUT, options)
     return 0
 
 
@@ -297,12 +302,14 @@ def run_train_tiny(host: Path, options: argparse.Namespace) -> int:
     import library
 
     library.open_host(host, "--cpu")
-    from mulan.tinyworld import training
+    from mulan.tinyworld import contrastive_training, training
 
     from pack.visionllm_nodes.tinyworld import training as seeing
 
     say(training.ESTIMATE)
     training.main(OUTPUT / "tiny_world")
+    say(contrastive_training.ESTIMATE)
+    say(f"the pack: {contrastive_training.train_internvl(OUTPUT / 'tiny_internvl')}")
     say(seeing.ESTIMATE)
     say(f"the pack: {seeing.train(OUTPUT / 'tiny_visionllm')}")
     return 0
@@ -391,12 +398,14 @@ COMMANDS = {
     "demo": (run_demo, "draw six things in twelve languages through a real ComfyUI: a contact sheet and a table of scores in output/"),
     "test": (run_test, "run the tests; further arguments go to pytest"),
     "serve": (run_serve, "start ComfyUI and open its editor in the browser"),
-    "eval": (run_eval, "measure the tiny models: MuLan in every language, and what VisionLLM sees (output/scores.md, output/visionllm_scores.md)"),
+    "eval": (run_eval, "measure the tiny models: MuLan in every language, what VisionLLM sees, InternVL's labels (output/*scores.md); or InternVL's "
+                       "labels on a data set of yours"),
     "bench": (run_bench, "measure this pack beside mulankit: output/bench.md; --help shows its own arguments, --gpu measures a GPU"),
-    "convert": (run_convert, "a published text encoder or VisionLLM v2 -> one .safetensors in 8 bits for ComfyUI; an adapter .pth -> .safetensors"),
+    "convert": (run_convert, "a published InternVL or VisionLLM v2 -> .safetensors in 8 bits for ComfyUI; an adapter .pth -> .safetensors"),
     "train": (run_train, "train a MuLan adapter for a base model of yours; --help shows the trainer's own arguments"),
     "train-tiny": (run_train_tiny, "make the tiny models anew, from nothing"),
 }
+EVALUATIONS = ("mulan", "visionllm", "zeroshot")
 FORWARDING = ("test", "bench", "train")  # their arguments are somebody else's
 NEED_TINY_MODELS = ("setup", "demo", "test", "serve", "eval", "bench")
 
@@ -415,18 +424,28 @@ def parse(arguments: list) -> argparse.Namespace:
             command.add_argument("--pictures", type=int, default=48, metavar="N", help="per language (default: 48, each thing once)")
             command.add_argument("--seed", type=int, default=1)
             command.add_argument("--scenes", type=int, default=300, metavar="N", help="that the tiny VisionLLM is asked about (default: 300)")
-            command.add_argument("--only", choices=("mulan", "visionllm"), help="measure one of the two (default: both)")
+            command.add_argument("what", nargs="?", choices=EVALUATIONS, help="measure one of the three (default: all)")
+            zeroshot = command.add_argument_group("zeroshot")
+            zeroshot.add_argument("--dataset", type=Path, metavar="FOLDER", help="with a folder of pictures for each class, as ImageNet's; their names in "
+                                                                                 "a language can stand in classnames_xx.json (default: the tiny world)")
+            zeroshot.add_argument("--language", nargs="+", metavar="xx", help="of the labels (default: en; of the tiny world all)")
+            zeroshot.add_argument("--checkpoint", metavar="NAME", help="in models/internvl, or a path (default: the tiny one)")
+            zeroshot.add_argument("--text-encoder", metavar="NAME", help="in models/text_encoders, or a path (default: the one in the checkpoint)")
+            zeroshot.add_argument("--mode", choices=("C", "G"), help="(default: C; in the tiny world both)")
         if name == "convert":
             command.add_argument("source", type=Path, metavar="SOURCE", help="the folder InternVL-14B-224px, internvl_c_13b_224px.pth, any text "
                                                                              "encoder's file MuLan Loader reads, an adapter .pth, or "
                                                                              "VisionLLM v2's folder")
             command.add_argument("target", type=Path, nargs="?", metavar="TARGET", help="a .safetensors or a folder (default: the current folder)")
-            command.add_argument("--format", choices=("int8", "fp8", "fp16"), help="of a language model's weights (default: int8)")
+            command.add_argument("--format", choices=("int8", "fp8", "fp16"), help="of a model's matrices (default: int8)")
             command.add_argument("--overwrite", action="store_true", help="TARGET may exist")
             command.add_argument("--no-check", dest="check", action="store_false", help="do not compare the result with the source")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in FORWARDING:
         parser.error("unrecognised arguments: " + " ".join(rest))
+    if options.command == "eval" and options.what != "zeroshot" and any((options.dataset, options.language, options.checkpoint, options.text_encoder,
+                                                                         options.mode)):
+        parser.error("--dataset, --language, --checkpoint, --text-encoder and --mode are those of eval zeroshot")
     options.rest = rest
     return options
 

@@ -49,10 +49,17 @@ def load_library() -> None:
 
 def write_tiny_models(models: Path) -> list[Path]:
     """Writes all tiny models below a ComfyUI's models folder and gives their files."""
-    from mulan.tinyworld import pack as mulan
-    from pack.visionllm_nodes.tinyworld import tiny_model as visionllm
+    from mulan.tinyworld import pack, whole_packs
+    from pack.visionllm_nodes.tinyworld.tiny_model import VISIONLLM
 
-    return [*mulan.expand(models), *visionllm.expand(models)]
+    return [*pack.expand(models), *(whole.expand(models) for whole in (whole_packs.INTERNVL, VISIONLLM))]
+
+
+def write_example_pictures(inputs: Path) -> list[Path]:
+    """Writes the folder of pictures that templates read below a ComfyUI's input folder and gives its files."""
+    from mulan.tinyworld import example_pictures
+
+    return example_pictures.write(inputs / example_pictures.FOLDER)
 
 
 def open_host(folder: Path, *arguments: str) -> None:

@@ -1,7 +1,8 @@
 """Captions of the tiny world's things in the twelve languages it is trained in and two that nothing is trained in."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -39,6 +40,10 @@ class Language:
         size = dict(zip(SIZES, self.sizes.split()))[thing.size] if "size" in named else ""
         phrase = self.phrase.format(article=word(self.article), colour=word(colour), size=word(size), noun=noun)
         return " ".join(phrase.split())
+
+    def bare_phrase(self, thing: Thing, named: frozenset[str]) -> str:
+        """The same without its article or measure word, as many write labels: "red star", "红色的五角星"."""
+        return replace(self, phrase="".join(re.findall(r"{\w+}| ", self.phrase)), article="").noun_phrase(thing, named)
 
 
 TRAINED = {
@@ -139,6 +144,7 @@ UNSEEN = {
 }
 LANGUAGES = TRAINED | UNSEEN
 ATTRIBUTES = ("colour", "shape", "size")
+CHOICES = tuple(frozenset(names) for count in (1, 2, 3) for names in combinations(ATTRIBUTES, count))  # what a caption may name
 
 
 def full_caption(thing: Thing, language: str, template: int = 0) -> str:
@@ -162,9 +168,8 @@ def caption(thing: Thing, language: str, rng: np.random.Generator, named: frozen
 def all_captions(things, language: str) -> list[str]:
     """Every caption that `caption` can give of these things, and ""."""
     words = LANGUAGES[language]
-    named = [frozenset(names) for count in (1, 2, 3) for names in combinations(ATTRIBUTES, count)]
     return ["", *dict.fromkeys(
-        template.format(words.noun_phrase(thing, names)) for thing in things for names in named for template in words.templates
+        template.format(words.noun_phrase(thing, named)) for thing in things for named in CHOICES for template in words.templates
     )]
 
 

@@ -239,6 +239,12 @@ def expand(models_dir: Path, progress: Callable[[Path], None] | None = None) -> 
     return [path for pack, files in packs.items() for path in _expand(pack, files, Path(models_dir), progress)]
 
 
+def expand_text_encoder(models_dir: Path) -> Path:
+    """The text encoder alone."""
+    path, = _expand(PACK, {TEXT_ENCODER: text_encoder}, Path(models_dir), None)
+    return path
+
+
 def _expand(pack: Path, files: dict[str, Callable], models_dir: Path, progress: Callable[[Path], None] | None) -> list[Path]:
     version = hashlib.sha256(pack.read_bytes()).hexdigest()[:16]
     with safe_open(pack, "pt") as file:

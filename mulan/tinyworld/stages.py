@@ -24,10 +24,10 @@ CHECKPOINT_EVERY = 500
 VARIANTS = 100  # drawings of each thing in the corpus
 
 
-def draw_corpus(seed: int, variants: int = VARIANTS, things=world.THINGS) -> torch.Tensor:
+def draw_corpus(seed: int, variants: int = VARIANTS, things=world.THINGS, draw=world.draw) -> torch.Tensor:
     """`variants` drawings of each thing: uint8 [things, variants, 3, 64, 64]."""
     rng = np.random.default_rng(seed)
-    pictures = np.stack([[world.draw(thing, rng) for _ in range(variants)] for thing in things])
+    pictures = np.stack([[draw(thing, rng) for _ in range(variants)] for thing in things])
     return torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).contiguous()
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save
 from torch import nn
 
 from ...mulan.published import Source
-from ..model.checkpoint import CONFIG, SPIECE, TOKENIZER
+from ...mulan.tensor_files import CONFIG
+from ..model.checkpoint import SPIECE, TOKENIZER
 from ..model.pictures import PictureSettings
 from ..model.published import bridge, clip, grounding, llama, pose, region_encoder, super_link
 from ..model.tokenizer import VisionTokenizer

@@ -1,0 +1,183 @@
+"""Trains the tiny InternVL's vision side, modes C and G together, against the tiny text encoder that MuLan has, which stays as it is.
+
+A batch is one drawing of every thing that is not held out. Its texts name each thing in one wording after another: a language, a set of
+attributes, a sentence. Where attributes are left out, things share a text, and all of them are right answers to it.
+"""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.nn import functional as F
+
+from ..clip import load_text_encoder
+from ..files import open_text_encoder
+from ..internvl import published_contrastive as published
+from ..internvl.contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig, unit
+from ..internvl.intern_vit import InternViT, InternViTConfig
+from ..internvl.loaded import text_ids
+from ..internvl.pictures import MEAN, STD
+from ..tensor_files import CONFIG
+from ..text_encoder import last_row
+from . import captions, pack, scenes, world
+from .stages import SEED, draw_corpus, is_finished, train_stage
+from .whole_packs import INTERNVL
+
+ESTIMATE = "Training the tiny InternVL takes about ten minutes of one CPU core; interrupted, it goes on where it was."
+STAGE = "internvl"
+EMBEDDING = 64
+POOL_HEADS = 4
+TOWER = InternViTConfig(width=96, feed_forward=384, layers=3, heads=6, patch=8, picture=world.PICTURE_SIZE)
+QUERIES = 16
+READ_IN = (0, 2)  # every other layer of the LLaMA, as published
+BRANCH_SCALE = 0.5  # at the beginning
+BARE = 0.4  # the share of phrases without article and sentence
+METADATA = {
+    "title": "MuLan Nodes: the tiny InternVL",
+    "description": "A tiny InternVL-C and -G of a world of coloured shapes, without its text encoder, trained from nothing on pictures drawn by a program",
+    "made_by": "python dev.py train-tiny",
+    "license": "MIT",
+}
+
+
+class Pair(nn.Module):
+    """The vision side with its reader. The LLaMA, which both texts and queries go through, is no part of it."""
+
+    def __init__(self, text_width: int, text_heads: int, norm_eps: float):
+        super().__init__()
+        self.model = ContrastiveModel(ContrastiveConfig(TOWER, text_width, EMBEDDING, POOL_HEADS), operations=nn)
+        self.reader = QueryReader(ReaderConfig(
+            width=text_width, picture_width=TOWER.width, queries=QUERIES, heads=text_heads, layers=READ_IN, embedding=EMBEDDING,
+            pool_heads=POOL_HEADS, norm_eps=norm_eps,
+        ), operations=nn)
+        _begin(self)
+
+    def loss(self, images: torch.Tensor, rows: torch.Tensor, alike: torch.Tensor, llama: nn.Module) -> torch.Tensor:
+        """images [N, 3, S, S], normed; rows [W, N, text width] of the N things' texts in W wordings; alike [W, N, N]: which texts are the same."""
+        states = self.model.states(images)
+        texts = self.model.embed_rows(rows)
+        scale = self.model.logit_scale.exp().clamp(max=100)
+        seen = self.model.embed_states(states), self.reader(states, llama)
+        return sum(_contrast(scale * texts @ pictures.T, alike) for pictures in seen) / len(seen)
+
+
+def _contrast(logits: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
+    """Logits [W, texts N, pictures N] -> the mean of both directions; the right answers to a text, or a picture, have equal shares."""
+    shares = alike / alike.sum(dim=-1, keepdim=True)
+    return -0.5 * ((logits.log_softmax(-1) * shares).sum(-1) + (logits.mT.log_softmax(-1) * shares).sum(-1)).mean()
+
+
+def begin_tower(tower: InternViT) -> None:
+    """The values of the bare parameters that training begins from; the layers have torch's own."""
+    nn.init.normal_(tower.class_token, std=0.02)
+    nn.init.normal_(tower.positions, std=0.02)
+    for layer in tower.layers:
+        nn.init.constant_(layer.scale1, BRANCH_SCALE)
+        nn.init.constant_(layer.scale2, BRANCH_SCALE)
+
+
+@torch.no_grad()
+def _begin(pair: Pair) -> None:
+    begin_tower(pair.model.tower)
+    for attention in pair.reader.layers.values():
+        attention.out.weight.mul_(BRANCH_SCALE)
+    nn.init.normal_(pair.reader.queries, std=0.5)
+    nn.init.normal_(pair.model.text_projection, std=pair.model.config.text_width**-0.5)
+    nn.init.constant_(pair.model.logit_scale, math.log(1 / 0.07))
+
+
+class FrozenText:
+    """The shipped text encoder: rows of texts, and its LLaMA for the reader."""
+
+    def __init__(self, path: Path):
+        self.file = open_text_encoder(path)
+        clip = load_text_encoder(self.file, "cpu")
+        self.tokenizer = clip.tokenizer.tokenizer
+        self.encoder = clip.cond_stage_model.float().requires_grad_(False).internvl
+
+    @property
+    def llama(self) -> nn.Module:
+        return self.encoder.transformer.model
+
+    @torch.no_grad()
+    def rows(self, texts: list[str]) -> torch.Tensor:
+        """[N, width] as `ContrastiveModel.embed_rows` takes them; every text is encoded once, with those of its length."""
+        ids = {text: text_ids(self.tokenizer, text) for text in texts}
+        rows = {}
+        for _, alike in groupby(sorted(set(ids.values()), key=len), key=len):
+            alike = list(alike)
+            rows |= {of_text: last_row(of_text, states) for of_text, states in zip(alike, self.encoder.states(alike))}
+        return torch.stack([rows[ids[text]] for text in texts])
+
+
+def wordings(things) -> Iterator[list[list[str]]]:
+    """For every trained language and every choice of attributes: the texts of all things without article, then in each sentence."""
+    for language in captions.TRAINED.values():
+        for named in captions.CHOICES:
+            bare = [language.bare_phrase(thing, named) for thing in things]
+            phrases = [language.noun_phrase(thing, named) for thing in things]
+            yield [bare, *([template.format(phrase) for phrase in phrases] for template in language.templates)]
+
+
+def draw_anywhere(thing: world.Thing, rng: np.random.Generator) -> np.ndarray:
+    """The thing somewhere in a picture, about as big as ever."""
+    radius = world.SIZES[thing.size] * rng.uniform(0.9, 1.1)
+    margin = radius + scenes.MARGIN
+    return scenes.Place(*rng.uniform(margin, world.PICTURE_SIZE - margin, 2), radius).draw(thing.colour, thing.shape, rng)
+
+
+def as_seen(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, 3, S, S] -> as the tower takes them."""
+    return (pictures.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def train_internvl(work_dir: Path, steps: int = 2500) -> Path:
+    """Trains what is not finished and writes the pack."""
+    text = FrozenText(pack.expand_text_encoder(work_dir / "models"))
+    torch.manual_seed(SEED)
+    pair = Pair(text.file.config.width, text.file.config.heads, text.file.config.norm_eps)
+    if is_finished(STAGE, work_dir):
+        pair.load_state_dict(load_file(work_dir / f"{STAGE}.safetensors"))
+    else:
+        _train(work_dir, pair, text, steps)
+    return write(pair, text, INTERNVL.pack)
+
+
+def _train(work_dir: Path, pair: Pair, text: FrozenText, steps: int) -> None:
+    things = world.SEEN_THINGS
+    rng = np.random.default_rng(SEED)
+    pictures = torch.cat((draw_corpus(SEED, things=things), draw_corpus(SEED + 1, things=things, draw=draw_anywhere)), dim=1)
+    all_texts = list(wordings(things))
+    alike = torch.tensor([[[one == other for other in texts] for one in texts] for texts, *_ in all_texts]).float()
+    flat = text.rows([caption for texts in all_texts for of_wording in texts for caption in of_wording])
+    rows = [of_choice.unflatten(0, (-1, len(things))) for of_choice in flat.split([len(texts) * len(things) for texts in all_texts])]
+
+    def loss_of(rng):
+        chosen = pictures[torch.arange(len(things)), torch.from_numpy(rng.integers(pictures.shape[1], size=len(things)))]
+        picked = [of_choice[0 if rng.random() < BARE else rng.integers(1, len(of_choice))] for of_choice in rows]
+        return pair.loss(as_seen(chosen), torch.stack(picked), alike, text.llama)
+
+    train_stage(STAGE, work_dir, pair, loss_of, steps=steps, learning_rate=1e-3)
+
+
+def write(pair: Pair, text: FrozenText, path: Path) -> Path:
+    """Writes the vision side under its published names, in float16, as `dev.py convert` would."""
+    told = {
+        "attn_pool_num_heads": POOL_HEADS, "vision_config": {"num_attention_heads": TOWER.heads},
+        "qllama_config": {"num_attention_heads": text.file.config.heads, "rms_norm_eps": text.file.config.norm_eps},
+    }
+    tensors = {}
+    for part, sources in ((pair.model, published.model_sources), (pair.reader, published.reader_sources)):
+        values = part.state_dict()
+        tensors |= {name: values[ours].half() for ours, source in sources(part.config).items() for name in source.names}
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(save(tensors, {**METADATA, CONFIG: json.dumps(told)}))
+    unfinished.replace(path)
+    return path

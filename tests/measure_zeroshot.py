@@ -1,0 +1,105 @@
+"""`dev.py eval zeroshot`: how often InternVL's best label is the right one, in the tiny world or in a data set."""
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import library
+
+CHECKPOINT, TEXT_ENCODER = "tiny_internvl_vision.safetensors", "tiny_internvl.safetensors"
+FILE = "zeroshot_scores.md"
+KEPT_IN = "zeroshot"  # embeddings of data sets
+DRAWINGS = 6  # of each thing of the tiny world
+
+
+def evaluation(host: Path, cpu: bool, output: Path, options: Namespace) -> None:
+    """Prints the tables and writes them to output/zeroshot_scores.md. `options`: those of the command; without a dataset the tiny world is asked."""
+    library.open_host(host, *(["--cpu"] if cpu else []))
+    from zeroshot.dataset import WrongDataset
+
+    from mulan.tensor_files import WrongFile
+
+    output.mkdir(exist_ok=True)
+    try:
+        told = of_dataset(host, output, options) if options.dataset else of_tiny_world(host, options)
+    except (WrongDataset, WrongFile, ValueError) as error:
+        sys.exit(f"Nothing was measured: {error}.".replace("..", "."))
+    (output / FILE).write_text(told, "utf-8")
+    print(told, f"The tables: {os.path.relpath(output / FILE)}", sep="\n")
+
+
+def of_tiny_world(host: Path, options: Namespace) -> str:
+    """Both modes of the checkpoint, in every language or in those asked for."""
+    from zeroshot import report
+
+    from mulan.tinyworld import captions
+    from mulan.tinyworld.contrastive_examination import examine, look
+
+    languages = options.language or list(captions.LANGUAGES)
+    unknown = [language for language in languages if language not in captions.LANGUAGES]
+    if unknown:
+        raise ValueError(f"the tiny world has no words in {unknown[0]}, only in {', '.join(captions.LANGUAGES)}")
+    found, ticker = {}, Ticker()
+    for mode in options.mode or "CG":
+        loaded = _load(host, options, mode)
+        pictures = look(loaded, DRAWINGS)
+        found[mode] = examine(loaded, pictures, languages, on_language=lambda language: ticker.show(f"InternVL-{mode}, {language}"))
+    ticker.end()
+    return report.of_tiny_world(loaded.name, DRAWINGS, found)
+
+
+def of_dataset(host: Path, output: Path, options: Namespace) -> str:
+    """A folder of folders; its embeddings are kept in output/zeroshot, so a run that was stopped goes on, and another language costs little."""
+    from zeroshot import report
+    from zeroshot.classify import classify, embed
+    from zeroshot.dataset import ALIASES, Dataset
+
+    dataset = Dataset.open(options.dataset)
+    languages = [ALIASES.get(language, language) for language in options.language or ["en"]]
+    labels = {language: dataset.labels(language) for language in languages}
+    loaded, ticker = _load(host, options, options.mode or "C"), Ticker()
+    vectors = embed(loaded, dataset, output / KEPT_IN,
+                    lambda number: ticker.show(f"class {number + 1} of {len(dataset.classes)}, {dataset.classes[number]}"))
+    found = {}
+    for language in languages:
+        ticker.show(f"labels in {language}")
+        found[language] = classify(loaded, vectors, labels[language], language)
+    ticker.end()
+    return report.of_dataset(f"{loaded.name}, mode {loaded.mode}", dataset, vectors, found)
+
+
+def _load(host: Path, options: Namespace, mode: str):
+    from mulan.internvl.loading import load_internvl
+
+    encoder = options.text_encoder or (TEXT_ENCODER if options.checkpoint is None else None)
+    return load_internvl(_located(host, "internvl", options.checkpoint or CHECKPOINT), mode, encoder and _located(host, "text_encoders", encoder))
+
+
+def _located(host: Path, kind: str, name: str) -> Path:
+    """A path as it is, else a name in ComfyUI's models folder."""
+    return Path(name) if Path(name).exists() else host / "models" / kind / name
+
+
+class Ticker:
+    """One line, written over where somebody watches; elsewhere a line now and then."""
+
+    EVERY = 30  # seconds
+
+    def __init__(self):
+        self._start, self._watched, self._last = time.monotonic(), sys.stdout.isatty(), 0.0
+
+    def show(self, doing: str) -> None:
+        seconds = time.monotonic() - self._start
+        if self._watched:
+            print(f"\r{f'  {doing}, {seconds:.0f} s':<79}", end="", flush=True)
+        elif seconds - self._last >= self.EVERY:
+            self._last = seconds
+            print(f"  {doing}, {seconds:.0f} s", flush=True)
+
+    def end(self) -> None:
+        if self._watched:
+            print()
