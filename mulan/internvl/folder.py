@@ -51,7 +51,8 @@ def embed_folder(loaded: LoadedInternVL, folder: Path, framing: str, kept_in: Pa
     try:
         for start in range(0, len(files), AT_ONCE):
             new: dict[str, Path] = {}
-            for file in files[start:start + AT_ONCE]:
+            some = files[start:start + AT_ONCE]
+            for file in some:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 try:
                     keys[file] = stored.key(file)
@@ -68,7 +69,7 @@ def embed_folder(loaded: LoadedInternVL, folder: Path, framing: str, kept_in: Pa
                     if file not in pictures.reasons:
                         stored[key] = vector
             bad = {key: pictures.reasons[file] for key, file in new.items() if file in pictures.reasons}
-            reasons |= {file: bad[key] for file, key in keys.items() if key in bad}
+            reasons |= {file: bad[keys[file]] for file in some if keys.get(file) in bad}
             bar.update_absolute(done)
         keys = {file: key for file, key in keys.items() if file not in reasons}
         stored.keep_only(keys)

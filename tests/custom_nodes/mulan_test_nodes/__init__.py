@@ -1,6 +1,12 @@
-"""Nodes that only the tests' server has: what other packs do to a MODEL, made small."""
+"""Nodes that only the tests' server has: what other packs do to a MODEL, made small, and a look at the memory of the accelerator that is not there."""
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+
+import comfy.model_management
+import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.latest import ComfyExtension, io
@@ -54,9 +60,53 @@ class ConditioningOfWidth(io.ComfyNode):
         return io.NodeOutput([[rows[:, 1:], {"pooled_output": rows[:, 0]}]])
 
 
+class NpuMemory(io.ComfyNode):
+    """On the accelerator of tests/accelerator: gives it `total` bytes (0: as many as it has), lets a model of `rival` bytes come and go, and shows
+    what is there then. `value` goes through; nodes after it run anew each time."""
+
+    @classmethod
+    def define_schema(cls):
+        after = io.Autogrow.TemplatePrefix(io.AnyType.Input("after"), prefix="after_", min=0, max=10)
+        return io.Schema(node_id="NpuMemory", category="tests", is_output_node=True,
+                         inputs=[io.AnyType.Input("value"), io.Int.Input("total", default=0, max=2 ** 50, optional=True),
+                                 io.Int.Input("rival", default=0, max=2 ** 50, optional=True), io.Autogrow.Input("after", template=after, optional=True)],
+                         outputs=[io.AnyType.Output()])
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return float("nan")  # equal to nothing
+
+    @classmethod
+    def execute(cls, value, total=0, rival=0, after=None) -> io.NodeOutput:
+        from torch_npu import memory
+
+        memory.total = total or memory.total
+        if rival:
+            module = torch.nn.Linear(64, rival // 256 + 1, bias=False).requires_grad_(False)
+            patcher = comfy.model_patcher.CoreModelPatcher(module, comfy.model_management.get_torch_device(), torch.device("cpu"))
+            comfy.model_management.load_models_gpu([patcher])
+        models = {type(model.model).__name__: [model.loaded_size(), model.model_size()] for model in comfy.model_management.loaded_models()}
+        told = {"used": memory.used, "work": memory.work, "models": models, "copy": id(value),
+                "pictures": len(value.memory) if hasattr(value, "memory") else 0, "digest": _digest(list((after or {}).values()))}
+        return io.NodeOutput(value, ui={"text": [json.dumps(told)]})
+
+
+def _digest(value) -> str:
+    """A name for values such as CONDITIONING and texts: the same for equal bits only."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, torch.Tensor):
+        value = (str(value.dtype), list(value.shape), hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest())
+    elif isinstance(value, (list, tuple)):
+        value = [_digest(part) for part in value]
+    elif isinstance(value, dict):
+        value = {name: _digest(part) for name, part in value.items()}
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
 class Nodes(ComfyExtension):
     async def get_node_list(self):
-        return [ImageTokens, ConditioningOfWidth]
+        return [ImageTokens, ConditioningOfWidth, NpuMemory]
 
 
 async def comfy_entrypoint() -> Nodes:
