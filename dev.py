@@ -11,6 +11,7 @@ if sys.version_info < (3, 10):
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -316,10 +317,10 @@ def run_train_tiny(host: Path, options: argparse.Namespace) -> int:
 
 
 def run_bench(host: Path, options: argparse.Namespace) -> int:
-    if "--visionllm" in options.rest:
-        from bench.visionllm import main
-
-        return main([argument for argument in options.rest if argument != "--visionllm"], host, CACHE / "bench", OUTPUT)
+    for other in ("visionllm", "internvl"):
+        if f"--{other}" in options.rest:
+            main = importlib.import_module(f"bench.{other}").main
+            return main([argument for argument in options.rest if argument != f"--{other}"], host, CACHE / "bench", OUTPUT)
     from bench.run import main
 
     return main(options.rest, host, CACHE / "bench", OUTPUT, bench_environment)

@@ -133,6 +133,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="measure the whole text encoder on this machine's GPU instead, and on smaller cards")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: go through --gpu without a GPU; its figures mean nothing")
     parser.add_argument("--visionllm", action="store_true", help="measure VisionLLM v2 instead (dev.py bench --visionllm --help)")
+    parser.add_argument("--internvl", action="store_true", help="measure InternVL instead (dev.py bench --internvl --help)")
     parser.add_argument("--quick", action="store_true", help="a small text encoder: shows that everything runs; its figures mean nothing")
     return parser.parse_args(arguments)
 

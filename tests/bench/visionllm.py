@@ -17,7 +17,7 @@ import torch
 from bench.run import machine
 from bench.visionllm_report import markdown
 from bench.visionllm_weights import WHOLE, Depth, write_published
-from bench.worker import profiled, timed
+from bench.worker import peak_bytes, profiled, timed
 
 LAYERS, TOWER_LAYERS = 2, 4
 SECTIONS = ("parts", "asking", "writing", "profiles")
@@ -99,7 +99,7 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
 
 @torch.no_grad()
 def measure_parts(asking, canvas, repeat: int, say: Say) -> dict:
-    from bench.visionllm_parts import deformable_attention, masks, peak_bytes
+    from bench.visionllm_parts import deformable_attention, masks
 
     decoder = asking.loaded.model.grounding
     made = {"deformable": deformable_attention(canvas), "masks": masks(decoder, canvas, with_features=False),

@@ -73,15 +73,3 @@ def masks(decoder: GroundingDecoder, canvas: Canvas, *, with_features: bool) -> 
         decoder.mask_logits(decoder.contents[None], of_picture)
         return [decoder.mask_logits(layer, of_picture) for layer in states]
     return Compared(ours, theirs, lambda layers: layers[-1][:, index[0]])
-
-
-def peak_bytes(work: Callable) -> int:
-    """The most bytes that torch's allocator held at a time beyond those held before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        held += change.nbytes()
-        most = max(most, held)
-    return most

@@ -112,6 +112,20 @@ def profiled(work: Callable, rows: int = 6) -> list[dict]:
             for event in events[:rows]]
 
 
+def peak_bytes(work: Callable) -> int:
+    """The most bytes that torch's allocator held at a time beyond those held before."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        held += change.nbytes()
+        most = max(most, held)
+    return most
+
+
 class CallCounter:
     """Counts the calls of a module and the CPU time they take."""
 

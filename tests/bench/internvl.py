@@ -1,0 +1,115 @@
+"""What `dev.py bench --internvl` does: InternVL's texts, pictures and orders beside the plain ways to the same, rounds, output."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import library
+import torch
+
+from bench.internvl_report import markdown
+from bench.run import machine
+from bench.visionllm import Rounds, Say, checked, difference
+from bench.worker import peak_bytes, profiled, timed
+
+if TYPE_CHECKING:
+    from bench.internvl_work import Folders, Way
+
+    Look = Callable[[Way], tuple[torch.Tensor | list[int], dict]]  # runs a way -> its result, and figures by name
+
+SECTIONS = ("texts", "zeroshot", "pictures", "ranking", "folder", "profiles")
+
+
+def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
+    options = parse(arguments)
+    output.mkdir(exist_ok=True)
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler, which also measures memory, would tell of each start
+    library.open_host(host, "--cpu")
+    torch.set_num_threads(options.threads)
+    started = time.monotonic()
+    figures, table = output / "bench_internvl.json", output / "bench_internvl.md"
+    known = json.loads(figures.read_text("utf-8")) if options.only and figures.is_file() else {}
+    results = {}
+    for results in measure(options, cache, known, lambda line: print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)):
+        figures.write_text(json.dumps(results, indent=1), "utf-8")
+        table.write_text(markdown(results), "utf-8")
+    print(f"\n{markdown(results)}\nThe table: {os.path.relpath(table)}\nEvery figure: {os.path.relpath(figures)}")
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dev.py bench --internvl", description="Measure InternVL on random weights: output/bench_internvl.md.")
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", help="measure these, and keep what an earlier run measured of the others")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few of everything: shows that it runs; its figures mean nothing")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
+    """`known` and the figures so far, after each section; the last are all. The host is open already."""
+    from bench.internvl_work import QUICK, SIZES, TEMPLATES, WHOLE, Amounts, Folders, Pictures, Texts, load, orders, write_checkpoint
+
+    amounts, sizes = (Amounts.few(), QUICK) if options.quick else (Amounts(), SIZES)
+    cache.mkdir(parents=True, exist_ok=True)
+    only, either = load(write_checkpoint(cache, sizes, say))
+    texts, pictures = Texts(only, amounts), Pictures(only, either, amounts)
+    results = {**known, "machine": machine(), "threads": options.threads, "repeat": options.repeat, "amounts": asdict(amounts),
+               "sizes": {name: sizes[name] for name in WHOLE}, "whole": WHOLE}
+    run = partial(compared, repeat=options.repeat, say=say)
+    sections = {
+        "texts": lambda: {"tokens": texts.tokens(texts.texts), "ways": run(texts.labels(), look=texts.rows)},
+        "zeroshot": lambda: {"templates": len(TEMPLATES), "tokens": texts.tokens(texts.sentences), "ways": run(texts.zeroshot(), look=texts.rows)},
+        "pictures": lambda: {mode: run(ways, look=peak) for mode, ways in pictures.modes().items()},
+        "ranking": lambda: run(orders(amounts)),
+        "folder": lambda: measure_folders(Folders(only, pictures, cache, amounts), options.repeat, say),
+        "profiles": lambda: {"texts": profiled(texts.labels()["ours"]),
+                             **{f"pictures in mode {mode}": profiled(ways["ours"]) for mode, ways in pictures.modes().items()}},
+    }
+    for name in options.only or SECTIONS:
+        say(name)
+        results = {**results, name: sections[name]()}
+        yield results
+
+
+def compared(ways: dict[str, Way], repeat: int, say: Say, look: Look = lambda way: (way(), {})) -> dict[str, dict[str, float]]:
+    """Per way, of which the first is ours: seconds, how far its result is from ours, and what `look` has seen.
+
+    The first pass, under `look`, warms up and is compared: the run stops where results differ.
+    """
+    rounds, ours, found = Rounds(), None, {}
+    for name, way in ways.items():
+        result, seen = look(way)
+        result = torch.as_tensor(result).float()
+        ours = result if ours is None else ours
+        found[name] = {"differ": checked(name, difference(result, ours)), **seen}
+    for number in range(1, repeat + 1):
+        for name, way in ways.items():
+            rounds.note(name, times=timed(way)[0])
+        say(f"  round {number} of {repeat}")
+    return {name: {**figures, **rounds.median(name)} for name, figures in found.items()}
+
+
+def peak(way: Way) -> tuple[torch.Tensor, dict[str, int]]:
+    """The most bytes that torch holds meanwhile."""
+    return way(), {"peak": peak_bytes(way)}
+
+
+def measure_folders(folders: Folders, repeat: int, say: Say) -> dict:
+    """What takes how long: a folder that was seen before, and pictures that are new."""
+    rounds, counts = Rounds(), {}
+    for number in range(repeat + 1):  # the first warms up
+        for name, way in (("seen", folders.seen), ("new", folders.new)):
+            times, vectors = timed(way)
+            counts[name] = len(vectors)
+            if number:
+                rounds.note(name, times=times)
+        say(f"  round {number} of {repeat}")
+    return {"bytes": folders.bytes, **{name: {"pictures": count, **rounds.median(name)} for name, count in counts.items()}}
