@@ -29,7 +29,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 HOST = ROOT / ".comfyui"
 CACHE = ROOT / ".cache"
 OUTPUT = ROOT / "output"
-TINY_PACKS = [*(ROOT / "mulan" / "tinyworld" / f"tiny_{name}.safetensors" for name in ("world", "companions", "internvl")),
+TINY_PACKS = [*(ROOT / "mulan" / "tinyworld" / f"tiny_{name}.safetensors" for name in ("world", "companions", "internvl", "internvl_chat")),
               ROOT / "visionllm_nodes" / "tinyworld" / "tiny_visionllm.safetensors"]
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"]
 CONSTRAINTS = ROOT / "tests" / "constraints.txt"
@@ -303,7 +303,7 @@ def run_train_tiny(host: Path, options: argparse.Namespace) -> int:
     import library
 
     library.open_host(host, "--cpu")
-    from mulan.tinyworld import contrastive_training, training
+    from mulan.tinyworld import chat_training, contrastive_training, training
 
     from pack.visionllm_nodes.tinyworld import training as seeing
 
@@ -311,6 +311,8 @@ def run_train_tiny(host: Path, options: argparse.Namespace) -> int:
     training.main(OUTPUT / "tiny_world")
     say(contrastive_training.ESTIMATE)
     say(f"the pack: {contrastive_training.train_internvl(OUTPUT / 'tiny_internvl')}")
+    say(chat_training.ESTIMATE)
+    say(f"the pack: {chat_training.train_chat(OUTPUT / 'tiny_internvl_chat')}")
     say(seeing.ESTIMATE)
     say(f"the pack: {seeing.train(OUTPUT / 'tiny_visionllm')}")
     return 0

@@ -52,7 +52,7 @@ def write_tiny_models(models: Path) -> list[Path]:
     from mulan.tinyworld import pack, whole_packs
     from pack.visionllm_nodes.tinyworld.tiny_model import VISIONLLM
 
-    return [*pack.expand(models), *(whole.expand(models) for whole in (whole_packs.INTERNVL, VISIONLLM))]
+    return [*pack.expand(models), *(whole.expand(models) for whole in (whole_packs.INTERNVL, whole_packs.CHAT, VISIONLLM))]
 
 
 def write_example_pictures(inputs: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import library
 import pytest
 import random_visionllm
 from comfy_server import GraphFailed
@@ -26,7 +27,8 @@ def read(path: Path) -> dict:
 def declared_inputs(info: dict, given: Iterable[str]) -> dict[str, tuple]:
     """name -> (type, options) in the order in which the editor keeps the widgets' values.
 
-    A list of sockets that grows, such as masks, stands for those of it that are `given`: masks.mask0, masks.mask1, images.image_1.
+    A list of sockets that grows, such as masks, stands for those of it that are `given`: masks.mask0, masks.mask1, images.image_1. A choice that
+    brings inputs of its own, such as sampling_mode, stands for the choice alone: no template makes one that does.
     """
     inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     order = info["input_order"].get("required", []) + info["input_order"].get("optional", [])
@@ -37,6 +39,8 @@ def declared_inputs(info: dict, given: Iterable[str]) -> dict[str, tuple]:
             (one,) = options["template"]["input"]["required"].values()
             starts = tuple(f"{name}.{start}" for start in options["template"].get("names") or [options["template"]["prefix"]])
             declared |= {grown: (one[0], {}) for grown in given if grown.startswith(starts)}
+        elif kind == "COMFY_DYNAMICCOMBO_V3":
+            declared[name] = "COMBO", {"options": [option["key"] for option in options["options"]]}
         else:
             declared[name] = kind, options
     return declared
@@ -77,6 +81,11 @@ def published_visionllm(models):
     """A random one under the published name, with the mappers that the tiny one has not."""
     if not (folder := models / "visionllm" / PUBLISHED_VISIONLLM).exists():
         random_visionllm.shard(random_visionllm.checkpoint(folder, mappers=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def example_pictures(server):
+    library.write_example_pictures(server.folder / "input")
 
 
 @pytest.fixture(scope="module", autouse=True)

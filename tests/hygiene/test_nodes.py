@@ -8,7 +8,7 @@ import pytest
 from comfy_server import pack_name
 
 ROOT = Path(__file__).resolve().parents[2]
-CATEGORIES = ("MuLan", "image/detection", "conditioning", "loaders")  # a folder of our own, else the host's
+CATEGORIES = ("MuLan", "image/classification", "image/detection", "conditioning", "loaders", "text")  # a folder of our own, else the host's
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 
 

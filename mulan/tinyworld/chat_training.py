@@ -1,0 +1,236 @@
+"""Trains the tiny InternVL that talks: first its tower learns to see, from heads that name what a picture shows, then the language model to talk.
+
+The language model is transformers' Qwen3, whose tensors have the published names; the tower and the projector are those that ComfyUI will run.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from torch.nn import functional as F
+from transformers import Qwen3Config, Qwen3Model
+
+from ..internvl.intern_vit import InternViT, InternViTConfig
+from ..internvl.published_vit import sources as tower_sources
+from ..internvl_chat.conversation import END, SEEN, SEEN_END, SEEN_START, START, dialogue, with_places
+from ..internvl_chat.language import LanguageConfig
+from ..internvl_chat.model import ChatConfig, Projector
+from ..internvl_chat.pictures import tiles_of
+from ..internvl_chat.published import LANGUAGE, PROJECTOR, VISION
+from ..internvl_chat.words import PIECES
+from ..tensor_files import CONFIG
+from . import world
+from .contrastive_training import as_seen, begin_tower, draw_anywhere
+from .stages import SEED, draw_corpus, is_finished, train_stage
+from .talks import MOST, Talk, all_words, draw_talk, draw_talk_of_two
+from .whole_packs import CHAT
+
+ESTIMATE = "Training the tiny InternVL that talks takes about twenty minutes of one CPU core; interrupted, it goes on where it was."
+TOWER = InternViTConfig(width=96, feed_forward=192, layers=3, heads=6, patch=8, picture=world.PICTURE_SIZE, rms_norm=False, qk_norm=False,
+                        qkv_bias=True)
+VOCABULARY = 1500  # of the byte-level BPE; the added tokens follow
+ADDED = ("<|endoftext|>", START, END, SEEN_START, SEEN_END, SEEN)
+WIDTH, LAYERS, HEADS, KEY_VALUE_HEADS, FEED_FORWARD = 128, 4, 4, 2, 320
+LONGEST = 1024  # tokens
+SYSTEM = "You look at pictures of coloured shapes."
+BATCH = 32
+TWO_PICTURES = 0.25  # the share of batches of talks about two pictures
+ENLARGED = 0.1  # the share of batches whose pictures are so big that they become tiles
+TILED_DRAWINGS = 8  # of each thing
+FORGOTTEN_SYSTEM = 0.1  # the share of talks without a system message
+METADATA = {
+    "title": "MuLan Nodes: the tiny InternVL that talks",
+    "description": "A tiny InternVL chat model of a world of coloured shapes, trained from nothing on pictures drawn by a program",
+    "made_by": "python dev.py train-tiny",
+    "license": "MIT",
+}
+
+
+class Seeing(nn.Module):
+    """Tower and projector, with a head for each attribute that only their own training needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.tower = InternViT(TOWER, operations=nn)
+        self.projector = Projector(chat_config(VOCABULARY), operations=nn)
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, len(names)) for names in (world.PALETTE, world.SHAPES, world.SIZES))
+        begin_tower(self.tower)
+
+    def loss(self, images: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+        """images [N, 3, S, S], normed; named [N, 3]: the number of each one's colour, shape and size."""
+        seen = self.project(self.tower(images)[0]).mean(dim=1)
+        return sum(F.cross_entropy(head(seen), of_head) for head, of_head in zip(self.heads, named.T))
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """The tower's states of patches [N, patches, width] -> what the language model reads, [N, tokens, width]."""
+        side = TOWER.picture // TOWER.patch // 2
+        grid = states.unflatten(1, (side, 2, side, 2)).permute(0, 1, 3, 2, 4, 5)
+        return self.projector(grid.flatten(3).flatten(1, 2))
+
+
+def chat_config(vocabulary: int) -> ChatConfig:
+    return ChatConfig(TOWER, LanguageConfig(vocabulary, WIDTH, FEED_FORWARD, LAYERS, HEADS, KEY_VALUE_HEADS, WIDTH // HEADS, 1e-6, 1e4, LONGEST,
+                                            qk_norm=True, tied=True))
+
+
+def language_model(vocabulary: int) -> Qwen3Model:
+    config = chat_config(vocabulary).language
+    return Qwen3Model(Qwen3Config(
+        vocab_size=vocabulary, hidden_size=config.width, intermediate_size=config.feed_forward, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, num_key_value_heads=config.key_value_heads, head_dim=config.head, rms_norm_eps=config.norm_eps,
+        rope_theta=config.rope_theta, max_position_embeddings=LONGEST, use_cache=False,
+    ))
+
+
+def train_tokenizer() -> Tokenizer:
+    """A byte-level BPE by Qwen2's rules, with the published special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator([*all_words(), SYSTEM, "system user assistant Image-1: Image-2: "], trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in ADDED])
+    return tokenizer
+
+
+class Talker(nn.Module):
+    """The language model and the projector before it. Words are read and written by one table."""
+
+    def __init__(self, seeing: Seeing, tokenizer: Tokenizer):
+        super().__init__()
+        self.language = language_model(tokenizer.get_vocab_size())
+        self.seeing = seeing
+        self._tokenizer = tokenizer
+        self._seen, self._end = tokenizer.token_to_id(SEEN), tokenizer.token_to_id(END)
+        self._begin = tokenizer.encode(f"{START}assistant\n").ids
+
+    def loss(self, prompts: Sequence[str], states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Whole talks, and the tower's states [tiles, patches, width] of each picture in their order -> the loss of the answers' tokens."""
+        rows = iter(self.seeing.project(torch.cat(list(states))).split([len(tiles) for tiles in states]))
+        embedded, targets = zip(*(self._embedded(self._tokenizer.encode(prompt).ids, rows) for prompt in prompts))
+        inputs = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
+        wanted = nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=-100)[:, 1:]
+        answering = wanted != -100  # nothing stands behind padding, so it needs no mask
+        states = self.language(inputs_embeds=inputs).last_hidden_state[:, :-1][answering]
+        return F.cross_entropy(F.linear(states, self.language.embed_tokens.weight), wanted[answering])
+
+    def _embedded(self, ids: list[int], rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids -> what the model reads, with the pictures' rows in their places, and what it should answer, -100 elsewhere."""
+        answers, inside = [], False
+        for number, id in enumerate(ids):
+            answers.append(id if inside else -100)
+            inside = (inside and id != self._end) or ids[number + 1 - len(self._begin):number + 1] == self._begin
+        words = self.language.embed_tokens(torch.tensor(ids))
+        parts, wanted, begin = [], [], 0
+        for place in [number for number, id in enumerate(ids) if id == self._seen]:
+            of_picture = next(rows).flatten(0, 1)
+            parts += [words[begin:place], of_picture]
+            wanted += [*answers[begin:place], *[-100] * len(of_picture)]
+            begin = place + 1
+        return torch.cat([*parts, words[begin:]]), torch.tensor(wanted + answers[begin:])
+
+
+def prompt_of(talk: Talk, system: str = SYSTEM) -> str:
+    """The whole talk with all its answers, as the model reads it."""
+    *said, last = talk.exchanges
+    *before, question = with_places([exchange.question for exchange in talk.exchanges], len(talk.things))
+    history = [(asked, exchange.answer) for asked, exchange in zip(before, said)]
+    return f"{dialogue(question, history, system)}{last.answer}{END}"
+
+
+def train_chat(work_dir: Path, seeing_steps: int = 600, steps: int = 3000) -> Path:
+    """Runs what is not finished of both stages and writes the pack."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer()
+    torch.manual_seed(SEED)
+    seeing = Seeing()
+    _train("chat_seeing", work_dir, seeing, lambda: _seeing_loss(seeing), seeing_steps, 1e-3)
+    talker = Talker(seeing, tokenizer)
+    seeing.tower.requires_grad_(False)
+    seeing.heads.requires_grad_(False)
+    _train("chat_talking", work_dir, talker, lambda: _talking_loss(talker), steps, 2e-3)
+    return write(talker, tokenizer, CHAT.pack)
+
+
+def _train(stage: str, work_dir: Path, model: nn.Module, make_loss, steps: int, learning_rate: float) -> None:
+    if is_finished(stage, work_dir):
+        model.load_state_dict(load_file(work_dir / f"{stage}.safetensors"))
+    else:
+        train_stage(stage, work_dir, model, make_loss(), steps=steps, learning_rate=learning_rate)
+
+
+def _drawings() -> torch.Tensor:
+    """uint8 [things, drawings, 3, S, S]: in the middle, then anywhere."""
+    return torch.cat((draw_corpus(SEED, things=world.SEEN_THINGS), draw_corpus(SEED + 1, things=world.SEEN_THINGS, draw=draw_anywhere)), dim=1)
+
+
+def _seeing_loss(seeing: Seeing):
+    pictures, things = _drawings(), world.SEEN_THINGS
+    numbers = {name: number for names in (world.PALETTE, world.SHAPES, world.SIZES) for number, name in enumerate(names)}
+    named = torch.tensor([[numbers[thing.colour], numbers[thing.shape], numbers[thing.size]] for thing in things])
+
+    def loss_of(rng):
+        chosen = torch.from_numpy(rng.integers(pictures.shape[1], size=len(things)))
+        return seeing.loss(as_seen(pictures[torch.arange(len(things)), chosen]), named)
+
+    return loss_of
+
+
+@torch.no_grad()
+def _talking_loss(talker: Talker):
+    """The tower does not change any more, so what it sees in every drawing is computed once."""
+    pictures, things = _drawings(), world.SEEN_THINGS
+    number_of = {thing: number for number, thing in enumerate(things)}
+    seen = torch.stack([talker.seeing.tower(as_seen(of_thing))[0] for of_thing in pictures])[:, :, None]
+    enlarged = {times: torch.stack([torch.stack([_tiles_seen(talker, picture, times) for picture in of_thing[:TILED_DRAWINGS]])
+                                    for of_thing in pictures]) for times in (2, 3)}
+
+    def loss_of(rng):
+        if rng.random() < ENLARGED:
+            states, count = enlarged[int(rng.integers(2, 4))], BATCH // 4
+        else:
+            states, count = seen, BATCH
+        exchanges = int(rng.integers(1, MOST + 1))  # the same in a batch, for rows of about one length
+        draw = draw_talk_of_two if rng.random() < TWO_PICTURES else draw_talk
+        talks = [draw(rng, things, exchanges) for _ in range(count)]
+        chosen = [states[number_of[thing], rng.integers(states.shape[1])] for talk in talks for thing in talk.things]
+        return talker.loss([prompt_of(talk, SYSTEM if rng.random() >= FORGOTTEN_SYSTEM else "") for talk in talks], chosen)
+
+    return loss_of
+
+
+def _tiles_seen(talker: Talker, picture: torch.Tensor, times: int) -> torch.Tensor:
+    """The states of the tiles of a picture [3, S, S] that is enlarged so many times."""
+    side = times * TOWER.picture
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    return talker.seeing.tower(tiles_of(image, TOWER.picture))[0]
+
+
+def write(talker: Talker, tokenizer: Tokenizer, path: Path) -> Path:
+    """Writes tower, projector and language model under their published names, in float16, with the tokenizer and the configuration inside."""
+    seeing, language = talker.seeing, talker.language.config
+    tower, projector = seeing.tower.state_dict(), seeing.projector.state_dict()
+    tensors = {VISION + name: tower[ours] for ours, source in tower_sources(TOWER).items() for name in source.names}
+    tensors |= {f"{PROJECTOR}{number}.{kind}": projector[f"{ours}.{kind}"]
+                for ours, number in (("norm", 0), ("up", 1), ("out", 3)) for kind in ("weight", "bias")}
+    tensors |= {f"{LANGUAGE}model.{name}": tensor for name, tensor in talker.language.state_dict().items()}
+    told = {
+        "model_type": "internvl_chat", "template": "internvl2_5", "system_message": SYSTEM, "vision_config": {"num_attention_heads": TOWER.heads},
+        "llm_config": {"model_type": "qwen3", "num_attention_heads": HEADS, "head_dim": WIDTH // HEADS, "rms_norm_eps": language.rms_norm_eps,
+                       "rope_theta": chat_config(VOCABULARY).language.rope_theta, "max_position_embeddings": LONGEST},
+    }
+    halves = {name: tensor.half().contiguous().clone() for name, tensor in tensors.items()}
+    halves["tokenizer.json"] = torch.frombuffer(bytearray(tokenizer.to_str().encode()), dtype=torch.uint8)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(save(halves, {**METADATA, CONFIG: json.dumps(told)}))
+    unfinished.replace(path)
+    return path

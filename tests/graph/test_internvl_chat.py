@@ -1,0 +1,230 @@
+"""InternVL's dialogue through the queue, on checkpoints of random weights: core's Generate Text, our node, memory, stops and errors. Not sense."""
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import random_internvl_chat as random_chat
+import torch
+from comfy_server import GraphFailed, GraphRejected
+from safetensors.torch import save_file
+
+from mulan.convert import convert
+
+FOLDER, AS_TRANSFORMERS, OLDER, ENDLESS = "InternVL3-random", "InternVL3_5-random-hf", "InternVL2_5-random", "Endless"
+CONVERTED = f"{FOLDER}_int8.safetensors"
+TALKERS = (FOLDER, AS_TRANSFORMERS, OLDER, CONVERTED)
+WIDTH, HEIGHT = 96, 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checkpoints(models):
+    """Published folders of three language models in both layouts, one converted; one that never ends an answer; and folders that cannot serve."""
+    folder = models / "internvl_chat"
+    folder.mkdir(exist_ok=True)
+    convert(random_chat.shard(random_chat.checkpoint(folder / FOLDER)), folder)
+    random_chat.checkpoint(folder / AS_TRANSFORMERS, "qwen3", "hf")
+    random_chat.checkpoint(folder / OLDER, "internlm2")
+    random_chat.checkpoint(folder / ENDLESS, writes="<box>")
+    save_file({"something": torch.zeros(2, 2)}, folder / "wrong.safetensors")
+    random_chat.checkpoint(folder / "Mute")
+    (folder / "Mute" / "vocab.json").unlink()
+    (random_chat.shard(random_chat.checkpoint(folder / "Torn")) / "model-00002-of-00002.safetensors").unlink()
+    told = random_chat.checkpoint(folder / "InternVL3-9B") / "config.json"
+    told.write_text(told.read_text("utf-8").replace('"model_type": "qwen2"', '"model_type": "internlm3"'), "utf-8")
+
+
+def node(kind: str, /, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def loader(checkpoint: str = FOLDER, **more) -> dict:
+    return node("InternVLChatLoader", checkpoint=checkpoint, **more)
+
+
+def picture(width: int = WIDTH, count: int = 1, color: int = 0x3366AA) -> dict:
+    return node("EmptyImage", width=width, height=HEIGHT, batch_size=count, color=color)
+
+
+def chat(checkpoint: str = FOLDER, /, **inputs) -> dict:
+    """Loader 1, picture 2, question 3."""
+    asked = node("InternVLChat", **{"clip": ["1", 0], "question": "What is it?", "max_tokens": 6, **inputs})
+    return {"1": loader(checkpoint), "2": picture(), "3": asked}
+
+
+def generate(checkpoint: str = FOLDER, /, **inputs) -> dict:
+    """The same with core's node, whose text 4 shows."""
+    asked = node("TextGenerate", clip=["1", 0], **{"prompt": "What is it?", "max_length": 6, "sampling_mode": "off", **inputs})
+    return {"1": loader(checkpoint), "2": picture(), "3": asked, "4": node("PreviewAny", source=["3", 0])}
+
+
+def shown(outputs, id: str = "3") -> dict:
+    """What a node's JSON says."""
+    return json.loads(outputs.nodes[id]["text"][0])
+
+
+def written(server, graph: dict) -> str:
+    return server.run(graph).nodes["4"]["text"][0]
+
+
+# --- what each gives --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_listed_once(server):
+    listed = server.object_info("InternVLChatLoader")["input"]["required"]["checkpoint"][1]["options"]
+    assert {*TALKERS, "wrong.safetensors"} <= set(listed) and not [name for name in listed if "/" in name]
+
+
+@pytest.mark.parametrize("checkpoint", TALKERS)
+def test_core_s_node_and_ours_say_the_same(server, checkpoint):
+    alone, seeing = written(server, generate(checkpoint)), written(server, generate(checkpoint, image=["2", 0]))
+    assert alone and seeing and alone != seeing
+    assert shown(server.run(chat(checkpoint)))["text"] == alone
+    told = shown(server.run(chat(checkpoint, **{"images.image_1": ["2", 0]})))
+    assert told == {"format": "internvl-nodes/1", "task": "chat", "model": checkpoint, "prompt": "What is it?", "text": seeing,
+                    "pictures": [{"width": WIDTH, "height": HEIGHT}], "frames": 0}
+
+
+def test_what_core_s_node_can_be_asked(server):
+    plain = written(server, generate())
+    batch = generate(image=["2", 0]) | {"2": picture(count=2)}
+    film = generate(video=["2", 0]) | {"2": picture(count=30)}
+    different = {plain, written(server, batch), written(server, film), written(server, generate(thinking=True)),
+                 written(server, generate(use_default_template=False)), written(server, generate(prompt="Où est le chat ?"))}
+    assert len(different) == 6
+    drawn = {"sampling_mode": "on", "sampling_mode.temperature": 1.5, "sampling_mode.top_k": 64, "sampling_mode.top_p": 0.95,
+             "sampling_mode.min_p": 0.0, "sampling_mode.repetition_penalty": 1.05, "sampling_mode.presence_penalty": 0.0}
+    assert written(server, generate(**drawn, **{"sampling_mode.seed": 1})) != written(server, generate(**drawn, **{"sampling_mode.seed": 2}))
+
+
+def test_several_pictures_of_different_sizes(server):
+    graph = chat(**{"images.image_1": ["2", 0], "images.image_2": ["20", 0]}) | {"20": picture(200, count=2)}
+    told = shown(server.run(graph))
+    assert [size["width"] for size in told["pictures"]] == [WIDTH, 200, 200]
+    fewer = chat(**{"images.image_1": ["2", 0], "images.image_2": ["20", 0]}, tiles=1) | {"20": picture(200, count=2)}
+    assert shown(server.run(fewer))["text"] != told["text"]
+
+
+def test_frames_of_a_video(server):
+    graph = chat(video=["5", 0], frames=3) | {"2": picture(count=12), "5": node("CreateVideo", images=["2", 0], fps=12.0)}
+    told = shown(server.run(graph))
+    assert told["frames"] == 3 and told["pictures"] == [] and told["text"] != shown(server.run(chat()))["text"]
+
+
+def test_a_talk_goes_on(server):
+    graph = chat(**{"images.image_1": ["2", 0]})
+    graph["5"] = node("InternVLChat", clip=["1", 0], question="Why?", max_tokens=6, history=["3", 1], **{"images.image_1": ["2", 0]})
+    graph |= {"6": node("PreviewAny", source=["5", 1]), "7": node("PreviewAny", source=["3", 0])}
+    outputs = server.run(graph)
+    said = json.loads(outputs.nodes["6"]["text"][0])
+    assert [entry["role"] for entry in said] == ["user", "assistant"] * 2
+    assert [entry["content"] for entry in said] == ["What is it?", outputs.nodes["7"]["text"][0], "Why?", shown(outputs, "5")["text"]]
+    fresh = server.run(chat(question="Why?", **{"images.image_1": ["2", 0]}))
+    assert shown(fresh)["text"] != shown(outputs, "5")["text"]
+
+
+def test_what_the_model_is_told_before_the_talk_matters(server):
+    texts = {shown(server.run(chat(**told)))["text"] for told in ({}, {"system": "Be brief."}, {"thinking": True})}
+    assert len(texts) == 3
+
+
+def test_a_temperature_draws_by_the_seed(server):
+    def text(seed):
+        return shown(server.run(chat(temperature=1.5, top_p=1.0, seed=seed)))["text"]
+
+    assert text(1) != text(2)
+
+
+def test_an_answer_becomes_a_prompt(server):
+    """Its text goes where a text goes."""
+    graph = chat() | {"4": node("StringConcatenate", string_a=["3", 0], string_b="!", delimiter=""), "5": node("PreviewAny", source=["4", 0])}
+    outputs = server.run(graph)
+    assert outputs.nodes["5"]["text"][0] == shown(outputs)["text"] + "!"
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def loads(server) -> int:
+    """How often one went to its device."""
+    return server.log.read_text("utf-8", "replace").count("Requested to load InternVLChatEncoder")
+
+
+def test_free_gives_the_model_back_and_the_next_graph_loads_again(server):
+    server.run(chat(question="once", max_tokens=1))
+    before = loads(server)
+    server.run(chat(question="twice", max_tokens=1))
+    assert loads(server) == before
+    server.free()
+    time.sleep(2)
+    assert shown(server.run(chat(question="again", max_tokens=1)))["prompt"] == "again"
+    assert loads(server) == before + 1
+
+
+def test_on_the_cpu(server):
+    graph = chat()
+    told = shown(server.run({**graph, "1": loader(device="cpu")}))
+    assert told["text"] == shown(server.run(graph))["text"]
+
+
+@pytest.mark.parametrize("graph", [chat(ENDLESS, max_tokens=1500), generate(ENDLESS, max_length=1500)], ids=["ours", "core's"])
+def test_an_answer_can_be_stopped(server, graph):
+    seen = []
+
+    def stop(node_id, step, steps):
+        if node_id == "3":
+            seen.append(step)
+        if len(seen) == 3:
+            server.interrupt()
+
+    with pytest.raises(GraphFailed) as failure:
+        server.wait(server.post(graph), stop)
+    assert failure.value.exception == "interrupted" and failure.value.node == "3"
+    assert seen[-1] < 1500
+    assert shown(server.run(chat(question="after the stop", max_tokens=1)))["prompt"] == "after the stop"
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+REJECTED = {
+    "no question": (chat(question=" "), "3", ["question: it is empty"]),
+    "a system message and thinking": (chat(system="Be brief.", thinking=True), "3", ["system: leave it empty with thinking"]),
+    "a file of something else": (chat("wrong.safetensors"), "1", ["wrong.safetensors (in ", "expected is an InternVL that talks", "OpenGVLab"]),
+    "no tokenizer": (chat("Mute"), "1", ["Mute (in ", "has no tokenizer that serves", "vocab.json"]),
+    "a shard is missing": (chat("Torn"), "1", ["Torn (in ", "lacks 1 of its shards", "model-00002-of-00002.safetensors", "Download it again"]),
+    "InternLM3": (chat("InternVL3-9B"), "1", ["InternVL3-9B (in ", "its language model is 'internlm3'", "InternVL3-1B, -2B, -8B"]),
+    "a folder that is gone": (chat("gone"), "1", ["'gone' is not in", "internvl_chat", "OpenGVLab"]),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_cannot_be_asked_is_told_before_anything_loads(server, name):
+    graph, id, words = REJECTED[name]
+    with pytest.raises(GraphRejected) as refusal:
+        server.run(graph)
+    details = refusal.value.node_errors[id]["errors"][0]["details"]
+    for word in words:
+        assert word in details, details
+
+
+FAILED = {
+    "a history that is no talk": (chat(history=["5", 0]) | {"5": node("PrimitiveString", value='[{"role": "user", "content": "a"}]')},
+                                  "3", "history: the last question has no answer"),
+    "a connected question": (chat(question=["5", 0]) | {"5": node("PrimitiveString", value=" ")}, "3", "question: it is empty"),
+    "another CLIP": (chat(clip=["5", 1]) | {"5": node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")}, "3",
+                     "clip: this CLIP does not talk. Connect that of InternVL Chat Loader."),
+    "a prompt for a picture": ({"1": loader(), "3": node("CLIPTextEncode", clip=["1", 0], text="a cat"), "4": node("PreviewAny", source=["3", 0])},
+                               "3", f"{FOLDER} talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat"),
+    "places without pictures": (chat(question="Is <image> larger than <image>?", **{"images.image_1": ["2", 0]}), "3",
+                                "there are 2 <image> in the text, and 1 pictures"),
+    "too many pictures": (chat(tiles=40, **{"images.image_1": ["2", 0]}) | {"2": picture(1120, count=40)}, "3", "reads 2048: take fewer pictures"),
+}
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_what_goes_wrong_while_it_runs_says_what_to_do(server, name):
+    graph, id, words = FAILED[name]
+    with pytest.raises(GraphFailed) as failure:
+        server.run(graph)
+    assert failure.value.node == id and words in failure.value.message, failure.value.message
