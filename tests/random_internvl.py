@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from shards import save_shards
 
 PARITY = Path(__file__).parent / "parity"
 TOKENIZER = PARITY / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
@@ -36,13 +37,7 @@ def checkpoint(folder: Path, reader: bool = True, shards: str | None = None, **s
     if shards is None:
         save_file(values, folder / "model.safetensors")
     else:
-        stem, save = ("pytorch_model", torch.save) if shards == "bin" else ("model", save_file)
-        names, index = sorted(values), {}
-        for number, part in enumerate((names[::2], names[1::2]), 1):
-            file = f"{stem}-{number:05}-of-00002.{shards}"
-            save({name: values[name] for name in part}, folder / file)
-            index |= dict.fromkeys(part, file)
-        (folder / f"{stem}.{shards}.index.json").write_text(json.dumps({"weight_map": index}), "utf-8")
+        save_shards(folder, values, f".{shards}")
     (folder / "config.json").write_text(json.dumps(recipe.configuration(sizes, PIECES)), "utf-8")
     shutil.copy(TOKENIZER, folder / "tokenizer.model")
     return folder

@@ -121,20 +121,6 @@ def save(made, folder: Path, language: str, layout: str) -> None:
         write_qwen_tokenizer(folder, as_json=layout == "hf")
 
 
-def shard(folder: Path) -> Path:
-    """Cuts the folder's one file in two with an index."""
-    whole = folder / "model.safetensors"
-    tensors = load_file(whole)
-    whole.unlink()
-    names, index = sorted(tensors), {}
-    for number, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"model-{number:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file)
-        index |= dict.fromkeys(part, file)
-    _write(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
-    return folder
-
-
 def to_opengvlab(tensors: dict[str, torch.Tensor], packed: dict | None = None) -> dict[str, torch.Tensor]:
     """transformers' saved names -> OpenGVLab's; `packed`: the text configuration of a LLaMA that becomes an InternLM2."""
     def renamed(name: str) -> str:

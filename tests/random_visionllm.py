@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 PARITY = Path(__file__).parent / "parity"
 PIECES = 320
@@ -58,20 +58,6 @@ def checkpoint(folder: Path, mappers: bool = False, writes: str | None = None, *
         "gdino_config": {**known["gdino"], "backbone_config": known["gdino_backbone"]}, "picture_settings": SETTINGS, **told,
     }), "utf-8")
     (folder / "tokenizer.model").write_bytes(tokenizer)
-    return folder
-
-
-def shard(folder: Path) -> Path:
-    """Cuts the folder's one file in two with an index, as the published folder is."""
-    whole = folder / "model.safetensors"
-    tensors = load_file(whole)
-    whole.unlink()
-    names, index = sorted(tensors), {}
-    for number, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"model-{number:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file)
-        index |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), "utf-8")
     return folder
 
 

@@ -2,21 +2,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import library
 import torch
 
 from bench.internvl_report import markdown
 from bench.run import machine
-from bench.visionllm import Rounds, Say, checked, difference
+from bench.sections import Rounds, Say, checked, difference, parser_of, run
 from bench.worker import peak_bytes, profiled, timed
 
 if TYPE_CHECKING:
@@ -28,29 +24,11 @@ SECTIONS = ("texts", "zeroshot", "pictures", "ranking", "folder", "profiles")
 
 
 def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
-    options = parse(arguments)
-    output.mkdir(exist_ok=True)
-    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler, which also measures memory, would tell of each start
-    library.open_host(host, "--cpu")
-    torch.set_num_threads(options.threads)
-    started = time.monotonic()
-    figures, table = output / "bench_internvl.json", output / "bench_internvl.md"
-    known = json.loads(figures.read_text("utf-8")) if options.only and figures.is_file() else {}
-    results = {}
-    for results in measure(options, cache, known, lambda line: print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)):
-        figures.write_text(json.dumps(results, indent=1), "utf-8")
-        table.write_text(markdown(results), "utf-8")
-    print(f"\n{markdown(results)}\nThe table: {os.path.relpath(table)}\nEvery figure: {os.path.relpath(figures)}")
-    return 0
+    return run("internvl", parse(arguments), measure, markdown, host, cache, output)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="dev.py bench --internvl", description="Measure InternVL on random weights: output/bench_internvl.md.")
-    parser.add_argument("--only", choices=SECTIONS, nargs="+", help="measure these, and keep what an earlier run measured of the others")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few of everything: shows that it runs; its figures mean nothing")
-    return parser.parse_args(arguments)
+    return parser_of("internvl", "InternVL", SECTIONS).parse_args(arguments)
 
 
 def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:

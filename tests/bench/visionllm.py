@@ -2,67 +2,29 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import library
 import torch
 
 from bench.run import machine
+from bench.sections import Rounds, Say, checked, difference, parser_of, run
 from bench.visionllm_report import markdown
 from bench.visionllm_weights import WHOLE, Depth, write_published
 from bench.worker import peak_bytes, profiled, timed
 
 LAYERS, TOWER_LAYERS = 2, 4
 SECTIONS = ("parts", "asking", "writing", "profiles")
-EQUAL = 1e-5  # relative to the largest value
-Say = Callable[[str], None]
-
-
-class Rounds:
-    """Seconds by name and clock, of which the median counts."""
-
-    def __init__(self):
-        self._taken: dict[tuple, list[dict[str, float]]] = {}
-
-    def note(self, *name, times: dict[str, float]) -> None:
-        self._taken.setdefault(name, []).append(times)
-
-    def median(self, *name) -> dict[str, float]:
-        return {clock: statistics.median(times[clock] for times in self._taken[name]) for clock in ("cpu", "wall")}
 
 
 def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
-    options = parse(arguments)
-    output.mkdir(exist_ok=True)
-    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler, which also measures memory, would tell of each start
-    library.open_host(host, "--cpu")
-    torch.set_num_threads(options.threads)
-    started = time.monotonic()
-    figures, table = output / "bench_visionllm.json", output / "bench_visionllm.md"
-    known = json.loads(figures.read_text("utf-8")) if options.only and figures.is_file() else {}
-    results = {}
-    for results in measure(options, cache, known, lambda line: print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)):
-        figures.write_text(json.dumps(results, indent=1), "utf-8")
-        table.write_text(markdown(results), "utf-8")
-    print(f"\n{markdown(results)}\nThe table: {os.path.relpath(table)}\nEvery figure: {os.path.relpath(figures)}")
-    return 0
+    return run("visionllm", parse(arguments), measure, markdown, host, cache, output)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="dev.py bench --visionllm",
-                                     description="Measure VisionLLM v2 on random weights: output/bench_visionllm.md.")
+    parser = parser_of("visionllm", "VisionLLM v2", SECTIONS)
     parser.add_argument("--layers", type=int, default=LAYERS, metavar="N", help=f"of the language model's {WHOLE.language} (default: {LAYERS})")
-    parser.add_argument("--only", choices=SECTIONS, nargs="+", help="measure these, and keep what an earlier run measured of the others")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model: shows that everything runs; its figures mean nothing")
     return parser.parse_args(arguments)
 
 
@@ -168,14 +130,3 @@ def profiles(asking, say: Say) -> dict:
     asking.question(VIEWS[-1], PHRASES[0], fresh=False, decode=False)  # the picture may be forgotten by now
     return {"second": profiled(lambda: asking.question(VIEWS[-1], PHRASES[1], fresh=False, decode=True)),
             "answer": profiled(lambda: asking.answer(QUESTIONS[:1]))}
-
-
-def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest, relative to the largest value."""
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def checked(what: str, value: float) -> float:
-    if not value <= EQUAL:
-        sys.exit(f"{what}: the results differ by {value:.1e} of the largest value, {EQUAL:.0e} is allowed: no time is worth comparing.")
-    return value

@@ -13,6 +13,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy_server import MODEL_FOLDERS
 from safetensors.torch import load_file, save_file
+from shards import save_shards
 
 from mulan.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan.adapter_xl import AdapterShapeXL, LanguageAdapterXL, TextProjection
@@ -206,14 +207,7 @@ def _sharded(folder: Path, encoder: Path, suffix: str) -> None:
     source = open_text_encoder(encoder)
     weights = {f"qllama.{name}": t for name, t in source.state_dict().items()}
     weights |= {"vision_model.embeddings.position_embedding": torch.zeros(1, 5, 8), "qllama.model.layers.0.cross_attn.q_proj.weight": torch.zeros(8, 8)}
-    names = sorted(weights)
-    stem, save = ("model", save_file) if suffix == ".safetensors" else ("pytorch_model", torch.save)
-    weight_map = {}
-    for number, part in enumerate((names[::2], names[1::2]), start=1):
-        shard = f"{stem}-{number:05}-of-00002{suffix}"
-        save({name: weights[name] for name in part}, folder / shard)
-        weight_map |= dict.fromkeys(part, shard)
-    (folder / f"{stem}{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}), "utf-8")
+    save_shards(folder, weights, suffix)
     config = {"qllama_config": {"num_attention_heads": source.config.heads, "rms_norm_eps": source.config.norm_eps}}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     (folder / "tokenizer.model").write_bytes(source.tokenizer())

@@ -9,6 +9,7 @@ import random_internvl_chat as random_chat
 import torch
 from comfy_server import GraphFailed, GraphRejected
 from safetensors.torch import save_file
+from shards import shard
 
 from mulan.convert import convert
 
@@ -23,14 +24,14 @@ def checkpoints(models):
     """Published folders of three language models in both layouts, one converted; one that never ends an answer; and folders that cannot serve."""
     folder = models / "internvl_chat"
     folder.mkdir(exist_ok=True)
-    convert(random_chat.shard(random_chat.checkpoint(folder / FOLDER)), folder)
+    convert(shard(random_chat.checkpoint(folder / FOLDER)), folder)
     random_chat.checkpoint(folder / AS_TRANSFORMERS, "qwen3", "hf")
     random_chat.checkpoint(folder / OLDER, "internlm2")
     random_chat.checkpoint(folder / ENDLESS, writes="<box>")
     save_file({"something": torch.zeros(2, 2)}, folder / "wrong.safetensors")
     random_chat.checkpoint(folder / "Mute")
     (folder / "Mute" / "vocab.json").unlink()
-    (random_chat.shard(random_chat.checkpoint(folder / "Torn")) / "model-00002-of-00002.safetensors").unlink()
+    (shard(random_chat.checkpoint(folder / "Torn")) / "model-00002-of-00002.safetensors").unlink()
     told = random_chat.checkpoint(folder / "InternVL3-9B") / "config.json"
     told.write_text(told.read_text("utf-8").replace('"model_type": "qwen2"', '"model_type": "internlm3"'), "utf-8")
 

@@ -15,6 +15,7 @@ import random_internvl
 import random_internvl_chat
 import random_visionllm
 from comfy_server import ComfyServer
+from shards import shard
 
 TESTS = Path(__file__).resolve().parents[1]
 PLENTY = 4 * 2 ** 30
@@ -26,9 +27,9 @@ LARGE = {"width": 512, "feed_forward": 1024, "layers": 6, "heads": 8, "text_widt
 @pytest.fixture(scope="module")
 def npu(host, models):
     """A server that finds the accelerator."""
-    random_visionllm.shard(random_visionllm.checkpoint(models / "visionllm" / "Pressed", mappers=True))
+    shard(random_visionllm.checkpoint(models / "visionllm" / "Pressed", mappers=True))
     random_internvl.checkpoint(models / "internvl" / "Pressed", shards="safetensors", **LARGE)
-    random_internvl_chat.shard(random_internvl_chat.checkpoint(models / "internvl_chat" / "Pressed"))
+    shard(random_internvl_chat.checkpoint(models / "internvl_chat" / "Pressed"))
     server = ComfyServer(host, cpu=False, extra_models=models, extra_nodes=TESTS / "custom_nodes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(TESTS / "accelerator"))

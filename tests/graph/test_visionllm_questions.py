@@ -9,6 +9,7 @@ import random_visionllm
 import torch
 from comfy_server import GraphFailed, GraphRejected, decode
 from safetensors.torch import save_file
+from shards import shard
 
 FOLDER, EAGER, DRAWING, SHARED = "VisionLLMv2", "Eager", "Drawing", "Shared"
 WIDTH, HEIGHT = 96, 64
@@ -18,7 +19,7 @@ WIDTH, HEIGHT = 96, 64
 def checkpoints(models):
     """A published folder of shards with all parts; models that answer everything with one tool; and files that cannot serve."""
     folder = models / "visionllm"
-    random_visionllm.shard(random_visionllm.checkpoint(folder / FOLDER, mappers=True))
+    shard(random_visionllm.checkpoint(folder / FOLDER, mappers=True))
     random_visionllm.checkpoint(folder / "Eager", writes="[DET]")
     random_visionllm.checkpoint(folder / "Drawing", mappers=True, writes="[GEN]")
     random_visionllm.checkpoint(folder / "Shared")

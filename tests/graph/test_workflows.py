@@ -9,6 +9,7 @@ import library
 import pytest
 import random_visionllm
 from comfy_server import GraphFailed
+from shards import shard
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -80,7 +81,7 @@ def as_api(workflow: dict, server) -> dict:
 def published_visionllm(models):
     """A random one under the published name, with the mappers that the tiny one has not."""
     if not (folder := models / "visionllm" / PUBLISHED_VISIONLLM).exists():
-        random_visionllm.shard(random_visionllm.checkpoint(folder, mappers=True))
+        shard(random_visionllm.checkpoint(folder, mappers=True))
 
 
 @pytest.fixture(scope="module", autouse=True)

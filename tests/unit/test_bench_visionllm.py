@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from bench import visionllm
+from bench import sections, visionllm
 from bench.visionllm_parts import Canvas, deformable_attention
 from bench.visionllm_report import markdown, second_ratio
 from bench.visionllm_weights import MANIFEST, Depth, kept_shapes
@@ -30,7 +30,7 @@ def test_the_quick_run_gives_every_table(results):
 
 def test_the_quick_run_computes_the_same_on_both_sides(results):
     assert results["writing"]["same_text"] and results["writing"]["same_texts"] == results["writing"]["questions"]
-    assert all(part["differ"] <= visionllm.EQUAL for part in [*results["parts"].values(), *results["asking"].values()])
+    assert all(part["differ"] <= sections.EQUAL for part in [*results["parts"].values(), *results["asking"].values()])
 
 
 def test_a_second_question_does_not_look_again(results):

@@ -14,6 +14,7 @@ import sentencepiece
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from shards import shard
 from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, Qwen2Tokenizer, Qwen3Config
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -414,7 +415,7 @@ def test_tensors_that_are_not_used_are_named(changed):
 
 
 def test_shards_and_single_files_are_one(folder, tmp_path, clip):
-    sharded = random_chat.shard(Path(shutil.copytree(folder, tmp_path / "sharded")))
+    sharded = shard(Path(shutil.copytree(folder, tmp_path / "sharded")))
     assert not (sharded / "model.safetensors").exists()
     single = Path(shutil.copytree(folder, tmp_path / "single"))
     for path in (sharded, single / "model.safetensors"):

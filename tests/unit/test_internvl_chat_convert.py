@@ -9,6 +9,7 @@ import random_internvl_chat as random_chat
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from shards import shard
 
 from mulan.convert import convert
 from mulan.conversion import CannotWrite
@@ -73,7 +74,7 @@ def test_bfloat16_stays_as_published(tmp_path):
 
 
 def test_what_is_inside(tmp_path):
-    made = convert(random_chat.shard(random_chat.checkpoint(tmp_path / "InternVL3-1B")), tmp_path)
+    made = convert(shard(random_chat.checkpoint(tmp_path / "InternVL3-1B")), tmp_path)
     with safe_open(made.path, "pt") as file:
         assert {"vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"} <= set(file.keys())
         told = file.metadata()
