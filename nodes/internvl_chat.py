@@ -13,6 +13,7 @@ from .checks import for_field, valid
 from .internvl_telling import document
 from .model_files import locate, names, stamp
 from .node_text import show, show_meanwhile
+from .writing_inputs import writing_inputs
 
 KIND = "internvl_chat"
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
@@ -88,14 +89,7 @@ class InternVLChat(io.ComfyNode):
                 io.Int.Input("tiles", default=MOST_TILES, min=1, max=40, optional=True,
                              tooltip="A picture is cut into at most so many tiles of 448 pixels, and seen once more as a whole. Fewer are faster; "
                                      "small writing needs more."),
-                io.Int.Input("max_tokens", default=512, min=1, max=32768, optional=True,
-                             tooltip="The answer is cut after so many tokens; one is about a short word."),
-                io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.05, optional=True, advanced=True,
-                               tooltip="0: the likeliest answer, always the same. More: freer."),
-                io.Float.Input("top_p", default=0.9, min=0.01, max=1.0, step=0.01, optional=True, advanced=True,
-                               tooltip="With a temperature: words are drawn from the likeliest that together have this probability."),
-                io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True, optional=True, advanced=True,
-                             tooltip="With a temperature: the same seed, the same answer."),
+                *writing_inputs(limit=512, most=32768),
             ],
             outputs=[
                 io.String.Output(display_name="text", tooltip="The answer."),

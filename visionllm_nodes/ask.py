@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes.checks import for_field, valid
 from ..mulan.chat_history import read_chat, write_chat
+from ..nodes.checks import for_field, valid
 from ..nodes.node_text import show, show_meanwhile
+from ..nodes.writing_inputs import writing_inputs
 from .asking import JSON_TOOLTIP, each, model_input
 from .formats.document import document, frame
 from .model import conversation
@@ -46,14 +47,7 @@ class VisionLLMAsk(io.ComfyNode):
                                        "... B. ..."),
                 io.String.Input("history", default="", optional=True, force_input=True,
                                 tooltip="The history of another VisionLLM Ask about the same pictures: the question goes on from there. JSON."),
-                io.Int.Input("max_tokens", default=LIMIT, min=1, max=4096, optional=True,
-                             tooltip="The answer is cut after so many tokens; one is about a short word."),
-                io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.05, optional=True, advanced=True,
-                               tooltip="0: the likeliest answer, always the same. More: freer."),
-                io.Float.Input("top_p", default=0.9, min=0.01, max=1.0, step=0.01, optional=True, advanced=True,
-                               tooltip="With a temperature: words are drawn from the likeliest that together have this probability."),
-                io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True, optional=True, advanced=True,
-                             tooltip="With a temperature: the same seed, the same answer."),
+                *writing_inputs(LIMIT, most=4096),
             ],
             outputs=[
                 io.String.Output(display_name="text", is_output_list=True, tooltip="A list: the answer to each picture, or the one about all."),
