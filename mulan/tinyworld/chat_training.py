@@ -147,7 +147,7 @@ def prompt_of(talk: Talk, system: str = SYSTEM) -> str:
     return f"{dialogue(question, history, system)}{last.answer}{END}"
 
 
-def train_chat(work_dir: Path, seeing_steps: int = 600, steps: int = 3000) -> Path:
+def train_chat(work_dir: Path, seeing_steps: int = 1500, steps: int = 3000) -> Path:
     """Runs what is not finished of both stages and writes the pack."""
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
