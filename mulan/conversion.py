@@ -1,18 +1,24 @@
 """What every converter shares: the files it writes, all of them or none, and what it tells of them."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from . import VERSION
 from .files import TextEncoderFile
+from .quantise import Quantisation, as_it_is, pieces, plain_dtype, slots
 from .safetensors_stream import SafetensorsStream, Slot, check_room
+from .tensor_files import TensorFile
 
 DEFAULT_FORMAT = "int8"
+Form = Quantisation | torch.dtype  # what a tensor becomes
+Opened = TypeVar("Opened")
 PORTION = 2 ** 28  # weights read between two openings of the source: closing it gives the pages of the mapped file back
 
 
@@ -70,6 +76,40 @@ def write(outputs: list[Output], progress: Callable[[Progress], None], notes: tu
                 progress(Progress(sum(each.complete for each in streams), tensors, sum(each.written for each in streams), size))
     made, *beside = (Converted(output.path, output.title, stream.size, output.folder, output.source) for stream, output in zip(streams, outputs))
     return replace(made, beside=tuple(beside), notes=notes)
+
+
+def output_of(path: Path, title: str, folder: str, metadata: Mapping[str, str], open_source: Callable[[], TensorFile], names: Mapping[str, str],
+              forms: Mapping[str, Form], more: Mapping[str, torch.Tensor] = {}) -> Output:
+    """A file of `names` (in it -> in the source), each of the source's in its form, and of tensors that the source does not hold."""
+    shapes = open_source().shapes
+    layout = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in more.items()}
+    for name, stored in names.items():
+        form, shape = forms[stored], shapes[stored]
+        layout |= {name: Slot(form, shape)} if isinstance(form, torch.dtype) else slots(name, shape, form)
+
+    def tensors():
+        for name, tensor in more.items():
+            yield name, tensor, 0
+        for name, source in opened_again(open_source, {name: math.prod(shapes[stored]) for name, stored in names.items()}):
+            value, form = source.read(names[name]), forms[names[name]]
+            yield from as_it_is(name, value, form) if isinstance(form, torch.dtype) else pieces(name, value, form)
+
+    return Output(path, title, folder, layout, metadata, tensors)
+
+
+def plain_forms(open_source: Callable[[], TensorFile], names: Iterable[str],
+                form: Callable[[str, torch.Tensor], torch.dtype] = plain_dtype) -> dict[str, torch.dtype]:
+    """The dtype of each tensor that is not quantised. Their values are read for it, before anything is written. Raises NotFinite."""
+    shapes = open_source().shapes
+    sizes = {name: math.prod(shapes[name]) for name in names}
+    return {name: form(name, source.read(name)) for name, source in opened_again(open_source, sizes)}
+
+
+def opened_again(open_source: Callable[[], Opened], sizes: Mapping[str, int]) -> Iterator[tuple[str, Opened]]:
+    """Each name, given with its number of weights, and the source to read it from, which is opened anew now and then."""
+    for names in portions(sizes):
+        source = open_source()
+        yield from ((name, source) for name in names)
 
 
 def portions(sizes: Mapping[str, int]) -> Iterator[list[str]]:

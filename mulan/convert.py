@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from . import internvl_c
-from .conversion import DEFAULT_FORMAT, CannotWrite, Converted, Output, Progress, portions, source_notes, stem, target_path, write
+from .conversion import DEFAULT_FORMAT, CannotWrite, Converted, Output, Progress, opened_again, source_notes, stem, target_path, write
 from .files import (
     ADAPTER_SOURCE, ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME, TextEncoderFile, open_adapter, open_text_encoder, text_encoder_of,
 )
@@ -89,10 +89,8 @@ def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output
         yield "spiece_model", torch.frombuffer(bytearray(model), dtype=torch.uint8), 0
         if opened.projected_width is not None:
             yield from pieces(TEXT_PROJECTION, open_source().text_projection(), None)
-        for names in portions({name: math.prod(opened.file.shapes[stored]) for name, stored in opened.names.items()}):
-            again = open_source()
-            for name in names:
-                yield from pieces(name, again.file.read(again.names[name]), forms[name])
+        for name, again in opened_again(open_source, {name: math.prod(opened.file.shapes[stored]) for name, stored in opened.names.items()}):
+            yield from pieces(name, again.file.read(again.names[name]), forms[name])
 
     sizes = {"vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": config.feed_forward,
              "num_hidden_layers": config.layers, "num_attention_heads": config.heads, "rms_norm_eps": config.norm_eps}

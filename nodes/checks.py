@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 def valid(check: Callable, *values) -> bool | str:
     """For `validate_inputs`: True, or what `check(*values)` has against them. A connected value is not there yet (None), it is checked later."""
-    if any(value is None for value in values):
-        return True
+    return True if any(value is None for value in values) else passes(check, *values)
+
+
+def passes(check: Callable, *values, **named) -> bool | str:
+    """The same where `check` knows itself what None means."""
     try:
-        check(*values)
+        check(*values, **named)
     except (OSError, ValueError) as error:
         return str(error)
     return True

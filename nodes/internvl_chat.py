@@ -11,6 +11,7 @@ from ..mulan.internvl_chat.prompts import ChatPrompts
 from ..mulan.video_frames import spread_frames
 from .checks import for_field, valid
 from .internvl_telling import document
+from .loading_inputs import device_input, device_of
 from .model_files import locate, names, stamp
 from .node_text import show, show_meanwhile
 from .writing_inputs import writing_inputs
@@ -33,8 +34,7 @@ class InternVLChatLoader(io.ComfyNode):
                 io.Combo.Input("checkpoint", options=names(KIND),
                                tooltip=f"In models/internvl_chat: the folder of one of {SOURCE}, or its -hf counterpart, or one .safetensors that "
                                        "dev.py convert made of it."),
-                io.Combo.Input("device", options=["default", "cpu"], default="default", optional=True, advanced=True,
-                               tooltip="cpu keeps the model in main memory and computes there: slow, but it takes nothing of the GPU."),
+                device_input(),
             ],
             outputs=[io.Clip.Output(display_name="CLIP", tooltip="For Generate Text and InternVL Chat. It gives no conditioning: prompts need a text "
                                                                 "encoder's CLIP. ComfyUI moves it to the GPU and away as it does models.")],
@@ -52,7 +52,7 @@ class InternVLChatLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, device="default") -> io.NodeOutput:
-        return io.NodeOutput(load_chat(locate(KIND, checkpoint, SOURCE), "cpu" if device == "cpu" else None))
+        return io.NodeOutput(load_chat(locate(KIND, checkpoint, SOURCE), device_of(device)))
 
 
 class InternVLChat(io.ComfyNode):

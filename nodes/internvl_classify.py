@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..mulan.internvl.ranking import rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
+from .checks import passes
 from .internvl_asking import (ABSENT, CATEGORY, CROP, NONE, SOFTMAX, check_label_inputs, check_source, first, folder_input, framing_input,
                               image_input, label_inputs, labels_of, look, model_input, or_absent, stamp_of, templates_of)
 from .internvl_telling import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated, told_unreadable
@@ -40,12 +41,8 @@ class InternVLZeroShotClassify(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, labels, templates=NONE, own_templates="", image=ABSENT, folder=""):
-        try:
-            check_label_inputs(labels, templates, own_templates)
-            check_source(image, first(folder))
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+        checked = passes(check_label_inputs, labels, templates, own_templates)
+        return passes(check_source, image, first(folder)) if checked is True else checked
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):

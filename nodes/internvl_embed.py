@@ -9,6 +9,7 @@ from ..mulan.internvl.embeddings import PICTURE, TEXT, Embeddings, check_same_mo
 from ..mulan.internvl.matrix_picture import MOST, draw
 from ..mulan.internvl.ranking import best_pairs
 from ..mulan.lettering import Lettering
+from .checks import passes
 from .internvl_asking import (ABSENT, CATEGORY, EMBEDDINGS, WHOLE, check_source, first, folder_input, framing_input, image_input, look, model_input,
                               or_absent, stamp_of)
 from .internvl_telling import JSON_TOOLTIP, document, made_by, rounded, table, told_unreadable
@@ -46,11 +47,7 @@ class InternVLEmbed(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, texts=(), image=ABSENT, folder=""):
-        try:
-            check_source(image, first(folder), texts=ABSENT if None not in texts and not _lines(texts) else texts)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+        return passes(check_source, image, first(folder), texts=ABSENT if None not in texts and not _lines(texts) else texts)
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import folder_paths
-import torch
 from comfy_api.latest import io
 
 from ..mulan.files import ENCODER_SOURCE, open_text_encoder
@@ -14,11 +13,11 @@ from ..mulan.internvl.loading import check_pair, load_internvl
 from ..mulan.tensor_files import place
 from .checks import valid
 from .internvl_asking import ABSENT, INTERNVL
+from .loading_inputs import PRECISIONS, device_input, device_of, precision_input
 from .model_files import locate, names, stamp
 
 KIND, ENCODERS = "internvl", "text_encoders"
 INSIDE = "in the checkpoint"
-PRECISIONS = {"default": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class InternVLLoader(io.ComfyNode):
@@ -44,11 +43,9 @@ class InternVLLoader(io.ComfyNode):
                 io.Combo.Input("mode", options=list(MODES), default=MODES[0], optional=True,
                                tooltip="C: pictures by the vision tower alone. G: they are also read by the language model's queries; slower, and "
                                        "better at finding pictures by sentences."),
-                io.Combo.Input("precision", options=list(PRECISIONS), default="default", optional=True, advanced=True,
-                               tooltip="What the vision side computes in, whatever the file holds. default: fp16 or bf16 where the device is fast "
-                                       "with it, else fp32."),
-                io.Combo.Input("device", options=["default", "cpu"], default="default", optional=True, advanced=True,
-                               tooltip="cpu keeps the model in main memory and computes there: slow, but it takes nothing of the GPU."),
+                precision_input("What the vision side computes in, whatever the file holds. default: fp16 or bf16 where the device is fast with it, "
+                                "else fp32."),
+                device_input(),
                 io.Clip.Input("clip", optional=True,
                               tooltip="The CLIP of a MuLan Loader: its text encoder serves here too, so there is one copy of it in memory."),
             ],
@@ -69,7 +66,7 @@ class InternVLLoader(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint, text_encoder, mode=MODES[0], precision="default", device="default", clip=None) -> io.NodeOutput:
         encoder = None if clip is not None or text_encoder == INSIDE else locate(ENCODERS, text_encoder, ENCODER_SOURCE)
-        return io.NodeOutput(load_internvl(_located(checkpoint), mode, encoder, "cpu" if device == "cpu" else None, PRECISIONS[precision], clip))
+        return io.NodeOutput(load_internvl(_located(checkpoint), mode, encoder, device_of(device), PRECISIONS[precision], clip))
 
 
 def _checkpoints() -> list[str]:

@@ -7,6 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..mulan.internvl.embeddings import Embeddings, check_same_model
 from ..mulan.internvl.ranking import direction, rank
+from .checks import passes
 from .internvl_asking import (ABSENT, CATEGORY, EMBEDDINGS, WHOLE, Seen, check_source, first, folder_input, framing_input, image_input, look,
                               model_input, or_absent, stamp_of)
 from .internvl_telling import JSON_TOOLTIP, document, made_by, rounded, table, told_unreadable
@@ -55,12 +56,8 @@ class InternVLRank(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, query=(), query_image=ABSENT, image=ABSENT, folder="", embeddings=ABSENT):
-        try:
-            _check_query(query, query_image)
-            check_source(image, first(folder), embeddings=embeddings)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+        checked = passes(_check_query, query, query_image)
+        return passes(check_source, image, first(folder), embeddings=embeddings) if checked is True else checked
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):

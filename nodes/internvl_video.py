@@ -6,8 +6,9 @@ from comfy_api.latest import io
 from ..mulan.internvl.ranking import direction, rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
 from ..mulan.video_frames import middles, spread_frames
+from .checks import passes
 from .internvl_asking import (ABSENT, CATEGORY, CROP, NONE, SOFTMAX, check_label_inputs, framing_input, label_inputs, labels_of, model_input,
-                              templates_of)
+                              or_absent, templates_of)
 from .internvl_telling import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated
 from .node_text import show
 
@@ -43,17 +44,13 @@ class InternVLVideoClassify(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, labels, templates=NONE, own_templates="", video=ABSENT, image=ABSENT):
-        try:
-            check_label_inputs(labels, templates, own_templates)
-        except ValueError as error:
-            return str(error)
-        return True if (video is ABSENT) != (image is ABSENT) else "video and image: connect one of them, and not both"
+        checked = passes(check_label_inputs, labels, templates, own_templates)
+        return passes(_check_frames, video, image) if checked is True else checked
 
     @classmethod
     def execute(cls, internvl, labels, templates=NONE, own_templates="", scores=SOFTMAX, top_k=5, video=None, image=None, frames=8,
                 framing=CROP) -> io.NodeOutput:
-        if (video is None) == (image is None):
-            raise ValueError("video and image: connect one of them, and not both")
+        _check_frames(or_absent(video), or_absent(image))
         if video is not None:
             chosen = spread_frames(video, frames)
         elif len(image):
@@ -70,3 +67,8 @@ class InternVLVideoClassify(io.ComfyNode):
         text = table([line("video", read.names, shown, order), *told_repeated(read)])
         return io.NodeOutput(read.names[order[0]], shown[order[0]].item(), ", ".join(read.names[label] for label in order), written,
                              ui=show(cls, text, written))
+
+
+def _check_frames(video, image) -> None:
+    if (video is ABSENT) == (image is ABSENT):
+        raise ValueError("video and image: connect one of them, and not both")

@@ -1,17 +1,16 @@
 """VisionLLM Loader: the model that all questions are put to."""
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 
 from ..nodes.checks import valid
+from ..nodes.loading_inputs import PRECISIONS, device_input, device_of, precision_input
 from ..nodes.model_files import locate, names, stamp
 from .asking import VISIONLLM
 from .model.checkpoint import SOURCE, open_visionllm
 from .model.loading import load_visionllm
 
 KIND = "visionllm"
-PRECISIONS = {"default": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class VisionLLMLoader(io.ComfyNode):
@@ -31,11 +30,8 @@ class VisionLLMLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input("checkpoint", options=names(KIND),
                                tooltip=f"In models/visionllm: the folder of {SOURCE}, or one .safetensors that dev.py convert made of it."),
-                io.Combo.Input("precision", options=list(PRECISIONS), default="default", optional=True, advanced=True,
-                               tooltip="What it computes in, whatever the file holds. default: bf16 or fp16 where the device is fast with it, else "
-                                       "fp32."),
-                io.Combo.Input("device", options=["default", "cpu"], default="default", optional=True, advanced=True,
-                               tooltip="cpu keeps the model in main memory and computes there: slow, but it takes nothing of the GPU."),
+                precision_input("What it computes in, whatever the file holds. default: bf16 or fp16 where the device is fast with it, else fp32."),
+                device_input(),
             ],
             outputs=[VISIONLLM.Output(display_name="VISIONLLM", tooltip="For the VisionLLM nodes. ComfyUI moves it to the GPU and away as it does "
                                                                         "models.")],
@@ -53,4 +49,4 @@ class VisionLLMLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, precision="default", device="default") -> io.NodeOutput:
-        return io.NodeOutput(load_visionllm(locate(KIND, checkpoint, SOURCE), "cpu" if device == "cpu" else None, PRECISIONS[precision]))
+        return io.NodeOutput(load_visionllm(locate(KIND, checkpoint, SOURCE), device_of(device), PRECISIONS[precision]))

@@ -5,16 +5,13 @@ OpenGVLab's names, whatever the folder has, so that `open_chat` reads it as it r
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from ..conversion import Output, portions, source_notes, stem, target_path
-from ..quantise import FORMATS, Quantisation, as_it_is, pieces, plain_dtype, slots
-from ..safetensors_stream import Slot
-from ..tensor_files import CONFIG, WrongFile, open_tensors, place
+from ..conversion import Output, output_of, plain_forms, source_notes, stem, target_path
+from ..quantise import FORMATS, Quantisation, plain_dtype
+from ..tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
 from .checkpoint import SOURCE, ChatFile, open_chat
 from .published import as_published
 from .words import FILES
@@ -30,29 +27,21 @@ def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
         raise WrongFile(f"{place(source)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}.")
     opened.words()
     path = target_path(source, target, f"{stem(source)}_{format}.safetensors", overwrite)
-    shapes = {name: opened.file.shapes[name] for part in opened.sources().values() for name in part.names}
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    forms = dict.fromkeys(_matrices(opened, quantisation), quantisation) if quantisation else {}
-    plain = {name: _plain(name, value) for name, value in _values(source, {name: sizes[name] for name in shapes if name not in forms})}
+    wanted = list(dict.fromkeys(name for part in opened.sources().values() for name in part.names))
+
+    def again() -> TensorFile:
+        return as_published(open_tensors(source))
+
+    matrices = _matrices(opened, quantisation) if quantisation else set()
+    forms = dict.fromkeys(matrices, quantisation) | plain_forms(again, (name for name in wanted if name not in matrices), _plain)
     files = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name in FILES if (content := opened.tokenizer_file(name))}
-    layout = {name: Slot(content.dtype, tuple(content.shape)) for name, content in files.items()}
-    layout |= {name: Slot(dtype, shapes[name]) for name, dtype in plain.items()}
-    for name, form in forms.items():
-        layout |= slots(name, shapes[name], form)
-
-    def tensors():
-        for name, content in files.items():
-            yield name, content, 0
-        for name, value in _values(source, sizes):
-            yield from pieces(name, value, forms[name]) if name in forms else as_it_is(name, value, plain[name])
-
     config = opened.config.language
     title = f"{stem(source)} (language model of {config.layers} layers, width {config.width}) in {format}"
     metadata = {
         **source_notes(title, source, SOURCE), CONFIG: json.dumps(opened.told), "quantization": quantisation.format if quantisation else "none",
         "license": "as its model card states it: MIT or Apache-2.0, and its language model's",
     }
-    return Output(path, title, "internvl_chat", layout, metadata, tensors)
+    return output_of(path, title, "internvl_chat", metadata, again, {name: name for name in wanted}, forms, files)
 
 
 def _matrices(opened: ChatFile, quantisation: Quantisation) -> set[str]:
@@ -65,10 +54,3 @@ def _matrices(opened: ChatFile, quantisation: Quantisation) -> set[str]:
 def _plain(name: str, value: torch.Tensor) -> torch.dtype:
     """16 bits: its own, or what holds it."""
     return value.dtype if value.dtype in (torch.float16, torch.bfloat16) else plain_dtype(name, value)
-
-
-def _values(source: Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, value) of each tensor; the source is opened anew now and then, which gives its pages back."""
-    for some in portions(sizes):
-        file = as_published(open_tensors(source))
-        yield from ((name, file.read(name)) for name in some)

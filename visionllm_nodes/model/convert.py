@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import comfy.model_detection
@@ -17,10 +17,11 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ...mulan.conversion import DEFAULT_FORMAT, CannotWrite, Converted, Output, Progress, portions, source_notes, stem, target_path, write
-from ...mulan.quantise import FORMATS, NotFinite, Quantisation, as_it_is, pieces, plain_dtype, slots
+from ...mulan.conversion import (
+    DEFAULT_FORMAT, CannotWrite, Converted, Output, Progress, output_of, plain_forms, source_notes, stem, target_path, write,
+)
+from ...mulan.quantise import FORMATS, NotFinite, Quantisation
 from ...mulan.recognise import is_visionllm
-from ...mulan.safetensors_stream import Slot
 from ...mulan.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
 from .checkpoint import SOURCE, SPIECE, TOKENIZER, VisionFile, open_visionllm, unexpected
 from .published import internlm2
@@ -57,24 +58,6 @@ def convert(source: Path | str, target: Path | str | None = None, format: str | 
         raise WrongFile(f"{place(source)} is damaged: {error}. Download it again.") from error
 
 
-def _output(path: Path, title: str, folder: str, file: TensorFile, names: Mapping[str, str], forms: Mapping[str, Quantisation | torch.dtype],
-            metadata: Mapping[str, str], more: Mapping[str, torch.Tensor] = {}) -> Output:
-    """A file of `names` (in it -> in the checkpoint), each published one kept in its form, and of tensors that the checkpoint does not hold."""
-    layout = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in more.items()}
-    for name, stored in names.items():
-        form, shape = forms[stored], file.shapes[stored]
-        layout |= {name: Slot(form, shape)} if isinstance(form, torch.dtype) else slots(name, shape, form)
-
-    def tensors():
-        for name, tensor in more.items():
-            yield name, tensor, 0
-        for name, again in _opened_again(file.path, {name: math.prod(file.shapes[stored]) for name, stored in names.items()}):
-            stored, form = again.read(names[name]), forms[names[name]]
-            yield from as_it_is(name, stored, form) if isinstance(form, torch.dtype) else pieces(name, stored, form)
-
-    return Output(path, title, folder, layout, metadata, tensors)
-
-
 def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tuple[list[Output], tuple[str, ...]]:
     """The files to write, and what to say of them."""
     file, quantisation = opened.file, FORMATS[format]
@@ -90,40 +73,31 @@ def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tup
     used = {name for source in opened.sources().values() for name in source.names}
     names = {name: name for name in file.shapes if name in used}  # in the file's order
     matrices = _quantised(opened, quantisation) if quantisation else set()
-    forms = dict.fromkeys(matrices, quantisation) | _plain([*(names.keys() - matrices), *unet.values()], file)
+
+    def again() -> TensorFile:
+        return open_tensors(file.path)
+
+    forms = dict.fromkeys(matrices, quantisation) | plain_forms(again, [*(names.keys() - matrices), *unet.values()])
     language = opened.parts["language"]
     sizes = f"{language.config.layers} layers, width {language.config.width}"
     makes = "an InternLM2" if language.names is internlm2 else "of LLaMA's family"
     told = {**opened.told, TOKENIZER: opened.tokenizer_told()}
-    outputs = [_output(
-        path, f"VisionLLM v2 (language model of {sizes}) in {format}", "visionllm", file, names, forms,
+    outputs = [output_of(
+        path, f"VisionLLM v2 (language model of {sizes}) in {format}", "visionllm",
         {**source_notes("VisionLLM v2", file.path, SOURCE), CONFIG: json.dumps(told), "quantization": quantisation.format if quantisation else "none",
          "license": f"Apache-2.0, as VisionLLM's repository states it for its code; the language model is {makes}"},
-        {SPIECE: tokenizer})]
+        again, names, forms, {SPIECE: tokenizer})]
     if unet:
         title = "InstructPix2Pix UNet that VisionLLM v2 trained"
         licence = "none stated; it was trained from Stable Diffusion 1.5's"
         metadata = {**source_notes(title, file.path, SOURCE), "license": licence}
-        outputs.append(_output(unet_path, title, "diffusion_models", file, unet, forms, metadata))
+        outputs.append(output_of(unet_path, title, "diffusion_models", metadata, again, unet, forms))
     return outputs, _notes(opened, forms, {*names, *unet.values()})
 
 
 def _quantised(opened: VisionFile, quantisation: Quantisation) -> set[str]:
     """The published names of the language model's weights that are kept in 8 bits; its own names are LLaMA's, whatever make it is of."""
     return {name for ours, source in opened.parts["language"].sources().items() if quantisation.takes(f"model.{ours}") for name in source.names}
-
-
-def _plain(names: list[str], file: TensorFile) -> dict[str, torch.dtype]:
-    """The dtype of each tensor that is not quantised. Their values are read for it, before anything is written. Raises NotFinite."""
-    sizes = {name: math.prod(file.shapes[name]) for name in names}
-    return {name: plain_dtype(name, again.read(name)) for name, again in _opened_again(file.path, sizes)}
-
-
-def _opened_again(source: Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, TensorFile]]:
-    """Each name with the file to read it from, which is closed now and then: that gives the pages of a mapped file back."""
-    for names in portions(sizes):
-        file = open_tensors(source)
-        yield from ((name, file) for name in names)
 
 
 def _host_unet(file: TensorFile) -> dict[str, str]:
