@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from mulan.conversion import output_of
 from mulan.tensor_files import TensorFile, WrongFile
 from pack.visionllm_nodes.model import convert
 from pack.visionllm_nodes.model.checkpoint import read_visionllm, unexpected
@@ -57,7 +58,7 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
     packed = convert._quantised(published, form)
     used = {name for source in published.sources().values() for name in source.names}
     forms = {name: form if name in packed else torch.float16 for name in used}
-    slots = convert._output(tmp_path, "", "", published.file, {name: name for name in used}, forms, {}).slots
+    slots = output_of(tmp_path, "", "", {}, lambda: published.file, {name: name for name in used}, forms).slots
     shapes = {name: slot.shape for name, slot in slots.items()}
     converted = read_visionllm(TensorFile(tmp_path, shapes, lambda name: torch.empty(slots[name].shape, dtype=slots[name].dtype, device="meta"),
                                           {"config": json.dumps({})}))
