@@ -1,30 +1,36 @@
-"""MuLan Nodes: prompts in 110+ languages for the checkpoints you have, VisionLLM v2 to ask about pictures, InternVL to label and rank them."""
+"""MuLan Nodes: prompts in 110+ languages (MuLan), detection and segmentation by words (VisionLLM v2), zero-shot labels and chat (InternVL).
+
+ComfyUI is imported only when it calls `comfy_entrypoint`: tests and the command lines import the library without a server.
+"""
+
 import os
 
-import folder_paths
-from comfy_api.latest import ComfyExtension, io
+WEB_DIRECTORY = "./web"  # help pages
+MODEL_FOLDERS = ("mulan", "visionllm", "internvl", "internvl_chat")
 
-from .nodes import NODES
-from .visionllm_nodes.node_list import NODES as VISIONLLM_NODES
 
-WEB_DIRECTORY = "./web"  # the nodes' help pages
+async def comfy_entrypoint():
+    """Register the model folders and return the extension with every node."""
+    from comfy_api.latest import ComfyExtension
+
+    from .nodes.node_list import NODES
+    from .visionllm_nodes.node_list import NODES as VISIONLLM_NODES
+
+    class MulanNodes(ComfyExtension):
+        async def on_load(self):
+            for name in MODEL_FOLDERS:
+                _add_model_folder(name)
+
+        async def get_node_list(self):
+            return [*NODES, *VISIONLLM_NODES]
+
+    return MulanNodes()
 
 
 def _add_model_folder(name: str) -> None:
-    """models/<name>, beside what extra_model_paths.yaml has given; without the extensions every kind of file would be listed."""
+    """Add models/<name> behind the folders of extra_model_paths.yaml, listing model files only."""
+    import folder_paths
+
     folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
     folders, extensions = folder_paths.folder_names_and_paths[name]
     folder_paths.folder_names_and_paths[name] = (folders, extensions | folder_paths.supported_pt_extensions)
-
-
-for kind in ("mulan", "visionllm", "internvl", "internvl_chat"):
-    _add_model_folder(kind)
-
-
-class MulanNodes(ComfyExtension):
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*NODES, *VISIONLLM_NODES]
-
-
-async def comfy_entrypoint() -> MulanNodes:
-    return MulanNodes()

@@ -2,4 +2,5 @@
 
 Nothing here imports a node or the server; model code takes ComfyUI's ``operations``.
 """
+
 VERSION = "0.4.0"  # as in pyproject.toml

@@ -1,15 +1,33 @@
 """InternVL Zero-Shot Classify: labels for pictures out of words that no one trained it on."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..mulan.internvl.ranking import rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
-from .checks import passes
-from .internvl_asking import (ABSENT, CATEGORY, CROP, NONE, SOFTMAX, check_label_inputs, check_source, first, folder_input, framing_input,
-                              image_input, label_inputs, labels_of, look, model_input, or_absent, stamp_of, templates_of)
-from .internvl_telling import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated, told_unreadable
-from .node_text import show
+from .common import passes, show
+from .internvl_inputs import (
+    ABSENT,
+    CATEGORY,
+    CROP,
+    NONE,
+    SOFTMAX,
+    check_label_inputs,
+    check_source,
+    first,
+    folder_input,
+    framing_input,
+    image_input,
+    label_inputs,
+    labels_of,
+    look,
+    model_input,
+    or_absent,
+    stamp_of,
+    templates_of,
+)
+from .internvl_reports import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated, told_unreadable
 
 
 class InternVLZeroShotClassify(io.ComfyNode):
@@ -20,21 +38,48 @@ class InternVLZeroShotClassify(io.ComfyNode):
             display_name="InternVL Zero-Shot Classify",
             category=CATEGORY,
             description="Tells which of your labels fits each picture of a batch or a folder, with scores. Labels are words or sentences in any "
-                        "language; nothing is trained.",
-            search_aliases=["zero-shot", "classification", "label images", "tag images", "clip interrogator", "clip score", "sort images", "tagger",
-                            "零样本分类", "图像分类", "画像分類", "이미지 분류", "classer des images", "Bilder klassifizieren", "классификация картинок",
-                            "clasificar imágenes"],
+            "language; nothing is trained.",
+            search_aliases=[
+                "zero-shot",
+                "classification",
+                "label images",
+                "tag images",
+                "clip interrogator",
+                "clip score",
+                "sort images",
+                "tagger",
+                "零样本分类",
+                "图像分类",
+                "画像分類",
+                "이미지 분류",
+                "classer des images",
+                "Bilder klassifizieren",
+                "классификация картинок",
+                "clasificar imágenes",
+            ],
             is_output_node=True,
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[model_input(), *label_inputs(), image_input(), folder_input(), framing_input(CROP)],
             outputs=[
-                io.String.Output(display_name="label", is_output_list=True, tooltip="A list: the best label of each picture."),
-                io.Float.Output(display_name="score", is_output_list=True, tooltip="A list: that label's score, of the kind chosen in scores."),
-                io.String.Output(display_name="labels", is_output_list=True,
-                                 tooltip="A list: the top_k labels of each picture, the best first, with commas between them."),
-                io.String.Output(display_name="names", is_output_list=True,
-                                 tooltip="A list: the file's name of each picture, or picture 1, picture 2 ... of a batch."),
+                io.String.Output(
+                    display_name="label", is_output_list=True, tooltip="A list: the best label of each picture."
+                ),
+                io.Float.Output(
+                    display_name="score",
+                    is_output_list=True,
+                    tooltip="A list: that label's score, of the kind chosen in scores.",
+                ),
+                io.String.Output(
+                    display_name="labels",
+                    is_output_list=True,
+                    tooltip="A list: the top_k labels of each picture, the best first, with commas between them.",
+                ),
+                io.String.Output(
+                    display_name="names",
+                    is_output_list=True,
+                    tooltip="A list: the file's name of each picture, or picture 1, picture 2 ... of a batch.",
+                ),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
         )
@@ -49,9 +94,25 @@ class InternVLZeroShotClassify(io.ComfyNode):
         return stamp_of(folder)
 
     @classmethod
-    def execute(cls, internvl, labels, templates=NONE, own_templates="", scores=SOFTMAX, top_k=5, image=None, folder="",
-                framing=CROP) -> io.NodeOutput:
-        internvl, kind, choice, framing, folder = first(internvl), first(scores), first(templates), first(framing), first(folder)
+    def execute(
+        cls,
+        internvl,
+        labels,
+        templates=NONE,
+        own_templates="",
+        scores=SOFTMAX,
+        top_k=5,
+        image=None,
+        folder="",
+        framing=CROP,
+    ) -> io.NodeOutput:
+        internvl, kind, choice, framing, folder = (
+            first(internvl),
+            first(scores),
+            first(templates),
+            first(framing),
+            first(folder),
+        )
         check_source(or_absent(image), folder)
         read = labels_of(labels)
         of_labels = embed_labels(internvl, read.names, templates_of(choice, own_templates))
@@ -59,10 +120,27 @@ class InternVLZeroShotClassify(io.ComfyNode):
         found = classify(seen.vectors, of_labels, internvl.logit_scale)
         best = [rank(row, first(top_k)) for row in found.cosine]
         shown = getattr(found, "softmax" if kind == SOFTMAX else "cosine")
-        told = [{"name": name, "labels": told_labels(read, found, number, order)} for number, (name, order) in enumerate(zip(seen.names, best))]
-        written = document("classify", **made_by(internvl), framing=framing, templates=choice, scores=kind, labels=list(read.names),
-                           repeated=list(read.repeated) or None, pictures=told, unreadable=told_unreadable(seen.unreadable))
+        told = [
+            {"name": name, "labels": told_labels(read, found, number, order)}
+            for number, (name, order) in enumerate(zip(seen.names, best))
+        ]
+        written = document(
+            "classify",
+            **made_by(internvl),
+            framing=framing,
+            templates=choice,
+            scores=kind,
+            labels=list(read.names),
+            repeated=list(read.repeated) or None,
+            pictures=told,
+            unreadable=told_unreadable(seen.unreadable),
+        )
         lines = [line(name, read.names, row, order) for name, row, order in zip(seen.names, shown, best)]
-        return io.NodeOutput([read.names[order[0]] for order in best], [row[order[0]].item() for row, order in zip(shown, best)],
-                             [", ".join(read.names[label] for label in order) for order in best], list(seen.names), written,
-                             ui=show(cls, table([*lines, *told_repeated(read)], seen.unreadable), written))
+        return io.NodeOutput(
+            [read.names[order[0]] for order in best],
+            [row[order[0]].item() for row, order in zip(shown, best)],
+            [", ".join(read.names[label] for label in order) for order in best],
+            list(seen.names),
+            written,
+            ui=show(cls, table([*lines, *told_repeated(read)], seen.unreadable), written),
+        )

@@ -1,19 +1,32 @@
 """InternVL Embed and InternVL Compare: pictures and texts as vectors, and how alike each two of them are."""
+
 from __future__ import annotations
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..mulan.images.text_drawing import Lettering
 from ..mulan.internvl.embeddings import PICTURE, TEXT, Embeddings, check_same_model
-from ..mulan.internvl.matrix_picture import MOST, draw
 from ..mulan.internvl.ranking import best_pairs
-from ..mulan.lettering import Lettering
-from .checks import passes
-from .internvl_asking import (ABSENT, CATEGORY, EMBEDDINGS, WHOLE, check_source, first, folder_input, framing_input, image_input, look, model_input,
-                              or_absent, stamp_of)
-from .internvl_telling import JSON_TOOLTIP, document, made_by, rounded, table, told_unreadable
-from .node_text import show
+from ..mulan.internvl.similarity_image import MOST, draw
+from .common import passes, show
+from .internvl_inputs import (
+    ABSENT,
+    CATEGORY,
+    EMBEDDINGS,
+    WHOLE,
+    check_source,
+    first,
+    folder_input,
+    framing_input,
+    image_input,
+    look,
+    model_input,
+    or_absent,
+    stamp_of,
+)
+from .internvl_reports import JSON_TOOLTIP, document, made_by, rounded, table, told_unreadable
 
 MOST_IN_JSON = 100_000  # scores of a matrix; of a larger one the JSON has only the pairs
 
@@ -26,28 +39,55 @@ class InternVLEmbed(io.ComfyNode):
             display_name="InternVL Embed",
             category=CATEGORY,
             description="Turns pictures of a batch or a folder, or texts, into vectors for InternVL Rank and InternVL Compare: computed once, used "
-                        "as often as you like.",
-            search_aliases=["image embedding", "text embedding", "clip embedding", "feature vector", "clip vision encode", "index images", "特征向量",
-                            "嵌入", "埋め込み", "임베딩", "vecteur", "Einbettung", "вектор", "incrustación"],
+            "as often as you like.",
+            search_aliases=[
+                "image embedding",
+                "text embedding",
+                "clip embedding",
+                "feature vector",
+                "clip vision encode",
+                "index images",
+                "特征向量",
+                "嵌入",
+                "埋め込み",
+                "임베딩",
+                "vecteur",
+                "Einbettung",
+                "вектор",
+                "incrustación",
+            ],
             is_output_node=True,
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
-                io.String.Input("texts", multiline=True, default="", optional=True,
-                                tooltip="Texts in place of pictures, one per line, in any language."),
-                image_input(), folder_input(), framing_input(WHOLE),
+                io.String.Input(
+                    "texts",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Texts in place of pictures, one per line, in any language.",
+                ),
+                image_input(),
+                folder_input(),
+                framing_input(WHOLE),
             ],
             outputs=[
-                EMBEDDINGS.Output(display_name="embeddings", tooltip="For InternVL Rank and InternVL Compare, with the same model."),
-                io.String.Output(display_name="names", is_output_list=True, tooltip="A list: the texts, or the pictures' names."),
+                EMBEDDINGS.Output(
+                    display_name="embeddings", tooltip="For InternVL Rank and InternVL Compare, with the same model."
+                ),
+                io.String.Output(
+                    display_name="names", is_output_list=True, tooltip="A list: the texts, or the pictures' names."
+                ),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, texts=(), image=ABSENT, folder=""):
-        return passes(check_source, image, first(folder), texts=ABSENT if None not in texts and not _lines(texts) else texts)
+        return passes(
+            check_source, image, first(folder), texts=ABSENT if None not in texts and not _lines(texts) else texts
+        )
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):
@@ -62,9 +102,20 @@ class InternVLEmbed(io.ComfyNode):
         else:
             seen = look(internvl, image, folder, framing)
             made, unreadable = Embeddings(seen.vectors, seen.names, PICTURE, internvl.identity), seen.unreadable
-        written = document("embed", **made_by(internvl), framing=None if lines else framing, kind=made.kind, identity=made.identity,
-                           length=made.vectors.shape[1], names=list(made.names), unreadable=told_unreadable(unreadable))
-        text = table([f"{len(made)} {made.kind}{'' if len(made) == 1 else 's'} as vectors of {made.vectors.shape[1]} numbers"], unreadable)
+        written = document(
+            "embed",
+            **made_by(internvl),
+            framing=None if lines else framing,
+            kind=made.kind,
+            identity=made.identity,
+            length=made.vectors.shape[1],
+            names=list(made.names),
+            unreadable=told_unreadable(unreadable),
+        )
+        text = table(
+            [f"{len(made)} {made.kind}{'' if len(made) == 1 else 's'} as vectors of {made.vectors.shape[1]} numbers"],
+            unreadable,
+        )
         return io.NodeOutput(made, list(made.names), written, ui=show(cls, text, written))
 
 
@@ -76,19 +127,42 @@ class InternVLCompare(io.ComfyNode):
             display_name="InternVL Compare",
             category=CATEGORY,
             description="Shows how alike each two of some pictures or texts are, as a matrix with names and as numbers: near duplicates, captions "
-                        "that fit, words that mean the same in two languages.",
-            search_aliases=["similarity matrix", "cosine similarity", "compare images", "find duplicates", "clip score", "相似度", "类似度", "유사도",
-                            "similarité", "Ähnlichkeit", "сходство", "similitud"],
+            "that fit, words that mean the same in two languages.",
+            search_aliases=[
+                "similarity matrix",
+                "cosine similarity",
+                "compare images",
+                "find duplicates",
+                "clip score",
+                "相似度",
+                "类似度",
+                "유사도",
+                "similarité",
+                "Ähnlichkeit",
+                "сходство",
+                "similitud",
+            ],
             is_output_node=True,
             inputs=[
                 EMBEDDINGS.Input("a", tooltip="Of InternVL Embed: the rows."),
-                EMBEDDINGS.Input("b", optional=True, tooltip="The columns, of the same model. Without it a is compared with itself."),
-                io.Int.Input("pairs", default=10, min=1, max=10000, optional=True, tooltip="How many of the most alike pairs are told."),
+                EMBEDDINGS.Input(
+                    "b", optional=True, tooltip="The columns, of the same model. Without it a is compared with itself."
+                ),
+                io.Int.Input(
+                    "pairs",
+                    default=10,
+                    min=1,
+                    max=10000,
+                    optional=True,
+                    tooltip="How many of the most alike pairs are told.",
+                ),
             ],
             outputs=[
                 io.Image.Output(tooltip="The matrix, its first 256 rows and columns: darker is more alike."),
-                io.String.Output(display_name="json",
-                                 tooltip=f"{JSON_TOOLTIP} The whole matrix is in it where it has at most {MOST_IN_JSON:,} numbers."),
+                io.String.Output(
+                    display_name="json",
+                    tooltip=f"{JSON_TOOLTIP} The whole matrix is in it where it has at most {MOST_IN_JSON:,} numbers.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -100,13 +174,26 @@ class InternVLCompare(io.ComfyNode):
         check_same_model("a and b", a.identity, "the embeddings b", b.identity)
         found = best_pairs(a.vectors, b.vectors, pairs, same)
         scores = (a.vectors @ b.vectors.T).tolist() if len(a) * len(b) <= MOST_IN_JSON else None
-        written = document("compare", kinds=[a.kind, b.kind], identity=a.identity, rows=list(a.names), columns=list(b.names),
-                        pairs=[{"row": row, "column": column, "score": rounded(score)} for row, column, score in found],
-                        scores=scores and [[rounded(score) for score in of_row] for of_row in scores])
-        picture = draw(a.vectors[:MOST] @ b.vectors[:MOST].T, a.names, b.names, Lettering(sample="".join(a.names[:MOST] + b.names[:MOST])))
+        written = document(
+            "compare",
+            kinds=[a.kind, b.kind],
+            identity=a.identity,
+            rows=list(a.names),
+            columns=list(b.names),
+            pairs=[{"row": row, "column": column, "score": rounded(score)} for row, column, score in found],
+            scores=scores and [[rounded(score) for score in of_row] for of_row in scores],
+        )
+        picture = draw(
+            a.vectors[:MOST] @ b.vectors[:MOST].T,
+            a.names,
+            b.names,
+            Lettering(sample="".join(a.names[:MOST] + b.names[:MOST])),
+        )
         image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
         text = table([f"{score:.3f}  {a.names[row]} - {b.names[column]}" for row, column, score in found])
-        return io.NodeOutput(image, written, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **show(cls, text, written).as_dict()})
+        return io.NodeOutput(
+            image, written, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **show(cls, text, written).as_dict()}
+        )
 
 
 def _lines(texts) -> list[str]:

@@ -1,4 +1,5 @@
 """What the InternVL nodes are asked through: their types and inputs, and the pictures of batches or a folder as vectors."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,12 +11,12 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..mulan.internvl.folder import Unreadable, embed_folder
+from ..mulan.images.image_files import picture_files, read_picture
+from ..mulan.internvl.image_folder import Unreadable, embed_folder
 from ..mulan.internvl.labels import Labels, read_labels
-from ..mulan.internvl.picture_files import picture_files, read_picture
-from ..mulan.internvl.pictures import FRAMINGS
+from ..mulan.internvl.preprocessing import FRAMINGS
 from ..mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, PLACE, read_templates
-from .checks import for_field
+from .common import for_field
 
 INTERNVL, EMBEDDINGS = io.Custom("INTERNVL"), io.Custom("INTERNVL_EMBEDDINGS")
 CATEGORY = "image/classification"
@@ -32,34 +33,74 @@ def model_input() -> io.Input:
 
 
 def image_input() -> io.Input:
-    return io.Image.Input("image", optional=True, tooltip="Pictures: a batch, or a list of batches of any sizes. Connect it or name a folder.")
+    return io.Image.Input(
+        "image",
+        optional=True,
+        tooltip="Pictures: a batch, or a list of batches of any sizes. Connect it or name a folder.",
+    )
 
 
 def folder_input() -> io.Input:
-    return io.String.Input("folder", default="", optional=True,
-                           tooltip="A folder of pictures, in place of image: a whole path, or one in ComfyUI's input or output folder. Its "
-                                   "embeddings are kept in output/internvl, so that the next time only new or changed pictures are looked at.")
+    return io.String.Input(
+        "folder",
+        default="",
+        optional=True,
+        tooltip="A folder of pictures, in place of image: a whole path, or one in ComfyUI's input or output folder. Its "
+        "embeddings are kept in output/internvl, so that the next time only new or changed pictures are looked at.",
+    )
 
 
 def framing_input(default: str) -> io.Input:
-    return io.Combo.Input("framing", options=[CROP, WHOLE], default=default, optional=True, advanced=True,
-                          tooltip="crop: the middle square of each picture, as InternVL's authors classify. whole: all of it, squeezed into a "
-                                  "square, as they retrieve.")
+    return io.Combo.Input(
+        "framing",
+        options=[CROP, WHOLE],
+        default=default,
+        optional=True,
+        advanced=True,
+        tooltip="crop: the middle square of each picture, as InternVL's authors classify. whole: all of it, squeezed into a "
+        "square, as they retrieve.",
+    )
 
 
 def label_inputs() -> list[io.Input]:
     return [
-        io.String.Input("labels", multiline=True, default="a person\nan animal\na landscape",
-                        tooltip="What it may be: one label per line, in any language and of any length."),
-        io.Combo.Input("templates", options=TEMPLATE_CHOICES, default=NONE, optional=True,
-                       tooltip="Sentences that each label is put into; the mean of their vectors stands for it. (paper): those of InternVL's "
-                               "authors. none: the label as it stands. own: the templates below."),
-        io.String.Input("own_templates", multiline=True, default=f"a photo of {PLACE}\na drawing of {PLACE}", optional=True,
-                        tooltip=f"Used where templates is own: one sentence per line, with {PLACE} where the label goes."),
-        io.Combo.Input("scores", options=list(SCORES), default=SOFTMAX, optional=True,
-                       tooltip="softmax: which of these labels, in shares that sum up to 1. independent: how well each label fits by itself (a "
-                               "cosine), whatever other labels there are. The JSON has both."),
-        io.Int.Input("top_k", default=5, min=1, max=10000, optional=True, tooltip="How many labels of each picture are told, the best."),
+        io.String.Input(
+            "labels",
+            multiline=True,
+            default="a person\nan animal\na landscape",
+            tooltip="What it may be: one label per line, in any language and of any length.",
+        ),
+        io.Combo.Input(
+            "templates",
+            options=TEMPLATE_CHOICES,
+            default=NONE,
+            optional=True,
+            tooltip="Sentences that each label is put into; the mean of their vectors stands for it. (paper): those of InternVL's "
+            "authors. none: the label as it stands. own: the templates below.",
+        ),
+        io.String.Input(
+            "own_templates",
+            multiline=True,
+            default=f"a photo of {PLACE}\na drawing of {PLACE}",
+            optional=True,
+            tooltip=f"Used where templates is own: one sentence per line, with {PLACE} where the label goes.",
+        ),
+        io.Combo.Input(
+            "scores",
+            options=list(SCORES),
+            default=SOFTMAX,
+            optional=True,
+            tooltip="softmax: which of these labels, in shares that sum up to 1. independent: how well each label fits by itself (a "
+            "cosine), whatever other labels there are. The JSON has both.",
+        ),
+        io.Int.Input(
+            "top_k",
+            default=5,
+            min=1,
+            max=10000,
+            optional=True,
+            tooltip="How many labels of each picture are told, the best.",
+        ),
     ]
 
 
@@ -101,7 +142,9 @@ def check_source(image, folder: str | None, **others) -> None:
     named = folder is None or folder.strip() != ""
     given = (image is not ABSENT) + named + sum(other is not ABSENT for other in others.values())
     if given != 1:
-        raise ValueError(f"{', '.join(('image', *others))} or folder: {'none' if not given else 'more than one'} of them is given, and one is needed")
+        raise ValueError(
+            f"{', '.join(('image', *others))} or folder: {'none' if not given else 'more than one'} of them is given, and one is needed"
+        )
     if folder and named:
         for_field("folder", picture_files, folder_of(folder))
 
@@ -110,10 +153,20 @@ def folder_of(name: str) -> Path:
     """The folder of a whole path, or one in the input or the output folder. Raises ValueError that says where it was looked for."""
     name = name.strip().strip('"')
     roots = [Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory())]
-    found = next((folder for folder in ([Path(name)] if Path(name).is_absolute() else [root / name for root in roots]) if folder.is_dir()), None)
+    found = next(
+        (
+            folder
+            for folder in ([Path(name)] if Path(name).is_absolute() else [root / name for root in roots])
+            if folder.is_dir()
+        ),
+        None,
+    )
     if found is None:
-        raise ValueError(f"folder: {name!r} is no folder" + ("" if Path(name).is_absolute() else f" in {roots[0]} or in {roots[1]}")
-                         + ". Write a whole path, or one below them.")
+        raise ValueError(
+            f"folder: {name!r} is no folder"
+            + ("" if Path(name).is_absolute() else f" in {roots[0]} or in {roots[1]}")
+            + ". Write a whole path, or one below them."
+        )
     return found
 
 
@@ -121,7 +174,9 @@ def stamp_of(folder) -> str:
     """For `fingerprint_inputs`: changes with the pictures in a folder."""
     try:
         files = picture_files(folder_of(first(folder) or ""))
-        stamps = [(file.name, told.st_size, told.st_mtime_ns, told.st_ctime_ns) for file in files for told in [file.stat()]]
+        stamps = [
+            (file.name, told.st_size, told.st_mtime_ns, told.st_ctime_ns) for file in files for told in [file.stat()]
+        ]
         return hashlib.sha256(repr(stamps).encode("utf-8", "replace")).hexdigest()
     except (OSError, ValueError):
         return ""
@@ -141,7 +196,9 @@ def look(internvl, images: Iterable[torch.Tensor] | None, folder: str, framing: 
     """Embeds the pictures of batches [B, H, W, 3], or else of a folder."""
     if images is None:
         found = embed_folder(internvl, folder_of(folder), framing, Path(folder_paths.get_output_directory(), KEPT_IN))
-        return Seen(found.vectors, found.names, lambda number: read_picture(found.files[number])[None], found.unreadable)
+        return Seen(
+            found.vectors, found.names, lambda number: read_picture(found.files[number])[None], found.unreadable
+        )
     pictures = [picture[..., :3] for batch in images for picture in batch]
     if not pictures:
         raise ValueError("image: there is no picture in the batch")

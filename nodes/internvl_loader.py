@@ -1,4 +1,5 @@
 """InternVL Loader: one model for labels, likeness and search, in many languages."""
+
 from __future__ import annotations
 
 import json
@@ -7,14 +8,12 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..mulan.files import ENCODER_SOURCE, open_text_encoder
-from ..mulan.internvl.checkpoint import MODES, SOURCE, open_internvl
-from ..mulan.internvl.loading import check_pair, load_internvl
-from ..mulan.tensor_files import place
-from .checks import valid
-from .internvl_asking import ABSENT, INTERNVL
-from .loading_inputs import PRECISIONS, device_input, device_of, precision_input
-from .model_files import locate, names, stamp
+from ..mulan.checkpoints.tensor_files import place
+from ..mulan.conditioning.model_files import ENCODER_SOURCE, open_text_encoder
+from ..mulan.internvl.internvl_files import MODES, SOURCE, open_internvl
+from ..mulan.internvl.internvl_loader import check_pair, load_internvl
+from .common import PRECISIONS, device_input, device_of, locate, names, precision_input, stamp, valid
+from .internvl_inputs import ABSENT, INTERNVL
 
 KIND, ENCODERS = "internvl", "text_encoders"
 INSIDE = "in the checkpoint"
@@ -30,27 +29,63 @@ class InternVLLoader(io.ComfyNode):
             display_name="InternVL Loader",
             category="loaders",
             description="Loads InternVL-C or -G, which tells how well pictures and words of 110+ languages fit: for labels, ranking, search and "
-                        "comparison. Its text encoder is the one MuLan uses, and can be shared with it.",
-            search_aliases=["internvl", "clip score", "zero-shot", "image embedding", "multilingual clip", "load clip vision", "retrieval",
-                            "图文匹配", "零样本", "画像検索", "이미지 검색", "recherche d'images", "Bildersuche", "поиск картинок", "búsqueda de imágenes"],
-            inputs=[
-                io.Combo.Input("checkpoint", options=_checkpoints(),
-                               tooltip=f"In models/internvl: {SOURCE} or internvl_c_13b_224px.pth, or the vision file that dev.py convert made of "
-                                       "either. A folder of shards that lies in models/text_encoders for MuLan is listed too."),
-                io.Combo.Input("text_encoder", options=[INSIDE, *names(ENCODERS)], default=INSIDE,
-                               tooltip="InternVL's text encoder: the one in the checkpoint, or its converted file in models/text_encoders. Not used "
-                                       "where a CLIP is connected."),
-                io.Combo.Input("mode", options=list(MODES), default=MODES[0], optional=True,
-                               tooltip="C: pictures by the vision tower alone. G: they are also read by the language model's queries; slower, and "
-                                       "better at finding pictures by sentences."),
-                precision_input("What the vision side computes in, whatever the file holds. default: fp16 or bf16 where the device is fast with it, "
-                                "else fp32."),
-                device_input(),
-                io.Clip.Input("clip", optional=True,
-                              tooltip="The CLIP of a MuLan Loader: its text encoder serves here too, so there is one copy of it in memory."),
+            "comparison. Its text encoder is the one MuLan uses, and can be shared with it.",
+            search_aliases=[
+                "internvl",
+                "clip score",
+                "zero-shot",
+                "image embedding",
+                "multilingual clip",
+                "load clip vision",
+                "retrieval",
+                "图文匹配",
+                "零样本",
+                "画像検索",
+                "이미지 검색",
+                "recherche d'images",
+                "Bildersuche",
+                "поиск картинок",
+                "búsqueda de imágenes",
             ],
-            outputs=[INTERNVL.Output(display_name="INTERNVL",
-                                     tooltip="For the InternVL nodes. ComfyUI moves it to the GPU and away as it does models.")],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=_checkpoints(),
+                    tooltip=f"In models/internvl: {SOURCE} or internvl_c_13b_224px.pth, or the vision file that dev.py convert made of "
+                    "either. A folder of shards that lies in models/text_encoders for MuLan is listed too.",
+                ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=[INSIDE, *names(ENCODERS)],
+                    default=INSIDE,
+                    tooltip="InternVL's text encoder: the one in the checkpoint, or its converted file in models/text_encoders. Not used "
+                    "where a CLIP is connected.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    optional=True,
+                    tooltip="C: pictures by the vision tower alone. G: they are also read by the language model's queries; slower, and "
+                    "better at finding pictures by sentences.",
+                ),
+                precision_input(
+                    "What the vision side computes in, whatever the file holds. default: fp16 or bf16 where the device is fast with it, "
+                    "else fp32."
+                ),
+                device_input(),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The CLIP of a MuLan Loader: its text encoder serves here too, so there is one copy of it in memory.",
+                ),
+            ],
+            outputs=[
+                INTERNVL.Output(
+                    display_name="INTERNVL",
+                    tooltip="For the InternVL nodes. ComfyUI moves it to the GPU and away as it does models.",
+                )
+            ],
         )
 
     @classmethod
@@ -64,9 +99,13 @@ class InternVLLoader(io.ComfyNode):
         return stamp(KIND, checkpoint) or stamp(ENCODERS, checkpoint), stamp(ENCODERS, text_encoder)
 
     @classmethod
-    def execute(cls, checkpoint, text_encoder, mode=MODES[0], precision="default", device="default", clip=None) -> io.NodeOutput:
+    def execute(
+        cls, checkpoint, text_encoder, mode=MODES[0], precision="default", device="default", clip=None
+    ) -> io.NodeOutput:
         encoder = None if clip is not None or text_encoder == INSIDE else locate(ENCODERS, text_encoder, ENCODER_SOURCE)
-        return io.NodeOutput(load_internvl(_located(checkpoint), mode, encoder, device_of(device), PRECISIONS[precision], clip))
+        return io.NodeOutput(
+            load_internvl(_located(checkpoint), mode, encoder, device_of(device), PRECISIONS[precision], clip)
+        )
 
 
 def _checkpoints() -> list[str]:
@@ -92,5 +131,9 @@ def _check(checkpoint: str, text_encoder: str, mode: str) -> None:
     file = open_internvl(_located(checkpoint))
     file.parts(mode)
     if text_encoder:
-        text = file.text_encoder() if text_encoder == INSIDE else open_text_encoder(locate(ENCODERS, text_encoder, ENCODER_SOURCE))
+        text = (
+            file.text_encoder()
+            if text_encoder == INSIDE
+            else open_text_encoder(locate(ENCODERS, text_encoder, ENCODER_SOURCE))
+        )
         check_pair(file, text.config, place(text.file.path))

@@ -2,6 +2,7 @@
 
 {"format": "internvl-nodes/1", "task": "classify", "model": ..., "mode": "C", ...}; what else is in it each node's help page tells.
 """
+
 from __future__ import annotations
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..mulan.internvl.folder import Unreadable
+from ..mulan.internvl.image_folder import Unreadable
 from ..mulan.internvl.labels import Labels
 from ..mulan.internvl.zeroshot import Scores
 
@@ -48,7 +49,14 @@ def table(lines: Sequence[str], unreadable: Sequence[Unreadable] = ()) -> str:
 def told_labels(labels: Labels, scores: Scores, number: int, order: Sequence[int]) -> list[dict]:
     """For the JSON: what is told of a picture."""
     softmax, cosine = scores.softmax[number], scores.cosine[number]
-    return [{"label": labels.names[label], "softmax": rounded(softmax[label].item()), "cosine": rounded(cosine[label].item())} for label in order]
+    return [
+        {
+            "label": labels.names[label],
+            "softmax": rounded(softmax[label].item()),
+            "cosine": rounded(cosine[label].item()),
+        }
+        for label in order
+    ]
 
 
 def told_repeated(labels: Labels) -> list[str]:

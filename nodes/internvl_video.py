@@ -1,16 +1,28 @@
 """InternVL Video Classify: which of your labels fits a video."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..mulan.images.video_frames import middles, spread_frames
 from ..mulan.internvl.ranking import direction, rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
-from ..mulan.video_frames import middles, spread_frames
-from .checks import passes
-from .internvl_asking import (ABSENT, CATEGORY, CROP, NONE, SOFTMAX, check_label_inputs, framing_input, label_inputs, labels_of, model_input,
-                              or_absent, templates_of)
-from .internvl_telling import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated
-from .node_text import show
+from .common import passes, show
+from .internvl_inputs import (
+    ABSENT,
+    CATEGORY,
+    CROP,
+    NONE,
+    SOFTMAX,
+    check_label_inputs,
+    framing_input,
+    label_inputs,
+    labels_of,
+    model_input,
+    or_absent,
+    templates_of,
+)
+from .internvl_reports import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated
 
 
 class InternVLVideoClassify(io.ComfyNode):
@@ -21,23 +33,43 @@ class InternVLVideoClassify(io.ComfyNode):
             display_name="InternVL Video Classify",
             category=CATEGORY,
             description="Tells which of your labels fits a video, with scores: a few frames, evenly spread, are looked at together, as InternVL's "
-                        "authors do for actions.",
-            search_aliases=["video classification", "action recognition", "label video", "zero-shot video", "视频分类", "動画分類", "동영상 분류",
-                            "classer une vidéo", "Video klassifizieren", "классификация видео", "clasificar vídeo"],
+            "authors do for actions.",
+            search_aliases=[
+                "video classification",
+                "action recognition",
+                "label video",
+                "zero-shot video",
+                "视频分类",
+                "動画分類",
+                "동영상 분류",
+                "classer une vidéo",
+                "Video klassifizieren",
+                "классификация видео",
+                "clasificar vídeo",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                model_input(), *label_inputs(),
+                model_input(),
+                *label_inputs(),
                 io.Video.Input("video", optional=True, tooltip="The video. Connect it, or its frames as image."),
                 io.Image.Input("image", optional=True, tooltip="The frames of a video as a batch, in place of video."),
-                io.Int.Input("frames", default=8, min=1, max=256, optional=True,
-                             tooltip="How many frames are looked at: the middle ones of so many equal parts. The paper takes 8."),
+                io.Int.Input(
+                    "frames",
+                    default=8,
+                    min=1,
+                    max=256,
+                    optional=True,
+                    tooltip="How many frames are looked at: the middle ones of so many equal parts. The paper takes 8.",
+                ),
                 framing_input(CROP),
             ],
             outputs=[
                 io.String.Output(display_name="label", tooltip="The best label."),
                 io.Float.Output(display_name="score", tooltip="Its score, of the kind chosen in scores."),
-                io.String.Output(display_name="labels", tooltip="The top_k labels, the best first, with commas between them."),
+                io.String.Output(
+                    display_name="labels", tooltip="The top_k labels, the best first, with commas between them."
+                ),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
         )
@@ -48,8 +80,19 @@ class InternVLVideoClassify(io.ComfyNode):
         return passes(_check_frames, video, image) if checked is True else checked
 
     @classmethod
-    def execute(cls, internvl, labels, templates=NONE, own_templates="", scores=SOFTMAX, top_k=5, video=None, image=None, frames=8,
-                framing=CROP) -> io.NodeOutput:
+    def execute(
+        cls,
+        internvl,
+        labels,
+        templates=NONE,
+        own_templates="",
+        scores=SOFTMAX,
+        top_k=5,
+        video=None,
+        image=None,
+        frames=8,
+        framing=CROP,
+    ) -> io.NodeOutput:
         _check_frames(or_absent(video), or_absent(image))
         if video is not None:
             chosen = spread_frames(video, frames)
@@ -62,11 +105,25 @@ class InternVLVideoClassify(io.ComfyNode):
         found = classify(direction(internvl.embed_pictures(chosen, framing))[None], of_labels, internvl.logit_scale)
         order = rank(found.cosine[0], top_k)
         shown = (found.softmax if scores == SOFTMAX else found.cosine)[0]
-        written = document("classify video", **made_by(internvl), framing=framing, templates=templates, scores=scores, labels=list(read.names),
-                           repeated=list(read.repeated) or None, frames=len(chosen), video=told_labels(read, found, 0, order))
+        written = document(
+            "classify video",
+            **made_by(internvl),
+            framing=framing,
+            templates=templates,
+            scores=scores,
+            labels=list(read.names),
+            repeated=list(read.repeated) or None,
+            frames=len(chosen),
+            video=told_labels(read, found, 0, order),
+        )
         text = table([line("video", read.names, shown, order), *told_repeated(read)])
-        return io.NodeOutput(read.names[order[0]], shown[order[0]].item(), ", ".join(read.names[label] for label in order), written,
-                             ui=show(cls, text, written))
+        return io.NodeOutput(
+            read.names[order[0]],
+            shown[order[0]].item(),
+            ", ".join(read.names[label] for label in order),
+            written,
+            ui=show(cls, text, written),
+        )
 
 
 def _check_frames(video, image) -> None:

@@ -1,4 +1,5 @@
 """MuLan Save Conditioning and MuLan Load Conditioning: encode once, draw anywhere without the text encoder."""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,9 +8,8 @@ import comfyui_version
 from comfy_api.latest import io
 
 from ..mulan import VERSION
-from ..mulan.saved_conditioning import load_conditioning, save_conditioning
-from .node_text import show
-from .saved_files import SavedFiles
+from ..mulan.conditioning.saved_conditioning import load_conditioning, save_conditioning
+from .common import SavedFiles, show
 
 FILES = SavedFiles("conditioning", ".safetensors", "MuLan Save Conditioning")
 
@@ -22,14 +22,28 @@ class MulanSaveConditioning(io.ComfyNode):
             display_name="MuLan Save Conditioning",
             category="MuLan",
             description="Writes an encoded prompt to output/conditioning, so that later graphs, or another machine, need no text encoder.",
-            search_aliases=["save conditioning", "export conditioning", "save prompt", "cache conditioning", "prompt embeds", "保存条件", "条件付けを保存"],
+            search_aliases=[
+                "save conditioning",
+                "export conditioning",
+                "save prompt",
+                "cache conditioning",
+                "prompt embeds",
+                "保存条件",
+                "条件付けを保存",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Conditioning.Input("conditioning", tooltip="Any conditioning of texts, areas, masks and timestep ranges. One with a ControlNet or "
-                                                              "hooks is refused: these are no data."),
-                io.String.Input("filename_prefix", default="MuLan",
-                                tooltip="The file's name in output/conditioning; a number follows. May have subfolders and %year%, %month%, %day%."),
+                io.Conditioning.Input(
+                    "conditioning",
+                    tooltip="Any conditioning of texts, areas, masks and timestep ranges. One with a ControlNet or "
+                    "hooks is refused: these are no data.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="MuLan",
+                    tooltip="The file's name in output/conditioning; a number follows. May have subfolders and %year%, %month%, %day%.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(tooltip="The conditioning that came in."),
@@ -52,18 +66,36 @@ class MulanLoadConditioning(io.ComfyNode):
             display_name="MuLan Load Conditioning",
             category="MuLan",
             description="Reads what MuLan Save Conditioning wrote. The graph needs no text encoder then.",
-            search_aliases=["load conditioning", "import conditioning", "load prompt", "cached conditioning", "without text encoder", "prompt embeds",
-                            "加载条件", "条件付けを読み込む"],
+            search_aliases=[
+                "load conditioning",
+                "import conditioning",
+                "load prompt",
+                "cached conditioning",
+                "without text encoder",
+                "prompt embeds",
+                "加载条件",
+                "条件付けを読み込む",
+            ],
             has_intermediate_output=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Combo.Input("file", options=list(FILES.listed()),
-                               tooltip="A file that MuLan Save Conditioning wrote, in output/conditioning or in the input folder."),
-                io.Model.Input("model", optional=True, tooltip="Connected, a file for another model family is refused. It is not changed."),
+                io.Combo.Input(
+                    "file",
+                    options=list(FILES.listed()),
+                    tooltip="A file that MuLan Save Conditioning wrote, in output/conditioning or in the input folder.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Connected, a file for another model family is refused. It is not changed.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(tooltip="What was saved, exactly."),
-                io.String.Output(display_name="info", tooltip="What the file holds: prompts, family, shapes, and what it was made with."),
+                io.String.Output(
+                    display_name="info",
+                    tooltip="What the file holds: prompts, family, shapes, and what it was made with.",
+                ),
             ],
         )
 

@@ -1,4 +1,5 @@
 """A real ComfyUI server in a process of its own, and a client of its queue."""
+
 import io
 import json
 import os
@@ -22,8 +23,20 @@ import websocket
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL_FOLDERS = ("checkpoints", "clip_vision", "controlnet", "diffusion_models", "hypernetworks", "internvl", "internvl_chat", "loras",
-                 "mulan", "text_encoders", "vae", "visionllm")
+MODEL_FOLDERS = (
+    "checkpoints",
+    "clip_vision",
+    "controlnet",
+    "diffusion_models",
+    "hypernetworks",
+    "internvl",
+    "internvl_chat",
+    "loras",
+    "mulan",
+    "text_encoders",
+    "vae",
+    "visionllm",
+)
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 
 Progress = Callable[[str, int, int], None]  # (node id, step, steps)
@@ -58,6 +71,7 @@ class GraphFailed(RuntimeError):
 @dataclass(frozen=True)
 class Outputs:
     """What a finished graph left: per node id, what it showed (`nodes`) and the picture files it wrote (`files`, the bytes of each PNG)."""
+
     nodes: dict[str, dict]
     files: dict[str, list[bytes]]
 
@@ -79,8 +93,17 @@ class ComfyServer:
     server writes goes to a temporary folder, except its log.
     """
 
-    def __init__(self, host: Path, *, cpu: bool = True, port: int = 0, extra_models: Path | None = None, extra_nodes: Path | None = None,
-                 log: Path | None = None, start_within: float = 300.0):
+    def __init__(
+        self,
+        host: Path,
+        *,
+        cpu: bool = True,
+        port: int = 0,
+        extra_models: Path | None = None,
+        extra_nodes: Path | None = None,
+        log: Path | None = None,
+        start_within: float = 300.0,
+    ):
         self.host, self.cpu, self.start_within = Path(host), cpu, start_within
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -104,11 +127,21 @@ class ComfyServer:
         self.folder = Path(tempfile.mkdtemp(prefix="comfy_server_"))
         self.log = self._given_log or self.folder / "server.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        own_group = {"start_new_session": True} if os.name == "posix" else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        own_group = (
+            {"start_new_session": True}
+            if os.name == "posix"
+            else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        )
         try:
             with open(self.log, "wb") as log:
-                self.process = subprocess.Popen(self._command(), cwd=self.host, stdin=subprocess.DEVNULL, stdout=log,
-                                                stderr=subprocess.STDOUT, **own_group)
+                self.process = subprocess.Popen(
+                    self._command(),
+                    cwd=self.host,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    **own_group,
+                )
             self._wait_until_it_answers()
             self._client = uuid.uuid4().hex
             self._events = websocket.create_connection(f"ws://{self.address}/ws?clientId={self._client}", timeout=60)
@@ -225,8 +258,11 @@ class ComfyServer:
                 raise self._error(f"No history of the graph {prompt_id}")
             time.sleep(0.02)
         nodes = entry["outputs"]
-        files = {node: [self.get("/view?" + urllib.parse.urlencode(picture)) for picture in nodes[node]["images"]]
-                 for node in sorted(nodes, key=node_order) if "images" in nodes[node]}
+        files = {
+            node: [self.get("/view?" + urllib.parse.urlencode(picture)) for picture in nodes[node]["images"]]
+            for node in sorted(nodes, key=node_order)
+            if "images" in nodes[node]
+        }
         return Outputs(nodes, files)
 
     # --- its other answers ----------------------------------------------------------------------------------------
@@ -264,8 +300,19 @@ class ComfyServer:
 
 def server_command(host: Path, port: int, cpu: bool, more_packs: Sequence[str] = ()) -> list[str]:
     """Starts ComfyUI with this pack and `more_packs` alone: other custom nodes may need packages that our environment does not have."""
-    command = [sys.executable, "-u", str(host / "main.py"), "--listen", "127.0.0.1", "--port", str(port),
-               "--disable-all-custom-nodes", "--whitelist-custom-nodes", pack_name(host), *more_packs]
+    command = [
+        sys.executable,
+        "-u",
+        str(host / "main.py"),
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--disable-all-custom-nodes",
+        "--whitelist-custom-nodes",
+        pack_name(host),
+        *more_packs,
+    ]
     return command + ["--cpu"] if cpu else command
 
 

@@ -1,74 +1,92 @@
-"""Makes the library and the host importable in a plain Python process.
+"""ComfyUI and the tiny models for a plain Python process.
 
-The repository itself never goes on sys.path: its nodes/ folder would hide the host's nodes.py. It is there as a package, as it is for the
-host, under the name `pack`: `pack.visionllm_nodes.model`. `mulan` is `pack.mulan` by a shorter name.
+dev.py's environment finds both the repository (as the package `mulan_nodes`) and ComfyUI; what is left is ComfyUI's command line.
 """
-import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
+
+from __future__ import annotations
+
+import hashlib
+import json
 import sys
-import types
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PACK = "pack"
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache"
+OUTPUT = ROOT / "output"
+TINY_MODELS = [
+    *(
+        ROOT / "tools" / "tinyworld" / f"tiny_{name}.safetensors"
+        for name in ("world", "companions", "internvl", "internvl_chat")
+    ),
+    ROOT / "tools" / "tinyworld_visionllm" / "tiny_visionllm.safetensors",
+]
 
 
-class _SameModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """`pack.mulan.x` is the module `mulan.x`: one class of each error, whoever imports it."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name == f"{PACK}.mulan" or name.startswith(f"{PACK}.mulan."):
-            return importlib.machinery.ModuleSpec(name, self)
-        return None
-
-    def create_module(self, spec):
-        module = importlib.import_module(spec.name.removeprefix(f"{PACK}."))
-        self._own_spec = module.__spec__
-        return module
-
-    def exec_module(self, module):
-        module.__spec__ = self._own_spec  # the import system has just put the alias there
-
-
-def load_library() -> None:
-    """Import ROOT/mulan under its own name, and ROOT as the package `pack` without running the door that needs the host's server."""
-    if "mulan" in sys.modules:
-        return
-    folder = ROOT / "mulan"
-    spec = importlib.util.spec_from_file_location("mulan", folder / "__init__.py", submodule_search_locations=[str(folder)])
-    library = importlib.util.module_from_spec(spec)
-    sys.modules["mulan"] = library
-    spec.loader.exec_module(library)
-    pack = types.ModuleType(PACK)
-    pack.__path__ = [str(ROOT)]
-    sys.modules[PACK] = pack
-    sys.meta_path.insert(0, _SameModules())
-
-
-def write_tiny_models(models: Path) -> list[Path]:
-    """Writes all tiny models below a ComfyUI's models folder and gives their files."""
-    from mulan.tinyworld import pack, whole_packs
-    from pack.visionllm_nodes.tinyworld.tiny_model import VISIONLLM
-
-    return [*pack.expand(models), *(whole.expand(models) for whole in (whole_packs.INTERNVL, whole_packs.CHAT, VISIONLLM))]
-
-
-def write_example_pictures(inputs: Path) -> list[Path]:
-    """Writes the folder of pictures that templates read below a ComfyUI's input folder and gives its files."""
-    from mulan.tinyworld import example_pictures
-
-    return example_pictures.write(inputs / example_pictures.FOLDER)
-
-
-def open_host(folder: Path, *arguments: str) -> None:
-    """Put ComfyUI's folder on sys.path and let ComfyUI read `arguments` (such as "--cpu") as its command line."""
-    sys.path.insert(0, str(folder))
+def open_comfyui(*arguments: str) -> None:
+    """Let ComfyUI read `arguments` (such as "--cpu") as its command line. Call it before anything imports comfy.cli_args."""
     import comfy.options
+
     comfy.options.enable_args_parsing()
     own, sys.argv = sys.argv, ["comfyui", *arguments]
     try:
         import comfy.cli_args  # noqa: F401  (reads sys.argv when it is imported)
     finally:
         sys.argv = own
+
+
+def folder() -> Path:
+    """ComfyUI's folder, the one this environment imports from."""
+    import comfyui_version
+
+    return Path(comfyui_version.__file__).resolve().parent
+
+
+def device_arguments() -> list[str]:
+    """ComfyUI's arguments for this machine: ["--cpu"] without an accelerator."""
+    return [] if has_accelerator() else ["--cpu"]
+
+
+def has_accelerator() -> bool:
+    """Whether torch finds a CUDA, XPU or MPS device."""
+    import torch
+
+    return torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()
+
+
+def write_tiny_models(models: Path) -> list[Path]:
+    """Write all tiny models below a ComfyUI's models folder; return their files."""
+    from .tinyworld import pack, whole_packs
+    from .tinyworld_visionllm.tiny_model import VISIONLLM
+
+    return [
+        *pack.expand(models),
+        *(whole.expand(models) for whole in (whole_packs.INTERNVL, whole_packs.CHAT, VISIONLLM)),
+    ]
+
+
+def write_example_images(inputs: Path) -> list[Path]:
+    """Write the folder of images that templates read below a ComfyUI's input folder; return its files."""
+    from .tinyworld import example_pictures
+
+    return example_pictures.write(inputs / example_pictures.FOLDER)
+
+
+def refresh_tiny_models(comfyui: Path) -> None:
+    """Write the tiny models and the templates' images into a ComfyUI, unless they are there already."""
+    for file in TINY_MODELS:
+        if not file.is_file():
+            sys.exit(
+                f"The tiny models are missing: there is no {file.relative_to(ROOT)}. python dev.py train-tiny makes it."
+            )
+    record = CACHE / "tiny_models.json"
+    known = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in TINY_MODELS)).hexdigest()
+    written = known.get(str(comfyui), {})
+    if written.get("key") == key and all(Path(file).is_file() for file in written["files"]):
+        return
+    print(f"writing the tiny models to {comfyui / 'models'} ...", flush=True)
+    files = [*write_tiny_models(comfyui / "models"), *write_example_images(comfyui / "input")]
+    CACHE.mkdir(exist_ok=True)
+    record.write_text(
+        json.dumps({**known, str(comfyui): {"key": key, "files": [str(file) for file in files]}}, indent=2), "utf-8"
+    )

@@ -1,4 +1,5 @@
 """A labelled sheet of pictures: a row per language, a column per prompt."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,15 @@ NAMES_FILE = Path(__file__).with_name("language_names.png")
 @dataclass(frozen=True)
 class SheetRow:
     """own_name: the language's name in its own script, "" to leave it out."""
+
     name: str
     own_name: str
     pictures: Sequence[np.ndarray]
 
 
-def contact_sheet(title: str, subtitle: str, heads: Sequence[str], sections: dict[str, Sequence[SheetRow]]) -> Image.Image:
+def contact_sheet(
+    title: str, subtitle: str, heads: Sequence[str], sections: dict[str, Sequence[SheetRow]]
+) -> Image.Image:
     """heads: what each column's prompt means; a line break starts a smaller second line. sections: heading -> its rows."""
     rows = sum(len(section) for section in sections.values())
     width = 2 * MARGIN + LABEL_WIDTH + len(heads) * (CELL + GAP) - GAP
@@ -67,8 +71,12 @@ def _names() -> dict[str, Image.Image]:
         names = strip.text["names"].split("\n")
         masks = strip.convert("L")
     height = masks.height // len(names)
-    return {name: masks.crop((0, number * height, masks.width, (number + 1) * height)).resize(
-        (masks.width // 2, height // 2), Image.Resampling.LANCZOS) for number, name in enumerate(names)}
+    return {
+        name: masks.crop((0, number * height, masks.width, (number + 1) * height)).resize(
+            (masks.width // 2, height // 2), Image.Resampling.LANCZOS
+        )
+        for number, name in enumerate(names)
+    }
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

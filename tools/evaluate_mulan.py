@@ -1,4 +1,5 @@
 """Draws pictures through a real ComfyUI, has them read and tabled: what `dev.py demo` and `dev.py eval` do."""
+
 import json
 import os
 import shutil
@@ -10,18 +11,38 @@ from pathlib import Path
 
 from PIL import Image
 
-import graphs
-from comfy_server import ComfyServer, decode
-from mulan.evaluate import (MULAN, OWN_CLIP, TINY_WORLD_HEADINGS, Case, Draw, Reader, TinyWorldReader, as_markdown, language_label,
-                            tiny_world_cases, tiny_world_evaluation, tiny_world_rows)
-from mulan.tinyworld.captions import LANGUAGES, TRAINED
-from mulan.tinyworld.world import Thing
-from pictures import SheetRow, contact_sheet
+from . import graphs
+from .comfy_server import ComfyServer, decode
+from .contact_sheet import SheetRow, contact_sheet
+from .evaluation import (
+    MULAN,
+    OWN_CLIP,
+    TINY_WORLD_HEADINGS,
+    Case,
+    Draw,
+    Reader,
+    TinyWorldReader,
+    as_markdown,
+    language_label,
+    tiny_world_cases,
+    tiny_world_evaluation,
+    tiny_world_rows,
+)
+from .tinyworld.captions import LANGUAGES, TRAINED
+from .tinyworld.world import Thing
 
 GRAPH = "mulan_text_to_image"
-DEMO_THINGS = [Thing("red", "circle", "big"), Thing("blue", "star", "small"), Thing("green", "square", "big"),
-               Thing("purple", "triangle", "big"), Thing("yellow", "star", "small"), Thing("black", "circle", "big")]
-DEMO_LEAST_SHARE = 0.7  # of the pictures through MuLan that must be right: far below what the tiny models do, far above chance (0.04)
+DEMO_THINGS = [
+    Thing("red", "circle", "big"),
+    Thing("blue", "star", "small"),
+    Thing("green", "square", "big"),
+    Thing("purple", "triangle", "big"),
+    Thing("yellow", "star", "small"),
+    Thing("black", "circle", "big"),
+]
+DEMO_LEAST_SHARE = (
+    0.7  # of the pictures through MuLan that must be right: far below what the tiny models do, far above chance (0.04)
+)
 
 Progress = Callable[[int, int, int], None]  # (case number, step, steps)
 
@@ -37,7 +58,9 @@ def demo(host: Path, cpu: bool, output: Path) -> bool:
     """Six things in twelve languages, as a sheet, as files and as a table; whether enough of them are right."""
     draws = [Draw(thing, template=0, seed=seed) for seed, thing in enumerate(DEMO_THINGS, start=1)]
     lines = [(OWN_CLIP, "en"), (OWN_CLIP, "zh"), *((MULAN, language) for language in TRAINED)]
-    results = draw_and_score(host, cpu, output, [case for row, language in lines for case in tiny_world_cases(row, language, draws)])
+    results = draw_and_score(
+        host, cpu, output, [case for row, language in lines for case in tiny_world_cases(row, language, draws)]
+    )
     print(table(results))
 
     folder = output / "demo"
@@ -49,12 +72,16 @@ def demo(host: Path, cpu: bool, output: Path) -> bool:
         (folder / name).write_bytes(result.file)
     sheet = output / "contact_sheet.png"
     demo_sheet(results).save(sheet)
-    print(f"The sheet: {shown(sheet)}\nThe pictures: {shown(folder)} (each opens in the editor as the graph that made it)")
+    print(
+        f"The sheet: {shown(sheet)}\nThe pictures: {shown(folder)} (each opens in the editor as the graph that made it)"
+    )
 
     drawn = [result.scores["right"] for result in results if result.case.row == MULAN]
     share = sum(drawn) / len(drawn)
     if share < DEMO_LEAST_SHARE:
-        print(f"Only {share:.0%} of the pictures through MuLan are right, {DEMO_LEAST_SHARE:.0%} are the least: something is broken.")
+        print(
+            f"Only {share:.0%} of the pictures through MuLan are right, {DEMO_LEAST_SHARE:.0%} are the least: something is broken."
+        )
     return share >= DEMO_LEAST_SHARE
 
 
@@ -82,12 +109,14 @@ def draw_and_score(host: Path, cpu: bool, output: Path, cases: list[Case]) -> li
     return results
 
 
-def draw_all(server: ComfyServer, cases: list[Case], reader: Reader, template: dict, progress: Progress | None = None) -> Iterator[Result]:
+def draw_all(
+    server: ComfyServer, cases: list[Case], reader: Reader, template: dict, progress: Progress | None = None
+) -> Iterator[Result]:
     """Queue every case at once and yield the results in their order."""
     tickets = [server.post(graph_of(case, template)) for case in cases]
     for number, (case, ticket) in enumerate(zip(cases, tickets)):
         note = (lambda _, step, steps: progress(number, step, steps)) if progress else None
-        file, = (file for files in server.wait(ticket, note).files.values() for file in files)
+        (file,) = (file for files in server.wait(ticket, note).files.values() for file in files)
         yield Result(case, file, reader(decode(file), case))
 
 
@@ -135,7 +164,9 @@ def demo_sheet(results: list[Result]) -> Image.Image:
     for (row, code), drawn in rows.items():
         language = LANGUAGES[code]
         own_name = language.own_name if language.own_name != language.name else ""
-        sections.setdefault("With MuLan" if row == MULAN else "Without MuLan", []).append(SheetRow(language.name, own_name, drawn))
+        sections.setdefault("With MuLan" if row == MULAN else "Without MuLan", []).append(
+            SheetRow(language.name, own_name, drawn)
+        )
     subtitle = "In a column only the language of the prompt changes: the thing, the sentence and the seed are the same."
     heads = [f"{thing.size} {thing.colour}\n{thing.shape}" for thing in DEMO_THINGS]
     return contact_sheet("One prompt in twelve languages", subtitle, heads, sections)

@@ -1,14 +1,14 @@
 """`dev.py eval zeroshot`: how often InternVL's best label is the right one, in the tiny world or in a data set."""
+
 from __future__ import annotations
 
 import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
-import library
+from . import comfyui
 
 CHECKPOINT, TEXT_ENCODER = "tiny_internvl_vision.safetensors", "tiny_internvl.safetensors"
 FILE = "zeroshot_scores.md"
@@ -18,10 +18,10 @@ DRAWINGS = 6  # of each thing of the tiny world
 
 def evaluation(host: Path, cpu: bool, output: Path, options: Namespace) -> None:
     """Prints the tables and writes them to output/zeroshot_scores.md. `options`: those of the command; without a dataset the tiny world is asked."""
-    library.open_host(host, *(["--cpu"] if cpu else []))
-    from zeroshot.dataset import WrongDataset
+    comfyui.open_comfyui(*(["--cpu"] if cpu else []))
+    from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
 
-    from mulan.tensor_files import WrongFile
+    from .zeroshot.dataset import WrongDataset
 
     output.mkdir(exist_ok=True)
     try:
@@ -34,10 +34,9 @@ def evaluation(host: Path, cpu: bool, output: Path, options: Namespace) -> None:
 
 def of_tiny_world(host: Path, options: Namespace) -> str:
     """Both modes of the checkpoint, in every language or in those asked for."""
-    from zeroshot import report
-
-    from mulan.tinyworld import captions
-    from mulan.tinyworld.contrastive_examination import examine, look
+    from .tinyworld import captions
+    from .tinyworld.contrastive_examination import examine, look
+    from .zeroshot import report
 
     languages = options.language or list(captions.LANGUAGES)
     unknown = [language for language in languages if language not in captions.LANGUAGES]
@@ -47,23 +46,29 @@ def of_tiny_world(host: Path, options: Namespace) -> str:
     for mode in options.mode or "CG":
         loaded = _load(host, options, mode)
         pictures = look(loaded, DRAWINGS)
-        found[mode] = examine(loaded, pictures, languages, on_language=lambda language: ticker.show(f"InternVL-{mode}, {language}"))
+        found[mode] = examine(
+            loaded, pictures, languages, on_language=lambda language: ticker.show(f"InternVL-{mode}, {language}")
+        )
     ticker.end()
     return report.of_tiny_world(loaded.name, DRAWINGS, found)
 
 
 def of_dataset(host: Path, output: Path, options: Namespace) -> str:
     """A folder of folders; its embeddings are kept in output/zeroshot, so a run that was stopped goes on, and another language costs little."""
-    from zeroshot import report
-    from zeroshot.classify import classify, embed
-    from zeroshot.dataset import ALIASES, Dataset
+    from .zeroshot import report
+    from .zeroshot.classify import classify, embed
+    from .zeroshot.dataset import ALIASES, Dataset
 
     dataset = Dataset.open(options.dataset)
     languages = [ALIASES.get(language, language) for language in options.language or ["en"]]
     labels = {language: dataset.labels(language) for language in languages}
     loaded, ticker = _load(host, options, options.mode or "C"), Ticker()
-    vectors = embed(loaded, dataset, output / KEPT_IN,
-                    lambda number: ticker.show(f"class {number + 1} of {len(dataset.classes)}, {dataset.classes[number]}"))
+    vectors = embed(
+        loaded,
+        dataset,
+        output / KEPT_IN,
+        lambda number: ticker.show(f"class {number + 1} of {len(dataset.classes)}, {dataset.classes[number]}"),
+    )
     found = {}
     for language in languages:
         ticker.show(f"labels in {language}")
@@ -73,10 +78,14 @@ def of_dataset(host: Path, output: Path, options: Namespace) -> str:
 
 
 def _load(host: Path, options: Namespace, mode: str):
-    from mulan.internvl.loading import load_internvl
+    from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 
     encoder = options.text_encoder or (TEXT_ENCODER if options.checkpoint is None else None)
-    return load_internvl(_located(host, "internvl", options.checkpoint or CHECKPOINT), mode, encoder and _located(host, "text_encoders", encoder))
+    return load_internvl(
+        _located(host, "internvl", options.checkpoint or CHECKPOINT),
+        mode,
+        encoder and _located(host, "text_encoders", encoder),
+    )
 
 
 def _located(host: Path, kind: str, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 Nothing here draws: whoever has a way to make pictures from prompts runs the cases and hands the pictures to a reader.
 """
+
 from __future__ import annotations
 
 import math
@@ -60,8 +61,12 @@ class TinyWorldReader:
 
     def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]:
         reading, thing = world.read(picture), case.expected
-        return {"right": float(reading.agrees(thing)), "strict": float(reading.agrees_strictly(thing)),
-                "colour": float(reading.colour == thing.colour), "shape": float(reading.shape == thing.shape)}
+        return {
+            "right": float(reading.agrees(thing)),
+            "strict": float(reading.agrees_strictly(thing)),
+            "colour": float(reading.colour == thing.colour),
+            "shape": float(reading.shape == thing.shape),
+        }
 
 
 class ClipSimilarity:
@@ -78,7 +83,9 @@ class ClipSimilarity:
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]:
-        inputs = self._processor(text=[case.expected], images=picture, padding=True, truncation=True, return_tensors="pt")
+        inputs = self._processor(
+            text=[case.expected], images=picture, padding=True, truncation=True, return_tensors="pt"
+        )
         seen = self._model(**inputs.to(self._model.device))
         return {"similarity": torch.cosine_similarity(seen.image_embeds, seen.text_embeds).item()}
 
@@ -100,7 +107,10 @@ def tiny_world_draws(count: int, seed: int, things: Sequence[world.Thing] = worl
 
 
 def tiny_world_cases(row: str, language: str, draws: Sequence[Draw]) -> list[Case]:
-    return [Case(row, language, captions.full_caption(draw.thing, language, draw.template), draw.seed, draw.thing) for draw in draws]
+    return [
+        Case(row, language, captions.full_caption(draw.thing, language, draw.template), draw.seed, draw.thing)
+        for draw in draws
+    ]
 
 
 def tiny_world_evaluation(pictures_per_language: int, seed: int) -> list[Case]:
@@ -110,38 +120,72 @@ def tiny_world_evaluation(pictures_per_language: int, seed: int) -> list[Case]:
     for each trained language of the pairs of colour and shape that neither text encoder nor adapter saw in training.
     """
     draws = tiny_world_draws(pictures_per_language, seed)
-    held_out = tiny_world_draws(math.ceil(pictures_per_language / 6), seed, [thing for thing in world.THINGS if thing.held_out])
+    held_out = tiny_world_draws(
+        math.ceil(pictures_per_language / 6), seed, [thing for thing in world.THINGS if thing.held_out]
+    )
     others = [language for language in captions.TRAINED if language != "en"]
-    plan = [(OWN_CLIP, ["en"], draws), (MULAN, captions.LANGUAGES, draws), (OWN_CLIP, others, draws[: math.ceil(len(draws) / 3)]),
-            (MULAN, captions.TRAINED, held_out)]
-    return [case for row, languages, drawn in plan for language in languages for case in tiny_world_cases(row, language, drawn)]
+    plan = [
+        (OWN_CLIP, ["en"], draws),
+        (MULAN, captions.LANGUAGES, draws),
+        (OWN_CLIP, others, draws[: math.ceil(len(draws) / 3)]),
+        (MULAN, captions.TRAINED, held_out),
+    ]
+    return [
+        case
+        for row, languages, drawn in plan
+        for language in languages
+        for case in tiny_world_cases(row, language, drawn)
+    ]
 
 
-def summarise(cases: Sequence[Case], scores: Sequence[dict[str, float]],
-              line: Callable[[Case], tuple[str, str]] = lambda case: (case.row, case.language)) -> list[Row]:
+def summarise(
+    cases: Sequence[Case],
+    scores: Sequence[dict[str, float]],
+    line: Callable[[Case], tuple[str, str]] = lambda case: (case.row, case.language),
+) -> list[Row]:
     """The means of the scores, one Row for every (row, language) that `line` gives, in the order in which they first come."""
     lines: dict[tuple[str, str], list[dict[str, float]]] = {}
     for case, score in zip(cases, scores, strict=True):
         lines.setdefault(line(case), []).append(score)
-    return [Row(row, language, len(members), {name: sum(score[name] for score in members) / len(members) for name in members[0]})
-            for (row, language), members in lines.items()]
+    return [
+        Row(
+            row,
+            language,
+            len(members),
+            {name: sum(score[name] for score in members) / len(members) for name in members[0]},
+        )
+        for (row, language), members in lines.items()
+    ]
 
 
 def tiny_world_rows(cases: Sequence[Case], scores: Sequence[dict[str, float]]) -> list[Row]:
     """A row per language, then what they come to: means, the colour-shape pairs held out of training, and chance."""
+
     def rows(label: Callable[[Case], str], holds: Callable[[Case], bool]) -> list[Row]:
         chosen = [(case, score) for case, score in zip(cases, scores, strict=True) if holds(case)]
-        return summarise([case for case, _ in chosen], [score for _, score in chosen], lambda case: (case.row, label(case)))
+        return summarise(
+            [case for case, _ in chosen], [score for _, score in chosen], lambda case: (case.row, label(case))
+        )
 
     def is_other(case: Case) -> bool:
         return case.language in captions.TRAINED and case.language != "en"
 
-    chance = {"right": 1 / (len(world.PALETTE) * len(world.SHAPES)), "colour": 1 / len(world.PALETTE), "shape": 1 / len(world.SHAPES)}
+    chance = {
+        "right": 1 / (len(world.PALETTE) * len(world.SHAPES)),
+        "colour": 1 / len(world.PALETTE),
+        "shape": 1 / len(world.SHAPES),
+    }
     return [
         *rows(lambda case: language_label(case.language), lambda case: not case.expected.held_out),
-        *rows(lambda case: "all trained languages but English", lambda case: is_other(case) and not case.expected.held_out),
-        *rows(lambda case: "pairs of colour and shape never trained: " + ("the other languages" if is_other(case) else "English"),
-              lambda case: case.expected.held_out),
+        *rows(
+            lambda case: "all trained languages but English", lambda case: is_other(case) and not case.expected.held_out
+        ),
+        *rows(
+            lambda case: (
+                "pairs of colour and shape never trained: " + ("the other languages" if is_other(case) else "English")
+            ),
+            lambda case: case.expected.held_out,
+        ),
         Row("", "chance", 0, chance),
     ]
 
@@ -153,12 +197,18 @@ def language_label(language: str) -> str:
 
 def as_markdown(rows: Sequence[Row], headings: dict[str, str]) -> str:
     """The rows as a table; `headings`: which scores to show and what to call them. A score that a row lacks stays empty."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
     def shown(row: Row, name: str) -> str:
         return f"{row.scores[name]:.2f}" if name in row.scores else ""
 
-    table = [line(["prompts", "read by", "pictures", *headings.values()]), line(["---", "---", *["--:"] * (len(headings) + 1)])]
-    table += [line([row.language, row.row, str(row.pictures or ""), *(shown(row, name) for name in headings)]) for row in rows]
+    table = [
+        line(["prompts", "read by", "pictures", *headings.values()]),
+        line(["---", "---", *["--:"] * (len(headings) + 1)]),
+    ]
+    table += [
+        line([row.language, row.row, str(row.pictures or ""), *(shown(row, name) for name in headings)]) for row in rows
+    ]
     return "\n".join(table) + "\n"

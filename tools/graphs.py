@@ -1,4 +1,5 @@
 """Small changes to graphs in API format, {node id: {"class_type", "inputs", "_meta": {"title"}}}, and the pictures they draw."""
+
 import copy
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Checkpoints in shards, as they are published."""
+
 from __future__ import annotations
 
 import json

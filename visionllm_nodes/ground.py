@@ -1,12 +1,13 @@
 """VisionLLM Ground: the one thing that a sentence means."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes.checks import for_field, valid
-from .asking import each, found_output, found_outputs, image_input, json_masks_input, model_input, threshold_input
-from .model import conversation
+from ..nodes.common import for_field, valid
+from .model import prompt_templates as conversation
 from .model.perception import ground
+from .node_io import each, found_output, found_outputs, image_input, json_masks_input, model_input, threshold_input
 from .sockets import CATEGORY
 
 PHRASE, QUESTION = KINDS = ("phrase", "question")
@@ -20,19 +21,43 @@ class VisionLLMGround(io.ComfyNode):
             display_name="VisionLLM Ground",
             category=CATEGORY,
             description="Finds the one thing that a sentence means, such as 'the dog on the left': its box, its mask and a score.",
-            search_aliases=["referring expression", "visual grounding", "find by sentence", "referring segmentation", "reason segmentation",
-                            "text ", "to mask", "text to box", "指代分割", "视觉定位", "参照表現", "지칭 표현", "segmentation par phrase", "Satz zu Maske",
-                            "поиск по фразе"],
+            search_aliases=[
+                "referring expression",
+                "visual grounding",
+                "find by sentence",
+                "referring segmentation",
+                "reason segmentation",
+                "text ",
+                "to mask",
+                "text to box",
+                "指代分割",
+                "视觉定位",
+                "参照表現",
+                "지칭 표현",
+                "segmentation par phrase",
+                "Satz zu Maske",
+                "поиск по фразе",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 image_input(),
-                io.String.Input("sentence", multiline=True, default="the dog on the left", tooltip="What to find, in any language."),
-                io.Combo.Input("kind", options=list(KINDS), default=PHRASE, optional=True,
-                               tooltip="phrase: words for the thing itself, 'the left dog'. question: a sentence to think about, used as it is: "
-                                       "'Which of these keeps the rain off?'"),
-                threshold_input(0.0, "Below this score nothing is found. 0: always the best thing of the picture, however little it fits."),
+                io.String.Input(
+                    "sentence", multiline=True, default="the dog on the left", tooltip="What to find, in any language."
+                ),
+                io.Combo.Input(
+                    "kind",
+                    options=list(KINDS),
+                    default=PHRASE,
+                    optional=True,
+                    tooltip="phrase: words for the thing itself, 'the left dog'. question: a sentence to think about, used as it is: "
+                    "'Which of these keeps the rain off?'",
+                ),
+                threshold_input(
+                    0.0,
+                    "Below this score nothing is found. 0: always the best thing of the picture, however little it fits.",
+                ),
                 json_masks_input(),
             ],
             outputs=found_outputs("Of each picture one box in pixels, with label and score; none below the threshold."),

@@ -1,21 +1,30 @@
 """VisionLLM Instruct: a sentence, and the model itself decides which tools it needs."""
+
 from __future__ import annotations
 
 import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..nodes.checks import for_field, valid
-from ..nodes.node_text import show, show_meanwhile
-from .asking import each, found_outputs, frames_of_document, json_masks_input, model_input, threshold_input, top_k_input, values_of
-from .formats.document import document, frame
-from .formats.keypoints import to_keypoints
-from .formats.skeletons import bones_of
-from .model import conversation
+from ..nodes.common import for_field, show, show_meanwhile, valid
+from .detections.json_document import document, frame
+from .detections.keypoints import to_keypoints
+from .detections.results import nothing
+from .detections.skeletons import bones_of
+from .model import prompt_templates as conversation
 from .model.answers import LIMIT
-from .model.instruct import Instruction, instruct
-from .model.results import nothing
 from .model.selection import THINGS, Limits
+from .model.tool_use import Instruction, instruct
+from .node_io import (
+    each,
+    found_outputs,
+    frames_of_document,
+    json_masks_input,
+    model_input,
+    threshold_input,
+    top_k_input,
+    values_of,
+)
 from .sockets import CATEGORY, KEYPOINTS
 
 NO_PICTURE = (64, 64)  # of empty masks where no picture is connected
@@ -29,35 +38,77 @@ class VisionLLMInstruct(io.ComfyNode):
             display_name="VisionLLM Instruct",
             category=CATEGORY,
             description="Say what you want in a sentence: the model answers, and finds, outlines, poses, draws or edits where its answer calls for "
-                        "it.",
-            search_aliases=["agent", "instruction", "tool use", "grounded caption", "describe and locate", "natural language", "指令", "自然语言", "指示",
-                            "자연어 지시", "instruction en langage naturel", "Anweisung", "инструкция", "instrucción"],
+            "it.",
+            search_aliases=[
+                "agent",
+                "instruction",
+                "tool use",
+                "grounded caption",
+                "describe and locate",
+                "natural language",
+                "指令",
+                "自然语言",
+                "指示",
+                "자연어 지시",
+                "instruction en langage naturel",
+                "Anweisung",
+                "инструкция",
+                "instrucción",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
-                io.String.Input("sentence", multiline=True, dynamic_prompts=True,
-                                default="Can you analyze the image and identify the person, dog present?",
-                                tooltip="Any sentence; which tools the answer calls is the model's choice. Its help page lists sentences it was "
-                                        "trained on."),
-                io.Image.Input("image", optional=True,
-                               tooltip="The picture. Each picture of a batch is asked about by itself. Not needed to draw a new one."),
-                threshold_input(0.3, "Things with a lower score are left out, but for the one thing that a sentence means."),
+                io.String.Input(
+                    "sentence",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="Can you analyze the image and identify the person, dog present?",
+                    tooltip="Any sentence; which tools the answer calls is the model's choice. Its help page lists sentences it was "
+                    "trained on.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The picture. Each picture of a batch is asked about by itself. Not needed to draw a new one.",
+                ),
+                threshold_input(
+                    0.3, "Things with a lower score are left out, but for the one thing that a sentence means."
+                ),
                 top_k_input(THINGS, "things"),
-                io.Int.Input("max_tokens", default=LIMIT, min=1, max=4096, optional=True, tooltip="The answer is cut after so many tokens."),
+                io.Int.Input(
+                    "max_tokens",
+                    default=LIMIT,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    tooltip="The answer is cut after so many tokens.",
+                ),
                 json_masks_input(),
             ],
             outputs=[
-                io.String.Output(display_name="text", is_output_list=True, tooltip="A list: the answer for each picture, without its tool tokens."),
-                *found_outputs("Of each picture what the answer's [DET], [GRD] and [SEG] found, with label and score; labels are the words before "
-                               "each."),
-                KEYPOINTS.Output(display_name="keypoints", tooltip="What its [POSE] found; the boxes of these objects are in here."),
-                io.Conditioning.Output(display_name="generate",
-                                       tooltip="What its [GEN] wants drawn, for Stable Diffusion 1.5. Where it has none, what is connected here "
-                                               "does not run."),
-                io.Conditioning.Output(display_name="edit",
-                                       tooltip="What its [EDIT] wants changed, for InstructPix2Pix. Where it has none, what is connected here does "
-                                               "not run."),
+                io.String.Output(
+                    display_name="text",
+                    is_output_list=True,
+                    tooltip="A list: the answer for each picture, without its tool tokens.",
+                ),
+                *found_outputs(
+                    "Of each picture what the answer's [DET], [GRD] and [SEG] found, with label and score; labels are the words before "
+                    "each."
+                ),
+                KEYPOINTS.Output(
+                    display_name="keypoints", tooltip="What its [POSE] found; the boxes of these objects are in here."
+                ),
+                io.Conditioning.Output(
+                    display_name="generate",
+                    tooltip="What its [GEN] wants drawn, for Stable Diffusion 1.5. Where it has none, what is connected here "
+                    "does not run.",
+                ),
+                io.Conditioning.Output(
+                    display_name="edit",
+                    tooltip="What its [EDIT] wants changed, for InstructPix2Pix. Where it has none, what is connected here does "
+                    "not run.",
+                ),
             ],
         )
 
@@ -66,17 +117,32 @@ class VisionLLMInstruct(io.ComfyNode):
         return valid(lambda text: for_field("sentence", conversation.chat, text), sentence)
 
     @classmethod
-    def execute(cls, visionllm, sentence, threshold, top_k, image=None, max_tokens=LIMIT, masks_in_json=False) -> io.NodeOutput:
+    def execute(
+        cls, visionllm, sentence, threshold, top_k, image=None, max_tokens=LIMIT, masks_in_json=False
+    ) -> io.NodeOutput:
         for_field("sentence", conversation.chat, sentence)
         limits = Limits(top_k, threshold)
-        done = each([None] if image is None else image, lambda picture: instruct(
-            visionllm, picture, sentence, limits=limits, limit=max_tokens, on_text=lambda texts: show_meanwhile(cls, texts[0])))
+        done = each(
+            [None] if image is None else image,
+            lambda picture: instruct(
+                visionllm,
+                picture,
+                sentence,
+                limits=limits,
+                limit=max_tokens,
+                on_text=lambda texts: show_meanwhile(cls, texts[0]),
+            ),
+        )
         size = NO_PICTURE if image is None else tuple(image.shape[1:3])
         texts = [one.reply.spoken for one in done]
         found = [one.found or nothing(size) for one in done]
         posed = [_keypoints(one, size) for one in done]
         *values, _ = values_of("instruct", sentence, found)
-        frames = [] if image is None else [_frame(*parts) for parts in zip(frames_of_document(found, masks_in_json, texts), posed)]
+        frames = (
+            []
+            if image is None
+            else [_frame(*parts) for parts in zip(frames_of_document(found, masks_in_json, texts), posed)]
+        )
         written = document("instruct", sentence, frames, texts[0] if image is None else None)
         shown = "\n\n".join("\n".join((one.reply.text, *one.notes)) for one in done)
         contexts = (_conditioning([getattr(one, kind) for one in done]) for kind in ("generate", "edit"))

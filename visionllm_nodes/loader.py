@@ -1,14 +1,13 @@
 """VisionLLM Loader: the model that all questions are put to."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes.checks import valid
-from ..nodes.loading_inputs import PRECISIONS, device_input, device_of, precision_input
-from ..nodes.model_files import locate, names, stamp
-from .asking import VISIONLLM
-from .model.checkpoint import SOURCE, open_visionllm
-from .model.loading import load_visionllm
+from ..nodes.common import PRECISIONS, device_input, device_of, locate, names, precision_input, stamp, valid
+from .model.visionllm_files import SOURCE, open_visionllm
+from .model.visionllm_loader import load_visionllm
+from .node_io import VISIONLLM
 
 KIND = "visionllm"
 
@@ -24,17 +23,41 @@ class VisionLLMLoader(io.ComfyNode):
             display_name="VisionLLM Loader",
             category="loaders",
             description="Loads VisionLLM v2, a language model that sees: it finds, outlines, poses, describes and counts what you name in words of "
-                        "any language.",
-            search_aliases=["visionllm", "vision language model", "vlm", "mllm", "multimodal llm", "load vision model", "grounding dino",
-                            "image to ", "text", "视觉语言模型", "視覚言語モデル", "시각 언어 모델", "modèle vision-langage", "Bildverstehen", "визуальная модель"],
+            "any language.",
+            search_aliases=[
+                "visionllm",
+                "vision language model",
+                "vlm",
+                "mllm",
+                "multimodal llm",
+                "load vision model",
+                "grounding dino",
+                "image to ",
+                "text",
+                "视觉语言模型",
+                "視覚言語モデル",
+                "시각 언어 모델",
+                "modèle vision-langage",
+                "Bildverstehen",
+                "визуальная модель",
+            ],
             inputs=[
-                io.Combo.Input("checkpoint", options=names(KIND),
-                               tooltip=f"In models/visionllm: the folder of {SOURCE}, or one .safetensors that dev.py convert made of it."),
-                precision_input("What it computes in, whatever the file holds. default: bf16 or fp16 where the device is fast with it, else fp32."),
+                io.Combo.Input(
+                    "checkpoint",
+                    options=names(KIND),
+                    tooltip=f"In models/visionllm: the folder of {SOURCE}, or one .safetensors that dev.py convert made of it.",
+                ),
+                precision_input(
+                    "What it computes in, whatever the file holds. default: bf16 or fp16 where the device is fast with it, else fp32."
+                ),
                 device_input(),
             ],
-            outputs=[VISIONLLM.Output(display_name="VISIONLLM", tooltip="For the VisionLLM nodes. ComfyUI moves it to the GPU and away as it does "
-                                                                        "models.")],
+            outputs=[
+                VISIONLLM.Output(
+                    display_name="VISIONLLM",
+                    tooltip="For the VisionLLM nodes. ComfyUI moves it to the GPU and away as it does models.",
+                )
+            ],
         )
 
     @classmethod

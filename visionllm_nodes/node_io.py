@@ -1,4 +1,5 @@
 """What the question nodes share: their types, batches frame by frame, names out of a text, and things found as outputs."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -8,14 +9,14 @@ from typing import TypeVar
 import comfy.model_management
 from comfy_api.latest import io
 
-from ..nodes.node_text import show
-from .formats.bounding_boxes import to_bounding_boxes
-from .formats.document import document, frame
-from .formats.masks import object_masks, union_mask
-from .formats.names import split_names
-from .model.looking import share_of_progress
+from ..nodes.common import show
+from .detections.bounding_boxes import to_bounding_boxes
+from .detections.json_document import document, frame
+from .detections.masks import object_masks, union_mask
+from .detections.names import split_names
+from .detections.results import Detection
 from .model.perception import check_names
-from .model.results import Detection
+from .model.prefill import share_of_progress
 
 VISIONLLM = io.Custom("VISIONLLM")
 JSON_TOOLTIP = "Everything as one JSON text in the form visionllm-nodes/1; headless clients find it in the history too."
@@ -28,7 +29,9 @@ def model_input() -> io.Input:
 
 
 def image_input() -> io.Input:
-    return io.Image.Input("image", tooltip="The picture. Each picture of a batch, or frame of a video, is asked about by itself.")
+    return io.Image.Input(
+        "image", tooltip="The picture. Each picture of a batch, or frame of a video, is asked about by itself."
+    )
 
 
 def threshold_input(default: float, tooltip: str) -> io.Input:
@@ -36,20 +39,31 @@ def threshold_input(default: float, tooltip: str) -> io.Input:
 
 
 def top_k_input(default: int, what: str) -> io.Input:
-    return io.Int.Input("top_k", default=default, min=1, max=900, tooltip=f"At most so many {what} of each picture, the best.")
+    return io.Int.Input(
+        "top_k", default=default, min=1, max=900, tooltip=f"At most so many {what} of each picture, the best."
+    )
 
 
 def json_masks_input() -> io.Input:
-    return io.Boolean.Input("masks_in_json", default=False, optional=True, advanced=True,
-                            tooltip="Also write each mask into the JSON, as run lengths the way COCO does.")
+    return io.Boolean.Input(
+        "masks_in_json",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip="Also write each mask into the JSON, as run lengths the way COCO does.",
+    )
 
 
-def found_outputs(boxes: str = "Of each picture its boxes in pixels, with label and score; the best first.") -> list[io.Output]:
+def found_outputs(
+    boxes: str = "Of each picture its boxes in pixels, with label and score; the best first.",
+) -> list[io.Output]:
     return [
         io.BoundingBox.Output(display_name="bboxes", tooltip=boxes),
         io.Mask.Output(display_name="mask", tooltip="One for each picture: all that was found in it."),
-        io.Mask.Output(display_name="masks",
-                       tooltip="A mask for each box, in the order of the boxes of all pictures; a single empty one where nothing was found."),
+        io.Mask.Output(
+            display_name="masks",
+            tooltip="A mask for each box, in the order of the boxes of all pictures; a single empty one where nothing was found.",
+        ),
         io.Int.Output(display_name="count", tooltip="How many were found in all pictures."),
         io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
     ]
@@ -77,19 +91,33 @@ def each(pictures: Sequence[Asked], question: Callable[[Asked], Answer]) -> list
     return answers
 
 
-def values_of(task: str, prompt: str, found: Sequence[Detection], masks_in_json: bool = False, texts: Sequence[str] | None = None) -> list:
+def values_of(
+    task: str, prompt: str, found: Sequence[Detection], masks_in_json: bool = False, texts: Sequence[str] | None = None
+) -> list:
     """The values of `found_outputs`; `texts`: what is said of each picture."""
     written = document(task, prompt, frames_of_document(found, masks_in_json, texts))
     return [to_bounding_boxes(found), union_mask(found), object_masks(found), sum(map(len, found)), written]
 
 
-def frames_of_document(found: Sequence[Detection], masks_in_json: bool, texts: Sequence[str] | None = None) -> list[dict]:
+def frames_of_document(
+    found: Sequence[Detection], masks_in_json: bool, texts: Sequence[str] | None = None
+) -> list[dict]:
     boxes = to_bounding_boxes(found)
-    return [frame(one.size[1], one.size[0], boxes[number], one.masks if masks_in_json else None, text=None if texts is None else texts[number])
-            for number, one in enumerate(found)]
+    return [
+        frame(
+            one.size[1],
+            one.size[0],
+            boxes[number],
+            one.masks if masks_in_json else None,
+            text=None if texts is None else texts[number],
+        )
+        for number, one in enumerate(found)
+    ]
 
 
-def found_output(node: type[io.ComfyNode], task: str, prompt: str, found: Sequence[Detection], masks_in_json: bool) -> io.NodeOutput:
+def found_output(
+    node: type[io.ComfyNode], task: str, prompt: str, found: Sequence[Detection], masks_in_json: bool
+) -> io.NodeOutput:
     values = values_of(task, prompt, found, masks_in_json)
     return io.NodeOutput(*values, ui=show(node, "\n".join(map(summary, found)), values[-1]))
 

@@ -1,4 +1,5 @@
 """Regions that a person marks, by masks, boxes or points: as the model takes them, and as they lie in the picture."""
+
 from __future__ import annotations
 
 import json
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .formats.bounding_boxes import corners_of, frames_of
-from .formats.masks import SET
+from .detections.bounding_boxes import corners_of, frames_of
+from .detections.masks import SET
+from .detections.results import Detection
 from .model import regions
-from .model.results import Detection
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Regions:
 
     def as_found(self, labels: Sequence[str]) -> Detection:
         """The regions themselves as things, each with its label."""
-        return Detection(self.size, tuple(labels), torch.arange(len(self)), torch.ones(len(self)), self.boxes, self.masks)
+        return Detection(
+            self.size, tuple(labels), torch.arange(len(self)), torch.ones(len(self)), self.boxes, self.masks
+        )
 
 
-def regions_of_frames(frames: int, size: tuple[int, int], tower: int, mask: torch.Tensor | None = None, bboxes=None,
-                      points: str = "") -> list[Regions]:
+def regions_of_frames(
+    frames: int, size: tuple[int, int], tower: int, mask: torch.Tensor | None = None, bboxes=None, points: str = ""
+) -> list[Regions]:
     """The regions of each picture: first its masks, then its boxes, then the points. Raises ValueError that begins with the field.
 
     mask [M, h, w]: of one picture M regions; of several pictures one region each, or one for all. `bboxes`: any BOUNDING_BOX; a point is a region.
@@ -61,8 +65,12 @@ def points_of(text: str) -> list[tuple[float, float]]:
     places = []
     for number, point in enumerate(read, 1):
         values = [point.get(axis) for axis in "xy"] if isinstance(point, dict) else [None]
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values):
-            raise ValueError(f'points: point {number} must have numbers for "x" and "y", this is {json.dumps(point)[:80]}')
+        if not all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values
+        ):
+            raise ValueError(
+                f'points: point {number} must have numbers for "x" and "y", this is {json.dumps(point)[:80]}'
+            )
         places.append(tuple(map(float, values)))
     return places
 
@@ -71,11 +79,19 @@ def _masks_of(mask: torch.Tensor | None, number: int, frames: int) -> torch.Tens
     if mask is None or frames == 1:
         return mask
     if len(mask) not in (1, frames):
-        raise ValueError(f"mask: there are {len(mask)} masks for {frames} pictures: connect one for all, or one for each")
+        raise ValueError(
+            f"mask: there are {len(mask)} masks for {frames} pictures: connect one for all, or one for each"
+        )
     return mask[number if len(mask) > 1 else 0][None]
 
 
-def _regions(size: tuple[int, int], tower: int, masks: torch.Tensor | None, boxes: Sequence[dict], points: Sequence[tuple[float, float]]) -> Regions:
+def _regions(
+    size: tuple[int, int],
+    tower: int,
+    masks: torch.Tensor | None,
+    boxes: Sequence[dict],
+    points: Sequence[tuple[float, float]],
+) -> Regions:
     height, width = size
     parts = []
     if masks is not None:
@@ -86,13 +102,21 @@ def _regions(size: tuple[int, int], tower: int, masks: torch.Tensor | None, boxe
             if not mask.any():  # smaller than a pixel of the picture
                 whole[row] = F.adaptive_max_pool2d(masks[row][None].float(), size)[0] > 0
         parts.append((marks, torch.stack([_around(mask) for mask in whole]), whole))
-    for field, corners in (("bboxes", [corners_of(box) for box in boxes]), ("points", [(x, y, x, y) for x, y in points])):
+    for field, corners in (
+        ("bboxes", [corners_of(box) for box in boxes]),
+        ("points", [(x, y, x, y) for x, y in points]),
+    ):
         if corners:
             corners = torch.tensor(corners, dtype=torch.float32)
             marks = _told(field, regions.of_boxes, corners, height, width, tower)
             parts.append((marks, corners, _filled(corners, height, width)))
     if not parts:
-        return Regions(size, torch.zeros(0, tower, tower, dtype=torch.bool), torch.zeros(0, 4), torch.zeros(0, height, width, dtype=torch.bool))
+        return Regions(
+            size,
+            torch.zeros(0, tower, tower, dtype=torch.bool),
+            torch.zeros(0, 4),
+            torch.zeros(0, height, width, dtype=torch.bool),
+        )
     marks, boxes, masks = (torch.cat(part) for part in zip(*parts))
     return Regions(size, marks[:, 0], boxes, masks)
 

@@ -1,13 +1,24 @@
 """VisionLLM Segment: masks of the named kinds, thing by thing, or a name for every pixel."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes.checks import valid
-from .asking import each, found_output, found_outputs, image_input, json_masks_input, model_input, names_of, threshold_input, top_k_input
-from .model.conversation import distinct
+from ..nodes.common import valid
 from .model.perception import detect, segment
+from .model.prompt_templates import distinct
 from .model.selection import THINGS
+from .node_io import (
+    each,
+    found_output,
+    found_outputs,
+    image_input,
+    json_masks_input,
+    model_input,
+    names_of,
+    threshold_input,
+    top_k_input,
+)
 from .sockets import CATEGORY
 
 SEMANTIC, INSTANCE = MODES = ("semantic", "instance")
@@ -21,29 +32,58 @@ class VisionLLMSegment(io.ComfyNode):
             display_name="VisionLLM Segment",
             category=CATEGORY,
             description="Outlines what you name: semantic gives every pixel one of the names (sky, road, wall), instance gives each thing a mask of "
-                        "its own.",
-            search_aliases=["semantic segmentation", "instance segmentation", "segment anything", "text to mask", "mask by text", "ade20k",
-                            "background mask", "语义分割", "实例分割", "セグメンテーション", "분할", "segmentation sémantique", "Segmentierung", "сегментация",
-                            "segmentación"],
+            "its own.",
+            search_aliases=[
+                "semantic segmentation",
+                "instance segmentation",
+                "segment anything",
+                "text to mask",
+                "mask by text",
+                "ade20k",
+                "background mask",
+                "语义分割",
+                "实例分割",
+                "セグメンテーション",
+                "분할",
+                "segmentation sémantique",
+                "Segmentierung",
+                "сегментация",
+                "segmentación",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 image_input(),
-                io.String.Input("names", multiline=True, default="person, dog",
-                                tooltip="What to outline: one name per line, or commas between them."),
-                io.Combo.Input("mode", options=list(MODES), default=SEMANTIC,
-                               tooltip="semantic: all pixels of a name are one mask, and each pixel has exactly one name. instance: each thing has "
-                                       "its mask."),
-                io.String.Input("others", multiline=True, default="background", optional=True,
-                                tooltip="semantic only: names that take the pixels that are none of the above, such as wall, floor, sky. They are "
-                                        "not given out. The model was trained on up to 150 names in all; they go in one prompt."),
+                io.String.Input(
+                    "names",
+                    multiline=True,
+                    default="person, dog",
+                    tooltip="What to outline: one name per line, or commas between them.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=SEMANTIC,
+                    tooltip="semantic: all pixels of a name are one mask, and each pixel has exactly one name. instance: each thing has "
+                    "its mask.",
+                ),
+                io.String.Input(
+                    "others",
+                    multiline=True,
+                    default="background",
+                    optional=True,
+                    tooltip="semantic only: names that take the pixels that are none of the above, such as wall, floor, sky. They are "
+                    "not given out. The model was trained on up to 150 names in all; they go in one prompt.",
+                ),
                 threshold_input(0.3, "instance only: things with a lower score are left out."),
                 top_k_input(THINGS, "things (instance only)"),
                 json_masks_input(),
             ],
-            outputs=found_outputs("Of each picture its boxes in pixels, with label and score. semantic: one around all pixels of a name, with the "
-                                  "score 1, in the order of the names; names without a pixel have none."),
+            outputs=found_outputs(
+                "Of each picture its boxes in pixels, with label and score. semantic: one around all pixels of a name, with the "
+                "score 1, in the order of the names; names without a pixel have none."
+            ),
         )
 
     @classmethod
@@ -56,7 +96,10 @@ class VisionLLMSegment(io.ComfyNode):
         if mode == INSTANCE:
             found = each(image, lambda picture: detect(visionllm, picture, wanted, count=top_k, threshold=threshold))
         else:
-            found = [one.select(one.labels < len(wanted)) for one in each(image, lambda picture: segment(visionllm, picture, every).areas())]
+            found = [
+                one.select(one.labels < len(wanted))
+                for one in each(image, lambda picture: segment(visionllm, picture, every).areas())
+            ]
         return found_output(cls, f"segment ({mode})", ", ".join(wanted), found, masks_in_json)
 
 

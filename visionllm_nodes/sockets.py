@@ -1,4 +1,5 @@
 """Types of wires that ComfyUI has no class for."""
+
 from comfy_api.latest import io
 
 KEYPOINTS = io.Custom("KEYPOINTS")

@@ -1,9 +1,10 @@
 """What a file is, told by the names of its tensors: for messages a person can act on."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .families import FAMILIES, PIXART, SDXL
+from ..conditioning.families import FAMILIES, PIXART, SDXL
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -22,7 +23,9 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return f"an InternVL-C or -G checkpoint{side} (it belongs in models/internvl)"
     if is_internvl_chat(shapes):
         return "an InternVL chat model (it belongs in models/internvl_chat)"
-    if all(name.startswith(("embeddings.", "encoder.layers.")) for name in shapes) and has(".attn.q_norm.weight", ".ls1"):
+    if all(name.startswith(("embeddings.", "encoder.layers.")) for name in shapes) and has(
+        ".attn.q_norm.weight", ".ls1"
+    ):
         return "InternViT alone, a vision tower without what makes embeddings of it"
     if has("model.diffusion_model."):
         return "a whole checkpoint (it belongs in models/checkpoints)"
@@ -30,7 +33,9 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return "a LoRA (it belongs in models/loras)"
     if has("control_model.", "controlnet_cond_embedding.", "input_hint_block."):
         return "a ControlNet (it belongs in models/controlnet)"
-    clip = next((shape for name, shape in shapes.items() if name.endswith("text_model.encoder.layers.0.mlp.fc1.weight")), None)
+    clip = next(
+        (shape for name, shape in shapes.items() if name.endswith("text_model.encoder.layers.0.mlp.fc1.weight")), None
+    )
     if clip is not None:
         which = {768: "CLIP-L", 1024: "CLIP-H", 1280: "CLIP-G"}.get(clip[1], f"CLIP (width {clip[1]})")
         return f"a {which} text encoder"
@@ -69,12 +74,16 @@ def is_visionllm(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 def is_internvl_chat(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether the tensors are those of an InternVL that talks, in OpenGVLab's layout or in transformers'."""
-    return all(any(part in name for name in shapes for part in parts) for parts in (
-        ("vision_model.", "vision_tower."), ("mlp1.", "multi_modal_projector."), ("language_model.",)))
+    return all(
+        any(part in name for name in shapes for part in parts)
+        for parts in (("vision_model.", "vision_tower."), ("mlp1.", "multi_modal_projector."), ("language_model.",))
+    )
 
 
 def _adapter_family(shapes: Mapping[str, tuple[int, ...]]) -> str:
     layout = adapter_layout(shapes)
     if layout != "one":
         return (SDXL if layout == "two" else PIXART).title
-    return next((family.title for family in FAMILIES if family.context_width == shapes["queries"][-1]), "an unknown family")
+    return next(
+        (family.title for family in FAMILIES if family.context_width == shapes["queries"][-1]), "an unknown family"
+    )

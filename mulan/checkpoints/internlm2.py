@@ -1,4 +1,5 @@
 """InternLM2's tensors as LLaMA's: the same network under other names, its queries, keys and values in one tensor."""
+
 from __future__ import annotations
 
 from functools import partial
@@ -6,18 +7,25 @@ from functools import partial
 import torch
 from einops import rearrange
 
-from .published import Source
+from .weight_source import Source
 
 LAYER = {
-    "self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
-    "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
 }
 
 
 def sources(layers: int, key_value_heads: int, head: int) -> dict[str, Source]:
     """LLaMA's names (`layers.0.self_attn.q_proj.weight`, `lm_head.weight`...) -> InternLM2's. `head`: channels of one."""
-    found = {"embed_tokens.weight": Source(("model.tok_embeddings.weight",)), "norm.weight": Source(("model.norm.weight",)),
-             "lm_head.weight": Source(("output.weight",))}
+    found = {
+        "embed_tokens.weight": Source(("model.tok_embeddings.weight",)),
+        "norm.weight": Source(("model.norm.weight",)),
+        "lm_head.weight": Source(("output.weight",)),
+    }
     for layer in range(layers):
         at = f"model.layers.{layer}"
         for part in "qkv":
@@ -31,4 +39,6 @@ def sources(layers: int, key_value_heads: int, head: int) -> dict[str, Source]:
 def split(packed: torch.Tensor, part: str, key_value_heads: int, head: int) -> torch.Tensor:
     """The rows of `part` ("q", "k" or "v"): per key-value head the packed rows are its queries' heads, the key's, the value's."""
     grouped = rearrange(packed, "(g n d) c -> g n d c", g=key_value_heads, d=head)
-    return rearrange({"q": grouped[:, :-2], "k": grouped[:, -2:-1], "v": grouped[:, -1:]}[part], "g n d c -> (g n d) c").contiguous()
+    return rearrange(
+        {"q": grouped[:, :-2], "k": grouped[:, -2:-1], "v": grouped[:, -1:]}[part], "g n d c -> (g n d) c"
+    ).contiguous()

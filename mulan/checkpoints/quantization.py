@@ -3,6 +3,7 @@
 Source: ComfyUI 0.30, comfy/ops.py (`mixed_precision_ops`) and the layouts of comfy_kitchen. Everything goes by runs of rows, so that a
 tensor of any size takes a few dozen megabytes beside itself.
 """
+
 from __future__ import annotations
 
 import json
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .safetensors_stream import Slot
+from .safetensors_writer import Slot
 
 PLAIN = torch.float16  # whatever is not quantised
-ELEMENTS_AT_ONCE = 4 * 2 ** 20
+ELEMENTS_AT_ONCE = 4 * 2**20
 NAN = "values that are infinite or no numbers (NaN)"
 
 
@@ -61,7 +62,9 @@ def slots(name: str, shape: tuple[int, ...], quantisation: Quantisation | None) 
     }
 
 
-def pieces(name: str, tensor: torch.Tensor, quantisation: Quantisation | None) -> Iterator[tuple[str, torch.Tensor, int]]:
+def pieces(
+    name: str, tensor: torch.Tensor, quantisation: Quantisation | None
+) -> Iterator[tuple[str, torch.Tensor, int]]:
     """The tensors of `slots` run by run: (name, rows, number of the first row). Raises NotFinite."""
     if quantisation is None:
         yield from as_it_is(name, tensor, PLAIN)
@@ -81,13 +84,17 @@ def pieces(name: str, tensor: torch.Tensor, quantisation: Quantisation | None) -
         yield name, (scaled if quantisation.dtype.is_floating_point else scaled.round_()).to(quantisation.dtype), first
 
 
-def as_it_is(name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor, int]]:
+def as_it_is(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, torch.Tensor, int]]:
     """A tensor in `dtype`, its own by default, as `pieces` gives tensors. Raises NotFinite."""
     for rows, first in _runs(tensor):
         cast = rows.to(dtype or tensor.dtype)
         if not torch.isfinite(cast).all():
             too_large = torch.isfinite(rows).all()
-            raise NotFinite(f"{name} holds {f'values up to {rows.abs().max().item():.3g}, too large for {dtype}' if too_large else NAN}")
+            raise NotFinite(
+                f"{name} holds {f'values up to {rows.abs().max().item():.3g}, too large for {dtype}' if too_large else NAN}"
+            )
         yield name, cast, first
 
 
@@ -97,7 +104,7 @@ def _runs(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
         return
     count = max(1, ELEMENTS_AT_ONCE * len(tensor) // max(1, tensor.numel()))
     for first in range(0, len(tensor), count):
-        yield tensor[first:first + count], first
+        yield tensor[first : first + count], first
 
 
 def plain_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:

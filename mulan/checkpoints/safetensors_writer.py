@@ -3,6 +3,7 @@
 The header comes first, since shapes and dtypes are known before any value is. The file bears its name only when every byte of it is on
 disk. Source: the safetensors format: 8 bytes of length, a JSON header, then the tensors without a gap.
 """
+
 from __future__ import annotations
 
 import errno
@@ -19,8 +20,17 @@ import torch
 UNFINISHED = ".unfinished"
 
 _DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
     torch.bool: "BOOL",
 }
 
@@ -84,7 +94,9 @@ class SafetensorsStream:
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         start = first_row * row_size
         if tensor.dtype != slot.dtype or start + data.nbytes > slot.size:
-            raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype} from row {first_row} on does not fit {slot.shape} {slot.dtype}")
+            raise ValueError(
+                f"{name}: {tuple(tensor.shape)} {tensor.dtype} from row {first_row} on does not fit {slot.shape} {slot.dtype}"
+            )
         self._file.seek(len(self._header) + self._offsets[name] + start)
         self._file.write(data)
         self.written += data.nbytes
@@ -98,7 +110,9 @@ class SafetensorsStream:
             return
         try:
             if self._missing:
-                raise ValueError(f"{self.path.name}: {len(self._missing)} tensors are not written whole, the first is {next(iter(self._missing))}")
+                raise ValueError(
+                    f"{self.path.name}: {len(self._missing)} tensors are not written whole, the first is {next(iter(self._missing))}"
+                )
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -112,7 +126,11 @@ class SafetensorsStream:
         told = {"__metadata__": self._metadata} if self._metadata else {}
         for name in order:
             slot, start = self._slots[name], self._offsets[name]
-            told[name] = {"dtype": _DTYPES[slot.dtype], "shape": list(slot.shape), "data_offsets": [start, start + slot.size]}
+            told[name] = {
+                "dtype": _DTYPES[slot.dtype],
+                "shape": list(slot.shape),
+                "data_offsets": [start, start + slot.size],
+            }
         text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
@@ -126,8 +144,11 @@ def check_room(folder: Path, name: str, size: int) -> None:
     """Raises OSError where the disk of `folder` has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(errno.ENOSPC, f"{name} takes {size / 1e9:.2f} GB, but the disk of {folder.resolve()} has {free / 1e9:.2f} GB free: "
-                                    f"make room, or name another folder")
+        raise OSError(
+            errno.ENOSPC,
+            f"{name} takes {size / 1e9:.2f} GB, but the disk of {folder.resolve()} has {free / 1e9:.2f} GB free: "
+            f"make room, or name another folder",
+        )
 
 
 def _sync_folder(folder: Path) -> None:

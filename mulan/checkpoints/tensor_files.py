@@ -1,4 +1,5 @@
 """Opening model files: lazily, names and shapes first; a tensor is read only where it is needed."""
+
 from __future__ import annotations
 
 import json
@@ -35,7 +36,9 @@ def open_tensors(path: Path) -> TensorFile:
     if path.is_dir():
         return _open_folder(path)
     if not path.is_file():
-        raise WrongFile(f"{path.name} is not in {path.parent}: the file was moved or deleted. Press R in the editor to refresh the list.")
+        raise WrongFile(
+            f"{path.name} is not in {path.parent}: the file was moved or deleted. Press R in the editor to refresh the list."
+        )
     if path.suffix.lower() == ".safetensors":
         return _open_safetensors(path)
     return _open_torch(path)
@@ -73,7 +76,9 @@ def _open_safetensors(path: Path) -> TensorFile:
     try:
         file = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise WrongFile(f"{place(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}.") from error
+        raise WrongFile(
+            f"{place(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}."
+        ) from error
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     return TensorFile(path, shapes, file.get_tensor, file.metadata() or {})
 
@@ -88,14 +93,28 @@ def _open_torch(path: Path) -> TensorFile:
         raise
     except Exception as error:  # torch's own words are not for users: they advise to load code
         held = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = _instead(path) or (held and f"it holds {held[1]}, and only tensors are loaded from such files, never code; "
-                                             f"ask for a .safetensors") or _damaged(path, error)
+        reason = (
+            _instead(path)
+            or (
+                held
+                and f"it holds {held[1]}, and only tensors are loaded from such files, never code; "
+                f"ask for a .safetensors"
+            )
+            or _damaged(path, error)
+        )
         raise WrongFile(f"{place(path)} cannot be read as plain weights: {reason}.") from error
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping):
         raise WrongFile(f"{place(path)} holds a {type(tensors).__name__}, expected is a plain state dict of tensors.")
-    other = next((f"{name!r} ({type(value).__name__})" for name, value in tensors.items() if not isinstance(value, torch.Tensor)), None)
+    other = next(
+        (
+            f"{name!r} ({type(value).__name__})"
+            for name, value in tensors.items()
+            if not isinstance(value, torch.Tensor)
+        ),
+        None,
+    )
     if other:
         raise WrongFile(f"{place(path)} holds more than tensors, the first is {other}; expected is a plain state dict.")
     return TensorFile(path, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__, {})
@@ -106,17 +125,23 @@ def _open_folder(path: Path) -> TensorFile:
     if index is None:
         single = next((path / name for name in SINGLE_NAMES if (path / name).is_file()), None)
         if single is None:
-            raise WrongFile(f"the folder {place(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: it is not a published checkpoint.")
+            raise WrongFile(
+                f"the folder {place(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: it is not a published checkpoint."
+            )
         file = open_tensors(single)
         return TensorFile(path, file.shapes, file.read, file.metadata)
     shard_of = _shards(index)
     missing = sorted({shard for shard in shard_of.values() if not (path / shard).is_file()})
     if missing:
-        raise WrongFile(f"the folder {place(path)} lacks {len(missing)} of its shards, the first is {missing[0]}. Download it again.")
+        raise WrongFile(
+            f"the folder {place(path)} lacks {len(missing)} of its shards, the first is {missing[0]}. Download it again."
+        )
     shards = {shard: open_tensors(path / shard) for shard in sorted(set(shard_of.values()))}
     lost = sorted(name for name, shard in shard_of.items() if name not in shards[shard].shapes)
     if lost:
-        raise WrongFile(f"the folder {place(path)} is damaged: {shard_of[lost[0]]} does not hold {lost[0]}. Download it again.")
+        raise WrongFile(
+            f"the folder {place(path)} is damaged: {shard_of[lost[0]]} does not hold {lost[0]}. Download it again."
+        )
     shapes = {name: shards[shard].shapes[name] for name, shard in shard_of.items()}
     return TensorFile(path, shapes, lambda name: shards[shard_of[name]].read(name), {})
 
@@ -130,7 +155,9 @@ def _shards(index: Path) -> dict[str, str]:
         reason = _instead(index) or "it is no JSON with a `weight_map` from tensors to shards; download it again"
         raise WrongFile(f"{place(index)} cannot be read as an index of shards: {reason}.") from error
     if outside:
-        raise WrongFile(f"{place(index)} names a shard that is not beside it, {outside[0]!r}: nothing outside the folder is read.")
+        raise WrongFile(
+            f"{place(index)} names a shard that is not beside it, {outside[0]!r}: nothing outside the folder is read."
+        )
     return shard_of
 
 

@@ -1,4 +1,5 @@
 """How one of our tensors is made of the published ones."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -3,6 +3,7 @@
 Source: MuLan's ``LanguageAdapter`` (mulankit 1.0.2, mulankit/models): an MLP, then a one-layer transformer
 whose decoder reads the text states with learned queries. Nothing is masked: the rows of padding take part.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -129,13 +130,17 @@ class LanguageAdapter(nn.Module):
             operations.Linear(shape.width, shape.width, dtype=dtype, device=device),
         )
         self.queries = nn.Parameter(torch.zeros(1, shape.queries, shape.width, dtype=dtype, device=device))
-        self.transformer = nn.ModuleDict({
-            "encoder": Stack(EncoderLayer(shape.width, heads, shape.feed_forward, **kw), shape.width, **kw),
-            "decoder": Stack(DecoderLayer(shape.width, heads, shape.feed_forward, **kw), shape.width, **kw),
-        })
+        self.transformer = nn.ModuleDict(
+            {
+                "encoder": Stack(EncoderLayer(shape.width, heads, shape.feed_forward, **kw), shape.width, **kw),
+                "decoder": Stack(DecoderLayer(shape.width, heads, shape.feed_forward, **kw), shape.width, **kw),
+            }
+        )
 
     def forward(self, states):
         """states [B, T, text_width] -> context [B, queries, width]."""
         memory = self.transformer["encoder"](self.proj(states))
-        queries = self.queries.to(dtype=memory.dtype, device=memory.device)  # [1, Q, D]: they differ from where they have read the memory on
+        queries = self.queries.to(
+            dtype=memory.dtype, device=memory.device
+        )  # [1, Q, D]: they differ from where they have read the memory on
         return self.transformer["decoder"](queries, memory)

@@ -3,6 +3,7 @@
 Source: MuLan's ``LanguageAdapterXL`` and ``TextProjection`` (mulankit 1.0.2, mulankit/models). Its ``add_embedding``, where a file has one,
 replaces the UNet's own and so belongs to the MODEL (`mulan.base_model`), not here.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -93,8 +94,10 @@ class AttentionPooling(nn.Module):
 
     def forward(self, context):
         rows = torch.cat((context.mean(dim=1, keepdim=True), context), dim=1) + self.positional_embedding.to(context)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for x in (self.q_proj(rows[:, :1]), self.k_proj(rows), self.v_proj(rows)))
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x in (self.q_proj(rows[:, :1]), self.k_proj(rows), self.v_proj(rows))
+        )
         out = F.scaled_dot_product_attention(q, k, v)
         return self.c_proj(out.transpose(1, 2).flatten(2))[:, 0]
 

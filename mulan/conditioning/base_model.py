@@ -1,4 +1,5 @@
 """The diffusion MODEL: which family it is of, and the weights of it that some adapters bring."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -6,9 +7,9 @@ from typing import TYPE_CHECKING
 import comfy.model_base
 import torch
 
+from ..checkpoints.tensor_files import WrongFile, place
 from .families import FAMILIES, PIXART, Family
-from .files import AdapterFile
-from .tensor_files import WrongFile, place
+from .model_files import AdapterFile
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -29,8 +30,10 @@ def check_family(model: ModelPatcher, family: Family, what: str) -> None:
         return
     name = type(model.model.model_config).__name__
     is_one = f"a {found.title} model ({name})" if found else f"a {name}, a model that MuLan has no adapter for"
-    raise ValueError(f"{what} is for {family.title}, but the connected MODEL is {is_one}. "
-                     f"Take {'what is made for ' + found.title if found else 'another checkpoint'}, or a {family.title} checkpoint.")
+    raise ValueError(
+        f"{what} is for {family.title}, but the connected MODEL is {is_one}. "
+        f"Take {'what is made for ' + found.title if found else 'another checkpoint'}, or a {family.title} checkpoint."
+    )
 
 
 def with_adapter(model: ModelPatcher, adapter: AdapterFile) -> ModelPatcher:
@@ -44,13 +47,17 @@ def with_adapter(model: ModelPatcher, adapter: AdapterFile) -> ModelPatcher:
         return model
     damaged = next((name for name, tensor in replaced.items() if not tensor.isfinite().all()), None)
     if damaged:
-        raise WrongFile(f"{place(adapter.file.path)} is damaged: its weights for {damaged} hold NaN or infinity. Download it again.")
+        raise WrongFile(
+            f"{place(adapter.file.path)} is damaged: its weights for {damaged} hold NaN or infinity. Download it again."
+        )
     patched = model.clone()
     done = patched.add_patches({name: ("set", (tensor,)) for name, tensor in replaced.items()})
     if len(done) != len(replaced):
         lacking = sorted(replaced.keys() - set(done))[0]
-        raise ValueError(f"the adapter {adapter.file.path.name} replaces weights that the connected {type(model.model.model_config).__name__} lacks, "
-                         f"the first is {lacking}: take the plain {adapter.family.title} checkpoint.")
+        raise ValueError(
+            f"the adapter {adapter.file.path.name} replaces weights that the connected {type(model.model.model_config).__name__} lacks, "
+            f"the first is {lacking}: take the plain {adapter.family.title} checkpoint."
+        )
     for name, tensor in replaced.items():
         *earlier, ours = patched.patches[name]
         patched.patches[name] = [ours, *_acting_on(tensor, earlier)]

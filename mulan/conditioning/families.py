@@ -1,4 +1,5 @@
 """The diffusion families MuLan has adapters for, and what each fixes about text."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,7 +25,16 @@ class Family:
 
 SD15 = Family("sd15", "Stable Diffusion 1.5", context_width=768, token_keys=("l",), prefixed_window=80, bare_window=77)
 SD21 = Family("sd21", "Stable Diffusion 2.1", context_width=1024, token_keys=("h",), prefixed_window=80, bare_window=77)
-SDXL = Family("sdxl", "SDXL", context_width=2048, token_keys=("g", "l"), prefixed_window=83, bare_window=83, bare_negative=False, pooled_width=1280)
+SDXL = Family(
+    "sdxl",
+    "SDXL",
+    context_width=2048,
+    token_keys=("g", "l"),
+    prefixed_window=83,
+    bare_window=83,
+    bare_negative=False,
+    pooled_width=1280,
+)
 PIXART = Family("pixart", "PixArt", context_width=4096, token_keys=("t5xxl",), prefixed_window=83, bare_window=80)
 FAMILIES = (SD15, SD21, SDXL, PIXART)
 

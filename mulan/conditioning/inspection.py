@@ -1,4 +1,5 @@
 """What a prompt becomes before it is encoded, as data and as text. Only the tokenizer is asked, never the encoder."""
+
 from __future__ import annotations
 
 import re
@@ -6,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .characters import WITHOUT_SPACES, is_mark, script
-from .prompts import PromptTokenizer, Reading, Token
+from ..images.unicode_text import WITHOUT_SPACES, is_mark, script
+from .prompt_tokenizer import PromptTokenizer, Reading, Token
 from .tokenizer import PREFIX, SPACE, UNK, InternVLTokenizer, units
 
 # The same sentence in a language of each script, to say what this vocabulary makes of it.
@@ -102,17 +103,39 @@ class Inspection:
 def inspect(prompts: PromptTokenizer, text: str, negative: bool = False) -> Inspection:
     """Reads `text` as the CLIP of this tokenizer would; `negative`: as the CLIP for negatives. Never raises, whatever the text holds."""
     reading = prompts.read(text, negative)
-    windows = [Window(_boxes(window, prompts.tokenizer), len(window), number > 0 and reading.parts[number] != reading.parts[number - 1])
-               for number, window in enumerate(reading.windows)]
+    windows = [
+        Window(
+            _boxes(window, prompts.tokenizer),
+            len(window),
+            number > 0 and reading.parts[number] != reading.parts[number - 1],
+        )
+        for number, window in enumerate(reading.windows)
+    ]
     whole = " ".join(reading.text)
     letters = Counter(filter(None, map(script, whole)))
-    shares = [(name, count / letters.total()) for name, count in sorted(letters.items(), key=lambda item: (-item[1], item[0]))]
+    shares = [
+        (name, count / letters.total()) for name, count in sorted(letters.items(), key=lambda item: (-item[1], item[0]))
+    ]
     return Inspection(
-        family=prompts.family.title, style=prompts.style, negative=negative,
-        prefix=[Box(piece.text.lstrip(SPACE), (piece.id,), 1.0, -2, piece.starts_word, False, False) for piece in reading.prefix], length=reading.length, room=reading.room, windows=windows,
-        merged=reading.merged, dropped=_boxes(reading.dropped, prompts.tokenizer), dropped_tokens=len(reading.dropped), dropped_text=_dropped_text(reading),
-        words=_words(whole, letters), characters=sum(not character.isspace() for character in whole), scripts=shares,
-        sample=_sample(shares, prompts.tokenizer), notes=_notes(prompts, text, reading, windows),
+        family=prompts.family.title,
+        style=prompts.style,
+        negative=negative,
+        prefix=[
+            Box(piece.text.lstrip(SPACE), (piece.id,), 1.0, -2, piece.starts_word, False, False)
+            for piece in reading.prefix
+        ],
+        length=reading.length,
+        room=reading.room,
+        windows=windows,
+        merged=reading.merged,
+        dropped=_boxes(reading.dropped, prompts.tokenizer),
+        dropped_tokens=len(reading.dropped),
+        dropped_text=_dropped_text(reading),
+        words=_words(whole, letters),
+        characters=sum(not character.isspace() for character in whole),
+        scripts=shares,
+        sample=_sample(shares, prompts.tokenizer),
+        notes=_notes(prompts, text, reading, windows),
     )
 
 
@@ -120,7 +143,10 @@ def report(inspection: Inspection) -> str:
     """The inspection as text. A piece begins with ``▁`` where a word begins; ``×1.3`` is its weight, ``[3]`` the number of its bytes."""
     lines = summary(inspection)
     for number, window in enumerate(inspection.windows[:MOST_WINDOWS], 1):
-        lines += ["", f"window {number}{' (BREAK)' if window.after_break else ''}: {window.tokens} of {inspection.room} tokens"]
+        lines += [
+            "",
+            f"window {number}{' (BREAK)' if window.after_break else ''}: {window.tokens} of {inspection.room} tokens",
+        ]
         if window.boxes:
             lines.append(" ".join(map(_box_text, window.boxes)))
     if len(inspection.windows) > MOST_WINDOWS:
@@ -139,9 +165,11 @@ def report(inspection: Inspection) -> str:
 def summary(inspection: Inspection) -> list[str]:
     """The report's head: three or four lines."""
     prefix = f"prefix {PREFIX}" if inspection.prefix else "no prefix"
-    lines = [f"{inspection.family}, {'negative' if inspection.negative else 'prompt'}, style {inspection.style}, {prefix}",
-             f"{count(inspection.tokens, 'token')} of text in {count(len(inspection.windows), 'window')} of {inspection.length} rows, "
-             f"{inspection.room} of them for text"]
+    lines = [
+        f"{inspection.family}, {'negative' if inspection.negative else 'prompt'}, style {inspection.style}, {prefix}",
+        f"{count(inspection.tokens, 'token')} of text in {count(len(inspection.windows), 'window')} of {inspection.length} rows, "
+        f"{inspection.room} of them for text",
+    ]
     if inspection.characters:
         lines.append(fertility(inspection))
     if inspection.sample:
@@ -173,7 +201,17 @@ def _boxes(tokens: Sequence[Token], tokenizer: InternVLTokenizer) -> list[Box]:
         group += token.word != word or any(script(character) in WITHOUT_SPACES for character in text)
         word = token.word
         literal = len(unit.pieces) == 1 and tokenizer.literals.get(unit.text) == token.piece.id
-        boxes.append(Box(text, tuple(piece.id for piece in unit.pieces), token.weight, group, unit.text.startswith(" "), unit.is_bytes, literal))
+        boxes.append(
+            Box(
+                text,
+                tuple(piece.id for piece in unit.pieces),
+                token.weight,
+                group,
+                unit.text.startswith(" "),
+                unit.is_bytes,
+                literal,
+            )
+        )
     return boxes
 
 

@@ -1,13 +1,14 @@
 """An inspected prompt as a picture: a card per window with a box for each piece, what is cut away, and the notes."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
+from ..images.text_drawing import Colour, Lettering
 from .inspection import Box, Inspection, comparison, count
 from .inspection import Window as InspectedWindow
-from .lettering import Colour, Lettering
 from .tokenizer import BOS, EOS, PREFIX
 
 WIDTH, TALLEST = 1024, 2048
@@ -18,8 +19,14 @@ ROOM, FILLED, FRAME = (233, 235, 239), (64, 118, 214), (190, 194, 202)
 LOST, LOST_CARD, NOTE, NOTE_CARD = (178, 42, 42), (255, 240, 239), (122, 84, 0), (255, 248, 226)
 STRONGER, WEAKER = (196, 78, 0), (0, 104, 168)
 # Words in turn; the second is for every other piece of one word.
-SHADES = (((219, 232, 253), (199, 218, 249)), ((221, 243, 226), (200, 233, 209)), ((253, 233, 214), (249, 219, 190)),
-          ((236, 226, 250), (222, 206, 245)), ((253, 225, 233), (249, 205, 219)), ((216, 241, 243), (192, 230, 234)))
+SHADES = (
+    ((219, 232, 253), (199, 218, 249)),
+    ((221, 243, 226), (200, 233, 209)),
+    ((253, 233, 214), (249, 219, 190)),
+    ((236, 226, 250), (222, 206, 245)),
+    ((253, 225, 233), (249, 205, 219)),
+    ((216, 241, 243), (192, 230, 234)),
+)
 SCRIPT_COLOURS = ((64, 118, 214), (44, 155, 96), (222, 128, 40), (138, 92, 200), (206, 72, 118), (30, 150, 160))
 
 TITLE, HEADING, TEXT, SMALL, PIECE, UNDER = 30, 19, 17, 14, 21, 12
@@ -68,7 +75,10 @@ class _Page:
         self._text(MARGIN, self.y + 54, f"{side}, {prefix}, style {inspection.style}", TEXT, QUIET)
         self.y += 78
         windows = len(inspection.windows)
-        tiles = [(str(inspection.tokens), "tokens of text"), (str(windows), f"window{'' if windows == 1 else 's'} of {inspection.room}")]
+        tiles = [
+            (str(inspection.tokens), "tokens of text"),
+            (str(windows), f"window{'' if windows == 1 else 's'} of {inspection.room}"),
+        ]
         if inspection.per_word:
             tiles.append((f"{inspection.per_word:.2f}", "tokens per word"))
         if inspection.per_character:
@@ -85,13 +95,15 @@ class _Page:
 
     def _scripts(self) -> None:
         """A bar of the letters' scripts, and what the main one costs."""
-        shown = self.inspection.scripts[:len(SCRIPT_COLOURS)]
+        shown = self.inspection.scripts[: len(SCRIPT_COLOURS)]
         self._card(MARGIN, self.y, INNER, 84 if self.inspection.sample else 60, CARD)
         left, whole = MARGIN + PAD, INNER - 2 * PAD
         total = sum(share for _, share in shown)
         x = float(left)
         for (_, share), colour in zip(shown, SCRIPT_COLOURS):
-            self.pen.rectangle((round(x), self.y + 14, max(round(x), round(x + whole * share / total) - 2), self.y + 21), fill=colour)
+            self.pen.rectangle(
+                (round(x), self.y + 14, max(round(x), round(x + whole * share / total) - 2), self.y + 21), fill=colour
+            )
             x += whole * share / total
         x = left
         for (name, share), colour in zip(shown, SCRIPT_COLOURS):
@@ -118,7 +130,9 @@ class _Page:
         bar = top + 28
         self.pen.rounded_rectangle((left, bar, right, bar + 6), 3, ROOM)
         if window.tokens:
-            self.pen.rounded_rectangle((left, bar, left + max(6, round((right - left) * window.tokens / room)), bar + 6), 3, FILLED)
+            self.pen.rounded_rectangle(
+                (left, bar, left + max(6, round((right - left) * window.tokens / room)), bar + 6), 3, FILLED
+            )
         self._lines(lines, left, top + 50)
         self.y += height + GAP
 
@@ -144,15 +158,25 @@ class _Page:
         special = box.group < 0 or box.is_literal
         edge = STRONGER if box.weight > 1 else WEAKER if box.weight < 1 else FRAME if special else None
         ink = LOST if faded else QUIET if box.group < 0 else INK
-        self.pen.rectangle((left, top, left + width - 1, top + BOX_HEIGHT - 1), CARD if special else colour, edge or (RULE if faded else colour),
-                           2 if box.weight != 1 else 1)
+        self.pen.rectangle(
+            (left, top, left + width - 1, top + BOX_HEIGHT - 1),
+            CARD if special else colour,
+            edge or (RULE if faded else colour),
+            2 if box.weight != 1 else 1,
+        )
         text = self.letters.shorten(self._shown(box), PIECE, WIDEST_BOX - 2 * BOX_PAD)
         x = left + (width - self.letters.width(text, PIECE)) // 2
         self._text(x, top + 26, text, PIECE, ink)
         if faded:
             self.pen.line((left + 4, top + 19, left + width - 5, top + 19), LOST)
         under = _under(box)
-        self._text(left + (width - self.letters.width(under, UNDER)) // 2, top + 47, under, UNDER, edge if box.weight != 1 else QUIET)
+        self._text(
+            left + (width - self.letters.width(under, UNDER)) // 2,
+            top + 47,
+            under,
+            UNDER,
+            edge if box.weight != 1 else QUIET,
+        )
 
     def _shown(self, box: Box) -> str:
         """Spaces alone must be seen."""
@@ -163,8 +187,20 @@ class _Page:
 
     def _measured(self, boxes: Sequence[Box]) -> list[tuple[int, Box]]:
         """Each box with its width."""
-        return [(max(20, min(WIDEST_BOX, max(self.letters.width(self._shown(box), PIECE), self.letters.width(_under(box), UNDER)) + 2 * BOX_PAD)), box)
-                for box in boxes]
+        return [
+            (
+                max(
+                    20,
+                    min(
+                        WIDEST_BOX,
+                        max(self.letters.width(self._shown(box), PIECE), self.letters.width(_under(box), UNDER))
+                        + 2 * BOX_PAD,
+                    ),
+                ),
+                box,
+            )
+            for box in boxes
+        ]
 
     # --- what follows the windows ---------------------------------------------------------------------------------
 
@@ -189,14 +225,22 @@ class _Page:
         self._text(left, top + 15, title + (f", {MOST_DROPPED} shown" if more > 0 else ""), HEADING, LOST)
         top += 34
         if inspection.merged:
-            self._text(left, top + 14, self.letters.shorten(f"merged with the prefix's colon and lost: {inspection.merged}", TEXT, INNER - 2 * PAD), TEXT, LOST)
+            self._text(
+                left,
+                top + 14,
+                self.letters.shorten(
+                    f"merged with the prefix's colon and lost: {inspection.merged}", TEXT, INNER - 2 * PAD
+                ),
+                TEXT,
+                LOST,
+            )
             top += 26
         self._lines(lines, left, top, faded=True)
         self.y += height + GAP
 
     def _note_lines(self) -> list[str]:
         lines = [line for note in self.inspection.notes for line in _folded(note, self.letters, INNER - 2 * PAD - 20)]
-        return lines if len(lines) <= MOST_NOTES else lines[:MOST_NOTES - 1] + ["…"]
+        return lines if len(lines) <= MOST_NOTES else lines[: MOST_NOTES - 1] + ["…"]
 
     def _notes(self) -> None:
         lines = self._note_lines()

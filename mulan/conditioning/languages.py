@@ -1,4 +1,5 @@
 """Prompts in many languages at once: lines with language labels, each prompt encoded once."""
+
 from __future__ import annotations
 
 import re
@@ -9,13 +10,15 @@ import comfy.sd
 from .clip import encode_prompts
 
 # ISO 639-1, and three longer codes that people write in its place. Closed on purpose: "cat: sleeping" is a prompt, not Catalan.
-LANGUAGE_CODES = frozenset("""
+LANGUAGE_CODES = frozenset(
+    """
     aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy
     ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt
     lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn
     so sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
     ceb fil yue
-""".split())
+""".split()
+)
 
 # The code in small letters, then script or region as in zh-Hant, pt-BR, es-419; then at once a colon, which may be a full-width one.
 _LABEL = re.compile(r"([a-z]{2,3})((?:[-_](?:[A-Za-z]{2,4}|\d{3}))*)[:：]")
@@ -41,7 +44,7 @@ def _split(text: str, number: int) -> LabelledPrompt:
     found = _LABEL.match(text)
     if found is None or found[1] not in LANGUAGE_CODES:
         return LabelledPrompt(str(number), text)
-    return LabelledPrompt(found[1] + found[2], text[found.end():].strip())
+    return LabelledPrompt(found[1] + found[2], text[found.end() :].strip())
 
 
 def encode_once(clip: comfy.sd.CLIP, prompts: list[str], negative: str) -> tuple[list[list], list]:

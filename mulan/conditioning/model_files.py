@@ -3,6 +3,7 @@
 Text encoders: one .safetensors, the original sharded folder (.safetensors or .bin), or what the stock CLIPSave wrote.
 Adapters: .safetensors, or the published .pth (read as plain tensors only).
 """
+
 from __future__ import annotations
 
 import json
@@ -12,16 +13,18 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints.identify import adapter_layout, recognise
+from ..checkpoints.tensor_files import TensorFile, WrongFile, open_tensors, place
 from .adapter import AdapterShape, LanguageAdapter, from_published, to_published
-from .adapter_xl import AdapterShapeXL, LanguageAdapterXL, ProjectionShape, TextProjection
+from .adapter_sdxl import AdapterShapeXL, LanguageAdapterXL, ProjectionShape, TextProjection
 from .families import FAMILIES, PIXART, SDXL, Family
-from .recognise import adapter_layout, recognise
-from .tensor_files import TensorFile, WrongFile, open_tensors, place
 
 ENCODER_SOURCE = "OpenGVLab/InternVL-14B-224px on Hugging Face"
 ADAPTER_SOURCE = "mulanai/mulan-lang-adapter on Hugging Face"
 TOKENIZER_NAME = "tokenizer.model"
-SAVED_CONFIG = "text_config"  # the text encoder's sizes as a tensor, for files that the stock CLIPSave wrote without metadata
+SAVED_CONFIG = (
+    "text_config"  # the text encoder's sizes as a tensor, for files that the stock CLIPSave wrote without metadata
+)
 TEXT_PROJECTION = "text_projection"
 
 # Where the LLaMA's ``model.`` stands: in our own file, in InternVL's checkpoint, in a file of the stock CLIPSave.
@@ -31,8 +34,14 @@ _NEVER_USED = (".cross_attn.", "rotary_emb")
 
 # An adapter's tensors that replace weights of the MODEL -> the host's names there
 _MODEL_PARTS = {
-    SDXL: {"add_embedding.linear_1.": "diffusion_model.label_emb.0.0.", "add_embedding.linear_2.": "diffusion_model.label_emb.0.2."},
-    PIXART: {"linear_1.": "diffusion_model.y_embedder.y_proj.fc1.", "linear_2.": "diffusion_model.y_embedder.y_proj.fc2."},
+    SDXL: {
+        "add_embedding.linear_1.": "diffusion_model.label_emb.0.0.",
+        "add_embedding.linear_2.": "diffusion_model.label_emb.0.2.",
+    },
+    PIXART: {
+        "linear_1.": "diffusion_model.y_embedder.y_proj.fc1.",
+        "linear_2.": "diffusion_model.y_embedder.y_proj.fc2.",
+    },
 }
 
 
@@ -97,7 +106,11 @@ class AdapterFile:
 
     def model_patch(self) -> dict[str, torch.Tensor]:
         """The tensors that replace weights of the MODEL, under the host's names; empty for most adapters."""
-        return {self._model_name(name): self.file.read(stored) for name, stored in self.names.items() if self._model_name(name)}
+        return {
+            self._model_name(name): self.file.read(stored)
+            for name, stored in self.names.items()
+            if self._model_name(name)
+        }
 
     @property
     def patches_model(self) -> bool:
@@ -105,7 +118,7 @@ class AdapterFile:
 
     def _model_name(self, name: str) -> str | None:
         parts = _MODEL_PARTS.get(self.family, {})
-        return next((host + name[len(part):] for part, host in parts.items() if name.startswith(part)), None)
+        return next((host + name[len(part) :] for part, host in parts.items() if name.startswith(part)), None)
 
 
 def open_text_encoder(path: Path) -> TextEncoderFile:
@@ -122,25 +135,41 @@ def text_encoder_of(file: TensorFile) -> TextEncoderFile:
         raise WrongFile(f"{place(path)} is {recognise(file.shapes)}; {expected}.")
     stored = f"{prefix}model."
     names = {
-        name[len(prefix):]: name for name in file.shapes
+        name[len(prefix) :]: name
+        for name in file.shapes
         if name.startswith(stored) and not any(part in name for part in _NEVER_USED)
     }
     names |= {"scaled_fp8": f"{prefix}scaled_fp8"} if f"{prefix}scaled_fp8" in file.shapes else {}
     shapes = {name: file.shapes[source] for name, source in names.items()}
     layer = "model.layers.0."
-    foreign = [name for name in shapes if name.startswith(layer) and ("norm.weight" in name or name.endswith(".bias"))
-               and name not in (f"{layer}input_layernorm.weight", f"{layer}post_attention_layernorm.weight")]
+    foreign = [
+        name
+        for name in shapes
+        if name.startswith(layer)
+        and ("norm.weight" in name or name.endswith(".bias"))
+        and name not in (f"{layer}input_layernorm.weight", f"{layer}post_attention_layernorm.weight")
+    ]
     q, k = shapes.get(f"{layer}self_attn.q_proj.weight"), shapes.get(f"{layer}self_attn.k_proj.weight")
     if foreign or q is None or q != k:
-        raise WrongFile(f"{place(path)} is another large language model's text encoder (a Llama 3, Qwen, Gemma or Mistral); {expected}.")
+        raise WrongFile(
+            f"{place(path)} is another large language model's text encoder (a Llama 3, Qwen, Gemma or Mistral); {expected}."
+        )
     if "spiece_model" not in file.shapes and not (path / TOKENIZER_NAME).is_file():
-        where = f"the folder {path.name} has no {TOKENIZER_NAME}" if path.is_dir() else "the file has no tensor `spiece_model`"
-        raise WrongFile(f"{place(path)} is a LLaMA text encoder without its sentencepiece model: {where}. "
-                        f"Take {TOKENIZER_NAME} from {ENCODER_SOURCE} and keep it with the checkpoint's folder.")
+        where = (
+            f"the folder {path.name} has no {TOKENIZER_NAME}"
+            if path.is_dir()
+            else "the file has no tensor `spiece_model`"
+        )
+        raise WrongFile(
+            f"{place(path)} is a LLaMA text encoder without its sentencepiece model: {where}. "
+            f"Take {TOKENIZER_NAME} from {ENCODER_SOURCE} and keep it with the checkpoint's folder."
+        )
     layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers."))
     missing = sorted(_llama_names(layers) - shapes.keys())
     if missing:
-        raise WrongFile(f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again.")
+        raise WrongFile(
+            f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+        )
     return TextEncoderFile(file, _text_config(file, shapes, layers), names)
 
 
@@ -148,22 +177,30 @@ def open_adapter(path: Path, family: Family | None = None) -> AdapterFile:
     """Recognises a MuLan adapter and its family from its tensors; `family` overrules it (tests). Raises WrongFile for anything else."""
     file = open_tensors(path)
     expected = f"expected is a MuLan adapter, from {ADAPTER_SOURCE}, in models/mulan"
-    prefix, layout = next(((p, kind) for p in _ADAPTER_PREFIXES if (kind := adapter_layout(file.shapes, p))), ("", None))
+    prefix, layout = next(
+        ((p, kind) for p in _ADAPTER_PREFIXES if (kind := adapter_layout(file.shapes, p))), ("", None)
+    )
     if layout is None:
         raise WrongFile(f"{place(path)} is {recognise(file.shapes)}; {expected}.")
-    names = {name[len(prefix):].replace("in_proj.", "in_proj_"): name for name in file.shapes if name.startswith(prefix)}
+    names = {
+        name[len(prefix) :].replace("in_proj.", "in_proj_"): name for name in file.shapes if name.startswith(prefix)
+    }
     try:
         shape = _SHAPES[layout].of(_Shapes(file.shapes, names))
         family = family or _family_of(shape)
     except (KeyError, ValueError) as error:
         reason = f"it has no tensor {error}" if isinstance(error, KeyError) else error
-        raise WrongFile(f"{place(path)} looks like a MuLan adapter, but cannot be used: {reason}; {expected}.") from error
+        raise WrongFile(
+            f"{place(path)} looks like a MuLan adapter, but cannot be used: {reason}; {expected}."
+        ) from error
     found = {name: file.shapes[stored] for name, stored in names.items()}
     wrong = [name for name, size in _whole(shape, found).items() if found.get(name) != size]
     if wrong:
         is_there = f"has the shape {found[wrong[0]]}" if wrong[0] in found else "is missing"
-        raise WrongFile(f"{place(path)} is an incomplete MuLan adapter for {family.title}: {len(wrong)} tensors are missing or of the wrong shape, "
-                        f"the first, {wrong[0]}, {is_there}. Download it again.")
+        raise WrongFile(
+            f"{place(path)} is an incomplete MuLan adapter for {family.title}: {len(wrong)} tensors are missing or of the wrong shape, "
+            f"the first, {wrong[0]}, {is_there}. Download it again."
+        )
     return AdapterFile(file, shape, family, names)
 
 
@@ -175,11 +212,18 @@ _MODULES = {
 }
 
 
-def _whole(shape: AdapterShape | AdapterShapeXL | ProjectionShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _whole(
+    shape: AdapterShape | AdapterShapeXL | ProjectionShape, found: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
     """Name and size of every tensor that an adapter of this shape consists of; of those for the UNet all where it `found` one."""
-    whole = {name: tuple(tensor.shape) for name, tensor in to_published(_MODULES[type(shape)](shape, device="meta").state_dict()).items()}
+    whole = {
+        name: tuple(tensor.shape)
+        for name, tensor in to_published(_MODULES[type(shape)](shape, device="meta").state_dict()).items()
+    }
     for_unet = [part + kind for part in _MODEL_PARTS[SDXL] for kind in ("weight", "bias")]
-    return whole | {name: found.get(name, ()) for name in for_unet if any(name.startswith("add_embedding.") for name in found)}
+    return whole | {
+        name: found.get(name, ()) for name in for_unet if any(name.startswith("add_embedding.") for name in found)
+    }
 
 
 def _family_of(shape: AdapterShape | AdapterShapeXL | ProjectionShape) -> Family:
@@ -232,10 +276,14 @@ def _text_config(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], layers
         heads = int(told.get("num_attention_heads", width // 128))  # LLaMA's heads are 128 wide
         norm_eps = float(told.get("rms_norm_eps", 1e-6))
     except (ValueError, TypeError, AttributeError) as error:
-        raise WrongFile(f"{place(file.path)}: its {where} cannot be read ({error}), and it tells the number of heads. Download it again.") from error
+        raise WrongFile(
+            f"{place(file.path)}: its {where} cannot be read ({error}), and it tells the number of heads. Download it again."
+        ) from error
     if heads < 1 or width % heads:
-        raise WrongFile(f"{place(file.path)} has states of width {width}, which {heads} attention heads cannot share; their number belongs into "
-                        f"the metadata, `config`: {{\"num_attention_heads\": ...}}.")
+        raise WrongFile(
+            f"{place(file.path)} has states of width {width}, which {heads} attention heads cannot share; their number belongs into "
+            f'the metadata, `config`: {{"num_attention_heads": ...}}.'
+        )
     return TextConfig(
         vocabulary=vocabulary,
         width=width,

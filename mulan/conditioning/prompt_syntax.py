@@ -4,6 +4,7 @@ Brackets as in ComfyUI: `(words:1.2)` weighs 1.2, `(words)` 1.1 times what stand
 prompts that are broken there: a bracket without a partner is text and changes nothing else, and a weight that is no finite number is text.
 The time is linear in the prompt's length, however deep brackets are nested.
 """
+
 from __future__ import annotations
 
 import logging
@@ -65,10 +66,15 @@ def parse(text: str) -> Prompt:
         parts = [_stripped(part, left=number > 0, right=number < last) for number, part in enumerate(parts)]
         parts = [part for part in parts if any(segment.text.strip() for segment in part)] or [[]]
     if notes.inversions:
-        logging.warning("MuLan: textual inversions are made for CLIP and mean nothing to InternVL, ignored: %s", ", ".join(notes.inversions))
+        logging.warning(
+            "MuLan: textual inversions are made for CLIP and mean nothing to InternVL, ignored: %s",
+            ", ".join(notes.inversions),
+        )
     if notes.limited_weights:
         logging.warning("MuLan: the prompt's weights go past %g and are limited to it", LARGEST_WEIGHT)
-    return Prompt([_segments([Segment(_ESCAPED.sub(r"\1", text), weight) for text, weight in part]) for part in parts], notes)
+    return Prompt(
+        [_segments([Segment(_ESCAPED.sub(r"\1", text), weight) for text, weight in part]) for part in parts], notes
+    )
 
 
 def _whole_characters(text: str, notes: Notes) -> str:
@@ -78,7 +84,10 @@ def _whole_characters(text: str, notes: Notes) -> str:
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")  # joins the pairs
     text, notes.surrogates = _SURROGATE.subn("\ufffd", text)
     if notes.surrogates:
-        logging.warning("MuLan: the prompt holds %d halves of characters (lone surrogates), each replaced by U+FFFD", notes.surrogates)
+        logging.warning(
+            "MuLan: the prompt holds %d halves of characters (lone surrogates), each replaced by U+FFFD",
+            notes.surrogates,
+        )
     return text
 
 
@@ -126,7 +135,7 @@ def _named_weight(text: str, begin: int, end: int) -> tuple[float | None, int]:
     """(weight, where its colon stands) of a group that closes at `end`, its last bracket before `begin`; (None, end) where it names none."""
     colon = text.rfind(":", begin, end)
     try:
-        weight = float(text[colon + 1:end]) if colon >= 0 else math.nan
+        weight = float(text[colon + 1 : end]) if colon >= 0 else math.nan
     except ValueError:
         weight = math.nan
     return (weight, colon) if math.isfinite(weight) else (None, end)

@@ -9,6 +9,7 @@ Two styles. ``upstream`` repeats mulankit 1.0.2 token by token. ``default`` is t
 - `embedding:name` is taken out with a warning: textual inversions of CLIP mean nothing to this encoder.
 In both, halves of characters (lone surrogates) become U+FFFD; upstream fails on them.
 """
+
 from __future__ import annotations
 
 from bisect import bisect_right
@@ -19,7 +20,7 @@ import torch
 
 from . import windows
 from .families import Family
-from .files import SAVED_CONFIG
+from .model_files import SAVED_CONFIG
 from .prompt_syntax import Notes, Segment, parse, plain
 from .tokenizer import BOS, EOS, PAD, InternVLTokenizer, Piece
 
@@ -67,7 +68,9 @@ class PromptTokenizer:
         self.style = style
         self._config = config
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, tokenizer_options: dict | None = None, **options):
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, tokenizer_options: dict | None = None, **options
+    ):
         """The windows of a prompt: rows (id, weight), or (id, weight, word) with `return_word_ids`, the same under each of the family's keys.
 
         `tokenizer_options` may hold ``negative``: True for negatives as upstream encodes them. `disable_weights` reads brackets and BREAK as text.
@@ -99,7 +102,7 @@ class PromptTokenizer:
             kept, dropped = [content[:room]], content[room:]
             parts = [0]
             if prefix and prefix[-1].end:
-                merged = part.encode()[:prefix[-1].end].decode(errors="replace")
+                merged = part.encode()[: prefix[-1].end].decode(errors="replace")
         else:
             chunks = [_split(part, room) for part in tokens]
             kept = [window for part in chunks for window in part]
@@ -118,7 +121,11 @@ class PromptTokenizer:
         return self.tokenizer.decode(list(token_ids))
 
     def _pieces(self, text: str, prefixed: bool) -> list[Piece]:
-        return self.tokenizer.encode_prefixed(text, keep_first=self.style == "default") if prefixed else self.tokenizer.encode(text)
+        return (
+            self.tokenizer.encode_prefixed(text, keep_first=self.style == "default")
+            if prefixed
+            else self.tokenizer.encode(text)
+        )
 
 
 def _tokens(parts: list[list[Piece]], segments: list[list[Segment]]) -> list[list[Token]]:
@@ -137,7 +144,7 @@ def _tokens(parts: list[list[Piece]], segments: list[list[Segment]]) -> list[lis
 def _split(tokens: list[Token], room: int) -> list[list[Token]]:
     chunks, begin = [], 0
     for chunk in windows.split([token.piece for token in tokens], room):
-        chunks.append(tokens[begin:begin + len(chunk)])
+        chunks.append(tokens[begin : begin + len(chunk)])
         begin += len(chunk)
     return chunks
 

@@ -4,6 +4,7 @@ The file keeps every entry with all that stock nodes put into it: tensors as ten
 tuples as JSON in the metadata key `ENTRIES`. What is no data (a ControlNet, hooks) is refused, never left out silently.
 The other metadata keys tell people and tools what the file is. None is called "prompt" or "workflow": the editor takes these for graphs.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..checkpoints.identify import recognise
+from ..checkpoints.safetensors_writer import SafetensorsStream, Slot
+from ..checkpoints.tensor_files import WrongFile, open_tensors, place
 from .base_model import check_family, family_of
 from .families import FAMILIES, PIXART, Family
-from .recognise import recognise
-from .safetensors_stream import SafetensorsStream, Slot
-from .tensor_files import WrongFile, open_tensors, place
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -30,7 +31,9 @@ SOURCES = ("text_encoder", "adapter")
 
 _PLAIN = (bool, int, float, str)
 # What a width tells where MuLan's CLIP did not: 4096 may be PixArt's, but a dozen other models' too.
-_WIDTH_TITLES = {family.context_width: family.title for family in FAMILIES if family is not PIXART} | {1280: "the SDXL refiner"}
+_WIDTH_TITLES = {family.context_width: family.title for family in FAMILIES if family is not PIXART} | {
+    1280: "the SDXL refiner"
+}
 
 
 class Unsaveable(ValueError):
@@ -58,13 +61,22 @@ class SavedConditioning:
     @property
     def title(self) -> str:
         """The family's title, else what the width tells."""
-        return self.family.title if self.family else _WIDTH_TITLES.get(self.width, f"a model of contexts of width {self.width}")
+        return (
+            self.family.title
+            if self.family
+            else _WIDTH_TITLES.get(self.width, f"a model of contexts of width {self.width}")
+        )
 
     def describe(self) -> str:
         """For a person: the family, a line for each entry, and where the file comes from."""
         lines = [f"{self.path.name}: a conditioning for {self.title}"]
         lines += [_entry_line(context, values) for context, values in self.conditioning]
-        told = [(name, _told(values)[name]) for _, values in self.conditioning for name in SOURCES if _told(values).get(name)]
+        told = [
+            (name, _told(values)[name])
+            for _, values in self.conditioning
+            for name in SOURCES
+            if _told(values).get(name)
+        ]
         lines += [f"{name.replace('_', ' ')}: {file}" for name, file in dict.fromkeys(told)]
         if self.versions:
             lines.append("saved by " + ", ".join(f"{name} {version}" for name, version in self.versions.items()))
@@ -78,8 +90,10 @@ class SavedConditioning:
         config = model.model.model_config
         width = PIXART.context_width if family_of(model) is PIXART else config.unet_config.get("context_dim")
         if width not in (None, self.width):
-            raise ValueError(f"the conditioning {place(self.path)} is for {self.title} (contexts of width {self.width}), but the connected MODEL is a "
-                             f"{type(config).__name__} (contexts of width {width}). Load a conditioning of the model's family.")
+            raise ValueError(
+                f"the conditioning {place(self.path)} is for {self.title} (contexts of width {self.width}), but the connected MODEL is a "
+                f"{type(config).__name__} (contexts of width {width}). Load a conditioning of the model's family."
+            )
 
 
 def save_conditioning(path: Path, conditioning: list, versions: Mapping[str, str]) -> SavedConditioning:
@@ -104,22 +118,32 @@ def load_conditioning(path: Path) -> SavedConditioning:
     """Reads the file whole. Raises WrongFile for one that is no saved conditioning, of a newer layout, damaged, or with values that are no numbers."""
     file = open_tensors(path)
     if MARK not in file.metadata:
-        raise WrongFile(f"{place(path)} is {recognise(file.shapes)}; expected is a conditioning that MuLan Save Conditioning wrote.")
+        raise WrongFile(
+            f"{place(path)} is {recognise(file.shapes)}; expected is a conditioning that MuLan Save Conditioning wrote."
+        )
     if file.metadata[MARK] != str(FORMAT):
-        raise WrongFile(f"{place(path)} is a saved conditioning of layout {file.metadata[MARK]}, and this version of MuLan Nodes knows {FORMAT}: "
-                        f"update MuLan Nodes, or save the conditioning again.")
+        raise WrongFile(
+            f"{place(path)} is a saved conditioning of layout {file.metadata[MARK]}, and this version of MuLan Nodes knows {FORMAT}: "
+            f"update MuLan Nodes, or save the conditioning again."
+        )
     try:
         # Copies: the file may be replaced or cut while its conditioning lives on.
         tensors = {name: file.read(name).clone() for name in file.shapes}
         entries = json.loads(file.metadata[ENTRIES])
-        conditioning = [[_value(entry[part], tensors.__getitem__) for part in ("context", "values")] for entry in entries]
+        conditioning = [
+            [_value(entry[part], tensors.__getitem__) for part in ("context", "values")] for entry in entries
+        ]
         loaded = SavedConditioning(path, conditioning, json.loads(file.metadata[VERSIONS]))
         loaded.describe()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
-        raise WrongFile(f"{place(path)} is a damaged saved conditioning ({type(error).__name__}: {error}): save or copy it again.") from error
+        raise WrongFile(
+            f"{place(path)} is a damaged saved conditioning ({type(error).__name__}: {error}): save or copy it again."
+        ) from error
     broken = [name for name, tensor in tensors.items() if _has_nan(tensor)]
     if broken:
-        raise WrongFile(f"{place(path)} holds values that are no numbers (NaN) in {broken[0]}: it would draw black pictures. Save it again.")
+        raise WrongFile(
+            f"{place(path)} holds values that are no numbers (NaN) in {broken[0]}: it would draw black pictures. Save it again."
+        )
     return loaded
 
 
@@ -132,7 +156,9 @@ class _Tensors:
 
     def entry(self, number: int, context: torch.Tensor, values: dict) -> dict:
         if not isinstance(context, torch.Tensor):
-            raise Unsaveable(f"entry {number} of this conditioning has a {type(context).__name__} where its context should be: it cannot be saved.")
+            raise Unsaveable(
+                f"entry {number} of this conditioning has a {type(context).__name__} where its context should be: it cannot be saved."
+            )
         return {"context": self._tree(context, f"{number}.context"), "values": self._tree(values, str(number))}
 
     def _tree(self, value, where: str):
@@ -146,15 +172,19 @@ class _Tensors:
         if value is None or isinstance(value, _PLAIN):
             return value
         entry, _, name = where.partition(".")
-        raise Unsaveable(f"entry {entry} of this conditioning carries `{name}`, a {type(value).__name__}, which is no data that a file can keep. "
-                         f"Save the conditioning before it gets that, and apply it again behind MuLan Load Conditioning.")
+        raise Unsaveable(
+            f"entry {entry} of this conditioning carries `{name}`, a {type(value).__name__}, which is no data that a file can keep. "
+            f"Save the conditioning before it gets that, and apply it again behind MuLan Load Conditioning."
+        )
 
     def _name(self, tensor: torch.Tensor, where: str) -> str:
         same = (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
         if same not in self._names:
             if _has_nan(tensor):
-                raise Unsaveable(f"{where} of this conditioning holds values that are no numbers (NaN): it would draw black pictures. Check the text "
-                                 f"encoder's and the adapter's files.")
+                raise Unsaveable(
+                    f"{where} of this conditioning holds values that are no numbers (NaN): it would draw black pictures. Check the text "
+                    f"encoder's and the adapter's files."
+                )
             name = where
             while name in self.named:  # keys may hold dots
                 name += "_"
@@ -183,7 +213,9 @@ def _entry_line(context: torch.Tensor, values: Mapping) -> str:
     prompt = _told(values).get("prompt")
     shape = " x ".join(map(str, context.shape)) + f", {str(context.dtype).removeprefix('torch.')}"
     more = ", ".join(sorted(name for name, value in values.items() if value is not None and name != MULAN))
-    return f"{'prompt not known' if prompt is None else _readable(repr(prompt))}: {shape}" + (f"; {more}" if more else "")
+    return f"{'prompt not known' if prompt is None else _readable(repr(prompt))}: {shape}" + (
+        f"; {more}" if more else ""
+    )
 
 
 def _has_nan(tensor: torch.Tensor) -> bool:

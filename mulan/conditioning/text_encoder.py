@@ -3,6 +3,7 @@
 Source: mulankit 1.0.2, ``InternVLTextModel`` and mulankit/patch.py. The LLaMA is the host's own, so streaming to small GPUs,
 casting and quantised weights are the host's work. The adapter is nested in the encoder's module because LoRA keys need one common prefix.
 """
+
 from __future__ import annotations
 
 import logging
@@ -18,10 +19,10 @@ from comfy import sd1_clip
 from comfy.text_encoders import llama
 
 from .adapter import LanguageAdapter
-from .adapter_xl import LanguageAdapterXL
+from .adapter_sdxl import LanguageAdapterXL
 from .families import PIXART, Family, Zeroing
-from .files import TextConfig
-from .prompts import NEGATIVE
+from .model_files import TextConfig
+from .prompt_tokenizer import NEGATIVE
 from .tokenizer import BOS, EOS, PAD
 
 BYTES_PER_ACTIVATION = 4  # the host computes text encoders in float32
@@ -43,8 +44,12 @@ class LlamaConfig(llama.Llama2Config):
     @classmethod
     def of(cls, config: TextConfig) -> LlamaConfig:
         llama_config = cls(
-            vocab_size=config.vocabulary, hidden_size=config.width, intermediate_size=config.feed_forward,
-            num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
+            vocab_size=config.vocabulary,
+            hidden_size=config.width,
+            intermediate_size=config.feed_forward,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
             rms_norm_eps=config.norm_eps,
         )
         llama_config.head_dim = config.width // config.heads  # a class attribute of the host's, not a field
@@ -64,16 +69,31 @@ class InternVLLlama(llama.BaseLlama, torch.nn.Module):
 class InternVLEncoder(sd1_clip.SDClipModel):
     """Windows of token ids -> hidden states; it holds the adapter, which reads them."""
 
-    def __init__(self, config: TextConfig, adapter: LanguageAdapter | LanguageAdapterXL | None = None, projected_width: int | None = None,
-                 dtype=None, device="cpu", model_options=None):
+    def __init__(
+        self,
+        config: TextConfig,
+        adapter: LanguageAdapter | LanguageAdapterXL | None = None,
+        projected_width: int | None = None,
+        dtype=None,
+        device="cpu",
+        model_options=None,
+    ):
         super().__init__(
-            device=device, dtype=dtype, textmodel_json_config={"sizes": config}, model_class=InternVLLlama, layer="last",
-            layer_norm_hidden_state=True, enable_attention_masks=True, special_tokens={"start": BOS, "end": EOS, "pad": PAD},
+            device=device,
+            dtype=dtype,
+            textmodel_json_config={"sizes": config},
+            model_class=InternVLLlama,
+            layer="last",
+            layer_norm_hidden_state=True,
+            enable_attention_masks=True,
+            special_tokens={"start": BOS, "end": EOS, "pad": PAD},
             model_options=model_options or {},
         )
         self.config = config
         if projected_width is not None:
-            self.text_projection = torch.nn.Parameter(torch.empty(config.width, projected_width, dtype=dtype, device=device), requires_grad=False)
+            self.text_projection = torch.nn.Parameter(
+                torch.empty(config.width, projected_width, dtype=dtype, device=device), requires_grad=False
+            )
         if adapter is not None:
             self.adapter = adapter
             self.adapter.requires_grad_(False)
@@ -89,8 +109,11 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         mask = (torch.tensor(tokens, device=device) != PAD).long()
         return embeds, mask, mask.sum(dim=1).tolist(), info
 
-    def states(self, windows: Sequence[Sequence[int]], after_layer: Callable[[], None] = lambda: None) -> list[torch.Tensor]:
+    def states(
+        self, windows: Sequence[Sequence[int]], after_layer: Callable[[], None] = lambda: None
+    ) -> list[torch.Tensor]:
         """Windows of ids -> the hidden states of each, [T, width] float32. Stops when the user interrupts."""
+
         def hook(*_):
             comfy.model_management.throw_exception_if_processing_interrupted()
             after_layer()
@@ -125,8 +148,16 @@ class MulanTextEncoder(torch.nn.Module):
     `decode` turns ids back into text; `fingerprint` changes with the text encoder's file.
     """
 
-    def __init__(self, family: Family, encoder: InternVLEncoder, prefix_ids: list[int], zeroing: Zeroing,
-                 origin: dict[str, str], decode: Callable[[list[int]], str], fingerprint: str):
+    def __init__(
+        self,
+        family: Family,
+        encoder: InternVLEncoder,
+        prefix_ids: list[int],
+        zeroing: Zeroing,
+        origin: dict[str, str],
+        decode: Callable[[list[int]], str],
+        fingerprint: str,
+    ):
         super().__init__()
         self.family = family
         self.internvl = encoder
@@ -154,10 +185,14 @@ class MulanTextEncoder(torch.nn.Module):
         counts = tokens.get(COUNTS, [(len(tokens[self.family.token_keys[0]]), NEGATIVE in tokens)])
         prompts = [(self._without_empty_tail(list(islice(windows, count))), negative) for count, negative in counts]
         skipped = [negative and self.zeroing.empty_negative and self._is_empty(prompt) for prompt, negative in prompts]
-        states = self._weighted_states([window for (prompt, _), skip in zip(prompts, skipped) if not skip for window in prompt])
+        states = self._weighted_states(
+            [window for (prompt, _), skip in zip(prompts, skipped) if not skip for window in prompt]
+        )
         read = iter(zip(states, self._contexts(states)))
-        each = [self._zeros(prompt) if skip else self._conditioning(prompt, *zip(*islice(read, len(prompt))), negative)
-                for (prompt, negative), skip in zip(prompts, skipped)]
+        each = [
+            self._zeros(prompt) if skip else self._conditioning(prompt, *zip(*islice(read, len(prompt))), negative)
+            for (prompt, negative), skip in zip(prompts, skipped)
+        ]
         if COUNTS in tokens:
             return *each[0][:2], {"each": each}
         return each[0]
@@ -166,7 +201,7 @@ class MulanTextEncoder(torch.nn.Module):
         """States [B, T, width] -> the rows the adapter reads: those of the prefix are cut, by position, as upstream does."""
         if states.shape[1] != self.family.prefixed_window:
             return states
-        return torch.cat((states[:, :1], states[:, 1 + len(self.prefix_ids):]), dim=1)
+        return torch.cat((states[:, :1], states[:, 1 + len(self.prefix_ids) :]), dim=1)
 
     def load_sd(self, sd):
         """One call per file: the encoder's tensors (``model.*``) or the adapter's. Gives (missing, unexpected) names.
@@ -181,25 +216,32 @@ class MulanTextEncoder(torch.nn.Module):
             self.internvl.text_projection = torch.nn.Parameter(projection, requires_grad=False)
         missing, unexpected = self.internvl.transformer.load_state_dict(sd, strict=False, assign=assign)
         if unexpected:
-            logging.warning("MuLan: %s holds %d tensors that are not used, the first is %s", self.origin["text_encoder"], len(unexpected), unexpected[0])
+            logging.warning(
+                "MuLan: %s holds %d tensors that are not used, the first is %s",
+                self.origin["text_encoder"],
+                len(unexpected),
+                unexpected[0],
+            )
         return missing, unexpected
 
     def memory_estimation_function(self, tokens, device=None):
         """Bytes for one encode beside the weights."""
-        return self.internvl.memory(sum(len(window) for window in tokens.get(self.family.token_keys[0], [])[:WINDOWS_AT_ONCE]))
+        return self.internvl.memory(
+            sum(len(window) for window in tokens.get(self.family.token_keys[0], [])[:WINDOWS_AT_ONCE])
+        )
 
     def _contexts(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The states of windows -> [rows, width] each, all prompts in one pass of the adapter; PixArt's projection is in the MODEL instead."""
         rows = [self.rows_for_adapter(state[None])[0] for state in states]
         if self.family is PIXART:
             return rows
-        batches = [rows[start:start + WINDOWS_AT_ONCE] for start in range(0, len(rows), WINDOWS_AT_ONCE)]
+        batches = [rows[start : start + WINDOWS_AT_ONCE] for start in range(0, len(rows), WINDOWS_AT_ONCE)]
         return [context for batch in batches for context in self.internvl.adapter(torch.stack(batch))]
 
     def _conditioning(self, windows, states, contexts, negative: bool):
         ids = [[row[0] for row in window] for window in windows]
         if self.family is PIXART:  # the host ignores masks: padding goes instead
-            context = torch.cat([rows[:self._rows(window)] for window, rows in zip(ids, contexts)])
+            context = torch.cat([rows[: self._rows(window)] for window, rows in zip(ids, contexts)])
             pooled = None
         else:
             pooled = self._pooled(contexts[0][None], ids[0], states[0], negative)
@@ -211,9 +253,13 @@ class MulanTextEncoder(torch.nn.Module):
 
     def _damage(self, states) -> str:
         """Which file a conditioning that is not finite comes from."""
-        which, folder = ("adapter", "mulan") if all(rows.isfinite().all() for rows in states) else ("text_encoder", "text_encoders")
-        return (f"the {which.replace('_', ' ')} {self.origin[which]} (in models/{folder}) gives numbers that are not finite: its weights, or those of "
-                f"a LoRA on it, hold NaN or infinity. Download it, or convert it, again.")
+        which, folder = (
+            ("adapter", "mulan") if all(rows.isfinite().all() for rows in states) else ("text_encoder", "text_encoders")
+        )
+        return (
+            f"the {which.replace('_', ' ')} {self.origin[which]} (in models/{folder}) gives numbers that are not finite: its weights, or those of "
+            f"a LoRA on it, hold NaN or infinity. Download it, or convert it, again."
+        )
 
     def _pooled(self, context, ids, states, negative: bool):
         adapter = self.internvl.adapter
@@ -239,7 +285,9 @@ class MulanTextEncoder(torch.nn.Module):
         ids = [tuple(row[0] for row in window) for window in windows]
         weights = [[row[1] for row in window] for window in windows]
         weighted = [any(weight != 1.0 for weight in of_window) for of_window in weights]
-        states = self._states({*ids, *(self._empty(len(window)) for window, is_weighted in zip(ids, weighted) if is_weighted)})
+        states = self._states(
+            {*ids, *(self._empty(len(window)) for window, is_weighted in zip(ids, weighted) if is_weighted)}
+        )
         out = []
         for window, of_window, is_weighted in zip(ids, weights, weighted):
             rows = states[window]
@@ -256,17 +304,24 @@ class MulanTextEncoder(torch.nn.Module):
         if self._of_empty and next(iter(self._of_empty))[1:] != key or self._hooked():
             self._of_empty.clear()
         device = self.internvl.device
-        known = {window: self._of_empty[window, *key].to(device) for window in windows if (window, *key) in self._of_empty}
+        known = {
+            window: self._of_empty[(window, *key)].to(device) for window in windows if (window, *key) in self._of_empty
+        }
         fresh = sorted((window for window in windows if window not in known), key=lambda window: (len(window), window))
-        batches = [fresh[start:start + WINDOWS_AT_ONCE] for start in range(0, len(fresh), WINDOWS_AT_ONCE)]
+        batches = [fresh[start : start + WINDOWS_AT_ONCE] for start in range(0, len(fresh), WINDOWS_AT_ONCE)]
         progress = comfy.utils.ProgressBar(self.internvl.config.layers * len(batches))
         for batch in batches:
             longest = len(batch[-1])  # no row sees a later one, so more padding changes nothing before it
-            states = self.internvl.states([(*window, *[PAD] * (longest - len(window))) for window in batch], lambda: progress.update(1))
-            known |= {window: rows[:len(window)] for window, rows in zip(batch, states)}
+            states = self.internvl.states(
+                [(*window, *[PAD] * (longest - len(window))) for window in batch], lambda: progress.update(1)
+            )
+            known |= {window: rows[: len(window)] for window, rows in zip(batch, states)}
         if not self._hooked():
-            self._of_empty |= {(window, *key): known[window].to(comfy.model_management.intermediate_device())
-                               for window in fresh if window == self._empty(len(window))}
+            self._of_empty |= {
+                (window, *key): known[window].to(comfy.model_management.intermediate_device())
+                for window in fresh
+                if window == self._empty(len(window))
+            }
         return known
 
     def _hooked(self) -> bool:
@@ -290,7 +345,7 @@ class MulanTextEncoder(torch.nn.Module):
     def _content(self, ids) -> list[int]:
         """The prompt's own ids of a window: between the prefix, by position, and the last eos."""
         first = 1 + (len(self.prefix_ids) if len(ids) == self.family.prefixed_window else 0)
-        return ids[first:len(ids) - 1 - ids[::-1].index(EOS)]
+        return ids[first : len(ids) - 1 - ids[::-1].index(EOS)]
 
     def _rows(self, ids) -> int:
         """How many rows of a window are no padding, the prefix's not counted: to the last eos, as the tokenizer's mask of upstream."""

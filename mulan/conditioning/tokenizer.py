@@ -3,6 +3,7 @@
 Source: mulankit 1.0.2 loads transformers' ``LlamaTokenizer`` (legacy, slow) and sets pad = unk = 0. What that does is:
 ``[1] + pieces + [2]``, the text as it is (no cleaning, no normalising), and four literals that become one id each.
 """
+
 from __future__ import annotations
 
 import re
@@ -57,7 +58,7 @@ def units(pieces: Sequence[Piece]) -> list[Unit]:
             i += 1
             continue
         length = 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
-        group = tuple(pieces[i:i + length])
+        group = tuple(pieces[i : i + length])
         raw = [piece.byte for piece in group]
         try:
             text = bytes(raw).decode()
@@ -76,7 +77,9 @@ class InternVLTokenizer:
         try:
             self.sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise ValueError(f"the text encoder's sentencepiece model ({len(model)} bytes) cannot be read: {error}") from error
+            raise ValueError(
+                f"the text encoder's sentencepiece model ({len(model)} bytes) cannot be read: {error}"
+            ) from error
         self.literals = {"<s>": BOS, "</s>": EOS, "<unk>": UNK}
         pad = self.sentencepiece.piece_to_id("[PAD]")
         if pad != self.sentencepiece.unk_id():
@@ -135,7 +138,9 @@ class InternVLTokenizer:
             first = None
             if position is not None:
                 first, position = (None, None) if id == UNK else _consume(raw, position, name)
-            pieces.append(Piece(id, name, None, None) if first is None else Piece(id, name, start + first, start + position))
+            pieces.append(
+                Piece(id, name, None, None) if first is None else Piece(id, name, start + first, start + position)
+            )
         return pieces
 
 
@@ -146,7 +151,11 @@ def _consume(raw: bytes, position: int, name: str) -> tuple[int | None, int | No
     """
     byte = _BYTES.get(name)
     if byte is not None:
-        return (position, position + 1) if position >= 0 and raw[position:position + 1] == bytes((byte,)) else (None, None)
+        return (
+            (position, position + 1)
+            if position >= 0 and raw[position : position + 1] == bytes((byte,))
+            else (None, None)
+        )
     body, begin = name.lstrip(SPACE), position
     for _ in range(len(name) - len(body)):
         position = _behind_space(raw, position)

@@ -1,10 +1,11 @@
 """Where a text that is longer than one window is cut: behind a phrase, else between words, else between characters."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
 
-from .characters import joined
+from ..images.unicode_text import joined
 from .tokenizer import Piece, Unit, units
 
 # How good a place is to cut; the best within reach is taken.
@@ -28,9 +29,9 @@ def split(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
         while starts[last + 1] - starts[first] <= size:
             last += 1
         cut = _best(places, starts, first, last, starts[first] + size // 2)
-        chunks.append(list(pieces[starts[first]:starts[cut]]))
+        chunks.append(list(pieces[starts[first] : starts[cut]]))
         first = cut
-    return chunks + [list(pieces[starts[first]:])]
+    return chunks + [list(pieces[starts[first] :])]
 
 
 def _best(places: list[int], starts: list[int], first: int, last: int, half: int) -> int:
@@ -53,6 +54,13 @@ def _place(before: Unit, after: Unit) -> int:
         return PHRASE
     if first.isspace() or last in _ENDS_WORD:
         return PHRASE if last in _ENDS_BEFORE_SPACE else WORD
-    if last.isspace() or last in _OPENS or first in _ENDS or first in _ENDS_BEFORE_SPACE or before.is_bytes and after.is_bytes:
+    if (
+        last.isspace()
+        or last in _OPENS
+        or first in _ENDS
+        or first in _ENDS_BEFORE_SPACE
+        or before.is_bytes
+        and after.is_bytes
+    ):
         return CHARACTER
     return PIECE

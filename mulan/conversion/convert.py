@@ -4,6 +4,7 @@ InternVL's text encoder: only what text needs, its sentencepiece model inside, i
 internvl_c_13b_224px.pth, or from any file `open_text_encoder` reads. InternVL's vision side beside it, where the source has one
 (internvl/convert.py); one that talks, whole (internvl_chat/convert.py). MuLan's adapters: the published names and numbers.
 """
+
 from __future__ import annotations
 
 import json
@@ -13,21 +14,43 @@ from pathlib import Path
 
 import torch
 
-from . import internvl_c
-from .conversion import DEFAULT_FORMAT, CannotWrite, Converted, Output, Progress, opened_again, source_notes, stem, target_path, write
-from .files import (
-    ADAPTER_SOURCE, ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME, TextEncoderFile, open_adapter, open_text_encoder, text_encoder_of,
+from ..checkpoints.identify import adapter_layout, is_internvl_chat, recognise
+from ..checkpoints.quantization import FORMATS, NotFinite, as_it_is, pieces, slots
+from ..checkpoints.safetensors_writer import Slot
+from ..checkpoints.tensor_files import WrongFile, open_tensors, place
+from ..conditioning.model_files import (
+    ADAPTER_SOURCE,
+    ENCODER_SOURCE,
+    TEXT_PROJECTION,
+    TOKENIZER_NAME,
+    TextEncoderFile,
+    open_adapter,
+    text_encoder_of,
 )
-from .internvl import convert as vision
-from .quantise import FORMATS, NotFinite, as_it_is, pieces, slots
-from .recognise import adapter_layout, is_internvl_chat, recognise
-from .safetensors_stream import Slot
-from .tensor_files import WrongFile, open_tensors, place
-from .tokenizer import InternVLTokenizer
+from ..conditioning.tokenizer import InternVLTokenizer
+from ..internvl import internvl_c
+from . import internvl as vision
+from .output_files import (
+    DEFAULT_FORMAT,
+    CannotWrite,
+    Converted,
+    Output,
+    Progress,
+    opened_again,
+    source_notes,
+    stem,
+    target_path,
+    write,
+)
 
 
-def convert(source: Path | str, target: Path | str | None = None, format: str | None = None, overwrite: bool = False,
-            progress: Callable[[Progress], None] = lambda _: None) -> Converted:
+def convert(
+    source: Path | str,
+    target: Path | str | None = None,
+    format: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Converted:
     """Writes `source` as one .safetensors, InternVL-C or -G as two (text encoder, vision side), and says what was written.
 
     `target` is a file or a folder (the current one by default). `format`, for all but adapters: one of `FORMATS`, int8 by default. The files
@@ -45,12 +68,14 @@ def convert(source: Path | str, target: Path | str | None = None, format: str | 
         if adapter_layout(shapes) is not None:
             return write([_adapter(source, target, format, overwrite)], progress)
         if is_internvl_chat(shapes):
-            from .internvl_chat import convert as chat  # it stands on ComfyUI, which nothing else here does
+            from . import internvl_chat as chat  # it stands on ComfyUI, which nothing else here does
 
             return write([chat.output(source, target, format or DEFAULT_FORMAT, overwrite)], progress)
         if not internvl_c.is_one(shapes) and not any(name.endswith("model.embed_tokens.weight") for name in shapes):
-            raise WrongFile(f"{place(source)} is {recognise(shapes)}; expected is InternVL, from {ENCODER_SOURCE}, "
-                            f"or a MuLan adapter, from {ADAPTER_SOURCE}.")
+            raise WrongFile(
+                f"{place(source)} is {recognise(shapes)}; expected is InternVL, from {ENCODER_SOURCE}, "
+                f"or a MuLan adapter, from {ADAPTER_SOURCE}."
+            )
         format = format or DEFAULT_FORMAT
         outputs = [_encoder(source, target, format, overwrite)]
         if vision.is_one(shapes):
@@ -69,18 +94,26 @@ def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output
     path, config = opened.file.path, opened.config
     quantised = [name for name in opened.names if name.endswith((".comfy_quant", "scaled_fp8"))]
     if quantised:
-        raise WrongFile(f"{place(path)} holds weights in 8 bits already ({quantised[0]}): convert the published checkpoint, from {ENCODER_SOURCE}.")
+        raise WrongFile(
+            f"{place(path)} holds weights in 8 bits already ({quantised[0]}): convert the published checkpoint, from {ENCODER_SOURCE}."
+        )
     model = opened.tokenizer()
     try:
         pieces_known = InternVLTokenizer(model).sentencepiece.get_piece_size()
     except ValueError as error:
         raise WrongFile(f"{place(path)}: {error}") from error
     if pieces_known != config.vocabulary:
-        raise WrongFile(f"{place(path)} embeds {config.vocabulary} tokens, but its sentencepiece model has {pieces_known} pieces: it is another "
-                        f"model's. Take {TOKENIZER_NAME} from {ENCODER_SOURCE}.")
+        raise WrongFile(
+            f"{place(path)} embeds {config.vocabulary} tokens, but its sentencepiece model has {pieces_known} pieces: it is another "
+            f"model's. Take {TOKENIZER_NAME} from {ENCODER_SOURCE}."
+        )
 
     forms = {name: quantisation if quantisation and quantisation.takes(name) else None for name in opened.names}
-    layout = {key: slot for name, form in forms.items() for key, slot in slots(name, opened.file.shapes[opened.names[name]], form).items()}
+    layout = {
+        key: slot
+        for name, form in forms.items()
+        for key, slot in slots(name, opened.file.shapes[opened.names[name]], form).items()
+    }
     layout["spiece_model"] = Slot(torch.uint8, (len(model),))
     if opened.projected_width is not None:
         layout[TEXT_PROJECTION] = Slot(torch.float16, (config.width, opened.projected_width))
@@ -89,14 +122,23 @@ def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output
         yield "spiece_model", torch.frombuffer(bytearray(model), dtype=torch.uint8), 0
         if opened.projected_width is not None:
             yield from pieces(TEXT_PROJECTION, open_source().text_projection(), None)
-        for name, again in opened_again(open_source, {name: math.prod(opened.file.shapes[stored]) for name, stored in opened.names.items()}):
+        for name, again in opened_again(
+            open_source, {name: math.prod(opened.file.shapes[stored]) for name, stored in opened.names.items()}
+        ):
             yield from pieces(name, again.file.read(again.names[name]), forms[name])
 
-    sizes = {"vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": config.feed_forward,
-             "num_hidden_layers": config.layers, "num_attention_heads": config.heads, "rms_norm_eps": config.norm_eps}
+    sizes = {
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.feed_forward,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "rms_norm_eps": config.norm_eps,
+    }
     metadata = {
         **source_notes("InternVL's text encoder for MuLan", path, ENCODER_SOURCE),
-        "config": json.dumps(sizes), "quantization": quantisation.format if quantisation else "none",
+        "config": json.dumps(sizes),
+        "quantization": quantisation.format if quantisation else "none",
         "license": "MIT, as InternVL's repository states it; the language model is of LLaMA's family",
     }
     title = f"InternVL's text encoder ({config.layers} layers, width {config.width}) in {format}"
@@ -107,16 +149,28 @@ def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output
 def _adapter(path: Path, target: Path, format: str | None, overwrite: bool) -> Output:
     source = open_adapter(path)
     if path.suffix.lower() == ".safetensors":
-        raise CannotWrite(f"{place(path)} is a MuLan adapter in .safetensors already: put it into models/mulan as it is.")
+        raise CannotWrite(
+            f"{place(path)} is a MuLan adapter in .safetensors already: put it into models/mulan as it is."
+        )
     if format is not None:
-        raise CannotWrite(f"{place(path)} is a MuLan adapter, and adapters keep their own numbers (8 bits would save a hundredth of what the text "
-                          f"encoder takes): leave the format {format} out.")
+        raise CannotWrite(
+            f"{place(path)} is a MuLan adapter, and adapters keep their own numbers (8 bits would save a hundredth of what the text "
+            f"encoder takes): leave the format {format} out."
+        )
 
     def tensors():
         for name, stored in source.names.items():
             yield from as_it_is(name, source.file.read(stored))
 
-    layout = {name: Slot(source.file.read(stored).dtype, source.file.shapes[stored]) for name, stored in source.names.items()}
+    layout = {
+        name: Slot(source.file.read(stored).dtype, source.file.shapes[stored]) for name, stored in source.names.items()
+    }
     title = f"MuLan adapter for {source.family.title}"
-    metadata = {**source_notes(title, path, ADAPTER_SOURCE), "family": source.family.name, "license": "none stated by MuLan's repository"}
-    return Output(target_path(path, target, f"{stem(path)}.safetensors", overwrite), title, "mulan", layout, metadata, tensors)
+    metadata = {
+        **source_notes(title, path, ADAPTER_SOURCE),
+        "family": source.family.name,
+        "license": "none stated by MuLan's repository",
+    }
+    return Output(
+        target_path(path, target, f"{stem(path)}.safetensors", overwrite), title, "mulan", layout, metadata, tensors
+    )

@@ -1,4 +1,5 @@
 """How far a converted text encoder is from its source: the same sentences through both, in memory for one layer."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,9 +8,9 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from .files import TextEncoderFile
-from .text_encoder import InternVLEncoder
-from .tokenizer import BOS, EOS, PAD, InternVLTokenizer
+from ..conditioning.model_files import TextEncoderFile
+from ..conditioning.text_encoder import InternVLEncoder
+from ..conditioning.tokenizer import BOS, EOS, PAD, InternVLTokenizer
 
 Open = Callable[[], TextEncoderFile]  # a text encoder's file, opened anew at each call
 
@@ -28,7 +29,9 @@ SENTENCES = {
 }
 
 
-def encoder_error(converted: Open, source: Open, progress: Callable[[int, int], None] = lambda done, all: None) -> dict[str, float]:
+def encoder_error(
+    converted: Open, source: Open, progress: Callable[[int, int], None] = lambda done, all: None
+) -> dict[str, float]:
     """Language -> |converted - source| / |source| of the hidden states of its sentence, all rows of the window.
 
     Both run through the class that graphs run through, layer by layer from the disk. progress(done, all) counts layers.
@@ -48,7 +51,9 @@ def encoder_error(converted: Open, source: Open, progress: Callable[[int, int], 
     return {language: ((a - b).norm() / b.norm()).item() for language, a, b in zip(SENTENCES, ours, theirs)}
 
 
-def states(open_file: Open, windows: list[list[int]], after_layer: Callable[[], None] = lambda: None) -> list[torch.Tensor]:
+def states(
+    open_file: Open, windows: list[list[int]], after_layer: Callable[[], None] = lambda: None
+) -> list[torch.Tensor]:
     """Windows of ids -> their hidden states [T, width] float32, by an encoder whose layers are read when they are needed and then dropped."""
     device, file = comfy.model_management.get_torch_device(), open_file()
     with torch.device("meta"):
@@ -62,14 +67,18 @@ def states(open_file: Open, windows: list[list[int]], after_layer: Callable[[], 
 
     def read(number):
         def before(layer, _):
-            _load(layer, open_file(), f"model.layers.{number}.")  # opened anew: mapped files give their pages back when they are closed
+            _load(
+                layer, open_file(), f"model.layers.{number}."
+            )  # opened anew: mapped files give their pages back when they are closed
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
                 norm.to(device)  # the host casts the weights of Linear layers to where the states are, not these
+
         return before
 
     def drop(number):
         def after(*_):
             llama.layers[number] = torch.nn.Identity()
+
         return after
 
     for number, layer in enumerate(llama.layers):
@@ -87,10 +96,12 @@ def _empty_encoder(file: TextEncoderFile) -> InternVLEncoder:
 
 
 def _load(module: torch.nn.Module, file: TextEncoderFile, prefix: str) -> None:
-    weights = {name[len(prefix):]: file.file.read(stored) for name, stored in file.names.items() if name.startswith(prefix)}
+    weights = {
+        name[len(prefix) :]: file.file.read(stored) for name, stored in file.names.items() if name.startswith(prefix)
+    }
     module.load_state_dict(weights, strict=True, assign=True)
 
 
 def _window(tokenizer: InternVLTokenizer, sentence: str) -> list[int]:
-    ids = [BOS, *(piece.id for piece in tokenizer.encode_prefixed(sentence, keep_first=True)[:WINDOW - 2]), EOS]
+    ids = [BOS, *(piece.id for piece in tokenizer.encode_prefixed(sentence, keep_first=True)[: WINDOW - 2]), EOS]
     return ids + [PAD] * (WINDOW - len(ids))

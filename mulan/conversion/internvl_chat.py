@@ -2,6 +2,7 @@
 
 OpenGVLab's names, whatever the folder has, so that `open_chat` reads it as it reads a folder.
 """
+
 from __future__ import annotations
 
 import json
@@ -9,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from ..conversion import Output, output_of, plain_forms, source_notes, stem, target_path
-from ..quantise import FORMATS, Quantisation, plain_dtype
-from ..tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
-from .checkpoint import SOURCE, ChatFile, open_chat
-from .published import as_published
-from .words import FILES
+from ..checkpoints.quantization import FORMATS, Quantisation, plain_dtype
+from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
+from ..internvl_chat.chat_files import SOURCE, ChatFile, open_chat
+from ..internvl_chat.chat_keys import as_published
+from ..internvl_chat.chat_tokenizer import FILES
+from .output_files import Output, output_of, plain_forms, source_notes, stem, target_path
 
 
 def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
@@ -24,7 +25,9 @@ def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
     """
     opened, quantisation = open_chat(source), FORMATS[format]
     if opened.is_quantised:
-        raise WrongFile(f"{place(source)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}.")
+        raise WrongFile(
+            f"{place(source)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}."
+        )
     opened.words()
     path = target_path(source, target, f"{stem(source)}_{format}.safetensors", overwrite)
     wanted = list(dict.fromkeys(name for part in opened.sources().values() for name in part.names))
@@ -33,12 +36,20 @@ def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
         return as_published(open_tensors(source))
 
     matrices = _matrices(opened, quantisation) if quantisation else set()
-    forms = dict.fromkeys(matrices, quantisation) | plain_forms(again, (name for name in wanted if name not in matrices), _plain)
-    files = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name in FILES if (content := opened.tokenizer_file(name))}
+    forms = dict.fromkeys(matrices, quantisation) | plain_forms(
+        again, (name for name in wanted if name not in matrices), _plain
+    )
+    files = {
+        name: torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        for name in FILES
+        if (content := opened.tokenizer_file(name))
+    }
     config = opened.config.language
     title = f"{stem(source)} (language model of {config.layers} layers, width {config.width}) in {format}"
     metadata = {
-        **source_notes(title, source, SOURCE), CONFIG: json.dumps(opened.told), "quantization": quantisation.format if quantisation else "none",
+        **source_notes(title, source, SOURCE),
+        CONFIG: json.dumps(opened.told),
+        "quantization": quantisation.format if quantisation else "none",
         "license": "as its model card states it: MIT or Apache-2.0, and its language model's",
     }
     return output_of(path, title, "internvl_chat", metadata, again, {name: name for name in wanted}, forms, files)
@@ -47,8 +58,12 @@ def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
 def _matrices(opened: ChatFile, quantisation: Quantisation) -> set[str]:
     """The published names of the weights that are kept in 8 bits. A table that also writes words is as exact as others' second table."""
     tied = "language.model.embed_tokens.weight" if opened.config.language.tied else None
-    return {name for ours, source in opened.sources().items() if ours.startswith("language.") and ours != tied
-            and quantisation.takes(ours.removeprefix("language.")) for name in source.names}
+    return {
+        name
+        for ours, source in opened.sources().items()
+        if ours.startswith("language.") and ours != tied and quantisation.takes(ours.removeprefix("language."))
+        for name in source.names
+    }
 
 
 def _plain(name: str, value: torch.Tensor) -> torch.dtype:

@@ -1,4 +1,5 @@
 """What every converter shares: the files it writes, all of them or none, and what it tells of them."""
+
 from __future__ import annotations
 
 import math
@@ -10,16 +11,16 @@ from typing import TypeVar
 
 import torch
 
-from . import VERSION
-from .files import TextEncoderFile
-from .quantise import Quantisation, as_it_is, pieces, plain_dtype, slots
-from .safetensors_stream import SafetensorsStream, Slot, check_room
-from .tensor_files import TensorFile
+from .. import VERSION
+from ..checkpoints.quantization import Quantisation, as_it_is, pieces, plain_dtype, slots
+from ..checkpoints.safetensors_writer import SafetensorsStream, Slot, check_room
+from ..checkpoints.tensor_files import TensorFile
+from ..conditioning.model_files import TextEncoderFile
 
 DEFAULT_FORMAT = "int8"
 Form = Quantisation | torch.dtype  # what a tensor becomes
 Opened = TypeVar("Opened")
-PORTION = 2 ** 28  # weights read between two openings of the source: closing it gives the pages of the mapped file back
+PORTION = 2**28  # weights read between two openings of the source: closing it gives the pages of the mapped file back
 
 
 class CannotWrite(ValueError):
@@ -73,13 +74,28 @@ def write(outputs: list[Output], progress: Callable[[Progress], None], notes: tu
         for stream, output in zip(streams, outputs):
             for name, rows, first in output.tensors():
                 stream.write(name, rows, first)
-                progress(Progress(sum(each.complete for each in streams), tensors, sum(each.written for each in streams), size))
-    made, *beside = (Converted(output.path, output.title, stream.size, output.folder, output.source) for stream, output in zip(streams, outputs))
+                progress(
+                    Progress(
+                        sum(each.complete for each in streams), tensors, sum(each.written for each in streams), size
+                    )
+                )
+    made, *beside = (
+        Converted(output.path, output.title, stream.size, output.folder, output.source)
+        for stream, output in zip(streams, outputs)
+    )
     return replace(made, beside=tuple(beside), notes=notes)
 
 
-def output_of(path: Path, title: str, folder: str, metadata: Mapping[str, str], open_source: Callable[[], TensorFile], names: Mapping[str, str],
-              forms: Mapping[str, Form], more: Mapping[str, torch.Tensor] = {}) -> Output:
+def output_of(
+    path: Path,
+    title: str,
+    folder: str,
+    metadata: Mapping[str, str],
+    open_source: Callable[[], TensorFile],
+    names: Mapping[str, str],
+    forms: Mapping[str, Form],
+    more: Mapping[str, torch.Tensor] = {},
+) -> Output:
     """A file of `names` (in it -> in the source), each of the source's in its form, and of tensors that the source does not hold."""
     shapes = open_source().shapes
     layout = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in more.items()}
@@ -90,15 +106,20 @@ def output_of(path: Path, title: str, folder: str, metadata: Mapping[str, str], 
     def tensors():
         for name, tensor in more.items():
             yield name, tensor, 0
-        for name, source in opened_again(open_source, {name: math.prod(shapes[stored]) for name, stored in names.items()}):
+        for name, source in opened_again(
+            open_source, {name: math.prod(shapes[stored]) for name, stored in names.items()}
+        ):
             value, form = source.read(names[name]), forms[names[name]]
             yield from as_it_is(name, value, form) if isinstance(form, torch.dtype) else pieces(name, value, form)
 
     return Output(path, title, folder, layout, metadata, tensors)
 
 
-def plain_forms(open_source: Callable[[], TensorFile], names: Iterable[str],
-                form: Callable[[str, torch.Tensor], torch.dtype] = plain_dtype) -> dict[str, torch.dtype]:
+def plain_forms(
+    open_source: Callable[[], TensorFile],
+    names: Iterable[str],
+    form: Callable[[str, torch.Tensor], torch.dtype] = plain_dtype,
+) -> dict[str, torch.dtype]:
     """The dtype of each tensor that is not quantised. Their values are read for it, before anything is written. Raises NotFinite."""
     shapes = open_source().shapes
     sizes = {name: math.prod(shapes[name]) for name in names}
@@ -133,7 +154,9 @@ def target_path(source: Path, target: Path, name: str, overwrite: bool) -> Path:
         raise CannotWrite(f"the target's folder {path.parent} does not exist: make it, or name another")
     inside = source.resolve() in path.resolve().parents
     if path.resolve() == source.resolve() or inside:
-        raise CannotWrite(f"the target {path} is {'in the source folder' if inside else 'the source itself'}: name another, the source stays as it is")
+        raise CannotWrite(
+            f"the target {path} is {'in the source folder' if inside else 'the source itself'}: name another, the source stays as it is"
+        )
     if path.exists() and not overwrite:
         raise CannotWrite(f"{path} exists: delete it, name another target, or say that it may be overwritten")
     return path
@@ -146,4 +169,9 @@ def stem(path: Path) -> str:
 
 def source_notes(title: str, path: Path, source: str) -> dict[str, str]:
     """The metadata that every converted file has."""
-    return {"format": "pt", "title": title, "made_by": f"MuLan Nodes {VERSION}, python dev.py convert", "source": f"{path.resolve().name}, from {source}"}
+    return {
+        "format": "pt",
+        "title": title,
+        "made_by": f"MuLan Nodes {VERSION}, python dev.py convert",
+        "source": f"{path.resolve().name}, from {source}",
+    }

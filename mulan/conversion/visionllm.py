@@ -3,6 +3,7 @@
 Published names stay, so that `open_visionllm` reads both alike. Only what the model reads is written: neither second names of shared tensors
 nor buffers that are recomputed, nor the parts of Stable Diffusion that were not trained. Upstream trained the UNet that edits pictures, so it is kept.
 """
+
 from __future__ import annotations
 
 import json
@@ -17,17 +18,33 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ...mulan.conversion import (
-    DEFAULT_FORMAT, CannotWrite, Converted, Output, Progress, output_of, plain_forms, source_notes, stem, target_path, write,
+from ...visionllm_nodes.model.keys import internlm2
+from ...visionllm_nodes.model.visionllm_files import SOURCE, SPIECE, TOKENIZER, VisionFile, open_visionllm, unexpected
+from ..checkpoints.identify import is_visionllm
+from ..checkpoints.quantization import FORMATS, NotFinite, Quantisation
+from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
+from .output_files import (
+    DEFAULT_FORMAT,
+    CannotWrite,
+    Converted,
+    Output,
+    Progress,
+    output_of,
+    plain_forms,
+    source_notes,
+    stem,
+    target_path,
+    write,
 )
-from ...mulan.quantise import FORMATS, NotFinite, Quantisation
-from ...mulan.recognise import is_visionllm
-from ...mulan.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
-from .checkpoint import SOURCE, SPIECE, TOKENIZER, VisionFile, open_visionllm, unexpected
-from .published import internlm2
 
 EDITING_UNET = "ip2p.sd_unet."  # diffusers' names, 8 input channels
-STOCK = ("sd.sd_unet.", "sd.sd_vae.", "sd.sd_text_encoder.", "ip2p.sd_vae.", "ip2p.sd_text_encoder.")  # as Stable Diffusion 1.5 has them
+STOCK = (
+    "sd.sd_unet.",
+    "sd.sd_vae.",
+    "sd.sd_text_encoder.",
+    "ip2p.sd_vae.",
+    "ip2p.sd_text_encoder.",
+)  # as Stable Diffusion 1.5 has them
 
 
 def is_one(source: Path) -> bool:
@@ -35,8 +52,13 @@ def is_one(source: Path) -> bool:
     return source.exists() and is_visionllm(open_tensors(source).shapes)
 
 
-def convert(source: Path | str, target: Path | str | None = None, format: str | None = None, overwrite: bool = False,
-            progress: Callable[[Progress], None] = lambda _: None) -> Converted:
+def convert(
+    source: Path | str,
+    target: Path | str | None = None,
+    format: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Converted:
     """Writes `source`, a published folder or file, as one .safetensors, and its UNet as a second one beside it; says what was written.
 
     `target` is a file or a folder (the current one by default). `format`, of the language model's matrices: one of `FORMATS`, int8 by default;
@@ -62,7 +84,9 @@ def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tup
     """The files to write, and what to say of them."""
     file, quantisation = opened.file, FORMATS[format]
     if opened.is_quantised:
-        raise WrongFile(f"{place(file.path)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}.")
+        raise WrongFile(
+            f"{place(file.path)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}."
+        )
     tokenizer = torch.frombuffer(bytearray(opened.tokenizer().model), dtype=torch.uint8)
     path = target_path(file.path, target, f"{stem(file.path)}_{format}.safetensors", overwrite)
     unet_path = path.with_name(f"{path.stem.removesuffix(f'_{format}')}_instructpix2pix.safetensors")
@@ -82,11 +106,23 @@ def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tup
     sizes = f"{language.config.layers} layers, width {language.config.width}"
     makes = "an InternLM2" if language.names is internlm2 else "of LLaMA's family"
     told = {**opened.told, TOKENIZER: opened.tokenizer_told()}
-    outputs = [output_of(
-        path, f"VisionLLM v2 (language model of {sizes}) in {format}", "visionllm",
-        {**source_notes("VisionLLM v2", file.path, SOURCE), CONFIG: json.dumps(told), "quantization": quantisation.format if quantisation else "none",
-         "license": f"Apache-2.0, as VisionLLM's repository states it for its code; the language model is {makes}"},
-        again, names, forms, {SPIECE: tokenizer})]
+    outputs = [
+        output_of(
+            path,
+            f"VisionLLM v2 (language model of {sizes}) in {format}",
+            "visionllm",
+            {
+                **source_notes("VisionLLM v2", file.path, SOURCE),
+                CONFIG: json.dumps(told),
+                "quantization": quantisation.format if quantisation else "none",
+                "license": f"Apache-2.0, as VisionLLM's repository states it for its code; the language model is {makes}",
+            },
+            again,
+            names,
+            forms,
+            {SPIECE: tokenizer},
+        )
+    ]
     if unet:
         title = "InstructPix2Pix UNet that VisionLLM v2 trained"
         licence = "none stated; it was trained from Stable Diffusion 1.5's"
@@ -97,7 +133,12 @@ def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tup
 
 def _quantised(opened: VisionFile, quantisation: Quantisation) -> set[str]:
     """The published names of the language model's weights that are kept in 8 bits; its own names are LLaMA's, whatever make it is of."""
-    return {name for ours, source in opened.parts["language"].sources().items() if quantisation.takes(f"model.{ours}") for name in source.names}
+    return {
+        name
+        for ours, source in opened.parts["language"].sources().items()
+        if quantisation.takes(f"model.{ours}")
+        for name in source.names
+    }
 
 
 def _host_unet(file: TensorFile) -> dict[str, str]:
@@ -105,38 +146,55 @@ def _host_unet(file: TensorFile) -> dict[str, str]:
 
     Raises WrongFile where the host would not take it for InstructPix2Pix, or a tensor is missing.
     """
-    shapes = {name.removeprefix(EDITING_UNET): shape for name, shape in file.shapes.items() if name.startswith(EDITING_UNET)}
+    shapes = {
+        name.removeprefix(EDITING_UNET): shape for name, shape in file.shapes.items() if name.startswith(EDITING_UNET)
+    }
     if not shapes:
         return {}
     known = _diffusers_names(shapes)
     names = {known.get(name, name): f"{EDITING_UNET}{name}" for name in shapes}
-    given = {name: torch.empty(file.shapes[stored], dtype=torch.float16, device="meta") for name, stored in names.items()}
+    given = {
+        name: torch.empty(file.shapes[stored], dtype=torch.float16, device="meta") for name, stored in names.items()
+    }
     config = comfy.model_detection.model_config_from_unet(given, "") if "input_blocks.0.0.weight" in given else None
     if not isinstance(config, comfy.supported_models.SD15_instructpix2pix):
-        raise WrongFile(f"{place(file.path)}: the UNet {EDITING_UNET}* is not InstructPix2Pix's of Stable Diffusion 1.5. It comes from {SOURCE}.")
+        raise WrongFile(
+            f"{place(file.path)}: the UNet {EDITING_UNET}* is not InstructPix2Pix's of Stable Diffusion 1.5. It comes from {SOURCE}."
+        )
     wanted = UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init).state_dict()
     found, expected = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (given, wanted))
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong:
-        raise WrongFile(f"{place(file.path)}: its UNet {EDITING_UNET}* is incomplete or damaged: {len(wrong)} tensors are missing, unknown or of "
-                        f"another shape, the first is {wrong[0]} in ComfyUI's names. Download it again.")
+        raise WrongFile(
+            f"{place(file.path)}: its UNet {EDITING_UNET}* is incomplete or damaged: {len(wrong)} tensors are missing, unknown or of "
+            f"another shape, the first is {wrong[0]} in ComfyUI's names. Download it again."
+        )
     return names
 
 
 def _diffusers_names(names: Mapping) -> dict[str, str]:
     """diffusers' names of a UNet's tensors -> the host's, by the UNet's blocks as the names tell them."""
+
     def count(place: str) -> int:
         return comfy.model_detection.count_blocks(names, f"{place}.{{}}.")
 
     def depths(side: str, blocks: list[int]) -> list[int]:
-        return [count(f"{side}_blocks.{level}.attentions.{block}.transformer_blocks") for level, many in enumerate(blocks) for block in range(many)]
+        return [
+            count(f"{side}_blocks.{level}.attentions.{block}.transformer_blocks")
+            for level, many in enumerate(blocks)
+            for block in range(many)
+        ]
 
     blocks = [count(f"down_blocks.{level}.resnets") for level in range(count("down_blocks"))]
-    return comfy.utils.unet_to_diffusers({
-        "num_res_blocks": blocks, "channel_mult": blocks, "transformer_depth": depths("down", blocks),
-        "transformer_depth_middle": count("mid_block.attentions.0.transformer_blocks"),
-        "transformer_depth_output": depths("up", [many + 1 for many in reversed(blocks)])[::-1],
-    })
+    return comfy.utils.unet_to_diffusers(
+        {
+            "num_res_blocks": blocks,
+            "channel_mult": blocks,
+            "transformer_depth": depths("down", blocks),
+            "transformer_depth_middle": count("mid_block.attentions.0.transformer_blocks"),
+            "transformer_depth_output": depths("up", [many + 1 for many in reversed(blocks)])[::-1],
+        }
+    )
 
 
 def _notes(opened: VisionFile, forms: Mapping[str, Quantisation | torch.dtype], kept: set[str]) -> tuple[str, ...]:

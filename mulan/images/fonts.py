@@ -1,4 +1,5 @@
 """Fonts that a machine has, by the characters they draw. Files are only read, and only as far as the search must go."""
+
 from __future__ import annotations
 
 import struct
@@ -7,18 +8,65 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SUFFIXES = frozenset((".ttf", ".otf", ".ttc", ".otc"))
-_LARGEST_TABLE = 8 * 2 ** 20
+_LARGEST_TABLE = 8 * 2**20
 
 # Even, upright faces of whole scripts, the best first, as systems name their files. All others come behind, plainer ones first.
 _PREFERRED = (
-    "notosans-", "notosanscjk-regular", "segoeui.", "helveticaneue", "notosans", "notonaskharabic-regular", "noto", "dejavusans.", "arial.", "tahoma.",
-    "msyh.", "msjh.", "yugothr.", "meiryo.", "malgun.", "nirmala", "leelawui.", "ebrima.", "gadugi.", "mmrtext.", "himalaya.", "seguisym.", "seguihis.",
-    "pingfang", "hiragino", "applesdgothicneo", "geezapro", "kohinoor", "thonburi", "arial unicode", "apple symbols", "droidsansfallback", "wqy",
+    "notosans-",
+    "notosanscjk-regular",
+    "segoeui.",
+    "helveticaneue",
+    "notosans",
+    "notonaskharabic-regular",
+    "noto",
+    "dejavusans.",
+    "arial.",
+    "tahoma.",
+    "msyh.",
+    "msjh.",
+    "yugothr.",
+    "meiryo.",
+    "malgun.",
+    "nirmala",
+    "leelawui.",
+    "ebrima.",
+    "gadugi.",
+    "mmrtext.",
+    "himalaya.",
+    "seguisym.",
+    "seguihis.",
+    "pingfang",
+    "hiragino",
+    "applesdgothicneo",
+    "geezapro",
+    "kohinoor",
+    "thonburi",
+    "arial unicode",
+    "apple symbols",
+    "droidsansfallback",
+    "wqy",
     "unifont",
 )
 _COLOURED = ("notocoloremoji", "seguiemj.", "apple color emoji", "twemoji", "joypixels")
-_OTHER_STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "medium", "condensed", "narrow", "serif", "mono", "display", "slanted", "unjoined",
-                 "rashi", "traditional", "script")
+_OTHER_STYLES = (
+    "bold",
+    "italic",
+    "oblique",
+    "light",
+    "thin",
+    "black",
+    "medium",
+    "condensed",
+    "narrow",
+    "serif",
+    "mono",
+    "display",
+    "slanted",
+    "unjoined",
+    "rashi",
+    "traditional",
+    "script",
+)
 _DRAWS_NOTHING = ("lastresort", "adobeblank")
 
 
@@ -29,9 +77,15 @@ def system_folders() -> tuple[Path, ...]:
     except RuntimeError:  # a user without a home
         home = Path("/")
     return (
-        Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".local/share/fonts", home / ".fonts",
-        Path("C:/Windows/Fonts"), home / "AppData/Local/Microsoft/Windows/Fonts",
-        Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts",
+        Path("/usr/share/fonts"),
+        Path("/usr/local/share/fonts"),
+        home / ".local/share/fonts",
+        home / ".fonts",
+        Path("C:/Windows/Fonts"),
+        home / "AppData/Local/Microsoft/Windows/Fonts",
+        Path("/System/Library/Fonts"),
+        Path("/Library/Fonts"),
+        home / "Library/Fonts",
     )
 
 
@@ -49,7 +103,11 @@ class CharacterMap:
         if self._format not in subtables:
             raise ValueError("this font has no table of Unicode characters")
         self._table, self._start = table, subtables[self._format]
-        self._count = struct.unpack_from(">I", table, self._start + 12)[0] if self._format == 12 else _u16(table, self._start + 6) // 2
+        self._count = (
+            struct.unpack_from(">I", table, self._start + 12)[0]
+            if self._format == 12
+            else _u16(table, self._start + 6) // 2
+        )
 
     def __contains__(self, character: str) -> bool:
         try:

@@ -1,4 +1,5 @@
 """Pictures of a folder, one after another: nothing is read before it is needed."""
+
 from __future__ import annotations
 
 import re
@@ -9,7 +10,13 @@ import torch
 from PIL import Image, ImageOps
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-_SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of PNGs and TIFFs with 16 bits a pixel, which it would cut off at 255
+_SIXTEEN_BITS = (
+    "I",
+    "I;16",
+    "I;16L",
+    "I;16B",
+    "I;16N",
+)  # Pillow's modes of PNGs and TIFFs with 16 bits a pixel, which it would cut off at 255
 
 
 class UnreadablePicture(ValueError):
@@ -20,9 +27,15 @@ def picture_files(folder: Path) -> list[Path]:
     """The pictures in a folder, not in those below it, in the order people count: 2.png before 10.png. Raises ValueError where there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()]
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
     if not files:
-        raise ValueError(f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))}); folders below it are not searched")
+        raise ValueError(
+            f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))}); folders below it are not searched"
+        )
     return sorted(files, key=lambda path: (_counted(path.name), path.name))
 
 
@@ -52,4 +65,6 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _counted(name: str) -> list[tuple]:
     """Runs of digits as numbers, all else as small letters."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name.casefold()) if part]
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name.casefold()) if part
+    ]

@@ -1,4 +1,5 @@
 """Text of any script on a picture, with the fonts a machine has; characters no font draws stand as their code points in boxes, as in browsers."""
+
 from __future__ import annotations
 
 import io
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from .characters import JOINER, clusters, is_emoji, is_invisible, is_mark, is_right_to_left, is_selector, script
 from .fonts import CharacterMap, FontFile, Fonts
+from .unicode_text import JOINER, clusters, is_emoji, is_invisible, is_mark, is_right_to_left, is_selector, script
 
 Colour = tuple[int, int, int]
 
@@ -63,7 +64,9 @@ class Lettering:
         low, high = 0, len(pieces)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.width("".join(pieces[:middle]) + "…", size) <= width else (low, middle - 1)
+            low, high = (
+                (middle, high) if self.width("".join(pieces[:middle]) + "…", size) <= width else (low, middle - 1)
+            )
         return "".join(pieces[:low]) + "…"
 
     def _runs(self, text: str) -> list[_Run]:
@@ -75,7 +78,9 @@ class Lettering:
             own = all(character in self._own_characters for character in needed)
             font = None if own else self._font_of(needed, is_emoji(cluster))
             if not own and font is None and len(needed) > 1:  # no font has all of it: each character for itself
-                runs += [_Run(character, self._font_of(character), character in self._own_characters) for character in needed]
+                runs += [
+                    _Run(character, self._font_of(character), character in self._own_characters) for character in needed
+                ]
             elif runs and (runs[-1].font, runs[-1].own) == (font, own) and (own or font):
                 runs[-1] = _Run(runs[-1].text + cluster, font, own)
             else:
@@ -92,7 +97,9 @@ class Lettering:
             return _box_size(run.text, size)[0] + size / 8
         font, scale = self._at_size(run.font, size)
         text = _in_order(run.text)
-        return max(font.getlength(text), font.getbbox(text, anchor="ls")[2]) * scale  # some fonts set a lone mark behind its circle
+        return (
+            max(font.getlength(text), font.getbbox(text, anchor="ls")[2]) * scale
+        )  # some fonts set a lone mark behind its circle
 
     def _draw_run(self, picture: Image.Image, x: float, baseline: int, run: _Run, size: int, colour: Colour) -> float:
         if not (run.own or run.font):
@@ -131,8 +138,14 @@ class Lettering:
             except OSError:
                 continue
             if file.faces > 1 and "CJK" in font.getname()[0]:
-                font = next((face for face in (ImageFont.truetype(file.path, strike, index) for index in range(file.faces))
-                             if face.getname()[0].endswith(self._han_face)), font)
+                font = next(
+                    (
+                        face
+                        for face in (ImageFont.truetype(file.path, strike, index) for index in range(file.faces))
+                        if face.getname()[0].endswith(self._han_face)
+                    ),
+                    font,
+                )
             return font, size / strike if file.coloured and strike != size else 1.0
         return ImageFont.load_default(size), 1.0
 
@@ -143,8 +156,12 @@ def _own_characters() -> CharacterMap | frozenset[str]:
     if isinstance(data, io.BytesIO):
         raw = data.getvalue()
         try:
-            tables = (struct.unpack_from(">4sIII", raw, 12 + 16 * i) for i in range(struct.unpack_from(">H", raw, 4)[0]))
-            return next(CharacterMap(raw[offset:offset + length]) for name, _, offset, length in tables if name == b"cmap")
+            tables = (
+                struct.unpack_from(">4sIII", raw, 12 + 16 * i) for i in range(struct.unpack_from(">H", raw, 4)[0])
+            )
+            return next(
+                CharacterMap(raw[offset : offset + length]) for name, _, offset, length in tables if name == b"cmap"
+            )
         except (struct.error, ValueError, StopIteration):
             pass
     return frozenset(map(chr, range(32, 127)))
@@ -155,12 +172,16 @@ def _in_order(text: str) -> str:
     return text if features.check("raqm") or not is_right_to_left(text) else "".join(reversed(clusters(text)))
 
 
-def _draw_coloured(picture: Image.Image, left: int, baseline: int, text: str, font: ImageFont.FreeTypeFont, scale: float, size: int) -> None:
+def _draw_coloured(
+    picture: Image.Image, left: int, baseline: int, text: str, font: ImageFont.FreeTypeFont, scale: float, size: int
+) -> None:
     box = font.getbbox(text, anchor="ls")
     canvas = Image.new("RGBA", (max(1, box[2] - box[0]), max(1, box[3] - box[1])))
     ImageDraw.Draw(canvas).text((-box[0], -box[1]), text, font=font, embedded_color=True, anchor="ls")
     if scale != 1.0:
-        canvas = canvas.resize((max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale))), Image.Resampling.LANCZOS)
+        canvas = canvas.resize(
+            (max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale))), Image.Resampling.LANCZOS
+        )
     top = baseline + round(box[1] * scale) if scale == 1.0 else baseline - round(0.38 * size + canvas.height / 2)
     picture.paste(canvas, (left, top), canvas)
 

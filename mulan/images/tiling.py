@@ -2,6 +2,7 @@
 
 Source: upstream's ``dynamic_preprocess`` (OpenGVLab/InternVL), on PIL.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -30,8 +31,10 @@ def as_pixels(picture: Picture) -> np.ndarray:
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.dtype != np.uint8 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
-        raise ValueError(f"a picture must have the shape [height, width, 1 to 4 channels], uint8 or float in 0..1; "
-                         f"this one is {list(pixels.shape)}, {pixels.dtype}")
+        raise ValueError(
+            f"a picture must have the shape [height, width, 1 to 4 channels], uint8 or float in 0..1; "
+            f"this one is {list(pixels.shape)}, {pixels.dtype}"
+        )
     return pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
 
 
@@ -40,8 +43,10 @@ def choose_tiles(width: int, height: int, size: int, most: int) -> tuple[int, in
 
     On an exact tie a larger grid wins where the picture has more than half of the grid's pixels.
     """
-    grids = sorted(((columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)),
-                   key=lambda grid: grid[0] * grid[1])
+    grids = sorted(
+        ((columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)),
+        key=lambda grid: grid[0] * grid[1],
+    )
     best, nearest = grids[0], float("inf")
     for columns, rows in grids:
         distance = abs(width / height - columns / rows)
@@ -54,7 +59,9 @@ def tiled(image: Image.Image, size: int, most: int) -> list[Image.Image]:
     """Squares of `size` pixels: the picture stretched over a grid of at most `most`, row by row, and where there are several the whole once more."""
     columns, rows = choose_tiles(*image.size, size, most)
     whole = resized(image, columns * size, rows * size, Image.Resampling.BICUBIC)
-    tiles = [whole.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)) for y in range(rows) for x in range(columns)]
+    tiles = [
+        whole.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)) for y in range(rows) for x in range(columns)
+    ]
     return tiles if len(tiles) == 1 else [*tiles, resized(image, size, size, Image.Resampling.BICUBIC)]
 
 

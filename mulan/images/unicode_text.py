@@ -1,4 +1,5 @@
 """What Unicode says about characters: which are drawn as one, their script, their direction."""
+
 from __future__ import annotations
 
 import unicodedata
@@ -9,18 +10,54 @@ _LEADING_VOWELS = frozenset("เแโใไເແໂໃໄ")  # Thai and Lao wr
 _SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 
 # The first word of a character's Unicode name says its script, but for these.
-_SCRIPTS = {"Cjk": "Han", "Ideographic": "Han", "Fullwidth": "Latin", "Halfwidth": "Katakana", "Canadian": "Canadian Syllabics",
-            "Egyptian": "Egyptian Hieroglyphs", "Micro": "Greek", "Feminine": "Latin", "Masculine": "Latin",
-            "Modifier": "", "Mathematical": "", "Double-Struck": "", "Script": "", "Black-Letter": ""}
-WITHOUT_SPACES = frozenset(("Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Javanese", "Balinese", "Yi",
-                            "Egyptian Hieroglyphs", "Cuneiform"))
+_SCRIPTS = {
+    "Cjk": "Han",
+    "Ideographic": "Han",
+    "Fullwidth": "Latin",
+    "Halfwidth": "Katakana",
+    "Canadian": "Canadian Syllabics",
+    "Egyptian": "Egyptian Hieroglyphs",
+    "Micro": "Greek",
+    "Feminine": "Latin",
+    "Masculine": "Latin",
+    "Modifier": "",
+    "Mathematical": "",
+    "Double-Struck": "",
+    "Script": "",
+    "Black-Letter": "",
+}
+WITHOUT_SPACES = frozenset(
+    (
+        "Han",
+        "Hiragana",
+        "Katakana",
+        "Bopomofo",
+        "Thai",
+        "Lao",
+        "Khmer",
+        "Myanmar",
+        "Tibetan",
+        "Javanese",
+        "Balinese",
+        "Yi",
+        "Egyptian Hieroglyphs",
+        "Cuneiform",
+    )
+)
 
 
 def joined(last: str, first: str) -> bool:
     """Whether two neighbours are drawn as one: marks, conjuncts, emoji sequences, flags, Hangul of letters."""
-    return (is_mark(first) or JOINER in (last, first) or unicodedata.combining(last) == _VIRAMA
-            or last in _LEADING_VOWELS or "\U0001f3fb" <= first <= "\U0001f3ff" or "\u1160" <= first <= "\u11ff"
-            or "\U0001f1e6" <= last <= "\U0001f1ff" and "\U0001f1e6" <= first <= "\U0001f1ff")
+    return (
+        is_mark(first)
+        or JOINER in (last, first)
+        or unicodedata.combining(last) == _VIRAMA
+        or last in _LEADING_VOWELS
+        or "\U0001f3fb" <= first <= "\U0001f3ff"
+        or "\u1160" <= first <= "\u11ff"
+        or "\U0001f1e6" <= last <= "\U0001f1ff"
+        and "\U0001f1e6" <= first <= "\U0001f1ff"
+    )
 
 
 def clusters(text: str) -> list[str]:

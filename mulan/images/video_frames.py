@@ -1,4 +1,5 @@
 """A few frames of a VIDEO, evenly spread over it."""
+
 from __future__ import annotations
 
 import comfy.model_management

@@ -2,6 +2,7 @@
 
 Source: mulankit 1.0.2, mulankit.internvl.modeling_internvl (InternVL_C, InternVL_G) and modeling_qllama (LlamaCrossAttention).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -49,7 +50,9 @@ class ContrastiveModel(nn.Module):
         kw = dict(dtype=dtype, device=device)
         self.config = config
         self.tower = InternViT(config.tower, operations=operations, **kw)
-        self.pool = AttentionPooling(config.tower.width, config.pool_heads, config.embedding, operations=operations, **kw)
+        self.pool = AttentionPooling(
+            config.tower.width, config.pool_heads, config.embedding, operations=operations, **kw
+        )
         self.text_projection = nn.Parameter(torch.empty(config.text_width, config.embedding, **kw))
         self.logit_scale = nn.Parameter(torch.empty((), **kw))
 
@@ -93,7 +96,9 @@ class QueryReader(nn.Module):
         kw = dict(dtype=dtype, device=device)
         self.config = config
         self.queries = nn.Parameter(torch.empty(1, config.queries, config.width, **kw))
-        self.layers = nn.ModuleDict({str(layer): CrossAttention(config, operations=operations, **kw) for layer in config.layers})
+        self.layers = nn.ModuleDict(
+            {str(layer): CrossAttention(config, operations=operations, **kw) for layer in config.layers}
+        )
         self.pool = AttentionPooling(config.width, config.pool_heads, config.embedding, operations=operations, **kw)
 
     def forward(self, states: torch.Tensor, llama, after_layer: Callable[[], None] = lambda: None) -> torch.Tensor:

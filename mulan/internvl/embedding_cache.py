@@ -4,6 +4,7 @@ A vector goes by the sha256 of its file's content: a file that was renamed or co
 write also moves a file's ctime, which no program can set back (all but Windows), a file whose size, mtime and ctime are as they were is taken for
 unchanged without reading it; not so if it was changed less than two seconds before it was read, since clocks of file systems may be that coarse.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -16,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from ..safetensors_stream import SafetensorsStream, Slot
-from ..tensor_files import WrongFile, open_tensors
+from ..checkpoints.safetensors_writer import SafetensorsStream, Slot
+from ..checkpoints.tensor_files import WrongFile, open_tensors
 
 MARK, LAYOUT = "internvl_embeddings", "1"  # the metadata key that says what the file is, and its layout
 VECTORS = "vectors"
-CLOCK = 2 * 10 ** 9  # nanoseconds, FAT's clock
+CLOCK = 2 * 10**9  # nanoseconds, FAT's clock
 
 Stamp = tuple[int, int, int]  # size, mtime and ctime of a file
 
@@ -77,7 +78,12 @@ class StoredVectors:
         if not self._changed or not self._vectors:
             return
         vectors = torch.stack(list(self._vectors.values()))
-        told = {MARK: LAYOUT, "owner": self._owner, "keys": json.dumps(list(self._vectors)), "files": json.dumps(self._keys)}
+        told = {
+            MARK: LAYOUT,
+            "owner": self._owner,
+            "keys": json.dumps(list(self._vectors)),
+            "files": json.dumps(self._keys),
+        }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with SafetensorsStream(self.path, {VECTORS: Slot(vectors.dtype, tuple(vectors.shape))}, told) as stream:
@@ -91,11 +97,16 @@ class StoredVectors:
         file = open_tensors(self.path)
         if file.metadata.get(MARK) != LAYOUT or file.metadata["owner"] != self._owner:
             raise ValueError("they were made by another model, or by another version of MuLan Nodes")
-        keys, vectors = json.loads(file.metadata["keys"]), file.read(VECTORS).clone()  # a copy: the file will be replaced
+        keys, vectors = (
+            json.loads(file.metadata["keys"]),
+            file.read(VECTORS).clone(),
+        )  # a copy: the file will be replaced
         if vectors.dtype != torch.float32 or len(vectors) != len(keys) or not vectors.isfinite().all():
             raise ValueError("its vectors are damaged")
         self._vectors = dict(zip(keys, vectors))
-        self._keys = {name: ((*map(int, stamp),), str(key)) for name, (stamp, key) in json.loads(file.metadata["files"]).items()}
+        self._keys = {
+            name: ((*map(int, stamp),), str(key)) for name, (stamp, key) in json.loads(file.metadata["files"]).items()
+        }
 
 
 def stored_path(parent: Path, folder: Path, mode: str, framing: str, owner: str) -> Path:
@@ -107,7 +118,7 @@ def stored_path(parent: Path, folder: Path, mode: str, framing: str, owner: str)
 def _content_key(file: Path) -> str:
     digest = hashlib.sha256()
     with open(file, "rb") as opened:
-        while block := opened.read(2 ** 20):
+        while block := opened.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 

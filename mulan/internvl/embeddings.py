@@ -1,4 +1,5 @@
 """Pictures or texts as vectors, with what must be known of them to compare them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,5 +26,7 @@ class Embeddings:
 def check_same_model(field: str, identity: str, other: str, other_identity: str) -> None:
     """Raises ValueError where vectors of two models, modes or precisions would be compared: their numbers mean nothing to each other."""
     if identity != other_identity:
-        raise ValueError(f"{field}: these embeddings were made by another model, mode or precision ({identity}) than {other} ({other_identity}). "
-                         f"Make both with the same InternVL Loader.")
+        raise ValueError(
+            f"{field}: these embeddings were made by another model, mode or precision ({identity}) than {other} ({other_identity}). "
+            f"Make both with the same InternVL Loader."
+        )

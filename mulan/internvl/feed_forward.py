@@ -1,4 +1,5 @@
 """The two-layer GELU perceptron that every vision block here ends with."""
+
 from __future__ import annotations
 
 from torch import nn

@@ -1,4 +1,5 @@
 """Embeddings of all pictures in a folder, which never are in memory together."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from .picture_files import UnreadablePicture, picture_files, read_picture
-from .stored import StoredVectors, stored_path
+from ..images.image_files import UnreadablePicture, picture_files, read_picture
+from .embedding_cache import StoredVectors, stored_path
 
 if TYPE_CHECKING:
-    from .loaded import LoadedInternVL
+    from .internvl_model import LoadedInternVL
 
 AT_ONCE = 256  # files in one call of the model, whose work is lost where the user stops it
 
@@ -51,7 +52,7 @@ def embed_folder(loaded: LoadedInternVL, folder: Path, framing: str, kept_in: Pa
     try:
         for start in range(0, len(files), AT_ONCE):
             new: dict[str, Path] = {}
-            some = files[start:start + AT_ONCE]
+            some = files[start : start + AT_ONCE]
             for file in some:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 try:
@@ -77,7 +78,9 @@ def embed_folder(loaded: LoadedInternVL, folder: Path, framing: str, kept_in: Pa
         stored.save()
     unreadable = [Unreadable(name_of(file), reasons[file]) for file in files if file in reasons]
     if not keys:
-        raise ValueError(f"none of the {len(files)} pictures in {folder} can be read; {unreadable[0].name}: {unreadable[0].reason}")
+        raise ValueError(
+            f"none of the {len(files)} pictures in {folder} can be read; {unreadable[0].name}: {unreadable[0].reason}"
+        )
     return FolderEmbeddings(list(keys), torch.stack([stored[key] for key in keys.values()]), unreadable)
 
 

@@ -2,6 +2,7 @@
 
 The 6B one has RMS norms and normed queries and keys, the 300M one plain layer norms and a bias on queries, keys and values.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from ..feed_forward import FeedForward
+from .feed_forward import FeedForward
 
 EPS = 1e-6
 
@@ -85,9 +86,11 @@ class InternViT(nn.Module):
         """The same with the class token first: [N, 1 + patches, width]."""
         wanted = [layer % (self.config.layers + 1) for layer in layers]
         patches = self.patch(pictures).flatten(2).transpose(1, 2)
-        states = torch.cat((self.class_token.to(patches).expand(len(patches), -1, -1), patches), dim=1) + self.positions.to(patches)
+        states = torch.cat(
+            (self.class_token.to(patches).expand(len(patches), -1, -1), patches), dim=1
+        ) + self.positions.to(patches)
         found = {0: states}
-        for index, layer in enumerate(self.layers[:max(wanted)], 1):
+        for index, layer in enumerate(self.layers[: max(wanted)], 1):
             states = layer(states)
             if index in wanted:
                 found[index] = states

@@ -3,18 +3,23 @@
 Source: OpenGVLab/InternVL, clip_benchmark/clip_benchmark/models: internvl_c_pytorch/internvl_c.py (the names), internvl_clip.py (how its LoRA was
 trained), build_model.py (how the authors made the published folder of it).
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
 
-from .files import ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME
-from .tensor_files import TensorFile, WrongFile, place
+from ..checkpoints.tensor_files import TensorFile, WrongFile, place
+from ..conditioning.model_files import ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME
 
 VISION = "vision_model."
-NAMES = {"cls_token": "embeddings.class_embedding", "pos_embed": "embeddings.position_embedding", "patch_embed.proj.": "embeddings.patch_embedding.",
-         "blocks.": "encoder.layers."}  # how those of its tower begin -> the published folder's, below VISION
+NAMES = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "blocks.": "encoder.layers.",
+}  # how those of its tower begin -> the published folder's, below VISION
 LLAMA = "transformer."  # its LLaMA's names, without the ``model.`` of every other file
 TOKENIZER_FOLDER = "chinese_alpaca_lora_7b"  # where InternVL's repository keeps the tokenizer
 LORA_ALPHA = 32  # of the training code; the file does not say
@@ -27,7 +32,9 @@ def is_one(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 def vision_as_published(file: TensorFile) -> TensorFile:
     """All but its LLaMA under the names of the published folder."""
     stored = {_published(name): name for name in file.shapes if not name.startswith(LLAMA)}
-    return TensorFile(file.path, {name: file.shapes[own] for name, own in stored.items()}, lambda name: file.read(stored[name]), {})
+    return TensorFile(
+        file.path, {name: file.shapes[own] for name, own in stored.items()}, lambda name: file.read(stored[name]), {}
+    )
 
 
 def as_published(file: TensorFile) -> TensorFile:
@@ -37,11 +44,19 @@ def as_published(file: TensorFile) -> TensorFile:
     published folder: W + alpha / r * B A.
     """
     folder = file.path.parent
-    tokenizer = next((at for at in (folder / TOKENIZER_NAME, folder / TOKENIZER_FOLDER / TOKENIZER_NAME) if at.is_file()), None)
+    tokenizer = next(
+        (at for at in (folder / TOKENIZER_NAME, folder / TOKENIZER_FOLDER / TOKENIZER_NAME) if at.is_file()), None
+    )
     if tokenizer is None:
-        raise WrongFile(f"{place(file.path)} is InternVL-C, but its sentencepiece model is not beside it: put {TOKENIZER_NAME} from {ENCODER_SOURCE} "
-                        f"into {folder}.")
-    stored = {f"model.{name.removeprefix(LLAMA)}": name for name in file.shapes if name.startswith(LLAMA) and ".lora_" not in name}
+        raise WrongFile(
+            f"{place(file.path)} is InternVL-C, but its sentencepiece model is not beside it: put {TOKENIZER_NAME} from {ENCODER_SOURCE} "
+            f"into {folder}."
+        )
+    stored = {
+        f"model.{name.removeprefix(LLAMA)}": name
+        for name in file.shapes
+        if name.startswith(LLAMA) and ".lora_" not in name
+    }
     stored |= {TEXT_PROJECTION: TEXT_PROJECTION} if TEXT_PROJECTION in file.shapes else {}
 
     def read(name: str) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Published folders, internvl_c_13b_224px.pth (mode C alone) and what `dev.py convert` makes of either are read alike: names and shapes first, a tensor
 only where a part is filled. A converted file holds all but the LLaMA, under the published names, and the configuration in its metadata.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import internvl_c
-from ..files import ENCODER_SOURCE as SOURCE
-from ..files import TextEncoderFile, text_encoder_of
-from ..published import MARK, Source, with_scales
-from ..recognise import recognise
-from ..tensor_files import TensorFile, WrongFile, open_tensors, place, told_of
-from . import published_contrastive as names
+from ..checkpoints.identify import recognise
+from ..checkpoints.tensor_files import TensorFile, WrongFile, open_tensors, place, told_of
+from ..checkpoints.weight_source import MARK, Source, with_scales
+from ..conditioning.model_files import ENCODER_SOURCE as SOURCE
+from ..conditioning.model_files import TextEncoderFile, text_encoder_of
+from . import internvl_c
+from . import internvl_keys as names
 from .contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig
 
 MODES = ("C", "G")
@@ -61,8 +62,10 @@ class ContrastiveFile:
         if mode not in MODES:
             raise ValueError(f"the mode is {mode!r}, expected is one of {', '.join(MODES)}")
         if mode not in self.modes:
-            raise WrongFile(f"{place(self.file.path)} holds InternVL-C alone, without the {names.QUERIES} and cross attention of InternVL-G: "
-                            f"take mode C, or the checkpoint {SOURCE}.")
+            raise WrongFile(
+                f"{place(self.file.path)} holds InternVL-C alone, without the {names.QUERIES} and cross attention of InternVL-G: "
+                f"take mode C, or the checkpoint {SOURCE}."
+            )
         return (self.model, self.reader) if mode == "G" else (self.model,)
 
     def tensors(self, part: Part) -> Iterator[tuple[str, torch.Tensor]]:
@@ -73,8 +76,10 @@ class ContrastiveFile:
     def text_encoder(self) -> TextEncoderFile:
         """The LLaMA inside the checkpoint. Raises WrongFile where it has none, or none that serves."""
         if self.open_text is None:
-            raise WrongFile(f"{place(self.file.path)} holds InternVL's vision side alone: choose its text encoder too, the file in "
-                            f"models/text_encoders that was converted with it.")
+            raise WrongFile(
+                f"{place(self.file.path)} holds InternVL's vision side alone: choose its text encoder too, the file in "
+                f"models/text_encoders that was converted with it."
+            )
         return self.open_text()
 
 
@@ -87,7 +92,9 @@ def internvl_of(file: TensorFile) -> ContrastiveFile:
     """`open_internvl` of tensors that are open already."""
     path, original, file = file.path, file, as_published(file)
     if f"{names.VISION}embeddings.class_embedding" not in file.shapes or "text_projection" not in file.shapes:
-        raise WrongFile(f"{place(path)} is {recognise(original.shapes)}; expected is InternVL-C or -G, from {SOURCE}, in models/internvl.")
+        raise WrongFile(
+            f"{place(path)} is {recognise(original.shapes)}; expected is InternVL-C or -G, from {SOURCE}, in models/internvl."
+        )
     told = told_of(file)
     try:
         config = names.model_configuration(file.shapes, told)
@@ -102,11 +109,14 @@ def internvl_of(file: TensorFile) -> ContrastiveFile:
         raise WrongFile(f"{place(path)} cannot be used: {error}. Download it again.") from error
     text = None
     if file is not original:
+
         def text():
             return text_encoder_of(internvl_c.as_published(original))
     elif any(name.startswith(f"{names.LLAMA}model.embed_tokens.") for name in file.shapes):
+
         def text():
             return text_encoder_of(file)
+
     opened = ContrastiveFile(file, told, model, reader, text)
     _check(opened)
     return opened
@@ -120,7 +130,12 @@ def as_published(file: TensorFile) -> TensorFile:
 def unexpected(opened: ContrastiveFile) -> list[str]:
     """The tensors of the file that nothing here knows; those of the LLaMA are the text encoder's to judge."""
     parts = opened.parts(opened.modes[-1])
-    used = {name for part in parts for source in with_scales(part.sources, opened.file.shapes).values() for name in source.names}
+    used = {
+        name
+        for part in parts
+        for source in with_scales(part.sources, opened.file.shapes).values()
+        for name in source.names
+    }
     return [name for name in opened.file.shapes if name not in used and not names.unused(name)]
 
 
@@ -128,11 +143,17 @@ def _check(opened: ContrastiveFile) -> None:
     """Raises WrongFile where a tensor is missing, or has another shape than the model's."""
     shapes, path = opened.file.shapes, opened.file.path
     for part in opened.parts(opened.modes[-1]):
-        missing = sorted({name for source in with_scales(part.sources, shapes).values() for name in source.names} - shapes.keys())
+        missing = sorted(
+            {name for source in with_scales(part.sources, shapes).values() for name in source.names} - shapes.keys()
+        )
         if missing:
-            raise WrongFile(f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again.")
+            raise WrongFile(
+                f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+            )
         for ours, tensor in part.build(operations=nn, device="meta").state_dict().items():
             (published,) = part.sources[ours].names
             if shapes[published] != tuple(tensor.shape):
-                raise WrongFile(f"{place(path)}: {published} has the shape {list(shapes[published])}, expected is {list(tensor.shape)}. "
-                                f"It is damaged, or another checkpoint's.")
+                raise WrongFile(
+                    f"{place(path)}: {published} has the shape {list(shapes[published])}, expected is {list(tensor.shape)}. "
+                    f"It is damaged, or another checkpoint's."
+                )

@@ -1,11 +1,12 @@
 """InternVL-14B's tensors, but for its LLaMA's, under upstream's names."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..published import Source
-from . import published_vit
+from ..checkpoints.weight_source import Source
+from . import intern_vit_keys as published_vit
 from .contrastive import ContrastiveConfig, ReaderConfig
 
 VISION = "vision_model."
@@ -18,9 +19,18 @@ POOL_HEADS = 16  # where no configuration tells
 HEAD = 128  # channels of an attention head of the LLaMA
 
 POOL = {f"norm_{part}.{kind}": f"norm1_{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")}
-POOL |= {f"{part}.weight": f"cross_attn.{part}.weight" for part in "qkv"} | {f"{part}.bias": f"cross_attn.{part}_bias" for part in "qkv"}
+POOL |= {f"{part}.weight": f"cross_attn.{part}.weight" for part in "qkv"} | {
+    f"{part}.bias": f"cross_attn.{part}_bias" for part in "qkv"
+}
 POOL |= {f"out.{kind}": f"cross_attn.proj.{kind}" for kind in ("weight", "bias")}
-CROSS_ATTENTION = {"norm": "norm1", "picture_norm": "norm2", "q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
+CROSS_ATTENTION = {
+    "norm": "norm1",
+    "picture_norm": "norm2",
+    "q": "q_proj",
+    "k": "k_proj",
+    "v": "v_proj",
+    "out": "o_proj",
+}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -40,19 +50,36 @@ def model_configuration(shapes: Shapes, told: Mapping[str, Any]) -> ContrastiveC
 def reader_configuration(shapes: Shapes, told: Mapping[str, Any]) -> ReaderConfig:
     """The same for what mode G adds."""
     _, queries, width = shapes[QUERIES]
-    layers = tuple(sorted({int(name.removeprefix(CROSS).split(".")[0]) for name in shapes if name.startswith(CROSS) and ".cross_attn." in name}))
+    layers = tuple(
+        sorted(
+            {
+                int(name.removeprefix(CROSS).split(".")[0])
+                for name in shapes
+                if name.startswith(CROSS) and ".cross_attn." in name
+            }
+        )
+    )
     llama = told.get("qllama_config") or {}
     heads = llama.get("num_attention_heads") or width // HEAD
     _check_heads("qllama_config.num_attention_heads", heads, width)
     return ReaderConfig(
-        width=width, picture_width=shapes[f"{VISION}embeddings.class_embedding"][-1], queries=queries,
-        heads=heads, layers=layers, embedding=shapes["text_projection"][1],
-        pool_heads=_pool_heads(told, width), norm_eps=llama.get("rms_norm_eps") or 1e-6,
+        width=width,
+        picture_width=shapes[f"{VISION}embeddings.class_embedding"][-1],
+        queries=queries,
+        heads=heads,
+        layers=layers,
+        embedding=shapes["text_projection"][1],
+        pool_heads=_pool_heads(told, width),
+        norm_eps=llama.get("rms_norm_eps") or 1e-6,
     )
 
 
 def model_sources(config: ContrastiveConfig) -> dict[str, Source]:
-    names = {"text_projection": "text_projection", "logit_scale": "logit_scale", **_under("pool.", "clip_projector.", POOL)}
+    names = {
+        "text_projection": "text_projection",
+        "logit_scale": "logit_scale",
+        **_under("pool.", "clip_projector.", POOL),
+    }
     tower = {f"tower.{ours}": source.under(VISION) for ours, source in published_vit.sources(config.tower).items()}
     return tower | {ours: Source((published,)) for ours, published in names.items()}
 
@@ -60,7 +87,10 @@ def model_sources(config: ContrastiveConfig) -> dict[str, Source]:
 def reader_sources(config: ReaderConfig) -> dict[str, Source]:
     names = {"queries": QUERIES, **_under("pool.", "clip_projector2.", POOL)}
     for layer in config.layers:
-        names |= {f"layers.{layer}.{ours}.weight": f"{CROSS}{layer}.cross_attn.{published}.weight" for ours, published in CROSS_ATTENTION.items()}
+        names |= {
+            f"layers.{layer}.{ours}.weight": f"{CROSS}{layer}.cross_attn.{published}.weight"
+            for ours, published in CROSS_ATTENTION.items()
+        }
     return {ours: Source((published,)) for ours, published in names.items()}
 
 

@@ -1,4 +1,5 @@
 """A checkpoint, and its text encoder from wherever it is -> InternVL in the host's care."""
+
 from __future__ import annotations
 
 import logging
@@ -10,21 +11,27 @@ import comfy.sd
 import torch
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
-from ..clip import load_text_encoder
-from ..files import TextConfig, open_text_encoder
-from ..tensor_files import WrongFile, place
-from ..text_encoder import MulanTextEncoder
-from .checkpoint import ContrastiveFile, Part, open_internvl, unexpected
-from .loaded import LoadedInternVL
-from .pictures import FRAMINGS
+from ..checkpoints.tensor_files import WrongFile, place
+from ..conditioning.clip import load_text_encoder
+from ..conditioning.model_files import TextConfig, open_text_encoder
+from ..conditioning.text_encoder import MulanTextEncoder
+from .internvl_files import ContrastiveFile, Part, open_internvl, unexpected
+from .internvl_model import LoadedInternVL
+from .preprocessing import FRAMINGS
 
 __all__ = ["FRAMINGS", "LoadedInternVL", "load_internvl"]
 
 Devices = tuple[torch.device, torch.device]  # where a model computes, and where it waits
 
 
-def load_internvl(checkpoint: Path | str, mode: str = "C", text_encoder: Path | str | None = None, device: str | None = None,
-                  dtype: torch.dtype | None = None, clip: comfy.sd.CLIP | None = None) -> LoadedInternVL:
+def load_internvl(
+    checkpoint: Path | str,
+    mode: str = "C",
+    text_encoder: Path | str | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    clip: comfy.sd.CLIP | None = None,
+) -> LoadedInternVL:
     """Loads InternVL-C or -G (`mode`) from what `open_internvl` reads; tensors stay mapped from the file until they are needed.
 
     The LLaMA is that of `clip`, a MuLan CLIP (so that there is one copy of it), or of the file `text_encoder`, or the checkpoint's own.
@@ -41,12 +48,19 @@ def load_internvl(checkpoint: Path | str, mode: str = "C", text_encoder: Path | 
         _check_clip(file, clip)
     stray = unexpected(file)
     if stray:
-        logging.warning("InternVL: %s holds %d tensors that are not used, the first is %s", place(file.file.path), len(stray), stray[0])
+        logging.warning(
+            "InternVL: %s holds %d tensors that are not used, the first is %s",
+            place(file.file.path),
+            len(stray),
+            stray[0],
+        )
     devices = _devices(device)
     dtype = dtype or _compute_dtype(devices[0])
     beside_llama = clip.patcher.load_device, clip.patcher.offload_device
     readers = [_filled(file, reader, beside_llama, torch.float32) for reader in readers]
-    return LoadedInternVL(file.file.path, _filled(file, model, devices, dtype), readers[0] if readers else None, clip, dtype)
+    return LoadedInternVL(
+        file.file.path, _filled(file, model, devices, dtype), readers[0] if readers else None, clip, dtype
+    )
 
 
 def _filled(file: ContrastiveFile, part: Part, devices: Devices, dtype: torch.dtype) -> ModelPatcher:
@@ -64,8 +78,10 @@ def _check_clip(file: ContrastiveFile, clip) -> None:
     """Raises ValueError where a given CLIP is not MuLan's, WrongFile where it does not fit."""
     model = getattr(clip, "cond_stage_model", None)
     if not isinstance(model, MulanTextEncoder):
-        raise ValueError(f"the CLIP's text encoder is a {type(model).__name__}, and InternVL reads texts with the LLaMA inside MuLan's CLIP: "
-                         f"connect a CLIP of the MuLan Loader, or none.")
+        raise ValueError(
+            f"the CLIP's text encoder is a {type(model).__name__}, and InternVL reads texts with the LLaMA inside MuLan's CLIP: "
+            f"connect a CLIP of the MuLan Loader, or none."
+        )
     check_pair(file, model.internvl.config, f"{model.origin['text_encoder']} of the CLIP")
 
 
@@ -73,8 +89,10 @@ def check_pair(file: ContrastiveFile, text: TextConfig, of: str) -> None:
     """Raises WrongFile where the checkpoint was not trained with a LLaMA of this size."""
     wanted, last = file.model.config.text_width, max(file.reader.config.layers, default=0) if file.reader else 0
     if (text.width, text.layers > last) != (wanted, True):
-        raise WrongFile(f"{place(file.file.path)} was trained with a text encoder whose states are {wanted} wide, of more than {last} layers; "
-                        f"those of {of} are {text.width} wide, of {text.layers} layers: take the one that belongs to it.")
+        raise WrongFile(
+            f"{place(file.file.path)} was trained with a text encoder whose states are {wanted} wide, of more than {last} layers; "
+            f"those of {of} are {text.width} wide, of {text.layers} layers: take the one that belongs to it."
+        )
 
 
 def _devices(device: str | None) -> Devices:

@@ -1,4 +1,5 @@
 """InternVL in the host's care, and what it is asked for: embeddings of pictures and of texts."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,14 +15,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ..prompt_syntax import plain
-from ..tensor_files import fingerprint
-from ..text_encoder import InternVLEncoder, last_row
-from ..tokenizer import BOS, EOS, PAD, PREFIX, InternVLTokenizer
-from .checkpoint import MODES
+from ..checkpoints.tensor_files import fingerprint
+from ..conditioning.prompt_syntax import plain
+from ..conditioning.text_encoder import InternVLEncoder, last_row
+from ..conditioning.tokenizer import BOS, EOS, PAD, PREFIX, InternVLTokenizer
 from .contrastive import ContrastiveModel, QueryReader, ensemble
 from .intern_vit import InternViTConfig
-from .pictures import check_framing, prepare
+from .internvl_files import MODES
+from .preprocessing import check_framing, prepare
 
 LONGEST = 80  # rows of a text, upstream's
 ROWS_AT_ONCE = 16 * LONGEST  # of texts, padding included
@@ -37,14 +38,23 @@ class LoadedInternVL:
     embeddings depend on.
     """
 
-    def __init__(self, path: Path, patcher: ModelPatcher, reader_patcher: ModelPatcher | None, clip: comfy.sd.CLIP, dtype: torch.dtype):
+    def __init__(
+        self,
+        path: Path,
+        patcher: ModelPatcher,
+        reader_patcher: ModelPatcher | None,
+        clip: comfy.sd.CLIP,
+        dtype: torch.dtype,
+    ):
         self.mode = MODES[reader_patcher is not None]
         self.name = path.name
         self.dtype = dtype
         self.clip = clip
         self.patcher = patcher
         self.reader_patcher = reader_patcher
-        self.labels: tuple[tuple, torch.Tensor] | None = None  # the last ones and their vectors (zeroshot.py): other pictures are asked about the same
+        self.labels: tuple[tuple, torch.Tensor] | None = (
+            None  # the last ones and their vectors (zeroshot.py): other pictures are asked about the same
+        )
         self.logit_scale = self.model.logit_scale.float().exp().item()
         lora = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
         told = fingerprint(path), clip.cond_stage_model.fingerprint, lora, self.mode, str(dtype)
@@ -67,8 +77,9 @@ class LoadedInternVL:
         return self.clip.tokenizer.tokenizer
 
     @torch.no_grad()
-    def embed_pictures(self, pictures: Sequence[torch.Tensor], framing: str = "whole",
-                       bar: comfy.utils.ProgressBar | None = None) -> torch.Tensor:
+    def embed_pictures(
+        self, pictures: Sequence[torch.Tensor], framing: str = "whole", bar: comfy.utils.ProgressBar | None = None
+    ) -> torch.Tensor:
         """Pictures [H, W, 3] float, 0 to 1, of any sizes -> [N, E] float32 on the CPU, of unit length.
 
         `framing`: one of `FRAMINGS`. Each picture is asked for when its batch begins, so the sequence may read files. Shows progress, `steps` of them,
@@ -80,7 +91,7 @@ class LoadedInternVL:
         found = [torch.empty(0, self.model.config.embedding)]
         for start in range(0, len(pictures), together):
             begins = range(start, min(start + together, len(pictures)), PICTURES_AT_ONCE)
-            some = [self._states(pictures[begin:begin + PICTURES_AT_ONCE], framing, after_layer) for begin in begins]
+            some = [self._states(pictures[begin : begin + PICTURES_AT_ONCE], framing, after_layer) for begin in begins]
             embeddings = torch.cat([embeddings for embeddings, _ in some])
             if self.reader is not None:
                 embeddings = ensemble(embeddings, self._read([states for _, states in some], after_layer))
@@ -111,7 +122,9 @@ class LoadedInternVL:
             found[batch] = self._finite(self.model.embed_rows(rows), "texts")
         return found
 
-    def _states(self, pictures: Sequence[torch.Tensor], framing: str, after_layer: Callable[[], None]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _states(
+        self, pictures: Sequence[torch.Tensor], framing: str, after_layer: Callable[[], None]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A batch of pictures -> mode C's embeddings and, for mode G, the tower's states; on the CPU."""
         config = self.model.config.tower
         pixels = torch.stack([prepare(picture, config.picture, framing) for picture in pictures])
@@ -126,7 +139,11 @@ class LoadedInternVL:
         found = []
         for states in batches:
             self._ready_encoder(len(states) * (self.reader.config.queries + states.shape[1]), self.reader_patcher)
-            found.append(self.reader(states.to(self.reader_patcher.load_device), self.encoder.transformer.model, after_layer).cpu())
+            found.append(
+                self.reader(
+                    states.to(self.reader_patcher.load_device), self.encoder.transformer.model, after_layer
+                ).cpu()
+            )
         return self._finite(torch.cat(found), "pictures")
 
     def _ready_encoder(self, rows: int, *others: ModelPatcher) -> None:
@@ -137,8 +154,10 @@ class LoadedInternVL:
 
     def _finite(self, embeddings: torch.Tensor, of: str) -> torch.Tensor:
         if not torch.isfinite(embeddings).all():
-            raise ValueError(f"{self.name} gives embeddings of {of} that are not finite: its weights, or those of its text encoder, hold NaN or "
-                             f"infinity. Download, or convert, them again.")
+            raise ValueError(
+                f"{self.name} gives embeddings of {of} that are not finite: its weights, or those of its text encoder, hold NaN or "
+                f"infinity. Download, or convert, them again."
+            )
         return embeddings
 
 
@@ -146,7 +165,7 @@ def text_ids(tokenizer: InternVLTokenizer, text: str) -> tuple[int, ...]:
     """bos, ``summarize:`` and the text, eos: at most 80, of which the text's end is cut. Halves of characters become U+FFFD."""
     (segments,) = plain(PREFIX + text).parts
     pieces = tokenizer.encode("".join(segment.text for segment in segments))
-    return (BOS, *(piece.id for piece in pieces[:LONGEST - 2]), EOS)
+    return (BOS, *(piece.id for piece in pieces[: LONGEST - 2]), EOS)
 
 
 def _memory(config: InternViTConfig, pictures: int, dtype: torch.dtype) -> int:
@@ -169,9 +188,11 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
 
 def _progress(bar: comfy.utils.ProgressBar) -> Callable[[], None]:
     """What to call after each step: moves the bar, and raises where the user has interrupted."""
+
     def step():
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update(1)
+
     return step
 
 

@@ -1,4 +1,5 @@
 """Lists of labels as people type them: one per line, since labels themselves may hold commas."""
+
 from __future__ import annotations
 
 from collections import Counter

@@ -1,4 +1,5 @@
 """Many states -> one embedding, by attention: the query is the states' mean (upstream's AttentionPoolingBlock)."""
+
 from __future__ import annotations
 
 import torch

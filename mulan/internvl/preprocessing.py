@@ -2,13 +2,14 @@
 
 Source: upstream's two transforms on torchvision (OpenGVLab/InternVL, clip_benchmark): that of classification crops, that of retrieval squeezes.
 """
+
 from __future__ import annotations
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..tiles import Picture, as_pixels, resized
+from ..images.tiling import Picture, as_pixels, resized
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FRAMINGS = ("crop", "whole")  # the middle square of the picture; all of it, squeezed into the square
@@ -26,7 +27,9 @@ def prepare(picture: Picture, size: int, framing: str) -> torch.Tensor:
     width, height = (size, size) if framing == "whole" else _around(*image.size, size)
     image = resized(image, width, height, Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    pixels = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1).float().div(255)
+    pixels = (
+        torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1).float().div(255)
+    )
     return pixels.sub(torch.tensor(MEAN)[:, None, None]).div(torch.tensor(STD)[:, None, None]).contiguous()
 
 

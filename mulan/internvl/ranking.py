@@ -1,10 +1,11 @@
 """The order of pictures or texts by their likeness to a query."""
+
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-BLOCK = 2 ** 24  # scores at a time
+BLOCK = 2**24  # scores at a time
 
 
 def direction(vectors: torch.Tensor) -> torch.Tensor:
@@ -27,9 +28,13 @@ def best_pairs(a: torch.Tensor, b: torch.Tensor, count: int, same: bool = False)
     block = max(1, BLOCK // len(b))
     found: list[tuple[int, int, float]] = []
     for start in range(0, len(a), block):
-        scores = a[start:start + block] @ b.T
+        scores = a[start : start + block] @ b.T
         if same:
             scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf)
         values, places = scores.flatten().topk(min(count, scores.numel()))
-        found += [(start + place // len(b), place % len(b), value) for value, place in zip(values.tolist(), places.tolist()) if value > -torch.inf]
+        found += [
+            (start + place // len(b), place % len(b), value)
+            for value, place in zip(values.tolist(), places.tolist())
+            if value > -torch.inf
+        ]
     return sorted(found, key=lambda pair: (-pair[2], pair[:2]))[:count]

@@ -1,4 +1,5 @@
 """A matrix of scores as a picture: a field for each pair, darker for more alike, with names and numbers where they fit."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw
 
-from ..lettering import Colour, Lettering
+from ..images.text_drawing import Colour, Lettering
 
 MOST = 256  # rows and columns drawn
 MARGIN, GAP = 24, 8
@@ -30,12 +31,17 @@ class _Page:
         self.field = max(SMALLEST_FIELD, min(LARGEST_FIELD, ROOM // max(scores.shape)))
         self.size = max(9, min(TEXT, self.field - 2))
         named = self.field >= self.size
-        self.rows, self.columns = ([lettering.shorten(name, self.size, WIDEST_NAME) for name in names[:drawn]] if named else []
-                                   for names, drawn in zip((rows, columns), scores.shape))
+        self.rows, self.columns = (
+            [lettering.shorten(name, self.size, WIDEST_NAME) for name in names[:drawn]] if named else []
+            for names, drawn in zip((rows, columns), scores.shape)
+        )
         self.low, self.high = scores.min().item(), scores.max().item()
 
     def draw(self) -> Image.Image:
-        widths = [max((self.letters.width(name, self.size) for name in names), default=0) for names in (self.rows, self.columns)]
+        widths = [
+            max((self.letters.width(name, self.size) for name in names), default=0)
+            for names in (self.rows, self.columns)
+        ]
         left, top = (MARGIN + width + GAP for width in widths)
         height, width = (self.field * count for count in self.scores.shape)
         notes = self._notes()
@@ -57,11 +63,15 @@ class _Page:
             for x, score in enumerate(of_row):
                 share = (score - self.low) / (self.high - self.low) if self.high > self.low else 0.5
                 corner = left + x * self.field, top + y * self.field
-                pen.rectangle((*corner, corner[0] + self.field - 1 - gap, corner[1] + self.field - 1 - gap), _between(share))
+                pen.rectangle(
+                    (*corner, corner[0] + self.field - 1 - gap, corner[1] + self.field - 1 - gap), _between(share)
+                )
                 if self.field >= NUMBERED_FIELD:
                     text = f"{score:.2f}"
                     start = corner[0] + (self.field - self.letters.width(text, TEXT)) // 2
-                    self.letters.draw(picture, start, corner[1] + self.field // 2 + 6, text, TEXT, LIGHT if share > 0.7 else INK)
+                    self.letters.draw(
+                        picture, start, corner[1] + self.field // 2 + 6, text, TEXT, LIGHT if share > 0.7 else INK
+                    )
 
     def _upwards(self, picture: Image.Image, baseline: int, bottom: int, name: str) -> None:
         """A column's name, read from below."""
@@ -74,7 +84,9 @@ class _Page:
 
     def _notes(self) -> list[str]:
         notes = [f"light: {self.low:.3f}, dark: {self.high:.3f} (cosine)"]
-        notes += [f"{count} more {what} are not drawn" for count, what in zip(self.left_out, ("rows", "columns")) if count]
+        notes += [
+            f"{count} more {what} are not drawn" for count, what in zip(self.left_out, ("rows", "columns")) if count
+        ]
         return notes
 
 

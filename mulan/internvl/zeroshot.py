@@ -4,6 +4,7 @@ As in CLIP (Radford et al. 2021, section 3.1.4) and InternVL (Chen et al. 2023, 
 (templates), and the mean of their unit vectors, of unit length again, stands for it. templates.json holds, by language code, the sentences that
 InternVL's authors took for ImageNet-1K, as they wrote them, and a single plain one for languages they did not try.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from .loaded import LoadedInternVL
+    from .internvl_model import LoadedInternVL
 
 PLACE = "{c}"  # where the label goes in a template
 
@@ -43,15 +44,21 @@ def read_templates(text: str) -> tuple[str, ...]:
     """One template per line, with {c} or {} where the label goes. Raises ValueError for one without it, or for none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"there is no template: write one per line, with {PLACE} where the label goes, such as a photo of a {PLACE}")
+        raise ValueError(
+            f"there is no template: write one per line, with {PLACE} where the label goes, such as a photo of a {PLACE}"
+        )
     templates = tuple(line.replace("{}", PLACE) for line in lines)
     without = next((line for line in templates if PLACE not in line), None)
     if without is not None:
-        raise ValueError(f"the template {without!r} has no {PLACE}: write {PLACE} where the label goes, such as a photo of a {PLACE}")
+        raise ValueError(
+            f"the template {without!r} has no {PLACE}: write {PLACE} where the label goes, such as a photo of a {PLACE}"
+        )
     return templates
 
 
-def embed_labels(loaded: LoadedInternVL, labels: Sequence[str], templates: Sequence[str] = NO_TEMPLATES) -> torch.Tensor:
+def embed_labels(
+    loaded: LoadedInternVL, labels: Sequence[str], templates: Sequence[str] = NO_TEMPLATES
+) -> torch.Tensor:
     """-> [L, E] float32 of unit length. Each different sentence is encoded once; a template that stands twice counts twice, as upstream.
 
     `loaded` keeps the last labels' vectors: with many templates they take far longer than a picture.
@@ -67,7 +74,9 @@ def _embed_labels(loaded: LoadedInternVL, labels: Sequence[str], templates: Sequ
     different = list(dict.fromkeys(sentence for of_label in sentences for sentence in of_label))
     vectors = loaded.embed_texts(different)
     row = {sentence: number for number, sentence in enumerate(different)}
-    return torch.stack([F.normalize(vectors[[row[sentence] for sentence in of_label]].mean(dim=0), dim=0) for of_label in sentences])
+    return torch.stack(
+        [F.normalize(vectors[[row[sentence] for sentence in of_label]].mean(dim=0), dim=0) for of_label in sentences]
+    )
 
 
 def classify(pictures: torch.Tensor, labels: torch.Tensor, logit_scale: float) -> Scores:

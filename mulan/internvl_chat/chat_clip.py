@@ -1,4 +1,5 @@
 """ComfyUI's contract of a CLIP's model, for a model that talks: it generates text, and encodes none."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +10,8 @@ import comfy.utils
 import torch
 from torch import nn
 
-from .model import InternVLChat
-from .prompts import KEY, Entry, rows
+from .chat_model import InternVLChat
+from .chat_prompts import KEY, Entry, rows
 
 TILES_AT_ONCE = 16
 ANSWER = 1024  # tokens that memory is set aside for
@@ -35,8 +36,10 @@ class InternVLChatEncoder(nn.Module):
         self.execution_device = None
 
     def encode_token_weights(self, tokens):
-        raise ValueError(f"{self.title} talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat, and a text "
-                         f"encoder's here")
+        raise ValueError(
+            f"{self.title} talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat, and a text "
+            f"encoder's here"
+        )
 
     def load_sd(self, sd):
         """In main memory the tensors stay what they are, mapped from the file."""
@@ -52,7 +55,10 @@ class InternVLChatEncoder(nn.Module):
         seeing = tiles * config.vision.patches * (6 * config.vision.width + 2 * config.vision.feed_forward)
         language = config.language
         cache = 2 * (length + ANSWER) * language.layers * language.key_value_heads * language.head
-        reading = length * (6 * language.width + 3 * language.feed_forward + 2 * length) + language.width * language.vocabulary
+        reading = (
+            length * (6 * language.width + 3 * language.feed_forward + 2 * length)
+            + language.width * language.vocabulary
+        )
         return 2 * bytes_each * max(seeing, cache + reading)
 
     @contextmanager
@@ -74,9 +80,13 @@ class InternVLChatEncoder(nn.Module):
         prompt = self.chat.embed([next(seen) if isinstance(entry, dict) else entry for entry in entries], device, dtype)
         room = self.chat.config.language.longest - prompt.shape[1]
         try:
-            return self.chat.language.generate(prompt, max_length=min(max_length, room), stop_tokens=self.stop, execution_dtype=dtype, **sampling)
+            return self.chat.language.generate(
+                prompt, max_length=min(max_length, room), stop_tokens=self.stop, execution_dtype=dtype, **sampling
+            )
         except ArithmeticError as error:
-            raise ValueError(f"{self.title} gives {error}: its weights hold NaN or infinity. Download it again.") from error
+            raise ValueError(
+                f"{self.title} gives {error}: its weights hold NaN or infinity. Download it again."
+            ) from error
 
     def _see(self, pictures: Sequence[torch.Tensor], device, dtype) -> list[torch.Tensor]:
         """Tiles [N, 3, S, S] of each picture -> its rows [N * tokens, width]."""

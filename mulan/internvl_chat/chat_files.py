@@ -2,6 +2,7 @@
 
 Names and shapes come first; a tensor is read only when the model is filled.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..published import MARK, Source, with_scales
-from ..recognise import is_internvl_chat, recognise
-from ..tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place, told_of
-from . import published
-from .model import ChatConfig, InternVLChat
-from .words import FILES, Words, read_words
+from ..checkpoints.identify import is_internvl_chat, recognise
+from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place, told_of
+from ..checkpoints.weight_source import MARK, Source, with_scales
+from . import chat_keys as published
+from .chat_model import ChatConfig, InternVLChat
+from .chat_tokenizer import FILES, Words, read_words
 
 SOURCE = "OpenGVLab on Hugging Face (InternVL2_5-1B to -8B, InternVL3-1B, -2B, -8B, InternVL3_5-1B to -8B)"
 
@@ -36,7 +37,9 @@ class ChatFile:
 
     def build(self, *, operations, language_operations=None, dtype=None, device=None) -> InternVLChat:
         """The model without values."""
-        return InternVLChat(self.config, operations=operations, language_operations=language_operations, dtype=dtype, device=device)
+        return InternVLChat(
+            self.config, operations=operations, language_operations=language_operations, dtype=dtype, device=device
+        )
 
     def sources(self) -> dict[str, Source]:
         """Our names -> the published tensors, the scales of 8-bit weights included."""
@@ -62,8 +65,10 @@ class ChatFile:
         except ValueError as error:
             raise WrongFile(f"{place(self.file.path)} has no tokenizer that serves: {error}. {advice}") from error
         if words.size > self.config.language.vocabulary:
-            raise WrongFile(f"{place(self.file.path)}: its tokenizer knows {words.size} tokens, and its language model embeds "
-                            f"{self.config.language.vocabulary}: it is another model's. {advice}")
+            raise WrongFile(
+                f"{place(self.file.path)}: its tokenizer knows {words.size} tokens, and its language model embeds "
+                f"{self.config.language.vocabulary}: it is another model's. {advice}"
+            )
         return words
 
 
@@ -76,14 +81,20 @@ def read_chat(file: TensorFile) -> ChatFile:
     """`open_chat` of tensors that are open already."""
     path, file = file.path, published.as_published(file)
     if not is_internvl_chat(file.shapes):
-        raise WrongFile(f"{place(path)} is {recognise(file.shapes)}; expected is an InternVL that talks, from {SOURCE}, in models/internvl_chat.")
+        raise WrongFile(
+            f"{place(path)} is {recognise(file.shapes)}; expected is an InternVL that talks, from {SOURCE}, in models/internvl_chat."
+        )
     told = told_of(file)
     if not told:
-        raise WrongFile(f"{place(path)} has no config.json, which tells what its tensors do not. Keep that of {SOURCE} with the weights.")
+        raise WrongFile(
+            f"{place(path)} has no config.json, which tells what its tensors do not. Keep that of {SOURCE} with the weights."
+        )
     try:
         opened = ChatFile(file, told, published.configuration(file.shapes, told))
     except KeyError as error:
-        raise WrongFile(f"{place(path)} is incomplete: there is no {error.args[0]} in it or its config.json. Download it again.") from error
+        raise WrongFile(
+            f"{place(path)} is incomplete: there is no {error.args[0]} in it or its config.json. Download it again."
+        ) from error
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise WrongFile(f"{place(path)} cannot be used: {error}. Expected is one from {SOURCE}.") from error
     _check(opened)
@@ -93,7 +104,9 @@ def read_chat(file: TensorFile) -> ChatFile:
 def unexpected(opened: ChatFile) -> list[str]:
     """The tensors of the file that the model does not read."""
     used = {name for source in opened.sources().values() for name in source.names}
-    return [name for name in opened.file.shapes if name not in used and name not in FILES and not published.unused(name)]
+    return [
+        name for name in opened.file.shapes if name not in used and name not in FILES and not published.unused(name)
+    ]
 
 
 def _check(opened: ChatFile) -> None:
@@ -101,7 +114,9 @@ def _check(opened: ChatFile) -> None:
     shapes, path, sources = opened.file.shapes, opened.file.path, opened.sources()
     missing = sorted({name for source in sources.values() for name in source.names} - shapes.keys())
     if missing:
-        raise WrongFile(f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again.")
+        raise WrongFile(
+            f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+        )
     for ours, tensor in opened.build(operations=nn, device="meta").state_dict().items():
         names = sources[ours].names
         try:
@@ -109,5 +124,7 @@ def _check(opened: ChatFile) -> None:
         except (RuntimeError, ValueError):  # rows that cannot be shared out among the heads
             given = None
         if given != tuple(tensor.shape):
-            raise WrongFile(f"{place(path)}: {', '.join(names)} ({list(shapes[names[0]])}) cannot be {ours} of {list(tensor.shape)}: the file is "
-                            f"damaged, or its config.json is another checkpoint's.")
+            raise WrongFile(
+                f"{place(path)}: {', '.join(names)} ({list(shapes[names[0]])}) cannot be {ours} of {list(tensor.shape)}: the file is "
+                f"damaged, or its config.json is another checkpoint's."
+            )

@@ -1,4 +1,5 @@
 """A talk as JSON, in the form most chat programs share: [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]."""
+
 from __future__ import annotations
 
 import json
@@ -23,11 +24,15 @@ def read_chat(text: str) -> list[Round]:
         if not isinstance(part, dict) or not isinstance(part.get("content"), str) or part.get("role") not in ROLES:
             raise ValueError(f'entry {number} must have "role" user or assistant, and a text as "content"')
         if part["role"] != ROLES[number % 2]:
-            raise ValueError(f"entry {number} is the {part['role']}'s, expected is the {ROLES[number % 2]}'s: they take turns, the user begins")
+            raise ValueError(
+                f"entry {number} is the {part['role']}'s, expected is the {ROLES[number % 2]}'s: they take turns, the user begins"
+            )
     if len(said) % 2:
         raise ValueError("the last question has no answer")
     return [(question["content"], answer["content"]) for question, answer in zip(said[::2], said[1::2])]
 
 
 def write_chat(rounds: Sequence[Round]) -> str:
-    return json.dumps([{"role": role, "content": text} for pair in rounds for role, text in zip(ROLES, pair)], ensure_ascii=False)
+    return json.dumps(
+        [{"role": role, "content": text} for pair in rounds for role, text in zip(ROLES, pair)], ensure_ascii=False
+    )

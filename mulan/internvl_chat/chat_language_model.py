@@ -1,4 +1,5 @@
 """The language model: Qwen2, Qwen3, InternLM2 and LLaMA are one network on the host's blocks, with or without biases and norms of queries, keys."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -26,9 +27,16 @@ class LanguageConfig:
 
     def for_host(self) -> llama.Llama2Config:
         config = llama.Llama2Config(
-            vocab_size=self.vocabulary, hidden_size=self.width, intermediate_size=self.feed_forward, num_hidden_layers=self.layers,
-            num_attention_heads=self.heads, num_key_value_heads=self.key_value_heads, max_position_embeddings=self.longest,
-            rms_norm_eps=self.norm_eps, rope_theta=self.rope_theta, lm_head=not self.tied,
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            max_position_embeddings=self.longest,
+            rms_norm_eps=self.norm_eps,
+            rope_theta=self.rope_theta,
+            lm_head=not self.tied,
         )
         config.head_dim, config.qkv_bias = self.head, self.qkv_bias  # class attributes of the host's, not fields
         config.q_norm = config.k_norm = "gemma3" if self.qk_norm else None  # the host's name for a norm over each head
@@ -44,10 +52,14 @@ class Language(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
         super().__init__()
         self.model = llama.Llama2_(config.for_host(), device=device, dtype=dtype, ops=operations)
 
-    def sample_token(self, logits, temperature, top_k, top_p, min_p, repetition_penalty, token_history, *arguments, **options):
+    def sample_token(
+        self, logits, temperature, top_k, top_p, min_p, repetition_penalty, token_history, *arguments, **options
+    ):
         if not logits.isfinite().all():
             raise ArithmeticError("numbers that are not finite")
-        token = super().sample_token(logits, temperature, top_k, top_p, min_p, repetition_penalty, token_history, *arguments, **options)
+        token = super().sample_token(
+            logits, temperature, top_k, top_p, min_p, repetition_penalty, token_history, *arguments, **options
+        )
         if self.listener is not None:
             self.listener([*token_history, int(token)])
         return token

@@ -1,4 +1,5 @@
 """A dialogue model's checkpoint -> a real `comfy.sd.CLIP` that generates text: core's Generate Text takes it as it is."""
+
 from __future__ import annotations
 
 import logging
@@ -10,15 +11,17 @@ import comfy.utils
 import torch
 from comfy.supported_models_base import ClipTarget
 
-from ..tensor_files import place
-from .checkpoint import open_chat, unexpected
-from .conversation import END, SYSTEM
-from .encoder import InternVLChatEncoder
-from .prompts import ChatPrompts
-from .words import FINAL
+from ..checkpoints.tensor_files import place
+from .chat_clip import InternVLChatEncoder
+from .chat_files import open_chat, unexpected
+from .chat_prompts import ChatPrompts
+from .chat_template import END, SYSTEM
+from .chat_tokenizer import FINAL
 
 
-def load_chat(path: Path | str, device: str | None = None, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+def load_chat(
+    path: Path | str, device: str | None = None, dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
     """`device="cpu"` keeps it off the GPU; `dtype`: what it computes in (None: what suits the device).
 
     Tensors stay mapped from the file until they are needed. Raises WrongFile for a file that cannot serve; MemoryError or
@@ -28,7 +31,12 @@ def load_chat(path: Path | str, device: str | None = None, dtype: torch.dtype | 
     words, title = file.words(), file.file.path.name
     stray = unexpected(file)
     if stray:
-        logging.warning("InternVL: %s holds %d tensors that are not used, the first is %s", place(file.file.path), len(stray), stray[0])
+        logging.warning(
+            "InternVL: %s holds %d tensors that are not used, the first is %s",
+            place(file.file.path),
+            len(stray),
+            stray[0],
+        )
     weights = dict(file.tensors())
     stop = [id for name in (END, *FINAL) if (id := words.id(name)) is not None]
 
@@ -43,12 +51,21 @@ def load_chat(path: Path | str, device: str | None = None, dtype: torch.dtype | 
     kept, computed_in = weights["language.model.norm.weight"].dtype, dtype
     options = {"load_device": torch.device("cpu"), "offload_device": torch.device("cpu")} if device == "cpu" else {}
     try:
-        clip = comfy.sd.CLIP(ClipTarget(prompts, build), state_dict=[weights], parameters=comfy.utils.calculate_parameters(weights),
-                             model_options=options, disable_dynamic=disable_dynamic)
+        clip = comfy.sd.CLIP(
+            ClipTarget(prompts, build),
+            state_dict=[weights],
+            parameters=comfy.utils.calculate_parameters(weights),
+            model_options=options,
+            disable_dynamic=disable_dynamic,
+        )
     except (MemoryError, torch.OutOfMemoryError) as error:
-        kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError  # the host knows them by their type
-        raise kind(f"There is not enough memory for {title}: {error}. Take its int8 conversion, a smaller InternVL, device = cpu, or close other "
-                   f"programs.") from error
+        kind = (
+            MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
+        )  # the host knows them by their type
+        raise kind(
+            f"There is not enough memory for {title}: {error}. Take its int8 conversion, a smaller InternVL, device = cpu, or close other "
+            f"programs."
+        ) from error
     # The host builds the patcher anew for a second device.
     clip.patcher.cached_patcher_init = (_load_patcher, (str(path), device, dtype))
     return clip

@@ -1,4 +1,5 @@
 """InternVL's dialogue models: InternViT, a projector, a language model (Chen et al. 2024, arXiv 2412.05271; Zhu et al. 2025, arXiv 2504.10479)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..internvl.intern_vit import InternViT, InternViTConfig
-from .language import Language, LanguageConfig
+from .chat_language_model import Language, LanguageConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ChatConfig:
     @property
     def tokens(self) -> int:
         """Tokens per tile."""
-        return self.vision.patches // self.merged ** 2
+        return self.vision.patches // self.merged**2
 
 
 class Projector(nn.Module):
@@ -32,7 +33,7 @@ class Projector(nn.Module):
     def __init__(self, config: ChatConfig, *, operations, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        seen, width = config.vision.width * config.merged ** 2, config.language.width
+        seen, width = config.vision.width * config.merged**2, config.language.width
         self.norm = operations.LayerNorm(seen, **kw)
         self.up = operations.Linear(seen, width, **kw)
         self.out = operations.Linear(width, width, **kw)
@@ -54,7 +55,7 @@ class InternVLChat(nn.Module):
 
     def see(self, tiles: torch.Tensor) -> torch.Tensor:
         """Tiles [N, 3, S, S], normalised -> [N, tokens, width] as the language model reads them."""
-        states, = self.vision(tiles)
+        (states,) = self.vision(tiles)
         side, merged = self.config.vision.picture // self.config.vision.patch // self.config.merged, self.config.merged
         return self.projector(rearrange(states, "n (y i x j) c -> n (y x) (i j c)", y=side, i=merged, x=side, j=merged))
 

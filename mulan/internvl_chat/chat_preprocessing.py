@@ -2,14 +2,15 @@
 
 Source: OpenGVLab/InternVL's model cards (``load_image``), which resize with PIL; transformers' processor on torchvision rounds otherwise.
 """
+
 from __future__ import annotations
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..internvl.pictures import MEAN, STD
-from ..tiles import Picture, as_pixels, normalised, tiled
+from ..images.tiling import Picture, as_pixels, normalised, tiled
+from ..internvl.preprocessing import MEAN, STD
 
 MOST_TILES = 12  # the whole picture, which is added where there are several, is not counted
 
@@ -18,4 +19,6 @@ def tiles_of(picture: Picture, size: int, most: int = MOST_TILES) -> torch.Tenso
     """-> [N, 3, size, size] float32; at most `most` tiles, and where there are several the whole picture. ValueError for what is no picture."""
     if most < 1:
         raise ValueError(f"the number of tiles is {most}, expected is at least 1")
-    return torch.stack([normalised(np.asarray(tile), MEAN, STD) for tile in tiled(Image.fromarray(as_pixels(picture)), size, most)])
+    return torch.stack(
+        [normalised(np.asarray(tile), MEAN, STD) for tile in tiled(Image.fromarray(as_pixels(picture)), size, most)]
+    )

@@ -1,14 +1,15 @@
 """What the host calls the tokenizer of a CLIP: a question with its pictures, history and settings -> ids and tiles."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
 
-from .conversation import SEEN, SYSTEM, THINKING, dialogue, with_places
-from .model import ChatConfig
-from .pictures import MOST_TILES, tiles_of
-from .words import Words
+from .chat_model import ChatConfig
+from .chat_preprocessing import MOST_TILES, tiles_of
+from .chat_template import SEEN, SYSTEM, THINKING, dialogue, with_places
+from .chat_tokenizer import Words
 
 KEY = "internvl_chat"
 RATE = 24  # frames of a video per second, as core's Generate Text says; one of each second is looked at
@@ -25,9 +26,23 @@ class ChatPrompts:
         self.title = title
         self.system = system
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, *, image=None, video=None, audio=None, skip_template: bool = False,
-                              thinking: bool = False, pictures: Sequence[torch.Tensor] = (), frames: Sequence[torch.Tensor] = (),
-                              history: Sequence[tuple[str, str]] = (), system: str | None = None, tiles: int = MOST_TILES, **others):
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        *,
+        image=None,
+        video=None,
+        audio=None,
+        skip_template: bool = False,
+        thinking: bool = False,
+        pictures: Sequence[torch.Tensor] = (),
+        frames: Sequence[torch.Tensor] = (),
+        history: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
+        tiles: int = MOST_TILES,
+        **others,
+    ):
         """The arguments of core's Generate Text: image [B, H, W, C] are B pictures, video [B, H, W, C] frames at 24 a second; and our own:
         `pictures` and `frames` [H, W, C] each, `history`, `system` (None: the model's own), at most so many `tiles` of a picture.
 
@@ -38,7 +53,7 @@ class ChatPrompts:
         pictures = [*pictures, *(image if image is not None else ())]
         frames = [*frames, *(video[::RATE] if video is not None else ())]
         if skip_template:
-            prompt, = with_places([text], len(pictures), len(frames))
+            (prompt,) = with_places([text], len(pictures), len(frames))
         else:
             *before, last = with_places([*(question for question, _ in history), text], len(pictures), len(frames))
             said = [(question, answer) for question, (_, answer) in zip(before, history)]
@@ -56,8 +71,10 @@ class ChatPrompts:
         longest, length = self.config.language.longest, rows(entries, self.config)
         if length >= longest:
             tiles = sum(map(len, seen))
-            raise ValueError(f"the prompt takes {length} tokens, {tiles * self.config.tokens} of them for {tiles} tiles of pictures, and "
-                             f"{self.title} reads {longest}: take fewer pictures or tiles, or a shorter text")
+            raise ValueError(
+                f"the prompt takes {length} tokens, {tiles * self.config.tokens} of them for {tiles} tiles of pictures, and "
+                f"{self.title} reads {longest}: take fewer pictures or tiles, or a shorter text"
+            )
         return entries
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -1,4 +1,5 @@
 """The tokenizers of the language models: byte-level BPE (Qwen), and InternLM2's sentencepiece with tokens added to it."""
+
 from __future__ import annotations
 
 import json
@@ -9,7 +10,7 @@ from typing import Protocol
 
 import sentencepiece
 
-from .conversation import END, SEEN, SEEN_END, SEEN_START, START
+from .chat_template import END, SEEN, SEEN_END, SEEN_START, START
 
 NEEDED = (START, END, SEEN_START, SEEN, SEEN_END)
 FINAL = ("<|endoftext|>", "</s>")  # besides END, the end of a text in Qwen's and InternLM2's vocabulary
@@ -59,18 +60,26 @@ class ByteLevelWords:
 
         lines = (line for line in merges.split("\n") if line.strip() and not line.startswith("#version"))
         try:
-            tokenizer = Tokenizer(BPE(dict(vocabulary), [tuple(line.split()) for line in lines], fuse_unk=False, byte_fallback=False))
+            tokenizer = Tokenizer(
+                BPE(dict(vocabulary), [tuple(line.split()) for line in lines], fuse_unk=False, byte_fallback=False)
+            )
         except Exception as error:
             raise ValueError(f"the merges do not fit the vocabulary ({error})") from error
         tokenizer.normalizer = normalizers.NFC()
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         tokenizer.decoder = decoders.ByteLevel()
         for name, told in sorted(added.items(), key=lambda item: item[1]["id"]):
             flags = {flag: bool(told.get(flag, False)) for flag in ("lstrip", "rstrip", "single_word", "normalized")}
             tokenizer.add_tokens([AddedToken(name, special=bool(told.get("special", True)), **flags)])
             if tokenizer.token_to_id(name) != told["id"]:
-                raise ValueError(f"the token {name} should have the id {told['id']}, behind this vocabulary it has {tokenizer.token_to_id(name)}")
+                raise ValueError(
+                    f"the token {name} should have the id {told['id']}, behind this vocabulary it has {tokenizer.token_to_id(name)}"
+                )
         return cls(tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -91,10 +100,16 @@ class SentencePieceWords:
         if not len(self._pieces):
             raise ValueError("it is no sentencepiece model (it is empty)")
         unknown = self._pieces.unk_id()
-        own = {name: id for name in ("<s>", "</s>", "<unk>") if (id := self._pieces.piece_to_id(name)) != unknown or name == "<unk>"}
+        own = {
+            name: id
+            for name in ("<s>", "</s>", "<unk>")
+            if (id := self._pieces.piece_to_id(name)) != unknown or name == "<unk>"
+        }
         self._ids = {**own, **added}
         self._names = {id: name for name, id in self._ids.items()}
-        self._split = re.compile("(" + "|".join(re.escape(name) for name in sorted(self._ids, key=len, reverse=True)) + ")")
+        self._split = re.compile(
+            "(" + "|".join(re.escape(name) for name in sorted(self._ids, key=len, reverse=True)) + ")"
+        )
         self.id = self._ids.get
         self.size = max(len(self._pieces), 1 + max(self._names))
 
@@ -105,7 +120,9 @@ class SentencePieceWords:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self._pieces.decode(list(run)) for is_added, run in groupby(ids, self._names.__contains__) if not is_added)
+        return "".join(
+            self._pieces.decode(list(run)) for is_added, run in groupby(ids, self._names.__contains__) if not is_added
+        )
 
 
 def read_words(read: Callable[[str], bytes | None]) -> Words:
@@ -115,7 +132,9 @@ def read_words(read: Callable[[str], bytes | None]) -> Words:
         words, where = ByteLevelWords.of_json(files["tokenizer.json"].decode("utf-8", "replace")), "tokenizer.json"
     elif files["vocab.json"] and files["merges.txt"]:
         where = "vocab.json"
-        words = ByteLevelWords.of_vocabulary(_json("vocab.json", files[where]), files["merges.txt"].decode("utf-8", "replace"), _added(files))
+        words = ByteLevelWords.of_vocabulary(
+            _json("vocab.json", files[where]), files["merges.txt"].decode("utf-8", "replace"), _added(files)
+        )
     elif files["tokenizer.model"] is not None:
         where = "tokenizer.model"
         words = SentencePieceWords(files[where], {name: told["id"] for name, told in _added(files).items()})
@@ -130,12 +149,18 @@ def read_words(read: Callable[[str], bytes | None]) -> Words:
 
 def _added(files: Mapping[str, bytes | None]) -> dict[str, dict]:
     """The tokens that were added to a vocabulary, with `id` and flags."""
-    config, plain = (_json(name, files[name]) if files[name] else {} for name in ("tokenizer_config.json", "added_tokens.json"))
+    config, plain = (
+        _json(name, files[name]) if files[name] else {} for name in ("tokenizer_config.json", "added_tokens.json")
+    )
     try:
         listed = {name: {"id": int(id)} for name, id in plain.items()}
-        return listed | {told["content"]: {**told, "id": int(id)} for id, told in (config.get("added_tokens_decoder") or {}).items()}
+        return listed | {
+            told["content"]: {**told, "id": int(id)} for id, told in (config.get("added_tokens_decoder") or {}).items()
+        }
     except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise ValueError(f"the added tokens in tokenizer_config.json or added_tokens.json are not as published ({error!r})") from error
+        raise ValueError(
+            f"the added tokens in tokenizer_config.json or added_tokens.json are not as published ({error!r})"
+        ) from error
 
 
 def _json(name: str, content: bytes) -> dict:

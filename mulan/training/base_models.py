@@ -1,4 +1,5 @@
 """Frozen diffusion bases to train against: SD1.5 and SD2.1, from a diffusers folder or a single file, without the network."""
+
 from __future__ import annotations
 
 import hashlib
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ..conditioning.families import FAMILIES, SD15, Family
+from ..conditioning.model_files import open_tensors
 from .diffusion import PREDICTIONS, Denoiser
-from .families import FAMILIES, SD15, Family
-from .files import open_tensors
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -35,8 +36,13 @@ class Base:
     encoder_mark: str  # tells one picture encoder from another
 
 
-def load_base(path: Path | str, device="cpu", dtype: torch.dtype = torch.float32, prediction: str | None = None,
-              gradient_checkpointing: bool = False) -> Base:
+def load_base(
+    path: Path | str,
+    device="cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction: str | None = None,
+    gradient_checkpointing: bool = False,
+) -> Base:
     """Loads UNet (in `dtype`), autoencoder (always float32) and noise schedule; text encoders are left alone.
 
     prediction overrules what the base says; a single file of SD2.1 does not say it, there it is needed. gradient_checkpointing spends
@@ -47,12 +53,16 @@ def load_base(path: Path | str, device="cpu", dtype: torch.dtype = torch.float32
     unet, vae, alphas_cumprod, told = load(path)
     family = _family(path, unet.config.cross_attention_dim)
     if unet.config.in_channels != vae.config.latent_channels:
-        raise ValueError(f"{path} denoises {unet.config.in_channels} channels, its autoencoder gives {vae.config.latent_channels}: "
-                         f"inpainting and other special bases cannot be trained against, take the plain one")
+        raise ValueError(
+            f"{path} denoises {unet.config.in_channels} channels, its autoencoder gives {vae.config.latent_channels}: "
+            f"inpainting and other special bases cannot be trained against, take the plain one"
+        )
     prediction = prediction or told or ("epsilon" if family is SD15 else None)
     if prediction not in PREDICTIONS:
-        raise ValueError(f"{path} predicts {prediction or 'what it does not say'}: name {' or '.join(PREDICTIONS)} "
-                         f"(--prediction; SD2.1 base at 512 pixels is epsilon, SD2.1 at 768 is v_prediction)")
+        raise ValueError(
+            f"{path} predicts {prediction or 'what it does not say'}: name {' or '.join(PREDICTIONS)} "
+            f"(--prediction; SD2.1 base at 512 pixels is epsilon, SD2.1 at 768 is v_prediction)"
+        )
     # diffusers' own `to` warns about every change of dtype, even where it has nothing to warn about.
     torch.nn.Module.to(unet.requires_grad_(False), device, dtype)
     torch.nn.Module.to(vae.requires_grad_(False), device, torch.float32)
@@ -79,7 +89,11 @@ def _assemble(unet, vae, alphas_cumprod: torch.Tensor, prediction: str, family: 
     for name in ("encoder.conv_in.weight", "encoder.conv_out.weight"):
         encoder.update(vae.get_parameter(name).cpu().numpy().tobytes())
     return Base(
-        denoiser, encode_pictures, decode, alphas_cumprod, prediction,
+        denoiser,
+        encode_pictures,
+        decode,
+        alphas_cumprod,
+        prediction,
         latent_channels=vae.config.latent_channels,
         reduction=2 ** (len(vae.config.block_out_channels) - 1),
         context_width=unet.config.cross_attention_dim,
@@ -105,14 +119,20 @@ def _load_folder(path: Path):
         plain = (path / name / f"{WEIGHTS_NAME}.safetensors").is_file() or any((path / name).glob("*.index.json"))
         try:
             parts[name] = part.from_pretrained(
-                path, subfolder=name, use_safetensors=True, local_files_only=True, variant=None if plain else "fp16",
+                path,
+                subfolder=name,
+                use_safetensors=True,
+                local_files_only=True,
+                variant=None if plain else "fp16",
             )
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be loaded as a diffusers folder: {name}: {_first_line(error)}") from error
     try:
         scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler", local_files_only=True)
     except OSError as error:
-        raise ValueError(f"{path} has no noise schedule: scheduler/scheduler_config.json: {_first_line(error)}") from error
+        raise ValueError(
+            f"{path} has no noise schedule: scheduler/scheduler_config.json: {_first_line(error)}"
+        ) from error
     return parts["unet"], parts["vae"], scheduler.alphas_cumprod, scheduler.config.prediction_type
 
 
@@ -131,7 +151,9 @@ def _load_single_file(path: Path):
     try:
         config = original_config(file.shapes)
     except KeyError as error:
-        raise ValueError(f"{path} is no whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks {error}") from error
+        raise ValueError(
+            f"{path} is no whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks {error}"
+        ) from error
     _family(path, config["model"]["params"]["unet_config"]["params"]["context_dim"])  # before gigabytes are read
     parts = []
     for prefix, part in ((UNET_PREFIX, UNet2DConditionModel), (VAE_PREFIX, AutoencoderKL)):
@@ -139,18 +161,26 @@ def _load_single_file(path: Path):
         try:
             parts.append(part.from_single_file(tensors, original_config=config))
         except (RuntimeError, ValueError, KeyError) as error:
-            raise ValueError(f"{path}: its {prefix}* tensors are incomplete or not of SD1.5 or SD2.1: {_first_line(error)}") from error
-    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+            raise ValueError(
+                f"{path}: its {prefix}* tensors are incomplete or not of SD1.5 or SD2.1: {_first_line(error)}"
+            ) from error
+    schedule = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
     told = file.metadata.get("modelspec.prediction_type", file.metadata.get("modelspec.predict_key"))
     return *parts, schedule.alphas_cumprod, {"v": "v_prediction"}.get(told, told)
 
 
 def original_config(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """The configuration that a checkpoint of these tensors was made with. Raises KeyError where it is no SD1.5 or SD2.1."""
-    return {"model": {"params": {
-        "unet_config": {"params": _unet_config(_without_prefix(shapes, UNET_PREFIX))},
-        "first_stage_config": {"params": {"ddconfig": _vae_config(_without_prefix(shapes, VAE_PREFIX))}},
-    }}}
+    return {
+        "model": {
+            "params": {
+                "unet_config": {"params": _unet_config(_without_prefix(shapes, UNET_PREFIX))},
+                "first_stage_config": {"params": {"ddconfig": _vae_config(_without_prefix(shapes, VAE_PREFIX))}},
+            }
+        }
+    }
 
 
 def _without_prefix(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[int, ...]]:

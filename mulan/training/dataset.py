@@ -1,4 +1,5 @@
 """What an adapter is trained on: a folder of pictures with captions, their latents on disk, and the endless stream of samples."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,11 +10,13 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .train_run import write_safetensors
+from .run import write_safetensors
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_LIST = "metadata.jsonl"
-HIGH_NOISE = 0.6  # of the timesteps: from there on a picture's layout and colours are decided, and so the text matters most
+HIGH_NOISE = (
+    0.6  # of the timesteps: from there on a picture's layout and colours are decided, and so the text matters most
+)
 SHARD_SIZE = 1024  # latents in a file; what an interrupted caching loses at most
 ENCODE_BATCH = 8
 
@@ -29,7 +32,12 @@ class SampleStream:
         if len(examples) == 0:
             raise ValueError("there are no examples to train on")
         self.examples = examples
-        self.timesteps, self.seed, self.empty_share, self.high_noise_share = timesteps, seed, empty_share, high_noise_share
+        self.timesteps, self.seed, self.empty_share, self.high_noise_share = (
+            timesteps,
+            seed,
+            empty_share,
+            high_noise_share,
+        )
         self._epoch, self._order = -1, []
 
     def batch(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
@@ -50,7 +58,10 @@ class SampleStream:
     def _index(self, number: int) -> int:
         epoch, place = divmod(number, len(self.examples))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, torch.randperm(len(self.examples), generator=self._generator("epoch", epoch)).tolist()
+            self._epoch, self._order = (
+                epoch,
+                torch.randperm(len(self.examples), generator=self._generator("epoch", epoch)).tolist(),
+            )
         return self._order[place]
 
     def _generator(self, kind: str, number: int) -> torch.Generator:
@@ -76,10 +87,12 @@ class PictureFolder(torch.utils.data.Dataset):
         captions = [listed.get(path) or _text_beside(path) for path in self.paths]
         bare = [path for path, caption in zip(self.paths, captions) if not caption]
         if bare:
-            some = ", ".join(str(path.relative_to(self.folder)) for path in bare[:3]) + (", ..." if len(bare) > 3 else "")
+            some = ", ".join(str(path.relative_to(self.folder)) for path in bare[:3]) + (
+                ", ..." if len(bare) > 3 else ""
+            )
             raise ValueError(
                 f"{len(bare)} of {len(self.paths)} pictures in {self.folder} have no caption ({some}): "
-                f"write it into a .txt of the same name or into {CAPTION_LIST} as {{\"file_name\": ..., \"text\": ...}}"
+                f'write it into a .txt of the same name or into {CAPTION_LIST} as {{"file_name": ..., "text": ...}}'
             )
         self.captions = captions
 
@@ -109,7 +122,9 @@ class PictureFolder(torch.utils.data.Dataset):
                 entry = json.loads(line)
                 captions[self.folder / entry["file_name"]] = entry["text"].strip()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number}: expected is {{\"file_name\": ..., \"text\": ...}}, not {line[:80]!r}") from error
+                raise ValueError(
+                    f'{path}, line {number}: expected is {{"file_name": ..., "text": ...}}, not {line[:80]!r}'
+                ) from error
         return captions
 
 

@@ -1,4 +1,5 @@
 """The arithmetic of diffusion that training and its validation pictures share: noising, the loss, a deterministic sampler."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -51,7 +52,9 @@ def sample(
     Picture i starts from the noise of seed + i, whatever the size of the batch.
     """
     device = context.device
-    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(context))]).to(device)
+    x = torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(context))]
+    ).to(device)
     both = torch.cat([empty_context.expand_as(context), context])
     timesteps = torch.linspace(len(alphas_cumprod) - 1, 0, steps + 1).round().long().tolist()[:-1]
     alphas = [float(alphas_cumprod[t]) for t in timesteps] + [1.0]
@@ -60,10 +63,10 @@ def sample(
         empty, told = denoiser(torch.cat([x, x]), times, both).float().chunk(2)
         predicted = empty + cfg * (told - empty)
         if prediction == "v_prediction":
-            clean = alpha**0.5 * x - (1 - alpha)**0.5 * predicted
-            noise = alpha**0.5 * predicted + (1 - alpha)**0.5 * x
+            clean = alpha**0.5 * x - (1 - alpha) ** 0.5 * predicted
+            noise = alpha**0.5 * predicted + (1 - alpha) ** 0.5 * x
         else:
-            clean = (x - (1 - alpha)**0.5 * predicted) / alpha**0.5
+            clean = (x - (1 - alpha) ** 0.5 * predicted) / alpha**0.5
             noise = predicted
-        x = next_alpha**0.5 * clean + (1 - next_alpha)**0.5 * noise
+        x = next_alpha**0.5 * clean + (1 - next_alpha) ** 0.5 * noise
     return x

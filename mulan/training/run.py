@@ -1,4 +1,5 @@
 """One training run: its settings, its moving parts, and the files it can be resumed from."""
+
 from __future__ import annotations
 
 import copy
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .adapter import LanguageAdapter, to_published
+from ..conditioning.adapter import LanguageAdapter, to_published
 from .diffusion import PREDICTIONS
 
 PRECISIONS = ("fp32", "bf16")
@@ -38,7 +39,9 @@ class TrainSettings:
     seed: int = 0
     empty_share: float = 0.1  # captions replaced by "", which classifier-free guidance needs
     prediction: str = "epsilon"
-    high_noise_share: float = 0.0  # timesteps drawn from the last 40% of the schedule only; the others are drawn from all of it
+    high_noise_share: float = (
+        0.0  # timesteps drawn from the last 40% of the schedule only; the others are drawn from all of it
+    )
     high_noise_weight: bool = False  # weighs each sample's loss by sqrt(min(30, 1 / alpha))
     precision: str = "fp32"
     ema: float = 0.0  # decay of the averaged weights that become the result; 0 keeps the last weights
@@ -61,7 +64,9 @@ class TrainSettings:
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
         _require(self.result_dtype in RESULT_DTYPES, "result_dtype", self.result_dtype, " or ".join(RESULT_DTYPES))
         if self.high_noise_weight and self.prediction == "v_prediction":
-            raise ValueError("high_noise_weight is for epsilon prediction: the v_prediction loss weighs high noise by itself")
+            raise ValueError(
+                "high_noise_weight is for epsilon prediction: the v_prediction loss weighs high noise by itself"
+            )
 
 
 def _require(holds: bool, name: str, value, expected: str) -> None:
@@ -83,11 +88,15 @@ class Run:
     def __init__(self, adapter: LanguageAdapter, settings: TrainSettings, accelerator, metadata: dict[str, str]):
         dtypes = {parameter.dtype for parameter in adapter.parameters()}
         if dtypes != {torch.float32}:
-            raise ValueError(f"the adapter to train must be float32, not {', '.join(map(str, dtypes))}: its updates would be rounded away")
+            raise ValueError(
+                f"the adapter to train must be float32, not {', '.join(map(str, dtypes))}: its updates would be rounded away"
+            )
         self.adapter, self.settings, self.accelerator, self.metadata = adapter, settings, accelerator, metadata
         self.device = adapter.queries.device
         self.parameters = dict(adapter.named_parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
         self.wrapped = accelerator.prepare(adapter)
         self.average = copy.deepcopy(adapter).requires_grad_(False) if settings.ema else None
         self.step = 0
@@ -105,7 +114,10 @@ class Run:
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings)
-        first = self.step * self.samples_per_step + self.accelerator.process_index * settings.gradient_accumulation * settings.batch_size
+        first = (
+            self.step * self.samples_per_step
+            + self.accelerator.process_index * settings.gradient_accumulation * settings.batch_size
+        )
         total = torch.zeros((), device=self.device)
         for part in range(settings.gradient_accumulation):
             is_last = part == settings.gradient_accumulation - 1
@@ -114,7 +126,9 @@ class Run:
                 loss = loss_of(range(start, start + settings.batch_size)) / settings.gradient_accumulation
                 loss.backward()
             total += loss.detach()
-        mean_loss, stop = self.accelerator.reduce(torch.stack([total, total.new_tensor(float(stop))]), reduction="mean").tolist()
+        mean_loss, stop = self.accelerator.reduce(
+            torch.stack([total, total.new_tensor(float(stop))]), reduction="mean"
+        ).tolist()
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss of step {self.step + 1} is {mean_loss}: lower the learning rate ({settings.learning_rate}) or check the latents"
@@ -123,7 +137,9 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            decay = min(settings.ema, (1 + self.step) / (10 + self.step))  # a young average forgets the untrained weights sooner
+            decay = min(
+                settings.ema, (1 + self.step) / (10 + self.step)
+            )  # a young average forgets the untrained weights sooner
             for mean, value in zip(self.average.parameters(), self.parameters.values()):
                 mean.lerp_(value.detach(), 1 - decay)
         self.step += 1
@@ -174,7 +190,10 @@ class Run:
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         write_safetensors(self._state_path, tensors, {"step": str(self.step), "settings": json.dumps(self._identity())})
-        result = {name: tensor.to(RESULT_DTYPES[self.settings.result_dtype]) for name, tensor in self.result.state_dict().items()}
+        result = {
+            name: tensor.to(RESULT_DTYPES[self.settings.result_dtype])
+            for name, tensor in self.result.state_dict().items()
+        }
         labels = {**self.metadata, "steps": str(self.step), "seed": str(self.settings.seed)}
         write_safetensors(folder / ADAPTER_FILE, to_published(result), labels)
 
@@ -183,14 +202,22 @@ class Run:
         return {**settings, "samples_per_step": self.samples_per_step}
 
     def _check_identity(self, saved: dict) -> None:
-        changed = [f"{name} {saved.get(name)} -> {value}" for name, value in self._identity().items() if saved.get(name) != value]
+        changed = [
+            f"{name} {saved.get(name)} -> {value}"
+            for name, value in self._identity().items()
+            if saved.get(name) != value
+        ]
         if changed:
-            raise ValueError(f"{self._state_path} cannot be resumed with other settings ({'; '.join(changed)}): "
-                             f"restore them, or name another folder")
+            raise ValueError(
+                f"{self._state_path} cannot be resumed with other settings ({'; '.join(changed)}): "
+                f"restore them, or name another folder"
+            )
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Writes beside the target first, so that whoever is interrupted keeps the old file; `save_file` would make it private."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))
+    unfinished.write_bytes(
+        save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    )
     unfinished.replace(path)

@@ -4,6 +4,7 @@ The recipe is MuLan's: the plain diffusion loss, only the adapter learns. Every 
 whether its caption is dropped) is a function of the seed and of the sample's number alone. So a resumed run, a run on more processes and
 a run that accumulates gradients all see the same samples at the same step.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from .adapter import FEED_FORWARD_RATIO, AdapterShape, LanguageAdapter
+from ..conditioning.adapter import FEED_FORWARD_RATIO, AdapterShape, LanguageAdapter
+from ..conditioning.model_files import open_adapter
+from .base_models import Base, load_base
+from .dataset import PictureFolder, SampleStream, cache_latents
 from .diffusion import PREDICTIONS, Denoiser, add_noise, diffusion_loss, sample
-from .files import open_adapter
-from .train_base import Base, load_base
-from .train_data import PictureFolder, SampleStream, cache_latents
-from .train_run import PRECISIONS, RESULT_DTYPES, STATE_FILE, Run, TrainSettings
+from .run import PRECISIONS, RESULT_DTYPES, STATE_FILE, Run, TrainSettings
 
 PROMPTS = ("a red car on a beach", "海滩上的一辆红色汽车", "красная машина на пляже", "سيارة حمراء على الشاطئ")
 VALIDATION_STEPS = 30
@@ -106,7 +107,9 @@ def train_adapter(
 
 def _check_unused(out_dir: Path | None) -> None:
     if out_dir is not None and (Path(out_dir) / STATE_FILE).is_file():
-        raise FileExistsError(f"{out_dir} already holds a training run ({STATE_FILE}): resume it, or name another folder")
+        raise FileExistsError(
+            f"{out_dir} already holds a training run ({STATE_FILE}): resume it, or name another folder"
+        )
 
 
 def _accelerator():
@@ -123,7 +126,11 @@ def _due(step: int, every: int) -> bool:
 def print_progress(step: int, steps: int, loss: float, seconds_left: float) -> None:
     """The default report: one line that is overwritten by the next."""
     minutes, seconds = divmod(int(seconds_left), 60)
-    print(f"\rstep {step} of {steps}, loss {loss:.4f}, {minutes} min {seconds:02d} s left  ", end="\n" if step == steps else "", flush=True)
+    print(
+        f"\rstep {step} of {steps}, loss {loss:.4f}, {minutes} min {seconds:02d} s left  ",
+        end="\n" if step == steps else "",
+        flush=True,
+    )
 
 
 @contextmanager
@@ -167,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python dev.py train",
         description="Trains a MuLan adapter for an SD1.5 or SD2.1 base on pictures with English captions. One step sees batch size x "
-                    "accumulation x processes pictures. More than one GPU: accelerate launch dev.py train ...",
+        "accumulation x processes pictures. More than one GPU: accelerate launch dev.py train ...",
     )
     add = parser.add_argument
 
@@ -175,12 +182,33 @@ def _parser() -> argparse.ArgumentParser:
         add(name, type=type(default), default=default, help=f"{meaning} (default: {default})")
 
     add("--base", type=Path, required=True, help="diffusers folder or single-file checkpoint (.safetensors)")
-    add("--text-encoder", type=Path, required=True, help="InternVL text encoder: one .safetensors or the published folder")
-    add("--data", type=Path, required=True, help="folder of pictures, each with a caption in a .txt of its name or in metadata.jsonl")
-    add("--out", type=Path, required=True, help="folder for the adapter, the state, the latents and the validation pictures")
+    add(
+        "--text-encoder",
+        type=Path,
+        required=True,
+        help="InternVL text encoder: one .safetensors or the published folder",
+    )
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of pictures, each with a caption in a .txt of its name or in metadata.jsonl",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the adapter, the state, the latents and the validation pictures",
+    )
     add("--resume", action="store_true", help="go on from the state in --out, if there is one")
     add("--adapter", type=Path, help="begin with this adapter's weights instead of fresh ones")
-    add("--queries", type=int, choices=(120, 77), default=120, help="rows of context a fresh adapter gives (default: 120)")
+    add(
+        "--queries",
+        type=int,
+        choices=(120, 77),
+        default=120,
+        help="rows of context a fresh adapter gives (default: 120)",
+    )
     setting("--steps", 20000, "steps of the optimizer")
     setting("--batch-size", 8, "pictures a batch")
     setting("--accumulate", 4, "batches a step")
@@ -194,13 +222,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--high-noise-weight", action="store_true", help="weigh the loss of noisy samples more")
     setting("--ema", 0.0, "decay of averaged weights, such as 0.999; 0: no average")
     precision = "bf16" if torch.cuda.is_available() else "fp32"
-    add("--precision", choices=PRECISIONS, default=precision, help="of base and adapter while training (default here: %(default)s)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=precision,
+        help="of base and adapter while training (default here: %(default)s)",
+    )
     add("--gradient-checkpointing", action="store_true", help="less memory, more time")
     add("--prediction", choices=PREDICTIONS, help="what the base predicts, where its files do not say it")
     add("--size", type=int, help="pixels of the pictures' sides (default: 512, for v_prediction 768)")
     setting("--save-every", 500, "steps between saved states")
     setting("--validate-every", 500, "steps between validation pictures")
-    add("--prompt", action="append", help=f"prompt of a validation picture, may be repeated (default: {'; '.join(PROMPTS)})")
+    add(
+        "--prompt",
+        action="append",
+        help=f"prompt of a validation picture, may be repeated (default: {'; '.join(PROMPTS)})",
+    )
     add("--result-dtype", choices=RESULT_DTYPES, default="fp16", help="of the adapter's file (default: fp16)")
     return parser
 
@@ -210,14 +247,32 @@ def _train(options: argparse.Namespace) -> None:
         _check_unused(options.out)  # before all that takes minutes
     accelerator = _accelerator()
     device = accelerator.device
-    base = load_base(options.base, device, torch.bfloat16 if options.precision == "bf16" else torch.float32, options.prediction,
-                     options.gradient_checkpointing)
+    base = load_base(
+        options.base,
+        device,
+        torch.bfloat16 if options.precision == "bf16" else torch.float32,
+        options.prediction,
+        options.gradient_checkpointing,
+    )
     settings = TrainSettings(
-        steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate, warmup_steps=options.warmup,
-        weight_decay=options.weight_decay, gradient_accumulation=options.accumulate, clip_norm=options.clip_norm, seed=options.seed,
-        empty_share=options.empty_share, prediction=base.prediction, high_noise_share=options.high_noise_share,
-        high_noise_weight=options.high_noise_weight, precision=options.precision, ema=options.ema, save_every=options.save_every,
-        validate_every=options.validate_every, out_dir=options.out, result_dtype=options.result_dtype,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup,
+        weight_decay=options.weight_decay,
+        gradient_accumulation=options.accumulate,
+        clip_norm=options.clip_norm,
+        seed=options.seed,
+        empty_share=options.empty_share,
+        prediction=base.prediction,
+        high_noise_share=options.high_noise_share,
+        high_noise_weight=options.high_noise_weight,
+        precision=options.precision,
+        ema=options.ema,
+        save_every=options.save_every,
+        validate_every=options.validate_every,
+        out_dir=options.out,
+        result_dtype=options.result_dtype,
     )
     size = options.size or (768 if base.prediction == "v_prediction" else 512)
     if size % base.reduction:
@@ -225,12 +280,18 @@ def _train(options: argparse.Namespace) -> None:
     pictures = PictureFolder(options.data, size)
     examples = cache_latents(pictures, base.encode_pictures, base.encoder_mark, options.out, accelerator, _print_cached)
 
-    from .clip import load_text_states  # brings the host along, which nothing else here needs
+    from ..conditioning.clip import load_text_states  # brings the host along, which nothing else here needs
 
     text_states = load_text_states(options.text_encoder)
     adapter = _adapter(options, base, text_states(["a"]).shape[-1]).to(device)
     train_adapter(
-        adapter, base.denoiser, text_states, examples, base.alphas_cumprod, settings, resume=options.resume,
+        adapter,
+        base.denoiser,
+        text_states,
+        examples,
+        base.alphas_cumprod,
+        settings,
+        resume=options.resume,
         validate=_validation(base, text_states, options.prompt or PROMPTS, size, settings),
         metadata={"family": base.family.name, "base": options.base.name, "text_encoder": options.text_encoder.name},
     )
@@ -245,19 +306,25 @@ def _print_cached(done: int, count: int) -> None:
 def _adapter(options: argparse.Namespace, base: Base, text_width: int) -> LanguageAdapter:
     """A fresh adapter of the sizes that text encoder and base ask for, or the one named by --adapter."""
     if options.adapter is None:
-        adapter = LanguageAdapter(AdapterShape(text_width, base.context_width, options.queries, FEED_FORWARD_RATIO * base.context_width))
+        adapter = LanguageAdapter(
+            AdapterShape(text_width, base.context_width, options.queries, FEED_FORWARD_RATIO * base.context_width)
+        )
         initialise(adapter, options.seed)
         return adapter
     file = open_adapter(options.adapter)
     if (file.shape.text_width, file.shape.width) != (text_width, base.context_width):
-        raise ValueError(f"{options.adapter} turns states of width {file.shape.text_width} into contexts of width {file.shape.width}, "
-                         f"but the text encoder gives {text_width} and the base reads {base.context_width}")
+        raise ValueError(
+            f"{options.adapter} turns states of width {file.shape.text_width} into contexts of width {file.shape.width}, "
+            f"but the text encoder gives {text_width} and the base reads {base.context_width}"
+        )
     adapter = LanguageAdapter(file.shape)
     adapter.load_state_dict(file.state_dict())
     return adapter
 
 
-def _validation(base: Base, text_states, prompts, size: int, settings: TrainSettings) -> Callable[[int, LanguageAdapter], None]:
+def _validation(
+    base: Base, text_states, prompts, size: int, settings: TrainSettings
+) -> Callable[[int, LanguageAdapter], None]:
     """-> a `validate` that draws the prompts, always from the same noise, into one picture in the run's folder."""
 
     def draw(step: int, adapter: LanguageAdapter) -> None:
@@ -265,9 +332,21 @@ def _validation(base: Base, text_states, prompts, size: int, settings: TrainSett
             device = adapter.queries.device
             context, empty = adapter(text_states(list(prompts)).to(device)), adapter(text_states([""]).to(device))
         shape = (base.latent_channels, size // base.reduction, size // base.reduction)
-        latents = sample(base.denoiser, context, empty, base.alphas_cumprod, VALIDATION_STEPS, VALIDATION_CFG, settings.seed, shape,
-                         base.prediction)
-        save_row(torch.cat([base.decode(latent[None]) for latent in latents]), Path(settings.out_dir) / f"validation-{step:06d}.png")
+        latents = sample(
+            base.denoiser,
+            context,
+            empty,
+            base.alphas_cumprod,
+            VALIDATION_STEPS,
+            VALIDATION_CFG,
+            settings.seed,
+            shape,
+            base.prediction,
+        )
+        save_row(
+            torch.cat([base.decode(latent[None]) for latent in latents]),
+            Path(settings.out_dir) / f"validation-{step:06d}.png",
+        )
 
     return draw
 

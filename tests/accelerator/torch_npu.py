@@ -7,6 +7,7 @@ every byte on it is counted, more than there is raises torch.OutOfMemoryError, a
 It shows nothing of kernels, streams, pinned memory or speed, and nothing of the dynamic loading that ComfyUI has for NVIDIA's devices alone.
 Its tensors have no address, so safetensors cannot save them.
 """
+
 from __future__ import annotations
 
 import weakref
@@ -17,13 +18,17 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 
 BETWEEN_DEVICES = {"aten::copy_", "aten::_to_copy", "aten::_copy_from"}
 INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}  # indices may lie on the CPU
-ON_NO_DEVICE = ("empty.memory_format", "empty_strided", "_copy_from")  # reach the device past the tensors' own `__torch_dispatch__`
+ON_NO_DEVICE = (
+    "empty.memory_format",
+    "empty_strided",
+    "_copy_from",
+)  # reach the device past the tensors' own `__torch_dispatch__`
 
 
 class Memory:
     """`used` of `total` bytes; `work` counts what was computed there."""
 
-    total = 4 * 2 ** 30
+    total = 4 * 2**30
     used = 0
     work = 0
 
@@ -44,7 +49,9 @@ class Block:
         memory.used -= getattr(self, "size", 0)
 
 
-_blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()  # by the address of the CPU's storage that stands for it
+_blocks: weakref.WeakValueDictionary[int, Block] = (
+    weakref.WeakValueDictionary()
+)  # by the address of the CPU's storage that stands for it
 
 
 class NpuTensor(torch.Tensor):
@@ -52,8 +59,14 @@ class NpuTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, block: Block):
-        return torch.Tensor._make_wrapper_subclass(cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
-                                                   dtype=held.dtype, device=torch.device("npu", 0))
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=torch.device("npu", 0),
+        )
 
     def __init__(self, held: torch.Tensor, block: Block):
         self.held, self.block = held, block
@@ -103,7 +116,9 @@ def _run(function, *args, **kwargs):
 def _check(name: str, values) -> None:
     for value in values if isinstance(values, list) else [values]:
         if isinstance(value, torch.Tensor) and value.dim() and not isinstance(value, NpuTensor):
-            raise RuntimeError(f"Expected all tensors to be on the same device: {name} got one on npu and one on {value.device}, {list(value.shape)}")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device: {name} got one on npu and one on {value.device}, {list(value.shape)}"
+            )
 
 
 def _placed(value, ours: dict[int, NpuTensor], stays: bool):

@@ -1,4 +1,5 @@
 """The models folder of graph tests."""
+
 from __future__ import annotations
 
 import importlib.util

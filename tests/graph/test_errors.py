@@ -1,4 +1,5 @@
 """Graphs that must fail and how that reads, prompts that look as if they must, files that change, and a user who stops: the server draws on."""
+
 from __future__ import annotations
 
 import os
@@ -8,9 +9,9 @@ from itertools import count
 
 import numpy as np
 import pytest
-import graphs
-from comfy_server import GraphFailed, GraphRejected
-from graphs import differ, picture
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
+from mulan_nodes.tools.graphs import differ, picture
 
 WHOLE = "none (a whole MuLan PixArt model)"
 WIDE = "InternVL-14B-224px_text_int8.safetensors"
@@ -39,41 +40,95 @@ def draws_on(server, base, right):
         text = base[graphs.find(base, "Prompt")]["inputs"]["text"]
         again = graphs.change(base, "Prompt", text="(" * depth + text + ":1.0)" * depth)
         assert np.array_equal(picture(server, again), right)
+
     return check
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 WRONG_FILES = {
-    "wrong_clip_l": ({"text_encoder": "wrong_clip_l.safetensors"}, ["wrong_clip_l.safetensors", "a CLIP-L text encoder", "expected is InternVL's LLaMA"]),
+    "wrong_clip_l": (
+        {"text_encoder": "wrong_clip_l.safetensors"},
+        ["wrong_clip_l.safetensors", "a CLIP-L text encoder", "expected is InternVL's LLaMA"],
+    ),
     "wrong_t5": ({"text_encoder": "wrong_t5.safetensors"}, ["a T5 text encoder", ENCODER_SOURCE]),
-    "wrong_llama3": ({"text_encoder": "wrong_llama3.safetensors"}, ["another large language model", "models/text_encoders"]),
-    "cut in the header": ({"text_encoder": "wrong_cut_short.safetensors"}, ["cannot be read as safetensors", "cut short or damaged (9 bytes", DOWNLOAD]),
-    "cut in the data": ({"text_encoder": "wrong_cut_data.safetensors"}, ["wrong_cut_data.safetensors (in ", "text_encoders", "cut short", DOWNLOAD]),
+    "wrong_llama3": (
+        {"text_encoder": "wrong_llama3.safetensors"},
+        ["another large language model", "models/text_encoders"],
+    ),
+    "cut in the header": (
+        {"text_encoder": "wrong_cut_short.safetensors"},
+        ["cannot be read as safetensors", "cut short or damaged (9 bytes", DOWNLOAD],
+    ),
+    "cut in the data": (
+        {"text_encoder": "wrong_cut_data.safetensors"},
+        ["wrong_cut_data.safetensors (in ", "text_encoders", "cut short", DOWNLOAD],
+    ),
     "empty": ({"text_encoder": "wrong_empty.safetensors"}, ["it is empty", DOWNLOAD]),
     "web page": ({"text_encoder": "wrong_web_page.safetensors"}, ["it is a web page, not the file"]),
-    "git-lfs pointer": ({"text_encoder": "wrong_pointer.safetensors"}, ["it is git-lfs's pointer to the file", "git lfs pull"]),
-    "without a tokenizer": ({"text_encoder": "wrong_no_tokenizer.safetensors"}, ["without its sentencepiece model", "`spiece_model`", ENCODER_SOURCE]),
-    "without a tensor": ({"text_encoder": "wrong_layer.safetensors"}, ["incomplete: 1 tensors are missing", "model.layers.0.mlp.up_proj.weight"]),
+    "git-lfs pointer": (
+        {"text_encoder": "wrong_pointer.safetensors"},
+        ["it is git-lfs's pointer to the file", "git lfs pull"],
+    ),
+    "without a tokenizer": (
+        {"text_encoder": "wrong_no_tokenizer.safetensors"},
+        ["without its sentencepiece model", "`spiece_model`", ENCODER_SOURCE],
+    ),
+    "without a tensor": (
+        {"text_encoder": "wrong_layer.safetensors"},
+        ["incomplete: 1 tensors are missing", "model.layers.0.mlp.up_proj.weight"],
+    ),
     "absent": ({"text_encoder": "gone.safetensors"}, ["'gone.safetensors' is not in", "text_encoders", ENCODER_SOURCE]),
     "climbing": ({"text_encoder": "../../secret.safetensors"}, ["is not in"]),
     "absolute": ({"text_encoder": "/etc/passwd"}, ["'/etc/passwd' is not in"]),
-    "index cut": ({"text_encoder": "Broken-index"}, ["pytorch_model.bin.index.json (in ", "Broken-index) cannot be read as an index of shards", DOWNLOAD]),
-    "shard missing": ({"text_encoder": "Broken-missing"}, ["Broken-missing (in ", "lacks 1 of its shards", "pytorch_model-00002-of-00002.bin"]),
-    "shard cut": ({"text_encoder": "Broken-cut"}, ["pytorch_model-00002-of-00002.bin (in ", "Broken-cut)", "(1,000 bytes", DOWNLOAD]),
-    "shard lacks tensors": ({"text_encoder": "Broken-lacking"}, ["Broken-lacking", "pytorch_model-00002-of-00002.bin does not hold ", "qllama.model."]),
-    "shard outside": ({"text_encoder": "Broken-outside"}, ["'../Sharded-bin/pytorch_model-00002-of-00002.bin'", "nothing outside the folder is read"]),
-    "narrow sdxl": ({"adapter": "wrong_narrow_sdxl.safetensors"}, ["looks like a MuLan adapter", "contexts of width 40; known are 768", ADAPTER_SOURCE]),
-    "narrow pixart": ({"adapter": "wrong_narrow_pixart.pth"}, ["wrong_narrow_pixart.pth reads states of width 64", "gives 128"]),
+    "index cut": (
+        {"text_encoder": "Broken-index"},
+        ["pytorch_model.bin.index.json (in ", "Broken-index) cannot be read as an index of shards", DOWNLOAD],
+    ),
+    "shard missing": (
+        {"text_encoder": "Broken-missing"},
+        ["Broken-missing (in ", "lacks 1 of its shards", "pytorch_model-00002-of-00002.bin"],
+    ),
+    "shard cut": (
+        {"text_encoder": "Broken-cut"},
+        ["pytorch_model-00002-of-00002.bin (in ", "Broken-cut)", "(1,000 bytes", DOWNLOAD],
+    ),
+    "shard lacks tensors": (
+        {"text_encoder": "Broken-lacking"},
+        ["Broken-lacking", "pytorch_model-00002-of-00002.bin does not hold ", "qllama.model."],
+    ),
+    "shard outside": (
+        {"text_encoder": "Broken-outside"},
+        ["'../Sharded-bin/pytorch_model-00002-of-00002.bin'", "nothing outside the folder is read"],
+    ),
+    "narrow sdxl": (
+        {"adapter": "wrong_narrow_sdxl.safetensors"},
+        ["looks like a MuLan adapter", "contexts of width 40; known are 768", ADAPTER_SOURCE],
+    ),
+    "narrow pixart": (
+        {"adapter": "wrong_narrow_pixart.pth"},
+        ["wrong_narrow_pixart.pth reads states of width 64", "gives 128"],
+    ),
     "lora": ({"adapter": "wrong_lora.safetensors"}, ["a LoRA (it belongs in models/loras)", ADAPTER_SOURCE]),
     "code": ({"adapter": "wrong_code.pth"}, ["cannot be read as plain weights", "never code"]),
     "width": ({"adapter": "wrong_width.safetensors"}, ["reads states of width 4096", "InternVL-14B-224px"]),
-    "adapter cut": ({"adapter": "wrong_cut.pth"}, ["wrong_cut.pth (in ", "mulan)", "cut short or damaged (10,000 bytes", DOWNLOAD]),
-    "adapter without tensors": ({"adapter": "wrong_incomplete.safetensors"}, ["incomplete MuLan adapter for Stable Diffusion 1.5", "norm3.weight, is missing"]),
+    "adapter cut": (
+        {"adapter": "wrong_cut.pth"},
+        ["wrong_cut.pth (in ", "mulan)", "cut short or damaged (10,000 bytes", DOWNLOAD],
+    ),
+    "adapter without tensors": (
+        {"adapter": "wrong_incomplete.safetensors"},
+        ["incomplete MuLan adapter for Stable Diffusion 1.5", "norm3.weight, is missing"],
+    ),
     "adapter absent": ({"adapter": "gone.pth"}, ["'gone.pth' is not in", ADAPTER_SOURCE]),
-    "no text projection": ({"adapter": "random_sdxl_noembed_textproj.safetensors"},
-                           ["random_sdxl_noembed_textproj.safetensors needs the text encoder's `text_projection` of width 768",
-                            "tiny_internvl.safetensors (in ", "has none"]),
+    "no text projection": (
+        {"adapter": "random_sdxl_noembed_textproj.safetensors"},
+        [
+            "random_sdxl_noembed_textproj.safetensors needs the text encoder's `text_projection` of width 768",
+            "tiny_internvl.safetensors (in ",
+            "has none",
+        ],
+    ),
 }
 
 
@@ -89,11 +144,31 @@ def test_a_wrong_file_is_named_before_anything_runs(name, server, base):
 
 
 SPOILT_FILES = {
-    "vocabulary": ({"text_encoder": "wrong_vocabulary.safetensors"}, "MuLanLoader",
-                   ["wrong_vocabulary.safetensors (in ", "but its embedding has 1200 rows", "Take tokenizer.model from", ENCODER_SOURCE]),
-    "tokenizer": ({"text_encoder": "wrong_tokenizer.safetensors"}, "MuLanLoader", ["its sentencepiece model cannot be read", ENCODER_SOURCE]),
-    "nan in the encoder": ({"text_encoder": "wrong_nan.safetensors"}, "CLIPTextEncode", ["the text encoder wrong_nan.safetensors", "not finite", "Download it"]),
-    "nan in the adapter": ({"adapter": "wrong_nan.safetensors"}, "CLIPTextEncode", ["the adapter wrong_nan.safetensors", "models/mulan", "not finite"]),
+    "vocabulary": (
+        {"text_encoder": "wrong_vocabulary.safetensors"},
+        "MuLanLoader",
+        [
+            "wrong_vocabulary.safetensors (in ",
+            "but its embedding has 1200 rows",
+            "Take tokenizer.model from",
+            ENCODER_SOURCE,
+        ],
+    ),
+    "tokenizer": (
+        {"text_encoder": "wrong_tokenizer.safetensors"},
+        "MuLanLoader",
+        ["its sentencepiece model cannot be read", ENCODER_SOURCE],
+    ),
+    "nan in the encoder": (
+        {"text_encoder": "wrong_nan.safetensors"},
+        "CLIPTextEncode",
+        ["the text encoder wrong_nan.safetensors", "not finite", "Download it"],
+    ),
+    "nan in the adapter": (
+        {"adapter": "wrong_nan.safetensors"},
+        "CLIPTextEncode",
+        ["the adapter wrong_nan.safetensors", "models/mulan", "not finite"],
+    ),
 }
 
 
@@ -105,13 +180,25 @@ def test_a_spoilt_file_is_named_while_the_graph_runs(name, server, base):
 
 def test_nan_in_the_pooled_part_of_an_sdxl_adapter(server, base):
     graph = model_of(base, "checkpoint", "sd_xl_base_1.0.safetensors")
-    failed(server, graphs.change(graph, "MuLan Loader", adapter="wrong_nan_sdxl.safetensors"), "CLIPTextEncode", ["the adapter wrong_nan_sdxl.safetensors"])
+    failed(
+        server,
+        graphs.change(graph, "MuLan Loader", adapter="wrong_nan_sdxl.safetensors"),
+        "CLIPTextEncode",
+        ["the adapter wrong_nan_sdxl.safetensors"],
+    )
 
 
 def test_nan_in_what_a_pixart_adapter_puts_into_the_model(server, base):
     graph = model_of(base, "unet", "PixArt-XL-2-1024-MS.safetensors")
-    failed(server, graphs.change(graph, "MuLan Loader", text_encoder=WIDE, adapter="wrong_nan_pixart.pth"), "MuLanLoader",
-           ["wrong_nan_pixart.pth (in ", "is damaged: its weights for diffusion_model.y_embedder.y_proj.fc2.bias hold NaN or infinity"])
+    failed(
+        server,
+        graphs.change(graph, "MuLan Loader", text_encoder=WIDE, adapter="wrong_nan_pixart.pth"),
+        "MuLanLoader",
+        [
+            "wrong_nan_pixart.pth (in ",
+            "is damaged: its weights for diffusion_model.y_embedder.y_proj.fc2.bias hold NaN or infinity",
+        ],
+    )
 
 
 def test_the_server_draws_on_after_spoilt_files(draws_on):
@@ -131,27 +218,77 @@ def failed(server, graph: dict, node_class: str, words: list[str]) -> None:
 
 def model_of(base: dict, kind: str, file: str) -> dict:
     """The graph with the MODEL of another checkpoint, or of a transformer of its own; the rest stays the tiny checkpoint's."""
-    loader = ("CheckpointLoaderSimple", {"ckpt_name": file}) if kind == "checkpoint" else ("UNETLoader", {"unet_name": file, "weight_dtype": "default"})
+    loader = (
+        ("CheckpointLoaderSimple", {"ckpt_name": file})
+        if kind == "checkpoint"
+        else ("UNETLoader", {"unet_name": file, "weight_dtype": "default"})
+    )
     node = {"class_type": loader[0], "inputs": loader[1], "_meta": {"title": "Other model"}}
     return graphs.change({**base, "20": node}, "MuLan Loader", model=["20", 0])
 
 
-SD15, SDXL, PIXART, REFINER = (("checkpoint", "tiny_sd15.safetensors"), ("checkpoint", "sd_xl_base_1.0.safetensors"),
-                               ("unet", "PixArt-XL-2-1024-MS.safetensors"), ("checkpoint", "sd_xl_refiner_1.0.safetensors"))
+SD15, SDXL, PIXART, REFINER = (
+    ("checkpoint", "tiny_sd15.safetensors"),
+    ("checkpoint", "sd_xl_base_1.0.safetensors"),
+    ("unet", "PixArt-XL-2-1024-MS.safetensors"),
+    ("checkpoint", "sd_xl_refiner_1.0.safetensors"),
+)
 TINY = "tiny_internvl.safetensors"
 PAIRS = {
-    "sd21 on sd15": (SD15, TINY, "random_sd21.safetensors",
-                     ["the adapter random_sd21.safetensors is for Stable Diffusion 2.1, but the connected MODEL is a Stable Diffusion 1.5 model (SD15)",
-                      "Take what is made for Stable Diffusion 1.5, or a Stable Diffusion 2.1 checkpoint."]),
-    "sdxl on sd15": (SD15, TINY, "random_sdxl_noembed_attnpool.safetensors", ["is for SDXL, but the connected MODEL is a Stable Diffusion 1.5 model (SD15)"]),
-    "pixart on sd15": (SD15, WIDE, "pixart.pth", ["the adapter pixart.pth is for PixArt, but the connected MODEL is a Stable Diffusion 1.5 model"]),
-    "none on sd15": (SD15, TINY, WHOLE, ["the choice adapter = none is for PixArt, but the connected MODEL is a Stable Diffusion 1.5 model (SD15)",
-                                         "Take what is made for Stable Diffusion 1.5, or a PixArt checkpoint."]),
-    "sd15 on sdxl": (SDXL, TINY, "tiny_sd15_adapter.safetensors", ["is for Stable Diffusion 1.5, but the connected MODEL is a SDXL model ("]),
-    "sd15 on pixart": (PIXART, TINY, "tiny_sd15_adapter.safetensors", ["is for Stable Diffusion 1.5, but the connected MODEL is a PixArt model (PixArt"]),
-    "none on sdxl": (SDXL, TINY, WHOLE, ["the choice adapter = none is for PixArt, but the connected MODEL is a SDXL model"]),
-    "sd15 on the refiner": (REFINER, TINY, "tiny_sd15_adapter.safetensors",
-                            ["the connected MODEL is a SDXLRefiner, a model that MuLan has no adapter for", "Take another checkpoint"]),
+    "sd21 on sd15": (
+        SD15,
+        TINY,
+        "random_sd21.safetensors",
+        [
+            "the adapter random_sd21.safetensors is for Stable Diffusion 2.1, but the connected MODEL is a Stable Diffusion 1.5 model (SD15)",
+            "Take what is made for Stable Diffusion 1.5, or a Stable Diffusion 2.1 checkpoint.",
+        ],
+    ),
+    "sdxl on sd15": (
+        SD15,
+        TINY,
+        "random_sdxl_noembed_attnpool.safetensors",
+        ["is for SDXL, but the connected MODEL is a Stable Diffusion 1.5 model (SD15)"],
+    ),
+    "pixart on sd15": (
+        SD15,
+        WIDE,
+        "pixart.pth",
+        ["the adapter pixart.pth is for PixArt, but the connected MODEL is a Stable Diffusion 1.5 model"],
+    ),
+    "none on sd15": (
+        SD15,
+        TINY,
+        WHOLE,
+        [
+            "the choice adapter = none is for PixArt, but the connected MODEL is a Stable Diffusion 1.5 model (SD15)",
+            "Take what is made for Stable Diffusion 1.5, or a PixArt checkpoint.",
+        ],
+    ),
+    "sd15 on sdxl": (
+        SDXL,
+        TINY,
+        "tiny_sd15_adapter.safetensors",
+        ["is for Stable Diffusion 1.5, but the connected MODEL is a SDXL model ("],
+    ),
+    "sd15 on pixart": (
+        PIXART,
+        TINY,
+        "tiny_sd15_adapter.safetensors",
+        ["is for Stable Diffusion 1.5, but the connected MODEL is a PixArt model (PixArt"],
+    ),
+    "none on sdxl": (
+        SDXL,
+        TINY,
+        WHOLE,
+        ["the choice adapter = none is for PixArt, but the connected MODEL is a SDXL model"],
+    ),
+    "sd15 on the refiner": (
+        REFINER,
+        TINY,
+        "tiny_sd15_adapter.safetensors",
+        ["the connected MODEL is a SDXLRefiner, a model that MuLan has no adapter for", "Take another checkpoint"],
+    ),
 }
 
 
@@ -162,14 +299,24 @@ def test_an_adapter_of_another_family_than_the_model(name, server, base):
     failed(server, graph, "MuLanLoader", words)
 
 
-@pytest.mark.parametrize("text_encoder, adapter, family", [
-    (TINY, "random_sdxl_embed_attnpool.safetensors", "SDXL"), (WIDE, "pixart.pth", "PixArt"),
-])
+@pytest.mark.parametrize(
+    "text_encoder, adapter, family",
+    [
+        (TINY, "random_sdxl_embed_attnpool.safetensors", "SDXL"),
+        (WIDE, "pixart.pth", "PixArt"),
+    ],
+)
 def test_an_adapter_that_changes_the_model_without_one(text_encoder, adapter, family, server, base):
     graph = graphs.change(base, "MuLan Loader", text_encoder=text_encoder, adapter=adapter)
     del graph["2"]["inputs"]["model"]
-    failed(server, graphs.change(graph, "KSampler", model=["1", 0]), "MuLanLoader",
-           [f"the adapter {adapter} replaces weights of the {family} model: connect the checkpoint's MODEL to the MuLan Loader"])
+    failed(
+        server,
+        graphs.change(graph, "KSampler", model=["1", 0]),
+        "MuLanLoader",
+        [
+            f"the adapter {adapter} replaces weights of the {family} model: connect the checkpoint's MODEL to the MuLan Loader"
+        ],
+    )
 
 
 def test_the_model_output_without_a_model(server, base, draws_on):
@@ -215,8 +362,10 @@ def test_absurd_prompts_in_upstream_s_style_give_a_picture(server, base):
     nodes, last = [], ["3", 0]
     for number, text in enumerate(PROMPTS.values()):
         encoded, joined = f"{100 + number}", f"{200 + number}"
-        nodes += [(encoded, "CLIPTextEncode", {"clip": ["2", 1], "text": text}),
-                  (joined, "ConditioningConcat", {"conditioning_to": last, "conditioning_from": [encoded, 0]})]
+        nodes += [
+            (encoded, "CLIPTextEncode", {"clip": ["2", 1], "text": text}),
+            (joined, "ConditioningConcat", {"conditioning_to": last, "conditioning_from": [encoded, 0]}),
+        ]
         last = [joined, 0]
     assert picture(server, graphs.add(graph, *nodes, KSampler_positive=last)).std() > 3
 
@@ -245,7 +394,9 @@ def test_stopping_an_encode(server, base, draws_on):
             server.interrupt()
         seen.append((node, step, steps))
 
-    prompt = server.post(graphs.change(large, "Prompt", text=", ".join(["a big red star over a small blue sea"] * 2000)))
+    prompt = server.post(
+        graphs.change(large, "Prompt", text=", ".join(["a big red star over a small blue sea"] * 2000))
+    )
     with pytest.raises(GraphFailed) as failure:
         server.wait(prompt, stop)
     assert failure.value.exception == "interrupted" and failure.value.node_class == "CLIPTextEncode"
@@ -258,7 +409,10 @@ def test_stopping_an_encode(server, base, draws_on):
 def test_a_file_that_was_downloaded_again_is_read_again(server, base, models):
     """Under the same name, as downloads do it: written beside and renamed."""
     large = graphs.change(base, "MuLan Loader", text_encoder="large.safetensors")
-    wanted = [picture(server, graphs.change(large, "MuLan Loader", adapter=name)) for name in ("large.safetensors", "large_too.safetensors")]
+    wanted = [
+        picture(server, graphs.change(large, "MuLan Loader", adapter=name))
+        for name in ("large.safetensors", "large_too.safetensors")
+    ]
     assert differ(*wanted) > 0.1
 
     graph = graphs.change(large, "MuLan Loader", adapter="replaced.safetensors")

@@ -1,10 +1,11 @@
 """MuLan's CLIP among the stock text nodes, through the queue of a real ComfyUI server."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import graphs
-from graphs import add, differ, picture
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.graphs import add, differ, picture
 
 PROMPT = "a big red star"
 ENCODER, ADAPTER = "tiny_internvl.safetensors", "tiny_sd15_adapter.safetensors"
@@ -43,7 +44,9 @@ def test_weights_act_and_a_weight_of_one_does_nothing(server, base, plain):
 def test_escaped_brackets_are_text(server, base):
     """`\\(` reaches the encoder as a bracket and weighs nothing: the same in both styles."""
     ours = picture(server, graphs.change(base, "Prompt", text=r"a big \(red\) star"))
-    upstream = graphs.change(graphs.change(base, "MuLan Loader", prompt_style="upstream"), "Prompt", text="a big (red) star")
+    upstream = graphs.change(
+        graphs.change(base, "MuLan Loader", prompt_style="upstream"), "Prompt", text="a big (red) star"
+    )
     assert differ(ours, picture(server, upstream)) < 0.5
 
 
@@ -68,9 +71,18 @@ def test_negative_output_differs_from_clip_only_by_the_prefix(server, base):
 OTHER = encode("20", "a small blue circle")
 CONDITIONING = {
     "concat": [("21", "ConditioningConcat", {"conditioning_to": ["3", 0], "conditioning_from": ["20", 0]})],
-    "average": [("21", "ConditioningAverage", {"conditioning_to": ["3", 0], "conditioning_from": ["20", 0], "conditioning_to_strength": 0.5})],
+    "average": [
+        (
+            "21",
+            "ConditioningAverage",
+            {"conditioning_to": ["3", 0], "conditioning_from": ["20", 0], "conditioning_to_strength": 0.5},
+        )
+    ],
     "zero out": [("21", "ConditioningZeroOut", {"conditioning": ["3", 0]})],
-    "set last layer": [("22", "CLIPSetLastLayer", {"clip": ["2", 1], "stop_at_clip_layer": -2}), encode("21", PROMPT, ("22", 0))],
+    "set last layer": [
+        ("22", "CLIPSetLastLayer", {"clip": ["2", 1], "stop_at_clip_layer": -2}),
+        encode("21", PROMPT, ("22", 0)),
+    ],
 }
 
 
@@ -92,7 +104,10 @@ def test_clip_save_round_trip(server, base, plain):
     assert np.array_equal(picture(server, graphs.change(base, "MuLan Loader", text_encoder=saved)), plain)
 
 
-@pytest.mark.parametrize("choice", ({"text_encoder": "Sharded-safetensors"}, {"text_encoder": "Sharded-bin"}, {"adapter": "as_published.pth"}))
+@pytest.mark.parametrize(
+    "choice",
+    ({"text_encoder": "Sharded-safetensors"}, {"text_encoder": "Sharded-bin"}, {"adapter": "as_published.pth"}),
+)
 def test_files_as_published_draw_the_same_picture(choice, server, base, plain):
     assert np.array_equal(picture(server, graphs.change(base, "MuLan Loader", **choice)), plain)
 

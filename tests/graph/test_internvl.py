@@ -1,4 +1,5 @@
 """The InternVL nodes through the queue, on small checkpoints of random weights: forms, lists, wires, folders, sharing, stops and errors. Not sense."""
+
 from __future__ import annotations
 
 import json
@@ -8,13 +9,19 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import random_internvl
 import torch
-from comfy_server import GraphFailed, GraphRejected, decode
+from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected, decode
+from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
 from PIL import Image
 from safetensors.torch import save_file
 
-FOLDER, ALONE, VISION, IN_ENCODERS, INSIDE = "InternVL", "OnlyC", "vision.safetensors", "InternVL-in-encoders", "in the checkpoint"
+FOLDER, ALONE, VISION, IN_ENCODERS, INSIDE = (
+    "InternVL",
+    "OnlyC",
+    "vision.safetensors",
+    "InternVL-in-encoders",
+    "in the checkpoint",
+)
 TINY_ENCODER = "tiny_internvl.safetensors"
 LABELS = "red circle\n青い四角, 大きい\nзелёный круг\nدائرة"
 
@@ -27,8 +34,11 @@ def checkpoints(models):
     random_internvl.checkpoint(folder / ALONE, reader=False, shards="safetensors", seed=5)
     random_internvl.checkpoint(models / "text_encoders" / IN_ENCODERS, shards="safetensors", seed=6)
     sizes = {**random_internvl.recipe.CASES["one"], "text_width": 128}
-    vision = {name: value for name, value in random_internvl.tensors(text_width=128).items()
-              if not name.startswith("qllama.") or ".cross_attn." in name}
+    vision = {
+        name: value
+        for name, value in random_internvl.tensors(text_width=128).items()
+        if not name.startswith("qllama.") or ".cross_attn." in name
+    }
     configuration = random_internvl.recipe.configuration(sizes, random_internvl.PIECES)
     save_file(vision, folder / VISION, metadata={"config": json.dumps(configuration)})
     save_file({"something": torch.zeros(2, 2)}, folder / "wrong.safetensors")
@@ -55,14 +65,26 @@ def loader(checkpoint: str = FOLDER, text_encoder: str = INSIDE, **more) -> dict
 
 def pictures(count: int, first: str = "2") -> dict:
     """A batch of so many different pictures under this id."""
-    each = {f"{first}{number}": node("EmptyImage", width=40, height=30, batch_size=1, color=0x153045 * (number + 1) % 0xffffff) for number in range(count)}
-    return {**each, first: node("BatchImagesNode", **{f"images.image{number}": [id, 0] for number, id in enumerate(each)})}
+    each = {
+        f"{first}{number}": node(
+            "EmptyImage", width=40, height=30, batch_size=1, color=0x153045 * (number + 1) % 0xFFFFFF
+        )
+        for number in range(count)
+    }
+    return {
+        **each,
+        first: node("BatchImagesNode", **{f"images.image{number}": [id, 0] for number, id in enumerate(each)}),
+    }
 
 
 def asking(kind: str, count: int = 0, model: dict | None = None, /, **inputs) -> dict:
     """Loader 1, pictures 2 if any, question 3."""
     image = {"image": ["2", 0]} if count else {}
-    return {"1": model or loader(), **(pictures(count) if count else {}), "3": node(kind, internvl=["1", 0], **image, **inputs)}
+    return {
+        "1": model or loader(),
+        **(pictures(count) if count else {}),
+        "3": node(kind, internvl=["1", 0], **image, **inputs),
+    }
 
 
 def classify(count: int = 0, model: dict | None = None, /, **inputs) -> dict:
@@ -93,10 +115,19 @@ def values(outputs, name: str) -> list[str]:
 def test_each_picture_of_a_batch_gets_its_labels(server):
     outputs = server.run(preview(classify(3, top_k=2), label=0, score=1, labels=2, names=3, json=4))
     told = shown(outputs)
-    assert told["format"] == "internvl-nodes/1" and told["task"] == "classify" and told["mode"] == "C" and told["model"] == FOLDER
+    assert (
+        told["format"] == "internvl-nodes/1"
+        and told["task"] == "classify"
+        and told["mode"] == "C"
+        and told["model"] == FOLDER
+    )
     assert told["labels"] == LABELS.split("\n") and "repeated" not in told and "unreadable" not in told
     assert json.loads(values(outputs, "json")[0]) == told
-    assert values(outputs, "names") == [each["name"] for each in told["pictures"]] == ["picture 1", "picture 2", "picture 3"]
+    assert (
+        values(outputs, "names")
+        == [each["name"] for each in told["pictures"]]
+        == ["picture 1", "picture 2", "picture 3"]
+    )
     for number, each in enumerate(told["pictures"]):
         assert len(each["labels"]) == 2 and values(outputs, "label")[number] == each["labels"][0]["label"]
         assert values(outputs, "labels")[number] == ", ".join(label["label"] for label in each["labels"])
@@ -110,15 +141,26 @@ def test_softmax_and_independent_scores(server):
     outputs = server.run(preview(classify(2, scores="independent", labels="red circle"), score=1))
     for number, each in enumerate(every):
         cosine = next(label["cosine"] for label in each["labels"] if label["label"] == "red circle")
-        assert float(values(outputs, "score")[number]) == pytest.approx(cosine, abs=1e-5), "other labels do not change it"
+        assert float(values(outputs, "score")[number]) == pytest.approx(cosine, abs=1e-5), (
+            "other labels do not change it"
+        )
     assert shown(outputs)["pictures"][0]["labels"][0]["softmax"] == 1
 
 
 def test_templates_change_the_scores(server):
     def cosines(**inputs):
-        return [label["cosine"] for label in shown(server.run(classify(1, scores="independent", labels="cat", **inputs)))["pictures"][0]["labels"]]
+        return [
+            label["cosine"]
+            for label in shown(server.run(classify(1, scores="independent", labels="cat", **inputs)))["pictures"][0][
+                "labels"
+            ]
+        ]
 
-    plain, paper, own = cosines(), cosines(templates="Japanese (paper)"), cosines(templates="own", own_templates="{c}の絵")
+    plain, paper, own = (
+        cosines(),
+        cosines(templates="Japanese (paper)"),
+        cosines(templates="own", own_templates="{c}の絵"),
+    )
     assert plain != paper and plain != own and paper != own
     assert cosines(templates="own", own_templates="{}\n") == pytest.approx(plain, abs=1e-5)
     assert shown(server.run(classify(1, templates="German")))["templates"] == "German"
@@ -127,7 +169,11 @@ def test_templates_change_the_scores(server):
 def test_a_thousand_labels_and_labels_that_repeat(server):
     names = [f"thing {number}" for number in range(1000)]
     told = shown(server.run(classify(1, labels="\n".join([*names, "thing 7", " thing 7 ", "thing 8"]), top_k=3)))
-    assert told["labels"] == names and told["repeated"] == ["thing 7", "thing 8"] and len(told["pictures"][0]["labels"]) == 3
+    assert (
+        told["labels"] == names
+        and told["repeated"] == ["thing 7", "thing 8"]
+        and len(told["pictures"][0]["labels"]) == 3
+    )
 
 
 def test_pictures_of_several_sizes_in_a_list_are_one_question(server, album):
@@ -138,14 +184,22 @@ def test_pictures_of_several_sizes_in_a_list_are_one_question(server, album):
 
 
 def test_a_label_can_drive_stock_nodes(server):
-    graph = classify(2) | {"4": node("StringConcatenate", string_a="a picture of ", string_b=["3", 0], delimiter=""), "5": node("PreviewAny", source=["4", 0])}
+    graph = classify(2) | {
+        "4": node("StringConcatenate", string_a="a picture of ", string_b=["3", 0], delimiter=""),
+        "5": node("PreviewAny", source=["4", 0]),
+    }
     assert [text.startswith("a picture of ") for text in values(server.run(graph), "5")] == [True, True]
 
 
 def test_framings_differ_where_a_picture_is_not_square(server, album):
     Image.fromarray(np.random.default_rng(9).integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(album / "square.png")
-    crop, whole = (shown(server.run(classify(folder=album.name, framing=framing, scores="independent"))) for framing in ("crop", "whole"))
-    assert (crop["framing"], whole["framing"]) == ("crop", "whole") and shown(server.run(classify(folder=album.name)))["framing"] == "crop"
+    crop, whole = (
+        shown(server.run(classify(folder=album.name, framing=framing, scores="independent")))
+        for framing in ("crop", "whole")
+    )
+    assert (crop["framing"], whole["framing"]) == ("crop", "whole") and shown(server.run(classify(folder=album.name)))[
+        "framing"
+    ] == "crop"
     scores = [[each["labels"][0]["cosine"] for each in told["pictures"]] for told in (crop, whole)]
     assert scores[0][-1] == scores[1][-1] and scores[0][0] != scores[1][0]
 
@@ -168,7 +222,9 @@ def test_a_folder_by_its_name_or_whole_path(server, album):
     below = Path(album, "below")
     below.mkdir()
     Image.new("RGB", (30, 30)).save(below / "other.png")
-    assert [each["name"] for each in shown(server.run(classify(folder=f"{album.name}/below")))["pictures"]] == ["other.png"]
+    assert [each["name"] for each in shown(server.run(classify(folder=f"{album.name}/below")))["pictures"]] == [
+        "other.png"
+    ]
 
 
 def test_a_folder_in_the_output_folder(server):
@@ -185,7 +241,11 @@ def test_a_folder_is_looked_at_again_when_it_changes(server, album):
     (album / "2.png").rename(album / "22.png")
     after = shown(server.run(graph))
     scores = [{each["name"]: each["score"] for each in told["ranked"]} for told in (before, after)]
-    assert scores[0]["0.png"] == scores[1]["0.png"] and scores[0]["2.png"] == scores[1]["22.png"] and scores[0]["1.png"] != scores[1]["1.png"]
+    assert (
+        scores[0]["0.png"] == scores[1]["0.png"]
+        and scores[0]["2.png"] == scores[1]["22.png"]
+        and scores[0]["1.png"] != scores[1]["1.png"]
+    )
 
 
 def test_a_damaged_store_is_made_anew(server, album):
@@ -200,21 +260,31 @@ def test_a_damaged_store_is_made_anew(server, album):
 def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_done(server, album):
     (album / "3.png").write_bytes(b"no picture")
     (album / "5.png").write_bytes(b"")
-    for told, of in ((shown(server.run(classify(folder=album.name))), "pictures"), (shown(server.run(rank(folder=album.name))), "ranked")):
+    for told, of in (
+        (shown(server.run(classify(folder=album.name))), "pictures"),
+        (shown(server.run(rank(folder=album.name))), "ranked"),
+    ):
         assert len(told[of]) == 4
-        assert told["unreadable"] == [{"name": "3.png", "reason": "it is no picture that can be read"}, {"name": "5.png", "reason": "it is empty"}]
+        assert told["unreadable"] == [
+            {"name": "3.png", "reason": "it is no picture that can be read"},
+            {"name": "5.png", "reason": "it is empty"},
+        ]
 
 
 # --- rank -------------------------------------------------------------------------------------------------------------
 
 
 def test_rank_puts_a_batch_in_order(server):
-    graph = preview(rank(5, top_k=0), scores=1, order=2, names=3, json=4) | {"images": node("PreviewImage", images=["3", 0])}
+    graph = preview(rank(5, top_k=0), scores=1, order=2, names=3, json=4) | {
+        "images": node("PreviewImage", images=["3", 0])
+    }
     outputs = server.run(graph | {"all": node("PreviewImage", images=["2", 0])})
     told = shown(outputs)
     assert told["task"] == "rank" and told["of"] == 5 and told["query"] == {"texts": ["красный круг"], "pictures": 0}
     scores = [each["score"] for each in told["ranked"]]
-    assert scores == sorted(scores, reverse=True) and sorted(each["position"] for each in told["ranked"]) == list(range(5))
+    assert scores == sorted(scores, reverse=True) and sorted(each["position"] for each in told["ranked"]) == list(
+        range(5)
+    )
     order = [int(value) for value in values(outputs, "order")]
     assert order == [each["position"] for each in told["ranked"]]
     assert [float(value) for value in values(outputs, "scores")] == pytest.approx(scores, abs=1e-4)
@@ -231,7 +301,9 @@ def test_top_k_and_threshold(server):
 
 
 def test_where_nothing_is_left_what_follows_does_not_run(server):
-    outputs = server.run(preview(rank(3, threshold=1.0), scores=1, names=3) | {"images": node("PreviewImage", images=["3", 0])})
+    outputs = server.run(
+        preview(rank(3, threshold=1.0), scores=1, names=3) | {"images": node("PreviewImage", images=["3", 0])}
+    )
     assert shown(outputs)["ranked"] == [] and not {"images", "scores", "names"} & outputs.nodes.keys()
 
 
@@ -239,7 +311,9 @@ def test_a_folder_s_pictures_keep_their_sizes(server, album):
     outputs = server.run(rank(folder=album.name, top_k=3) | {"images": node("PreviewImage", images=["3", 0])})
     names = [each["name"] for each in shown(outputs)["ranked"]]
     found = [decode(file) for file in outputs.files["images"]]
-    assert len(names) == 3 and all(np.array_equal(picture, np.asarray(Image.open(album / name))) for picture, name in zip(found, names))
+    assert len(names) == 3 and all(
+        np.array_equal(picture, np.asarray(Image.open(album / name))) for picture, name in zip(found, names)
+    )
 
 
 def test_a_picture_finds_itself(server):
@@ -261,7 +335,10 @@ def test_text_and_picture_together_are_their_mean(server):
 
 
 def test_a_list_of_pictures_is_ranked_as_one(server, album):
-    graph = rank(top_k=1) | {"2": node("LoadImageDataSetFromFolder", folder=album.name), "images": node("PreviewImage", images=["3", 0])}
+    graph = rank(top_k=1) | {
+        "2": node("LoadImageDataSetFromFolder", folder=album.name),
+        "images": node("PreviewImage", images=["3", 0]),
+    }
     graph["3"]["inputs"]["image"] = ["2", 0]
     outputs = server.run(graph)
     assert shown(outputs)["of"] == 6 and len(outputs.files["images"]) == 1
@@ -289,15 +366,32 @@ def test_texts_are_ranked_by_a_picture(server):
 
 
 def test_embed_tells_what_it_has(server, album):
-    outputs = server.run({"1": loader(), **embed(folder=album.name), **embed("4", texts="a\nb\n\na"), **pictures(2), **embed("5", image=["2", 0])})
+    outputs = server.run(
+        {
+            "1": loader(),
+            **embed(folder=album.name),
+            **embed("4", texts="a\nb\n\na"),
+            **pictures(2),
+            **embed("5", image=["2", 0]),
+        }
+    )
     told = [shown(outputs, id) for id in "345"]
     assert [each["kind"] for each in told] == ["picture", "text", "picture"] and told[1]["names"] == ["a", "b", "a"]
     assert {each["length"] for each in told} == {24} and len({each["identity"] for each in told}) == 1
-    assert told[0]["names"] == [f"{number}.png" for number in range(6)] and told[2]["names"] == ["picture 1", "picture 2"]
+    assert told[0]["names"] == [f"{number}.png" for number in range(6)] and told[2]["names"] == [
+        "picture 1",
+        "picture 2",
+    ]
 
 
 def test_compare_shows_a_matrix(server):
-    graph = {"1": loader(), **pictures(3), **embed("4", image=["2", 0]), **embed("5", texts=LABELS), "3": node("InternVLCompare", a=["4", 0], b=["5", 0], pairs=4)}
+    graph = {
+        "1": loader(),
+        **pictures(3),
+        **embed("4", image=["2", 0]),
+        **embed("5", texts=LABELS),
+        "3": node("InternVLCompare", a=["4", 0], b=["5", 0], pairs=4),
+    }
     outputs = server.run({**graph, "6": node("PreviewImage", images=["3", 0])})
     told = shown(outputs)
     assert told["task"] == "compare" and told["kinds"] == ["picture", "text"] and np.shape(told["scores"]) == (3, 4)
@@ -378,19 +472,40 @@ def test_the_loader_lists_what_can_serve(server, models):
     assert {INSIDE, IN_ENCODERS, TINY_ENCODER} <= set(inputs["text_encoder"][1]["options"])
 
 
-@pytest.mark.parametrize("model", [loader(mode="G"), loader(ALONE), loader(IN_ENCODERS), loader(VISION, TINY_ENCODER), loader(VISION, TINY_ENCODER, mode="G"),
-                                   loader(precision="bf16"), loader(precision="fp32", device="cpu")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        loader(mode="G"),
+        loader(ALONE),
+        loader(IN_ENCODERS),
+        loader(VISION, TINY_ENCODER),
+        loader(VISION, TINY_ENCODER, mode="G"),
+        loader(precision="bf16"),
+        loader(precision="fp32", device="cpu"),
+    ],
+)
 def test_checkpoints_modes_precisions_and_devices(server, model):
     told = shown(server.run(classify(2, model)))
     assert len(told["pictures"]) == 2 and told["mode"] == model["inputs"].get("mode", "C")
 
 
 def test_modes_differ_and_do_not_mix(server):
-    of_c, of_g = (shown(server.run(classify(1, model, scores="independent")))["pictures"][0]["labels"] for model in (loader(), loader(mode="G")))
+    of_c, of_g = (
+        shown(server.run(classify(1, model, scores="independent")))["pictures"][0]["labels"]
+        for model in (loader(), loader(mode="G"))
+    )
     assert of_c != of_g
-    graph = {"1": loader(), "10": loader(mode="G"), **pictures(1), **embed("4", image=["2", 0]),
-             "5": node("InternVLEmbed", internvl=["10", 0], image=["2", 0])}
-    for question in (node("InternVLCompare", a=["4", 0], b=["5", 0]), node("InternVLRank", internvl=["1", 0], query="x", embeddings=["5", 0])):
+    graph = {
+        "1": loader(),
+        "10": loader(mode="G"),
+        **pictures(1),
+        **embed("4", image=["2", 0]),
+        "5": node("InternVLEmbed", internvl=["10", 0], image=["2", 0]),
+    }
+    for question in (
+        node("InternVLCompare", a=["4", 0], b=["5", 0]),
+        node("InternVLRank", internvl=["1", 0], query="x", embeddings=["5", 0]),
+    ):
         with pytest.raises(GraphFailed, match="made by another model, mode or precision"):
             server.run({**graph, "3": question})
 
@@ -409,7 +524,10 @@ def test_mulan_s_clip_gives_the_same_and_no_second_copy(server):
     time.sleep(2)
     before = loads(server, "MulanTextEncoder")
     graph = classify(2, loader(VISION, clip=["8", 1]), scores="independent") | {
-        "8": MULAN, "9": node("CLIPTextEncode", clip=["8", 1], text="красный круг"), "90": node("PreviewAny", source=["9", 0])}
+        "8": MULAN,
+        "9": node("CLIPTextEncode", clip=["8", 1], text="красный круг"),
+        "90": node("PreviewAny", source=["9", 0]),
+    }
     outputs = server.run(graph)
     assert shown(outputs)["pictures"] == own["pictures"] and "90" in outputs.nodes
     assert loads(server, "MulanTextEncoder") == before + 1
@@ -422,7 +540,10 @@ def test_two_loaders_and_two_graphs_share_one_copy(server):
     for number in (1, 2):
         graph = pictures(2)
         for id in (f"{number}71", f"{number}72"):
-            graph |= {id: loader(precision="fp32"), f"{id}3": node("InternVLRank", internvl=[id, 0], query=f"thing {id}", image=["2", 0])}
+            graph |= {
+                id: loader(precision="fp32"),
+                f"{id}3": node("InternVLRank", internvl=[id, 0], query=f"thing {id}", image=["2", 0]),
+            }
         assert len(server.run(graph).nodes) == 2
     assert loads(server, "ContrastiveModel") == before + 1
 
@@ -442,7 +563,9 @@ def many(server, count: int) -> Path:
     folder = Path(server.folder, "input", f"many {time.monotonic_ns()}")
     folder.mkdir()
     for number in range(count):
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.bmp")
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+            folder / f"{number}.bmp"
+        )
     return folder
 
 
@@ -466,8 +589,15 @@ def test_a_folder_can_be_stopped_and_goes_on_where_it_was(server):
 
 def test_progress_of_a_folder_only_grows(server):
     folder, steps = many(server, 600), []
-    server.run({"1": loader(), **embed(folder=str(folder))}, progress=lambda id, step, of: steps.append((step, of)) if id == "3" else None)
-    assert {of for _, of in steps} == {600} and [step for step, _ in steps] == sorted(step for step, _ in steps) and steps[-1] == (600, 600)
+    server.run(
+        {"1": loader(), **embed(folder=str(folder))},
+        progress=lambda id, step, of: steps.append((step, of)) if id == "3" else None,
+    )
+    assert (
+        {of for _, of in steps} == {600}
+        and [step for step, _ in steps] == sorted(step for step, _ in steps)
+        and steps[-1] == (600, 600)
+    )
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -475,22 +605,50 @@ def test_progress_of_a_folder_only_grows(server):
 REJECTED = {
     "no labels": (classify(1, labels=" \n"), "3", ["labels: there is no label", "one per line"]),
     "no labels for a video": (video(labels="", image=["2", 0]) | pictures(1), "3", ["labels: there is no label"]),
-    "a template without its place": (classify(1, templates="own", own_templates="a photo"), "3", ["own_templates: the template 'a photo' has no {c}"]),
-    "templates of no language": (classify(1, templates="Klingon"), "3", ["templates: 'Klingon' is none of none, English (paper)"]),
+    "a template without its place": (
+        classify(1, templates="own", own_templates="a photo"),
+        "3",
+        ["own_templates: the template 'a photo' has no {c}"],
+    ),
+    "templates of no language": (
+        classify(1, templates="Klingon"),
+        "3",
+        ["templates: 'Klingon' is none of none, English (paper)"],
+    ),
     "nothing to classify": (classify(), "3", ["image or folder: none of them is given"]),
     "pictures and a folder": (classify(1, folder="x"), "3", ["image or folder: more than one of them is given"]),
-    "a folder that is not there": (classify(folder="nowhere at all"), "3", ["folder: 'nowhere at all' is no folder in", "Write a whole path"]),
+    "a folder that is not there": (
+        classify(folder="nowhere at all"),
+        "3",
+        ["folder: 'nowhere at all' is no folder in", "Write a whole path"],
+    ),
     "nothing to look for": (rank(1, query=" "), "3", ["query: write what to look for, or connect a query_image"]),
     "nothing to rank": (rank(), "3", ["image, embeddings or folder: none of them is given"]),
     "nothing to embed": (asking("InternVLEmbed", texts=" "), "3", ["image, texts or folder: none"]),
     "texts and pictures": (asking("InternVLEmbed", 1, texts="a"), "3", ["image, texts or folder: more than one"]),
     "no video": (video(), "3", ["video and image: connect one of them"]),
-    "a file of something else": (classify(1, loader("wrong.safetensors")), "1", ["wrong.safetensors (in ", "expected is InternVL-C or -G", "OpenGVLab/InternVL-14B"]),
+    "a file of something else": (
+        classify(1, loader("wrong.safetensors")),
+        "1",
+        ["wrong.safetensors (in ", "expected is InternVL-C or -G", "OpenGVLab/InternVL-14B"],
+    ),
     "no text encoder": (classify(1, loader(VISION)), "1", ["vision side alone", "models/text_encoders"]),
     "mode G of a C": (classify(1, loader(ALONE, mode="G")), "1", ["InternVL-C alone", "take mode C"]),
-    "a checkpoint that is gone": (classify(1, loader("gone.safetensors")), "1", ["'gone.safetensors' is not in", "internvl"]),
-    "another model's text encoder": (classify(1, loader(FOLDER, TINY_ENCODER)), "1", ["64 wide", "tiny_internvl.safetensors", "128 wide"]),
-    "a text encoder that is none": (classify(1, loader(VISION, "wrong_empty.safetensors")), "1", ["wrong_empty.safetensors"]),
+    "a checkpoint that is gone": (
+        classify(1, loader("gone.safetensors")),
+        "1",
+        ["'gone.safetensors' is not in", "internvl"],
+    ),
+    "another model's text encoder": (
+        classify(1, loader(FOLDER, TINY_ENCODER)),
+        "1",
+        ["64 wide", "tiny_internvl.safetensors", "128 wide"],
+    ),
+    "a text encoder that is none": (
+        classify(1, loader(VISION, "wrong_empty.safetensors")),
+        "1",
+        ["wrong_empty.safetensors"],
+    ),
 }
 
 
@@ -514,11 +672,23 @@ def test_an_empty_folder_says_what_it_looked_for(server, album):
 
 
 FAILED = {
-    "connected labels": (classify(1, labels=["5", 0]) | {"5": node("PrimitiveString", value=" ")}, "labels: there is no label"),
-    "a connected folder": (classify(folder=["5", 0]) | {"5": node("PrimitiveString", value="nowhere at all")}, "folder: 'nowhere at all' is no folder"),
-    "a connected query": (rank(1, query=["5", 0]) | {"5": node("PrimitiveString", value=" ")}, "query: write what to look for"),
-    "a CLIP that is not MuLan's": (classify(1, loader(VISION, clip=["5", 1])) | {"5": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors")},
-                                   "connect a CLIP of the MuLan Loader"),
+    "connected labels": (
+        classify(1, labels=["5", 0]) | {"5": node("PrimitiveString", value=" ")},
+        "labels: there is no label",
+    ),
+    "a connected folder": (
+        classify(folder=["5", 0]) | {"5": node("PrimitiveString", value="nowhere at all")},
+        "folder: 'nowhere at all' is no folder",
+    ),
+    "a connected query": (
+        rank(1, query=["5", 0]) | {"5": node("PrimitiveString", value=" ")},
+        "query: write what to look for",
+    ),
+    "a CLIP that is not MuLan's": (
+        classify(1, loader(VISION, clip=["5", 1]))
+        | {"5": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors")},
+        "connect a CLIP of the MuLan Loader",
+    ),
 }
 
 
@@ -531,6 +701,9 @@ def test_what_goes_wrong_while_it_runs_says_the_field(server, name):
 
 
 def test_connected_labels_and_folders_work(server, album):
-    graph = classify(labels=["5", 0], folder=["6", 0]) | {"5": node("PrimitiveString", value="a\nb"), "6": node("PrimitiveString", value=album.name)}
+    graph = classify(labels=["5", 0], folder=["6", 0]) | {
+        "5": node("PrimitiveString", value="a\nb"),
+        "6": node("PrimitiveString", value=album.name),
+    }
     told = shown(server.run(graph))
     assert told["labels"] == ["a", "b"] and len(told["pictures"]) == 6

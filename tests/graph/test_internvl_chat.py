@@ -1,17 +1,17 @@
 """InternVL's dialogue through the queue, on checkpoints of random weights: core's Generate Text, our node, memory, stops and errors. Not sense."""
+
 from __future__ import annotations
 
 import json
 import time
 
 import pytest
-import random_internvl_chat as random_chat
 import torch
-from comfy_server import GraphFailed, GraphRejected
+from mulan_nodes.mulan.conversion.convert import convert
+from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
+from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
+from mulan_nodes.tools.shards import shard
 from safetensors.torch import save_file
-from shards import shard
-
-from mulan.convert import convert
 
 FOLDER, AS_TRANSFORMERS, OLDER, ENDLESS = "InternVL3-random", "InternVL3_5-random-hf", "InternVL2_5-random", "Endless"
 CONVERTED = f"{FOLDER}_int8.safetensors"
@@ -56,7 +56,9 @@ def chat(checkpoint: str = FOLDER, /, **inputs) -> dict:
 
 def generate(checkpoint: str = FOLDER, /, **inputs) -> dict:
     """The same with core's node, whose text 4 shows."""
-    asked = node("TextGenerate", clip=["1", 0], **{"prompt": "What is it?", "max_length": 6, "sampling_mode": "off", **inputs})
+    asked = node(
+        "TextGenerate", clip=["1", 0], **{"prompt": "What is it?", "max_length": 6, "sampling_mode": "off", **inputs}
+    )
     return {"1": loader(checkpoint), "2": picture(), "3": asked, "4": node("PreviewAny", source=["3", 0])}
 
 
@@ -83,20 +85,42 @@ def test_core_s_node_and_ours_say_the_same(server, checkpoint):
     assert alone and seeing and alone != seeing
     assert shown(server.run(chat(checkpoint)))["text"] == alone
     told = shown(server.run(chat(checkpoint, **{"images.image_1": ["2", 0]})))
-    assert told == {"format": "internvl-nodes/1", "task": "chat", "model": checkpoint, "prompt": "What is it?", "text": seeing,
-                    "pictures": [{"width": WIDTH, "height": HEIGHT}], "frames": 0}
+    assert told == {
+        "format": "internvl-nodes/1",
+        "task": "chat",
+        "model": checkpoint,
+        "prompt": "What is it?",
+        "text": seeing,
+        "pictures": [{"width": WIDTH, "height": HEIGHT}],
+        "frames": 0,
+    }
 
 
 def test_what_core_s_node_can_be_asked(server):
     plain = written(server, generate())
     batch = generate(image=["2", 0]) | {"2": picture(count=2)}
     film = generate(video=["2", 0]) | {"2": picture(count=30)}
-    different = {plain, written(server, batch), written(server, film), written(server, generate(thinking=True)),
-                 written(server, generate(use_default_template=False)), written(server, generate(prompt="Où est le chat ?"))}
+    different = {
+        plain,
+        written(server, batch),
+        written(server, film),
+        written(server, generate(thinking=True)),
+        written(server, generate(use_default_template=False)),
+        written(server, generate(prompt="Où est le chat ?")),
+    }
     assert len(different) == 6
-    drawn = {"sampling_mode": "on", "sampling_mode.temperature": 1.5, "sampling_mode.top_k": 64, "sampling_mode.top_p": 0.95,
-             "sampling_mode.min_p": 0.0, "sampling_mode.repetition_penalty": 1.05, "sampling_mode.presence_penalty": 0.0}
-    assert written(server, generate(**drawn, **{"sampling_mode.seed": 1})) != written(server, generate(**drawn, **{"sampling_mode.seed": 2}))
+    drawn = {
+        "sampling_mode": "on",
+        "sampling_mode.temperature": 1.5,
+        "sampling_mode.top_k": 64,
+        "sampling_mode.top_p": 0.95,
+        "sampling_mode.min_p": 0.0,
+        "sampling_mode.repetition_penalty": 1.05,
+        "sampling_mode.presence_penalty": 0.0,
+    }
+    assert written(server, generate(**drawn, **{"sampling_mode.seed": 1})) != written(
+        server, generate(**drawn, **{"sampling_mode.seed": 2})
+    )
 
 
 def test_several_pictures_of_different_sizes(server):
@@ -108,19 +132,29 @@ def test_several_pictures_of_different_sizes(server):
 
 
 def test_frames_of_a_video(server):
-    graph = chat(video=["5", 0], frames=3) | {"2": picture(count=12), "5": node("CreateVideo", images=["2", 0], fps=12.0)}
+    graph = chat(video=["5", 0], frames=3) | {
+        "2": picture(count=12),
+        "5": node("CreateVideo", images=["2", 0], fps=12.0),
+    }
     told = shown(server.run(graph))
     assert told["frames"] == 3 and told["pictures"] == [] and told["text"] != shown(server.run(chat()))["text"]
 
 
 def test_a_talk_goes_on(server):
     graph = chat(**{"images.image_1": ["2", 0]})
-    graph["5"] = node("InternVLChat", clip=["1", 0], question="Why?", max_tokens=6, history=["3", 1], **{"images.image_1": ["2", 0]})
+    graph["5"] = node(
+        "InternVLChat", clip=["1", 0], question="Why?", max_tokens=6, history=["3", 1], **{"images.image_1": ["2", 0]}
+    )
     graph |= {"6": node("PreviewAny", source=["5", 1]), "7": node("PreviewAny", source=["3", 0])}
     outputs = server.run(graph)
     said = json.loads(outputs.nodes["6"]["text"][0])
     assert [entry["role"] for entry in said] == ["user", "assistant"] * 2
-    assert [entry["content"] for entry in said] == ["What is it?", outputs.nodes["7"]["text"][0], "Why?", shown(outputs, "5")["text"]]
+    assert [entry["content"] for entry in said] == [
+        "What is it?",
+        outputs.nodes["7"]["text"][0],
+        "Why?",
+        shown(outputs, "5")["text"],
+    ]
     fresh = server.run(chat(question="Why?", **{"images.image_1": ["2", 0]}))
     assert shown(fresh)["text"] != shown(outputs, "5")["text"]
 
@@ -139,7 +173,10 @@ def test_a_temperature_draws_by_the_seed(server):
 
 def test_an_answer_becomes_a_prompt(server):
     """Its text goes where a text goes."""
-    graph = chat() | {"4": node("StringConcatenate", string_a=["3", 0], string_b="!", delimiter=""), "5": node("PreviewAny", source=["4", 0])}
+    graph = chat() | {
+        "4": node("StringConcatenate", string_a=["3", 0], string_b="!", delimiter=""),
+        "5": node("PreviewAny", source=["4", 0]),
+    }
     outputs = server.run(graph)
     assert outputs.nodes["5"]["text"][0] == shown(outputs)["text"] + "!"
 
@@ -169,7 +206,9 @@ def test_on_the_cpu(server):
     assert told["text"] == shown(server.run(graph))["text"]
 
 
-@pytest.mark.parametrize("graph", [chat(ENDLESS, max_tokens=1500), generate(ENDLESS, max_length=1500)], ids=["ours", "core's"])
+@pytest.mark.parametrize(
+    "graph", [chat(ENDLESS, max_tokens=1500), generate(ENDLESS, max_length=1500)], ids=["ours", "core's"]
+)
 def test_an_answer_can_be_stopped(server, graph):
     seen = []
 
@@ -190,11 +229,27 @@ def test_an_answer_can_be_stopped(server, graph):
 
 REJECTED = {
     "no question": (chat(question=" "), "3", ["question: it is empty"]),
-    "a system message and thinking": (chat(system="Be brief.", thinking=True), "3", ["system: leave it empty with thinking"]),
-    "a file of something else": (chat("wrong.safetensors"), "1", ["wrong.safetensors (in ", "expected is an InternVL that talks", "OpenGVLab"]),
+    "a system message and thinking": (
+        chat(system="Be brief.", thinking=True),
+        "3",
+        ["system: leave it empty with thinking"],
+    ),
+    "a file of something else": (
+        chat("wrong.safetensors"),
+        "1",
+        ["wrong.safetensors (in ", "expected is an InternVL that talks", "OpenGVLab"],
+    ),
     "no tokenizer": (chat("Mute"), "1", ["Mute (in ", "has no tokenizer that serves", "vocab.json"]),
-    "a shard is missing": (chat("Torn"), "1", ["Torn (in ", "lacks 1 of its shards", "model-00002-of-00002.safetensors", "Download it again"]),
-    "InternLM3": (chat("InternVL3-9B"), "1", ["InternVL3-9B (in ", "its language model is 'internlm3'", "InternVL3-1B, -2B, -8B"]),
+    "a shard is missing": (
+        chat("Torn"),
+        "1",
+        ["Torn (in ", "lacks 1 of its shards", "model-00002-of-00002.safetensors", "Download it again"],
+    ),
+    "InternLM3": (
+        chat("InternVL3-9B"),
+        "1",
+        ["InternVL3-9B (in ", "its language model is 'internlm3'", "InternVL3-1B, -2B, -8B"],
+    ),
     "a folder that is gone": (chat("gone"), "1", ["'gone' is not in", "internvl_chat", "OpenGVLab"]),
 }
 
@@ -210,16 +265,40 @@ def test_what_cannot_be_asked_is_told_before_anything_loads(server, name):
 
 
 FAILED = {
-    "a history that is no talk": (chat(history=["5", 0]) | {"5": node("PrimitiveString", value='[{"role": "user", "content": "a"}]')},
-                                  "3", "history: the last question has no answer"),
-    "a connected question": (chat(question=["5", 0]) | {"5": node("PrimitiveString", value=" ")}, "3", "question: it is empty"),
-    "another CLIP": (chat(clip=["5", 1]) | {"5": node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")}, "3",
-                     "clip: this CLIP does not talk. Connect that of InternVL Chat Loader."),
-    "a prompt for a picture": ({"1": loader(), "3": node("CLIPTextEncode", clip=["1", 0], text="a cat"), "4": node("PreviewAny", source=["3", 0])},
-                               "3", f"{FOLDER} talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat"),
-    "places without pictures": (chat(question="Is <image> larger than <image>?", **{"images.image_1": ["2", 0]}), "3",
-                                "there are 2 <image> in the text, and 1 pictures"),
-    "too many pictures": (chat(tiles=40, **{"images.image_1": ["2", 0]}) | {"2": picture(1120, count=40)}, "3", "reads 2048: take fewer pictures"),
+    "a history that is no talk": (
+        chat(history=["5", 0]) | {"5": node("PrimitiveString", value='[{"role": "user", "content": "a"}]')},
+        "3",
+        "history: the last question has no answer",
+    ),
+    "a connected question": (
+        chat(question=["5", 0]) | {"5": node("PrimitiveString", value=" ")},
+        "3",
+        "question: it is empty",
+    ),
+    "another CLIP": (
+        chat(clip=["5", 1]) | {"5": node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")},
+        "3",
+        "clip: this CLIP does not talk. Connect that of InternVL Chat Loader.",
+    ),
+    "a prompt for a picture": (
+        {
+            "1": loader(),
+            "3": node("CLIPTextEncode", clip=["1", 0], text="a cat"),
+            "4": node("PreviewAny", source=["3", 0]),
+        },
+        "3",
+        f"{FOLDER} talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat",
+    ),
+    "places without pictures": (
+        chat(question="Is <image> larger than <image>?", **{"images.image_1": ["2", 0]}),
+        "3",
+        "there are 2 <image> in the text, and 1 pictures",
+    ),
+    "too many pictures": (
+        chat(tiles=40, **{"images.image_1": ["2", 0]}) | {"2": picture(1120, count=40)},
+        "3",
+        "reads 2048: take fewer pictures",
+    ),
 }
 
 

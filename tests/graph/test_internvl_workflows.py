@@ -1,16 +1,15 @@
 """What InternVL's templates say of the tiny world is right. test_workflows.py looks at their form."""
+
 from __future__ import annotations
 
 import json
 
-import graphs
-import library
 import numpy as np
 import pytest
-from comfy_server import decode
+from mulan_nodes.tools import comfyui, graphs
+from mulan_nodes.tools.comfy_server import decode
+from mulan_nodes.tools.tinyworld import captions, example_pictures, world
 from PIL import Image
-
-from mulan.tinyworld import captions, example_pictures, world
 
 COLOUR_AND_SHAPE = frozenset({"colour", "shape"})
 THINGS = example_pictures.things()
@@ -18,7 +17,7 @@ THINGS = example_pictures.things()
 
 @pytest.fixture(scope="module", autouse=True)
 def pictures(server):
-    library.write_example_pictures(server.folder / "input")
+    comfyui.write_example_images(server.folder / "input")
 
 
 class Ran:
@@ -41,8 +40,12 @@ class Ran:
 
 def named(label: str) -> set[tuple[str, str]]:
     """The colours and shapes that a label of any language stands for."""
-    return {(thing.colour, thing.shape) for words in captions.TRAINED.values() for thing in world.THINGS
-            if words.noun_phrase(thing, COLOUR_AND_SHAPE).endswith(label)}
+    return {
+        (thing.colour, thing.shape)
+        for words in captions.TRAINED.values()
+        for thing in world.THINGS
+        if words.noun_phrase(thing, COLOUR_AND_SHAPE).endswith(label)
+    }
 
 
 def best(picture: dict) -> str:
@@ -53,18 +56,29 @@ def test_every_file_of_the_folder_gets_its_label(server):
     ran = Ran(server, "internvl_label_folder")
     told = ran.told("Labels as JSON")
     assert {picture["name"]: named(best(picture)) for picture in told["pictures"]} == {
-        name: {(thing.colour, thing.shape)} for name, thing in THINGS.items()}
+        name: {(thing.colour, thing.shape)} for name, thing in THINGS.items()
+    }
     ranked = [THINGS[picture["name"]] for picture in ran.told("Twelve to look at")["ranked"]]
     shown = [named(best(picture)) for picture in ran.told("Label these")["pictures"]]
     assert shown == [{(thing.colour, thing.shape)} for thing in ranked]
-    assert np.mean([thing.size == "big" for thing in ranked[:4]]) >= 0.75 > np.mean([thing.size == "big" for thing in ranked])
+    assert (
+        np.mean([thing.size == "big" for thing in ranked[:4]])
+        >= 0.75
+        > np.mean([thing.size == "big" for thing in ranked])
+    )
 
 
 def test_the_best_of_twelve_is_what_the_sentence_says(server):
     (decoded,) = [id for id, node in graphs.load("internvl_best_of_n").items() if node["class_type"] == "VAEDecode"]
-    ran = Ran(server, "internvl_best_of_n", drawn={"class_type": "PreviewImage", "inputs": {"images": [decoded, 0]}, "_meta": {"title": "Drawn"}})
+    ran = Ran(
+        server,
+        "internvl_best_of_n",
+        drawn={"class_type": "PreviewImage", "inputs": {"images": [decoded, 0]}, "_meta": {"title": "Drawn"}},
+    )
     wanted = world.Thing("blue", "star", "big")
-    assert ran.graph[graphs.find(ran.graph, "The sentence (Japanese)")]["inputs"]["value"] == captions.full_caption(wanted, "ja")
+    assert ran.graph[graphs.find(ran.graph, "The sentence (Japanese)")]["inputs"]["value"] == captions.full_caption(
+        wanted, "ja"
+    )
     readings = [world.read(picture) for picture in ran.pictures("Drawn")]
     order = [picture["position"] for picture in ran.told("All in order")["ranked"]]
     right = [readings[number].agrees(wanted) for number in order]

@@ -1,11 +1,12 @@
 """Pictures of the trained tiny world: what the whole pipeline is for. Few pictures a language, so the thresholds are far from what `dev.py eval` gives."""
+
 from __future__ import annotations
 
 import pytest
-import graphs
-import measure
-from mulan.evaluate import MULAN, OWN_CLIP, TinyWorldReader, summarise, tiny_world_cases, tiny_world_draws
-from mulan.tinyworld.captions import LANGUAGES, TRAINED
+from mulan_nodes.tools import evaluate_mulan as measure
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.evaluation import MULAN, OWN_CLIP, TinyWorldReader, summarise, tiny_world_cases, tiny_world_draws
+from mulan_nodes.tools.tinyworld.captions import LANGUAGES, TRAINED
 
 PICTURES = 6
 OTHERS = [language for language in TRAINED if language != "en"]
@@ -16,7 +17,9 @@ UNSEEN = [language for language in LANGUAGES if language not in TRAINED]
 def right(server) -> dict[tuple[str, str], float]:
     """(row, language) -> the share of pictures whose colour and shape are those asked for."""
     draws = tiny_world_draws(PICTURES, seed=7)
-    lines = [(MULAN, language) for language in LANGUAGES] + [(OWN_CLIP, language) for language in ("en", "zh", "ru", "de", "ar")]
+    lines = [(MULAN, language) for language in LANGUAGES] + [
+        (OWN_CLIP, language) for language in ("en", "zh", "ru", "de", "ar")
+    ]
     cases = [case for row, language in lines for case in tiny_world_cases(row, language, draws)]
     results = list(measure.draw_all(server, cases, TinyWorldReader(), graphs.load(measure.GRAPH)))
     rows = summarise([result.case for result in results], [result.scores for result in results])

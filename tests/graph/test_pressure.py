@@ -2,6 +2,7 @@
 
 What is shown is what the host does to our models, and what they answer then; the accelerator computes on the CPU (see tests/accelerator).
 """
+
 from __future__ import annotations
 
 import json
@@ -11,17 +12,28 @@ from pathlib import Path
 
 import comfy.model_management
 import pytest
-import random_internvl
-import random_internvl_chat
-import random_visionllm
-from comfy_server import ComfyServer
-from shards import shard
+from mulan_nodes.tools.comfy_server import ComfyServer
+from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
+from mulan_nodes.tools.random_checkpoints import internvl_chat as random_internvl_chat
+from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
+from mulan_nodes.tools.shards import shard
 
 TESTS = Path(__file__).resolve().parents[1]
-PLENTY = 4 * 2 ** 30
-FOR_COMPUTING = int(comfy.model_management.minimum_inference_memory()) + 1  # bytes that the host never fills with weights
+PLENTY = 4 * 2**30
+FOR_COMPUTING = (
+    int(comfy.model_management.minimum_inference_memory()) + 1
+)  # bytes that the host never fills with weights
 SPARE = 0.2  # beside a model's own size: the host makes room for a tenth more
-LARGE = {"width": 512, "feed_forward": 1024, "layers": 6, "heads": 8, "text_width": 512, "text_feed_forward": 1024, "text_layers": 6, "text_heads": 8}
+LARGE = {
+    "width": 512,
+    "feed_forward": 1024,
+    "layers": 6,
+    "heads": 8,
+    "text_width": 512,
+    "text_feed_forward": 1024,
+    "text_layers": 6,
+    "text_heads": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +45,9 @@ def npu(host, models):
     server = ComfyServer(host, cpu=False, extra_models=models, extra_nodes=TESTS / "custom_nodes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(TESTS / "accelerator"))
-        patch.setenv("OMP_NUM_THREADS", "1")  # several threads add in another order when a batch has another size, and bits are compared
+        patch.setenv(
+            "OMP_NUM_THREADS", "1"
+        )  # several threads add in another order when a batch has another size, and bits are compared
         server.start()
     yield server
     server.stop()
@@ -59,28 +73,68 @@ class Subject:
 PICTURE = {"20": node("EmptyImage", width=96, height=64, batch_size=1, color=0x332211)}
 SUBJECTS = {
     "VISIONLLM": Subject(
-        node("VisionLLMLoader", checkpoint="Pressed", precision="fp32"), 0, "visionllm", (
+        node("VisionLLMLoader", checkpoint="Pressed", precision="fp32"),
+        0,
+        "visionllm",
+        (
             node("VisionLLMDetect", image=["20", 0], names="star, 圆", threshold=0.0, top_k=5, masks_in_json=True),
-            node("VisionLLMPose", image=["20", 0], objects="", skeleton="person, 17 (COCO)", keypoints="", threshold=0.0, top_k=3),
-            node("VisionLLMRegion", image=["20", 0], question="describe", points='[{"x": 10, "y": 20}]', threshold=0.0, top_k=3),
+            node(
+                "VisionLLMPose",
+                image=["20", 0],
+                objects="",
+                skeleton="person, 17 (COCO)",
+                keypoints="",
+                threshold=0.0,
+                top_k=3,
+            ),
+            node(
+                "VisionLLMRegion",
+                image=["20", 0],
+                question="describe",
+                points='[{"x": 10, "y": 20}]',
+                threshold=0.0,
+                top_k=3,
+            ),
             node("VisionLLMAsk", question="What is it?", max_tokens=6, **{"images.image_1": ["20", 0]}),
             node("VisionLLMAsk", question="Who are you?", max_tokens=6),
             node("VisionLLMGenerateConditioning", prompt="빨간 별"),
             node("VisionLLMEditConditioning", image=["20", 0], instruction="make it winter"),
-        ), ("VisionLLM",), PICTURE),
+        ),
+        ("VisionLLM",),
+        PICTURE,
+    ),
     "MuLan's CLIP": Subject(
-        node("MuLanLoader", text_encoder="large.safetensors", adapter="large.safetensors", prompt_style="default"), 1, "clip", (
-            node("CLIPTextEncode", text="a big (red:1.2) star"), node("CLIPTextEncode", text=""),
-        ), ("MulanTextEncoder",)),
+        node("MuLanLoader", text_encoder="large.safetensors", adapter="large.safetensors", prompt_style="default"),
+        1,
+        "clip",
+        (
+            node("CLIPTextEncode", text="a big (red:1.2) star"),
+            node("CLIPTextEncode", text=""),
+        ),
+        ("MulanTextEncoder",),
+    ),
     "INTERNVL": Subject(
-        node("InternVLLoader", checkpoint="Pressed", text_encoder="in the checkpoint", mode="G"), 0, "internvl", (
-            node("InternVLEmbed", image=["20", 0]), node("InternVLEmbed", texts="a star\n蓝色的圆"),
-        ), ("ContrastiveModel", "QueryReader", "MulanTextEncoder"), PICTURE),
+        node("InternVLLoader", checkpoint="Pressed", text_encoder="in the checkpoint", mode="G"),
+        0,
+        "internvl",
+        (
+            node("InternVLEmbed", image=["20", 0]),
+            node("InternVLEmbed", texts="a star\n蓝色的圆"),
+        ),
+        ("ContrastiveModel", "QueryReader", "MulanTextEncoder"),
+        PICTURE,
+    ),
     "InternVL's chat": Subject(
-        node("InternVLChatLoader", checkpoint="Pressed"), 0, "clip", (
+        node("InternVLChatLoader", checkpoint="Pressed"),
+        0,
+        "clip",
+        (
             node("InternVLChat", question="What is it?", max_tokens=6, **{"images.image_1": ["20", 0]}),
             node("InternVLChat", question="Who are you?", max_tokens=6),
-        ), ("InternVLChatEncoder",), PICTURE),
+        ),
+        ("InternVLChatEncoder",),
+        PICTURE,
+    ),
 }
 
 
@@ -90,10 +144,17 @@ def pressed(subject: Subject, *steps: dict) -> dict:
     model = ["1", subject.output]
     for number, step in enumerate(steps):
         graph[f"before {number}"] = node("NpuMemory", value=model, **step.get("before", {}))
-        asked = {f"{number} {index}": {**question, "inputs": {**question["inputs"], subject.model_input: [f"before {number}", 0]}}
-                 for index, question in enumerate(subject.questions)}
+        asked = {
+            f"{number} {index}": {
+                **question,
+                "inputs": {**question["inputs"], subject.model_input: [f"before {number}", 0]},
+            }
+            for index, question in enumerate(subject.questions)
+        }
         answers = {f"after.after_{index}": [id, 0] for index, id in enumerate(asked)}
-        graph |= asked | {f"after {number}": node("NpuMemory", value=[f"before {number}", 0], **answers, **step.get("after", {}))}
+        graph |= asked | {
+            f"after {number}": node("NpuMemory", value=[f"before {number}", 0], **answers, **step.get("after", {}))
+        }
         model = [f"after {number}", 0]
     return graph
 
@@ -106,8 +167,15 @@ def run(npu, subject: Subject, *steps: dict) -> list[dict]:
         before, after = (json.loads(outputs[f"{when} {number}"]["text"][0]) for when in ("before", "after"))
         texts = [outputs.get(f"{number} {index}", {}).get("text") for index in range(len(subject.questions))]
         sizes = [after["models"].get(part, (0, 0)) for part in subject.loaded]
-        told.append({**after, "answers": (after["digest"], texts), "work": after["work"] - before["work"],
-                     "loaded": sum(loaded for loaded, _ in sizes), "size": sum(size for _, size in sizes)})
+        told.append(
+            {
+                **after,
+                "answers": (after["digest"], texts),
+                "work": after["work"] - before["work"],
+                "loaded": sum(loaded for loaded, _ in sizes),
+                "size": sum(size for _, size in sizes),
+            }
+        )
     return told
 
 
@@ -116,7 +184,7 @@ def plenty(request, npu) -> dict:
     """What is answered, and told of the memory, where everything fits; and the `subject`."""
     free(npu)
     subject = SUBJECTS[request.param]
-    told, = run(npu, subject, {"before": {"total": PLENTY}})
+    (told,) = run(npu, subject, {"before": {"total": PLENTY}})
     assert told["used"] >= told["loaded"] >= told["size"] > 0 and set(told["models"]) == set(subject.loaded)
     return {**told, "subject": subject}
 
@@ -127,14 +195,14 @@ def free(npu) -> int:
     while True:
         npu.free()
         time.sleep(0.2)
-        device, = json.loads(npu.get("/system_stats"))["devices"]
+        (device,) = json.loads(npu.get("/system_stats"))["devices"]
         used = device["vram_total"] - device["vram_free"]
         if not used or time.monotonic() > deadline:
             return used
 
 
 def test_free_gives_every_byte_back(npu, plenty):
-    told, = run(npu, plenty["subject"], {})
+    (told,) = run(npu, plenty["subject"], {})
     assert told["used"] >= plenty["size"]
     assert free(npu) == 0
 
@@ -143,7 +211,7 @@ def test_free_gives_every_byte_back(npu, plenty):
 def test_loaded_in_part_it_answers_the_same(npu, plenty, share):
     """The weights that do not fit are sent over one by one; the device computes all the same."""
     free(npu)
-    told, = run(npu, plenty["subject"], {"before": {"total": FOR_COMPUTING + int(share * plenty["size"])}})
+    (told,) = run(npu, plenty["subject"], {"before": {"total": FOR_COMPUTING + int(share * plenty["size"])}})
     assert told["answers"] == plenty["answers"] and told["work"] > 0.9 * plenty["work"]
     assert told["used"] < (share + 0.1) * plenty["size"] and (told["used"] > 0 or not share)
 
@@ -152,7 +220,7 @@ def test_loaded_in_part_it_answers_the_same(npu, plenty, share):
 def test_without_a_picture_it_stays_on_the_accelerator(npu, question):
     """No picture says where to compute, and no weight is there that could."""
     free(npu)
-    told, = run(npu, replace(SUBJECTS["VISIONLLM"], questions=(question,)), {"before": {"total": FOR_COMPUTING}})
+    (told,) = run(npu, replace(SUBJECTS["VISIONLLM"], questions=(question,)), {"before": {"total": FOR_COMPUTING}})
     assert told["work"] > 100
 
 
@@ -161,7 +229,10 @@ def test_evicted_by_another_model_it_comes_back_the_same(npu, plenty, evicted):
     """Another model comes that needs all of its room, or half; then the questions are asked again."""
     free(npu)
     size = plenty["size"]
-    total, rival = FOR_COMPUTING + int((1 + SPARE) * size), int(((1.0 if evicted == "wholly" else 0.5) + SPARE) * size / 1.1) + 1
+    total, rival = (
+        FOR_COMPUTING + int((1 + SPARE) * size),
+        int(((1.0 if evicted == "wholly" else 0.5) + SPARE) * size / 1.1) + 1,
+    )
     first, again = run(npu, plenty["subject"], {"before": {"total": total}, "after": {"rival": rival}}, {})
     assert first["answers"] == again["answers"] == plenty["answers"]
     assert first["copy"] == again["copy"] and again["loaded"] > 0.9 * size

@@ -1,13 +1,17 @@
 """MuLan Prompt Inspector through the queue: what it shows, for which CLIP, and that the text encoder stays out of it."""
+
 from __future__ import annotations
 
-import graphs
 import numpy as np
 import pytest
-from comfy_server import GraphFailed
+from mulan_nodes.tools.comfy_server import GraphFailed
 
 PROMPT = "a (red:1.3) car BREAK 一个蓝色的大五角星"
-LOADER = {"text_encoder": "tiny_internvl.safetensors", "adapter": "tiny_sd15_adapter.safetensors", "prompt_style": "default"}
+LOADER = {
+    "text_encoder": "tiny_internvl.safetensors",
+    "adapter": "tiny_sd15_adapter.safetensors",
+    "prompt_style": "default",
+}
 
 
 def graph(text: str, output: int = 1, **loader) -> dict:
@@ -35,8 +39,10 @@ def test_the_node_shows_what_it_gives(server):
 def test_the_text_encoder_does_not_run(server):
     """It reports a step after each of its layers."""
     encodes = graph(f"{PROMPT} again")
-    encodes |= {"5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": PROMPT}},
-                "6": {"class_type": "PreviewAny", "inputs": {"source": ["5", 0]}}}
+    encodes |= {
+        "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": PROMPT}},
+        "6": {"class_type": "PreviewAny", "inputs": {"source": ["5", 0]}},
+    }
     reported = set()
     server.run(encodes, progress=lambda node, *_: reported.add(node))
     assert reported == {"5"}
@@ -57,8 +63,16 @@ def test_the_window_is_the_family_s(server):
 
 def test_a_lora_on_the_clip_makes_no_difference(server):
     with_lora = graph("a cat")
-    with_lora["5"] = {"class_type": "LoraLoader", "inputs": {"model": ["6", 0], "clip": ["1", 1], "lora_name": "shapes.safetensors",
-                                                             "strength_model": 1.0, "strength_clip": 1.0}}
+    with_lora["5"] = {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "model": ["6", 0],
+            "clip": ["1", 1],
+            "lora_name": "shapes.safetensors",
+            "strength_model": 1.0,
+            "strength_clip": 1.0,
+        },
+    }
     with_lora["6"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny_sd15.safetensors"}}
     with_lora["2"]["inputs"]["clip"] = ["5", 1]
     assert server.run(with_lora).nodes["2"]["text"][0] == shown(server, "a cat")

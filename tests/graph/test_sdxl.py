@@ -1,11 +1,12 @@
 """SDXL through the queue: its four kinds of adapter, the MODEL's size embedding, what becomes zeros, its own text node. Weights are random."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import graphs
-from comfy_server import GraphFailed
-from graphs import differ, picture
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.comfy_server import GraphFailed
+from mulan_nodes.tools.graphs import differ, picture
 
 VARIANTS = ("embed_attnpool", "embed_textproj", "noembed_attnpool", "noembed_textproj")
 
@@ -14,8 +15,18 @@ VARIANTS = ("embed_attnpool", "embed_textproj", "noembed_attnpool", "noembed_tex
 def base() -> dict:
     """text to image with an SDXL checkpoint, its VAE from the tiny SD1.5 one."""
     graph = graphs.load("mulan_text_to_image")
-    graph["20"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd_xl_base_1.0.safetensors"}, "_meta": {"title": "SDXL"}}
-    graph = graphs.change(graph, "MuLan Loader", model=["20", 0], text_encoder="projecting.safetensors", adapter="random_sdxl_embed_textproj.safetensors")
+    graph["20"] = {
+        "class_type": "CheckpointLoaderSimple",
+        "inputs": {"ckpt_name": "sd_xl_base_1.0.safetensors"},
+        "_meta": {"title": "SDXL"},
+    }
+    graph = graphs.change(
+        graph,
+        "MuLan Loader",
+        model=["20", 0],
+        text_encoder="projecting.safetensors",
+        adapter="random_sdxl_embed_textproj.safetensors",
+    )
     graph = graphs.change(graph, "Negative prompt", text="red, blurry")
     return graphs.change(graph, "KSampler", steps=2)
 
@@ -27,13 +38,28 @@ def plain(server, base) -> np.ndarray:
 
 def sized(graph: dict, text_l: str = "一个红色的圆", **sizes) -> dict:
     """The prompt through the stock CLIPTextEncodeSDXL."""
-    inputs = {"clip": ["2", 1], "width": 1024, "height": 1024, "crop_w": 0, "crop_h": 0, "target_width": 1024, "target_height": 1024,
-              "text_g": "一个红色的圆", "text_l": text_l, **sizes}
-    return graphs.change({**graph, "30": {"class_type": "CLIPTextEncodeSDXL", "inputs": inputs}}, "KSampler", positive=["30", 0])
+    inputs = {
+        "clip": ["2", 1],
+        "width": 1024,
+        "height": 1024,
+        "crop_w": 0,
+        "crop_h": 0,
+        "target_width": 1024,
+        "target_height": 1024,
+        "text_g": "一个红色的圆",
+        "text_l": text_l,
+        **sizes,
+    }
+    return graphs.change(
+        {**graph, "30": {"class_type": "CLIPTextEncodeSDXL", "inputs": inputs}}, "KSampler", positive=["30", 0]
+    )
 
 
 def test_the_four_adapters_draw_four_pictures(server, base):
-    pictures = [picture(server, graphs.change(base, "MuLan Loader", adapter=f"random_sdxl_{variant}.safetensors")) for variant in VARIANTS]
+    pictures = [
+        picture(server, graphs.change(base, "MuLan Loader", adapter=f"random_sdxl_{variant}.safetensors"))
+        for variant in VARIANTS
+    ]
     for number, one in enumerate(pictures):
         assert np.isfinite(one).all()
         for other in pictures[:number]:
@@ -53,18 +79,26 @@ def test_sizes_and_crops_reach_the_model_and_text_l_does_not_matter(server, base
     assert differ(picture(server, sized(base, width=256)), first) > 0.01
     assert differ(picture(server, sized(base, crop_w=512)), first) > 0.01
     assert np.array_equal(picture(server, sized(base, text_l="")), first)
-    assert np.array_equal(picture(server, sized(base, text_l="something else, " * 60)), first), "windows that fill up text_g said something"
+    assert np.array_equal(picture(server, sized(base, text_l="something else, " * 60)), first), (
+        "windows that fill up text_g said something"
+    )
 
 
 def test_what_becomes_zeros(server, base, plain):
     """The three settings; an empty negative differs only where all of it is zeros, or its pooled vector."""
+
     def with_zeros(setting, negative="red, blurry"):
-        return picture(server, graphs.change(graphs.change(base, "MuLan Loader", sdxl_zeros=setting), "Negative prompt", text=negative))
+        return picture(
+            server,
+            graphs.change(graphs.change(base, "MuLan Loader", sdxl_zeros=setting), "Negative prompt", text=negative),
+        )
 
     settings = "negative pooled", "all pooled, empty negative", "nothing"
     pictures = [with_zeros(setting) for setting in settings]
     assert np.array_equal(pictures[0], plain)
-    assert min(differ(pictures[0], pictures[1]), differ(pictures[0], pictures[2]), differ(pictures[1], pictures[2])) > 0.01
+    assert (
+        min(differ(pictures[0], pictures[1]), differ(pictures[0], pictures[2]), differ(pictures[1], pictures[2])) > 0.01
+    )
     zeroed = with_zeros(settings[1], "")
     stock = {**base, "30": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["4", 0]}}}
     stock = graphs.change(graphs.change(stock, "KSampler", negative=["30", 0]), "MuLan Loader", sdxl_zeros=settings[1])
@@ -73,18 +107,34 @@ def test_what_becomes_zeros(server, base, plain):
 
 def test_a_lora_before_and_after_the_loader(server, base, plain):
     """The LoRA changes the very weights that the adapter replaces."""
+
     def lora(id, model):
-        return {id: {"class_type": "LoraLoaderModelOnly", "inputs": {"model": model, "lora_name": "random_sdxl.safetensors", "strength_model": 1.0}}}
+        return {
+            id: {
+                "class_type": "LoraLoaderModelOnly",
+                "inputs": {"model": model, "lora_name": "random_sdxl.safetensors", "strength_model": 1.0},
+            }
+        }
 
     before = picture(server, graphs.change({**base, **lora("30", ["20", 0])}, "MuLan Loader", model=["30", 0]))
     after = picture(server, graphs.change({**base, **lora("30", ["2", 0])}, "KSampler", model=["30", 0]))
     assert np.array_equal(before, after) and differ(before, plain) > 0.1
-    assert np.array_equal(picture(server, graphs.change(base, "Save Image", filename_prefix="again")), plain), "something stayed behind"
+    assert np.array_equal(picture(server, graphs.change(base, "Save Image", filename_prefix="again")), plain), (
+        "something stayed behind"
+    )
 
 
 def test_the_size_embedding_survives_modelsave(server, base, plain):
     """What the stock ModelSave wrote draws the same picture without the loader's MODEL output."""
-    server.run({**base, "30": {"class_type": "ModelSave", "inputs": {"model": ["2", 0], "filename_prefix": "diffusion_models/mulan_sdxl"}}})
+    server.run(
+        {
+            **base,
+            "30": {
+                "class_type": "ModelSave",
+                "inputs": {"model": ["2", 0], "filename_prefix": "diffusion_models/mulan_sdxl"},
+            },
+        }
+    )
     saved = server.object_info("UNETLoader")["input"]["required"]["unet_name"]
     saved = saved[1]["options"] if saved[0] == "COMBO" else saved[0]
     (name,) = [name for name in saved if "mulan_sdxl" in name]

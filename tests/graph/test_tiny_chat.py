@@ -1,4 +1,5 @@
 """The tiny InternVL that talks, through the queue: our node and core's Generate Text tell what is in a picture, and a talk goes on."""
+
 from __future__ import annotations
 
 import json
@@ -6,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mulan_nodes.tools.tinyworld import world
 from PIL import Image
-
-from mulan.tinyworld import world
 
 THINGS = {"first.png": world.Thing("purple", "triangle", "big"), "second.png": world.Thing("yellow", "star", "small")}
 
@@ -27,8 +27,12 @@ def node(kind: str, /, **inputs) -> dict:
 def graph(**asking) -> dict:
     """Loader 1, the pictures 2 and 3, and what asks."""
     first, second = THINGS
-    return {"1": node("InternVLChatLoader", checkpoint="tiny_internvl_chat.safetensors"), "2": node("LoadImage", image=first),
-            "3": node("LoadImage", image=second), **asking}
+    return {
+        "1": node("InternVLChatLoader", checkpoint="tiny_internvl_chat.safetensors"),
+        "2": node("LoadImage", image=first),
+        "3": node("LoadImage", image=second),
+        **asking,
+    }
 
 
 def ask(question: str, *images: str, **more) -> dict:
@@ -41,8 +45,14 @@ def said(outputs, id: str) -> str:
 
 
 def test_it_describes_in_the_language_of_the_question(server):
-    outputs = server.run(graph(en=ask("Describe the picture.", "2"), de=ask("Was ist auf dem Bild?", "2"), zh=ask("描述这张图片。", "3")))
-    assert (said(outputs, "en"), said(outputs, "de"), said(outputs, "zh")) == ("a big purple triangle", "ein großes violettes Dreieck", "一个黄色的小五角星")
+    outputs = server.run(
+        graph(en=ask("Describe the picture.", "2"), de=ask("Was ist auf dem Bild?", "2"), zh=ask("描述这张图片。", "3"))
+    )
+    assert (said(outputs, "en"), said(outputs, "de"), said(outputs, "zh")) == (
+        "a big purple triangle",
+        "ein großes violettes Dreieck",
+        "一个黄色的小五角星",
+    )
 
 
 def test_a_talk_goes_on_from_node_to_node(server):
@@ -52,5 +62,9 @@ def test_a_talk_goes_on_from_node_to_node(server):
 
 
 def test_cores_node_asks_it(server):
-    asked = node("TextGenerate", clip=["1", 0], prompt="What do you see?", image=["3", 0], max_length=32, sampling_mode="off")
-    assert server.run(graph(a=asked, b=node("PreviewAny", source=["a", 0]))).nodes["b"]["text"][0] == "a small yellow star"
+    asked = node(
+        "TextGenerate", clip=["1", 0], prompt="What do you see?", image=["3", 0], max_length=32, sampling_mode="off"
+    )
+    assert (
+        server.run(graph(a=asked, b=node("PreviewAny", source=["a", 0]))).nodes["b"]["text"][0] == "a small yellow star"
+    )

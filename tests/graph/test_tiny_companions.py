@@ -2,20 +2,25 @@
 
 They were trained beside the base alone, on English captions. Thresholds are far below what was measured (in brackets).
 """
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import graphs
-import measure
-from comfy_server import decode
-from graphs import add, differ
-from mulan.evaluate import MULAN, Case, tiny_world_cases, tiny_world_draws
-from mulan.tinyworld.captions import TRAINED
-from mulan.tinyworld.scenes import Place, is_pattern, share_of_quarters
-from mulan.tinyworld.world import read
+from mulan_nodes.tools import evaluate_mulan as measure
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.comfy_server import decode
+from mulan_nodes.tools.evaluation import MULAN, Case, tiny_world_cases, tiny_world_draws
+from mulan_nodes.tools.graphs import add, differ
+from mulan_nodes.tools.tinyworld.captions import TRAINED
+from mulan_nodes.tools.tinyworld.scenes import Place, is_pattern, share_of_quarters
+from mulan_nodes.tools.tinyworld.world import read
 
-CASES = [case for language, draw in zip(TRAINED, tiny_world_draws(len(TRAINED), seed=11)) for case in tiny_world_cases(MULAN, language, [draw])]
+CASES = [
+    case
+    for language, draw in zip(TRAINED, tiny_world_draws(len(TRAINED), seed=11))
+    for case in tiny_world_cases(MULAN, language, [draw])
+]
 LOADED = ["20", 0]  # the MODEL behind a LoRA
 
 
@@ -77,7 +82,9 @@ def test_one_step_leads_nearer_to_the_picture_that_twenty_lead_to(server, base, 
     """What consistency means: one step from the same noise ends where all of them end."""
     with_it = drawn(server, [in_few_steps(with_lora(base, "tiny_lcm_lora.safetensors"), 1)] * len(CASES))
     without = drawn(server, [in_few_steps(base, 1)] * len(CASES))
-    assert mean(lambda a, b: differ(a.astype(float), b), with_it, plain) < 0.8 * mean(lambda a, b: differ(a.astype(float), b), without, plain)
+    assert mean(lambda a, b: differ(a.astype(float), b), with_it, plain) < 0.8 * mean(
+        lambda a, b: differ(a.astype(float), b), without, plain
+    )
 
 
 def with_hint(graph: dict, place: Place, strength: float = 1.0) -> dict:
@@ -87,12 +94,34 @@ def with_hint(graph: dict, place: Place, strength: float = 1.0) -> dict:
         graph,
         ("30", "SolidMask", {"value": 0.0, "width": 64, "height": 64}),
         ("31", "SolidMask", {"value": 1.0, "width": len(columns), "height": len(rows)}),
-        ("32", "MaskComposite", {"destination": ["30", 0], "source": ["31", 0], "x": int(columns[0]), "y": int(rows[0]), "operation": "add"}),
+        (
+            "32",
+            "MaskComposite",
+            {
+                "destination": ["30", 0],
+                "source": ["31", 0],
+                "x": int(columns[0]),
+                "y": int(rows[0]),
+                "operation": "add",
+            },
+        ),
         ("33", "MaskToImage", {"mask": ["32", 0]}),
         ("34", "ControlNetLoader", {"control_net_name": "tiny_layout_controlnet.safetensors"}),
-        ("35", "ControlNetApplyAdvanced", {"positive": ["3", 0], "negative": ["4", 0], "control_net": ["34", 0], "image": ["33", 0],
-                                           "strength": strength, "start_percent": 0.0, "end_percent": 1.0}),
-        KSampler_positive=["35", 0], KSampler_negative=["35", 1],
+        (
+            "35",
+            "ControlNetApplyAdvanced",
+            {
+                "positive": ["3", 0],
+                "negative": ["4", 0],
+                "control_net": ["34", 0],
+                "image": ["33", 0],
+                "strength": strength,
+                "start_percent": 0.0,
+                "end_percent": 1.0,
+            },
+        ),
+        KSampler_positive=["35", 0],
+        KSampler_negative=["35", 1],
     )
 
 

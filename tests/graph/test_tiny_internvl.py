@@ -1,4 +1,5 @@
 """The tiny InternVL through the queue: its best label for new pictures is the right one, in every language it was trained in."""
+
 from __future__ import annotations
 
 import json
@@ -6,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mulan_nodes.tools.tinyworld import captions, world
+from mulan_nodes.tools.tinyworld.contrastive_examination import GOAL, QUESTIONS
 from PIL import Image
-
-from mulan.tinyworld import captions, world
-from mulan.tinyworld.contrastive_examination import GOAL, QUESTIONS
 
 ASKED = {name: QUESTIONS[name] for name in ("shape", "colour", "colour and shape", "shape in templates")}
 NO_TEMPLATES, TEMPLATES = "none", {"en": "English (paper)", "zh": "Chinese (paper)", "de": "German"}
@@ -31,13 +31,33 @@ def graph(mode: str, language: str, album: Path) -> dict:
 
     def asking(question) -> dict:
         labels = dict.fromkeys(question.label(thing, words) for thing in world.THINGS)
-        return {"class_type": "InternVLZeroShotClassify", "inputs": {
-            "internvl": ["1", 0], "labels": "\n".join(labels), "folder": album.name, "top_k": 1,
-            "templates": TEMPLATES[language] if question.templates else NO_TEMPLATES}}
+        return {
+            "class_type": "InternVLZeroShotClassify",
+            "inputs": {
+                "internvl": ["1", 0],
+                "labels": "\n".join(labels),
+                "folder": album.name,
+                "top_k": 1,
+                "templates": TEMPLATES[language] if question.templates else NO_TEMPLATES,
+            },
+        }
 
-    loader = {"class_type": "InternVLLoader", "inputs": {"checkpoint": "tiny_internvl_vision.safetensors", "text_encoder": "tiny_internvl.safetensors",
-                                                         "mode": mode}}
-    return {"1": loader, **{name: asking(question) for name, question in ASKED.items() if not question.templates or language in TEMPLATES}}
+    loader = {
+        "class_type": "InternVLLoader",
+        "inputs": {
+            "checkpoint": "tiny_internvl_vision.safetensors",
+            "text_encoder": "tiny_internvl.safetensors",
+            "mode": mode,
+        },
+    }
+    return {
+        "1": loader,
+        **{
+            name: asking(question)
+            for name, question in ASKED.items()
+            if not question.templates or language in TEMPLATES
+        },
+    }
 
 
 @pytest.mark.parametrize("language", captions.TRAINED)
@@ -48,7 +68,11 @@ def test_labels_of_every_language(server, album, mode, language):
         if question.templates and language not in TEMPLATES:
             continue
         told = json.loads(shown[name]["text"][0])
-        assert [picture["name"] for picture in told["pictures"]] == [f"{number}.png" for number in range(len(world.THINGS))]
+        assert [picture["name"] for picture in told["pictures"]] == [
+            f"{number}.png" for number in range(len(world.THINGS))
+        ]
         best = [picture["labels"][0]["label"] for picture in told["pictures"]]
-        right = [answer == question.label(thing, words) for thing, answer in zip(world.THINGS, best) if not thing.held_out]
+        right = [
+            answer == question.label(thing, words) for thing, answer in zip(world.THINGS, best) if not thing.held_out
+        ]
         assert np.mean(right) >= GOAL, (name, [pair for pair in zip(world.THINGS, best)])

@@ -1,15 +1,16 @@
 """The question nodes through the queue, on checkpoints of random weights: forms, wires, sharing, memory, stops and errors. Not sense."""
+
 from __future__ import annotations
 
 import json
 import time
 
 import pytest
-import random_visionllm
 import torch
-from comfy_server import GraphFailed, GraphRejected, decode
+from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected, decode
+from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
+from mulan_nodes.tools.shards import shard
 from safetensors.torch import save_file
-from shards import shard
 
 FOLDER, EAGER, DRAWING, SHARED = "VisionLLMv2", "Eager", "Drawing", "Shared"
 WIDTH, HEIGHT = 96, 64
@@ -38,8 +39,14 @@ def loader(checkpoint: str = FOLDER, **more) -> dict:
 
 def pictures(count: int = 1) -> dict:
     """Node 2 is a batch of so many different pictures, node 20 one picture."""
-    each = {f"2{number}": node("EmptyImage", width=WIDTH, height=HEIGHT, batch_size=1, color=0x112233 * (number + 1)) for number in range(count)}
-    return {**each, "2": node("BatchImagesNode", **{f"images.image{number}": [id, 0] for number, id in enumerate(each)})}
+    each = {
+        f"2{number}": node("EmptyImage", width=WIDTH, height=HEIGHT, batch_size=1, color=0x112233 * (number + 1))
+        for number in range(count)
+    }
+    return {
+        **each,
+        "2": node("BatchImagesNode", **{f"images.image{number}": [id, 0] for number, id in enumerate(each)}),
+    }
 
 
 def asking(kind: str, count: int = 1, checkpoint: str = FOLDER, /, **inputs) -> dict:
@@ -48,7 +55,12 @@ def asking(kind: str, count: int = 1, checkpoint: str = FOLDER, /, **inputs) -> 
 
 
 def detect(count: int = 1, **inputs) -> dict:
-    return asking("VisionLLMDetect", count, image=["2", 0], **{"names": "red star, 蓝色的圆\nкруг", "threshold": 0.0, "top_k": 5, **inputs})
+    return asking(
+        "VisionLLMDetect",
+        count,
+        image=["2", 0],
+        **{"names": "red star, 蓝色的圆\nкруг", "threshold": 0.0, "top_k": 5, **inputs},
+    )
 
 
 def shown(outputs, id: str = "3") -> dict:
@@ -67,23 +79,35 @@ def preview(graph: dict, **links) -> dict:
 def test_detect_gives_boxes_of_each_picture_in_order(server):
     outputs = server.run(preview(detect(3), boxes=0, count=3, json=4))
     told = shown(outputs)
-    assert told["format"] == "visionllm-nodes/1" and told["task"] == "detect" and told["prompt"] == "red star, 蓝色的圆, круг"
-    assert outputs.nodes["json"]["text"][0] == outputs.nodes["3"]["text"][0] and outputs.nodes["count"]["text"][0] == "15"
+    assert (
+        told["format"] == "visionllm-nodes/1"
+        and told["task"] == "detect"
+        and told["prompt"] == "red star, 蓝色的圆, круг"
+    )
+    assert (
+        outputs.nodes["json"]["text"][0] == outputs.nodes["3"]["text"][0] and outputs.nodes["count"]["text"][0] == "15"
+    )
     boxes = json.loads(outputs.nodes["boxes"]["text"][0])
-    assert [len(of_picture) for of_picture in boxes] == [len(record["objects"]) for record in told["frames"]] == [5, 5, 5]
+    assert (
+        [len(of_picture) for of_picture in boxes] == [len(record["objects"]) for record in told["frames"]] == [5, 5, 5]
+    )
     for of_picture in boxes:
         scores = [box["score"] for box in of_picture]
-        assert scores == sorted(scores, reverse=True) and {box["label"] for box in of_picture} <= {"red star", "蓝色的圆", "круг"}
+        assert scores == sorted(scores, reverse=True) and {box["label"] for box in of_picture} <= {
+            "red star",
+            "蓝色的圆",
+            "круг",
+        }
         assert all(0 <= box["x"] <= box["x"] + box["width"] <= WIDTH + 1e-3 for box in of_picture)
     assert boxes[0] != boxes[1]
 
 
 def test_limits_of_detect(server):
-    frame, = shown(server.run(detect(per_name=1)))["frames"]
+    (frame,) = shown(server.run(detect(per_name=1)))["frames"]
     labels = [thing["label"] for thing in frame["objects"]]
     assert len(labels) == len(set(labels))
-    alone, = shown(server.run(detect(nms="across names", nms_overlap=0.0, top_k=900)))["frames"]
-    every, = shown(server.run(detect(top_k=900)))["frames"]
+    (alone,) = shown(server.run(detect(nms="across names", nms_overlap=0.0, top_k=900)))["frames"]
+    (every,) = shown(server.run(detect(top_k=900)))["frames"]
     assert 0 < len(alone["objects"]) < len(every["objects"])
     none = server.run(preview(detect(threshold=1.0), count=3))
     assert none.nodes["count"]["text"][0] == "0" and shown(none)["frames"][0]["objects"] == []
@@ -96,14 +120,30 @@ def test_masks_go_into_the_json_where_asked(server):
 
 @pytest.mark.parametrize("kind", ["phrase", "question"])
 def test_ground_gives_one_thing(server, kind):
-    frame, = shown(server.run(asking("VisionLLMGround", image=["2", 0], sentence="왼쪽에 있는 개", kind=kind, threshold=0.0)))["frames"]
+    (frame,) = shown(
+        server.run(asking("VisionLLMGround", image=["2", 0], sentence="왼쪽에 있는 개", kind=kind, threshold=0.0))
+    )["frames"]
     assert [thing["label"] for thing in frame["objects"]] == ["왼쪽에 있는 개"]
-    assert shown(server.run(asking("VisionLLMGround", image=["2", 0], sentence="x", kind=kind, threshold=1.0)))["frames"][0]["objects"] == []
+    assert (
+        shown(server.run(asking("VisionLLMGround", image=["2", 0], sentence="x", kind=kind, threshold=1.0)))["frames"][
+            0
+        ]["objects"]
+        == []
+    )
 
 
 @pytest.mark.parametrize("mode", ["semantic", "instance"])
 def test_segment(server, mode):
-    graph = asking("VisionLLMSegment", 2, image=["2", 0], names="star, circle", mode=mode, others="sky, sea", threshold=0.0, top_k=4)
+    graph = asking(
+        "VisionLLMSegment",
+        2,
+        image=["2", 0],
+        names="star, circle",
+        mode=mode,
+        others="sky, sea",
+        threshold=0.0,
+        top_k=4,
+    )
     told = shown(server.run(preview(graph, boxes=0)))
     labels = [thing["label"] for record in told["frames"] for thing in record["objects"]]
     assert set(labels) <= {"star", "circle"} and len(told["frames"]) == 2
@@ -111,28 +151,62 @@ def test_segment(server, mode):
 
 
 def test_pose_with_a_preset_and_with_own_names(server):
-    graph = asking("VisionLLMPose", 2, image=["2", 0], objects="", skeleton="person, 17 (COCO)", keypoints="", threshold=0.0, top_k=3)
-    drawn = node("SDPoseDrawKeypoints", keypoints=["3", 1], draw_body=True, draw_hands=True, draw_face=True, draw_feet=False, draw_head=True,
-                 stick_width=4, face_point_size=3, score_threshold=0.3)
+    graph = asking(
+        "VisionLLMPose",
+        2,
+        image=["2", 0],
+        objects="",
+        skeleton="person, 17 (COCO)",
+        keypoints="",
+        threshold=0.0,
+        top_k=3,
+    )
+    drawn = node(
+        "SDPoseDrawKeypoints",
+        keypoints=["3", 1],
+        draw_body=True,
+        draw_hands=True,
+        draw_face=True,
+        draw_feet=False,
+        draw_head=True,
+        stick_width=4,
+        face_point_size=3,
+        score_threshold=0.3,
+    )
     told = shown(server.run({**graph, "9": drawn, "10": node("PreviewImage", images=["9", 0])}))
     thing = told["frames"][1]["objects"][0]
-    assert told["prompt"] == thing["label"] == "person" and len(thing["keypoints"]) == 17 and thing["keypoints"][0]["name"] == "nose"
+    assert (
+        told["prompt"] == thing["label"] == "person"
+        and len(thing["keypoints"]) == 17
+        and thing["keypoints"][0]["name"] == "nose"
+    )
     assert told["frames"][0]["skeleton"]
 
-    own = asking("VisionLLMPose", image=["2", 0], objects="dog", skeleton="own keypoints", keypoints="left ear, Schwanzspitze", threshold=0.0,
-                 top_k=3)
+    own = asking(
+        "VisionLLMPose",
+        image=["2", 0],
+        objects="dog",
+        skeleton="own keypoints",
+        keypoints="left ear, Schwanzspitze",
+        threshold=0.0,
+        top_k=3,
+    )
     thing = shown(server.run(own))["frames"][0]["objects"][0]
     assert [point["name"] for point in thing["keypoints"]] == ["left ear", "Schwanzspitze"]
 
 
 def region(count: int = 1, **inputs) -> dict:
-    return asking("VisionLLMRegion", count, image=["2", 0], **{"question": "segment", "threshold": 0.0, "top_k": 6, **inputs})
+    return asking(
+        "VisionLLMRegion", count, image=["2", 0], **{"question": "segment", "threshold": 0.0, "top_k": 6, **inputs}
+    )
 
 
 POINTS = '[{"x": 10, "y": 20}, {"x": 90, "y": 60}]'
 
 
-@pytest.mark.parametrize("question, objects", [("segment", 2), ("find alike", None), ("count", None), ("describe", 2), ("name", 2)])
+@pytest.mark.parametrize(
+    "question, objects", [("segment", 2), ("find alike", None), ("count", None), ("describe", 2), ("name", 2)]
+)
 def test_region_questions(server, question, objects):
     outputs = server.run(preview(region(2, question=question, points=POINTS), count=3, text=5))
     told = shown(outputs)
@@ -144,13 +218,24 @@ def test_region_questions(server, question, objects):
 
 def test_regions_of_masks_boxes_and_points_stand_in_this_order(server):
     graph = region(question="describe", points='[{"x": 5, "y": 6}]', mask=["4", 0], bboxes=["5", 0])
-    graph |= {"4": node("SolidMask", value=1.0, width=20, height=20), "5": node("PrimitiveBoundingBox", x=10, y=12, width=30, height=20)}
-    frame, = shown(server.run(graph))["frames"]
+    graph |= {
+        "4": node("SolidMask", value=1.0, width=20, height=20),
+        "5": node("PrimitiveBoundingBox", x=10, y=12, width=30, height=20),
+    }
+    (frame,) = shown(server.run(graph))["frames"]
     assert [thing["box"] for thing in frame["objects"]] == [[0, 0, WIDTH, HEIGHT], [10, 12, 30, 20], [5, 6, 0, 0]]
 
 
 def test_boxes_that_were_found_are_regions_of_each_picture(server):
-    asked = node("VisionLLMRegion", visionllm=["1", 0], image=["2", 0], question="segment", bboxes=["3", 0], threshold=0.0, top_k=9)
+    asked = node(
+        "VisionLLMRegion",
+        visionllm=["1", 0],
+        image=["2", 0],
+        question="segment",
+        bboxes=["3", 0],
+        threshold=0.0,
+        top_k=9,
+    )
     graph = detect(2, top_k=2) | {"4": asked}
     told = shown(server.run(graph), "4")
     assert [len(record["objects"]) for record in told["frames"]] == [2, 2]
@@ -164,7 +249,9 @@ def test_ask_answers_each_picture_or_all_together(server):
     each = server.run(preview(ask(2, **{"images.image_1": ["2", 0]}), text=0, history=1))
     assert len(each.nodes["text"]["text"]) == len(each.nodes["history"]["text"]) == len(shown(each)["frames"]) == 2
     assert [record["text"] for record in shown(each)["frames"]] == each.nodes["text"]["text"]
-    together = server.run(preview(ask(2, **{"images.image_1": ["2", 0], "images.image_2": ["20", 0]}, pictures="all together"), text=0))
+    together = server.run(
+        preview(ask(2, **{"images.image_1": ["2", 0], "images.image_2": ["20", 0]}, pictures="all together"), text=0)
+    )
     assert together.nodes["text"]["text"] == [shown(together)["text"]] and len(shown(together)["frames"]) == 3
     talk = server.run(ask(answer="a word or phrase"))
     assert shown(talk)["frames"] == [] and shown(talk)["prompt"].endswith("single word or phrase.")
@@ -172,24 +259,39 @@ def test_ask_answers_each_picture_or_all_together(server):
 
 def test_a_talk_goes_on(server):
     graph = ask(**{"images.image_1": ["2", 0]})
-    graph["4"] = node("VisionLLMAsk", visionllm=["1", 0], question="Why?", max_tokens=6, history=["3", 1], **{"images.image_1": ["2", 0]})
+    graph["4"] = node(
+        "VisionLLMAsk",
+        visionllm=["1", 0],
+        question="Why?",
+        max_tokens=6,
+        history=["3", 1],
+        **{"images.image_1": ["2", 0]},
+    )
     graph["5"] = node("PreviewAny", source=["4", 1])
     outputs = server.run(graph)
     said = json.loads(outputs.nodes["5"]["text"][0])
-    assert [entry["role"] for entry in said] == ["user", "assistant"] * 2 and said[0]["content"] == "What is it?" and said[2]["content"] == "Why?"
+    assert (
+        [entry["role"] for entry in said] == ["user", "assistant"] * 2
+        and said[0]["content"] == "What is it?"
+        and said[2]["content"] == "Why?"
+    )
     fresh = server.run(ask(question="Why?", **{"images.image_1": ["2", 0]}))
     assert shown(fresh)["frames"][0]["text"] != shown(outputs, "4")["frames"][0]["text"]
 
 
 def test_a_temperature_draws_by_the_seed(server):
     def text(seed):
-        return shown(server.run(ask(temperature=1.5, top_p=1.0, seed=seed, **{"images.image_1": ["2", 0]})))["frames"][0]["text"]
+        return shown(server.run(ask(temperature=1.5, top_p=1.0, seed=seed, **{"images.image_1": ["2", 0]})))["frames"][
+            0
+        ]["text"]
 
     assert text(1) != text(2)
 
 
 def test_instruct_runs_what_the_answer_calls(server):
-    graph = asking("VisionLLMInstruct", 2, EAGER, sentence="find the dog", image=["2", 0], threshold=0.0, top_k=4, max_tokens=2)
+    graph = asking(
+        "VisionLLMInstruct", 2, EAGER, sentence="find the dog", image=["2", 0], threshold=0.0, top_k=4, max_tokens=2
+    )
     outputs = server.run(preview(graph, text=0, boxes=1, keypoints=6))
     assert outputs.nodes["text"]["text"] == ["", ""]
     assert [len(record["objects"]) for record in shown(outputs)["frames"]] == [4, 4]
@@ -197,7 +299,9 @@ def test_instruct_runs_what_the_answer_calls(server):
 
 
 def test_instruct_gives_no_conditioning_where_the_answer_has_none(server):
-    graph = asking("VisionLLMInstruct", 1, EAGER, sentence="find the dog", image=["2", 0], threshold=0.0, top_k=4, max_tokens=2)
+    graph = asking(
+        "VisionLLMInstruct", 1, EAGER, sentence="find the dog", image=["2", 0], threshold=0.0, top_k=4, max_tokens=2
+    )
     outputs = server.run(preview(graph, generate=7, edit=8))
     assert "generate" not in outputs.nodes and "edit" not in outputs.nodes and shown(outputs)["frames"]
 
@@ -208,74 +312,143 @@ CHECKPOINT = {"30": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetens
 
 
 def sampled(positive: list, negative: list, latent: list, id: str) -> dict:
-    return {id: node("KSampler", model=["30", 0], seed=1, steps=1, cfg=3.0, sampler_name="euler", scheduler="normal", positive=positive,
-                     negative=negative, latent_image=latent, denoise=1.0),
-            f"{id}1": node("VAEDecode", samples=[id, 0], vae=["30", 2]), f"{id}2": node("PreviewImage", images=[f"{id}1", 0])}
+    return {
+        id: node(
+            "KSampler",
+            model=["30", 0],
+            seed=1,
+            steps=1,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="normal",
+            positive=positive,
+            negative=negative,
+            latent_image=latent,
+            denoise=1.0,
+        ),
+        f"{id}1": node("VAEDecode", samples=[id, 0], vae=["30", 2]),
+        f"{id}2": node("PreviewImage", images=[f"{id}1", 0]),
+    }
 
 
 def test_every_output_of_detect_goes_into_stock_nodes(server):
-    graph = detect(2) | CHECKPOINT | {
-        "10": node("DrawBBoxes", image=["2", 0], bboxes=["3", 0]), "11": node("PreviewImage", images=["10", 0]),
-        "12": node("CropByBBoxes", image=["2", 0], bboxes=["3", 0], output_width=64, output_height=64, padding=0, keep_aspect="stretch"),
-        "13": node("PreviewImage", images=["12", 0]),
-        "14": node("VisionLLMPickBox", bboxes=["3", 0], image=["2", 0], index=0, picture=1, margin=0),
-        "15": node("ImageCropV2", image=["2", 0], crop_region=["14", 0]), "16": node("PreviewImage", images=["15", 0]),
-        "17": node("MaskComposite", destination=["3", 1], source=["3", 1], x=0, y=0, operation="add"), "18": node("MaskPreview", mask=["17", 0]),
-        "19": node("MaskPreview", mask=["3", 2]),
-        "40": node("VAEEncodeForInpaint", pixels=["2", 0], vae=["30", 2], mask=["3", 1], grow_mask_by=2),
-        "41": node("CLIPTextEncode", clip=["30", 1], text=["3", 4]),
-        "42": node("ConditioningSetMask", conditioning=["41", 0], mask=["3", 1], strength=1.0, set_cond_area="default"),
-        **sampled(["42", 0], ["41", 0], ["40", 0], "43"),
-        "44": node("VAEEncode", pixels=["2", 0], vae=["30", 2]), "45": node("SetLatentNoiseMask", samples=["44", 0], mask=["3", 1]),
-        **sampled(["41", 0], ["41", 0], ["45", 0], "46"),
-        "47": node("PreviewAny", source=["3", 3]),
-    }
+    graph = (
+        detect(2)
+        | CHECKPOINT
+        | {
+            "10": node("DrawBBoxes", image=["2", 0], bboxes=["3", 0]),
+            "11": node("PreviewImage", images=["10", 0]),
+            "12": node(
+                "CropByBBoxes",
+                image=["2", 0],
+                bboxes=["3", 0],
+                output_width=64,
+                output_height=64,
+                padding=0,
+                keep_aspect="stretch",
+            ),
+            "13": node("PreviewImage", images=["12", 0]),
+            "14": node("VisionLLMPickBox", bboxes=["3", 0], image=["2", 0], index=0, picture=1, margin=0),
+            "15": node("ImageCropV2", image=["2", 0], crop_region=["14", 0]),
+            "16": node("PreviewImage", images=["15", 0]),
+            "17": node("MaskComposite", destination=["3", 1], source=["3", 1], x=0, y=0, operation="add"),
+            "18": node("MaskPreview", mask=["17", 0]),
+            "19": node("MaskPreview", mask=["3", 2]),
+            "40": node("VAEEncodeForInpaint", pixels=["2", 0], vae=["30", 2], mask=["3", 1], grow_mask_by=2),
+            "41": node("CLIPTextEncode", clip=["30", 1], text=["3", 4]),
+            "42": node(
+                "ConditioningSetMask", conditioning=["41", 0], mask=["3", 1], strength=1.0, set_cond_area="default"
+            ),
+            **sampled(["42", 0], ["41", 0], ["40", 0], "43"),
+            "44": node("VAEEncode", pixels=["2", 0], vae=["30", 2]),
+            "45": node("SetLatentNoiseMask", samples=["44", 0], mask=["3", 1]),
+            **sampled(["41", 0], ["41", 0], ["45", 0], "46"),
+            "47": node("PreviewAny", source=["3", 3]),
+        }
+    )
     outputs = server.run(graph)
     assert [len(outputs.files[id]) for id in ("11", "13", "18", "19", "432", "462")] == [2, 2, 2, 10, 2, 2]
 
 
 def test_nothing_found_goes_into_stock_nodes_too(server):
     graph = detect(threshold=1.0) | {
-        "10": node("DrawBBoxes", image=["2", 0], bboxes=["3", 0]), "11": node("PreviewImage", images=["10", 0]),
-        "12": node("CropByBBoxes", image=["2", 0], bboxes=["3", 0], output_width=64, output_height=64, padding=0, keep_aspect="stretch"),
-        "13": node("PreviewImage", images=["12", 0]), "18": node("MaskPreview", mask=["3", 1]), "19": node("MaskPreview", mask=["3", 2]),
+        "10": node("DrawBBoxes", image=["2", 0], bboxes=["3", 0]),
+        "11": node("PreviewImage", images=["10", 0]),
+        "12": node(
+            "CropByBBoxes",
+            image=["2", 0],
+            bboxes=["3", 0],
+            output_width=64,
+            output_height=64,
+            padding=0,
+            keep_aspect="stretch",
+        ),
+        "13": node("PreviewImage", images=["12", 0]),
+        "18": node("MaskPreview", mask=["3", 1]),
+        "19": node("MaskPreview", mask=["3", 2]),
     }
-    empty, = server.run(graph).files["19"]
+    (empty,) = server.run(graph).files["19"]
     assert not decode(empty).any()
 
 
 def test_boxes_that_a_person_draws_are_regions(server):
     drawn = {"__value__": [{"x": 10, "y": 12, "width": 30, "height": 20}, {"x": 50, "y": 2, "width": 40, "height": 60}]}
-    graph = region(question="describe", bboxes=["5", 1]) | {"5": node("CreateBoundingBoxes", width=WIDTH, height=HEIGHT, editor_state=drawn)}
-    frame, = shown(server.run(graph))["frames"]
+    graph = region(question="describe", bboxes=["5", 1]) | {
+        "5": node("CreateBoundingBoxes", width=WIDTH, height=HEIGHT, editor_state=drawn)
+    }
+    (frame,) = shown(server.run(graph))["frames"]
     assert [thing["box"] for thing in frame["objects"]] == [[10, 12, 30, 20], [50, 2, 40, 60]]
 
 
 @pytest.mark.parametrize("checkpoint", [FOLDER, DRAWING])
 def test_conditioning_draws_with_stable_diffusion(server, checkpoint):
-    graph = {"1": loader(checkpoint), **CHECKPOINT, "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-             "3": node("VisionLLMGenerateConditioning", visionllm=["1", 0], prompt="빨간 별", clip=["30", 1], negative="")}
+    graph = {
+        "1": loader(checkpoint),
+        **CHECKPOINT,
+        "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "3": node("VisionLLMGenerateConditioning", visionllm=["1", 0], prompt="빨간 별", clip=["30", 1], negative=""),
+    }
     graph |= sampled(["3", 0], ["3", 1], ["4", 0], "5")
     assert len(server.run(graph).files["52"]) == 1
 
 
 def test_what_instruct_wants_drawn_is_drawn(server):
-    graph = {"1": loader(DRAWING), **CHECKPOINT, "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-             "3": node("VisionLLMInstruct", visionllm=["1", 0], sentence="Draw a red star.", threshold=0.3, top_k=10, max_tokens=1),
-             "6": node("CLIPTextEncode", clip=["30", 1], text="")}
+    graph = {
+        "1": loader(DRAWING),
+        **CHECKPOINT,
+        "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "3": node(
+            "VisionLLMInstruct", visionllm=["1", 0], sentence="Draw a red star.", threshold=0.3, top_k=10, max_tokens=1
+        ),
+        "6": node("CLIPTextEncode", clip=["30", 1], text=""),
+    }
     outputs = server.run(graph | sampled(["3", 7], ["6", 0], ["4", 0], "5"))
     assert len(outputs.files["52"]) == 1 and shown(outputs)["frames"] == []
 
 
 def test_an_edit_of_each_picture_goes_into_the_stock_node(server):
-    graph = asking("VisionLLMEditConditioning", 2, image=["2", 0], instruction="make it winter", clip=["30", 1], negative="") | CHECKPOINT | {
-        "4": node("InstructPixToPixConditioning", positive=["3", 0], negative=["3", 1], vae=["30", 2], pixels=["2", 0]),
-        "5": node("PreviewAny", source=["4", 0]), "6": node("PreviewAny", source=["4", 1])}
+    graph = (
+        asking(
+            "VisionLLMEditConditioning", 2, image=["2", 0], instruction="make it winter", clip=["30", 1], negative=""
+        )
+        | CHECKPOINT
+        | {
+            "4": node(
+                "InstructPixToPixConditioning", positive=["3", 0], negative=["3", 1], vae=["30", 2], pixels=["2", 0]
+            ),
+            "5": node("PreviewAny", source=["4", 0]),
+            "6": node("PreviewAny", source=["4", 1]),
+        }
+    )
     assert {"5", "6"} <= server.run(graph).nodes.keys()
 
 
 def test_a_negative_without_a_clip_says_what_to_connect(server):
-    graph = {"1": loader(), "3": node("VisionLLMGenerateConditioning", visionllm=["1", 0], prompt="a star"), "4": node("PreviewAny", source=["3", 1])}
+    graph = {
+        "1": loader(),
+        "3": node("VisionLLMGenerateConditioning", visionllm=["1", 0], prompt="a star"),
+        "4": node("PreviewAny", source=["3", 1]),
+    }
     with pytest.raises(GraphFailed, match="no CLIP goes in"):
         server.run(graph)
     assert "4" in server.run({**graph, "4": node("PreviewAny", source=["3", 0])}).nodes
@@ -284,7 +457,9 @@ def test_a_negative_without_a_clip_says_what_to_connect(server):
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choice", [{"precision": "bf16"}, {"precision": "fp16"}, {"precision": "fp32", "device": "cpu"}])
+@pytest.mark.parametrize(
+    "choice", [{"precision": "bf16"}, {"precision": "fp16"}, {"precision": "fp32", "device": "cpu"}]
+)
 def test_precision_and_device(server, choice):
     graph = detect(top_k=3)
     graph["1"] = loader(**choice)
@@ -298,8 +473,11 @@ def loads(server) -> int:
 
 def test_a_graph_that_names_the_file_inside_a_folder_still_runs(server):
     """As it was listed before a config.json lay beside it."""
-    graph = {"1": loader(f"{SHARED}/model.safetensors"), **pictures(), "3": node("VisionLLMGround", visionllm=["1", 0], image=["2", 0],
-                                                                                sentence="a star", threshold=0.0)}
+    graph = {
+        "1": loader(f"{SHARED}/model.safetensors"),
+        **pictures(),
+        "3": node("VisionLLMGround", visionllm=["1", 0], image=["2", 0], sentence="a star", threshold=0.0),
+    }
     assert shown(server.run(graph))["task"] == "ground"
 
 
@@ -309,7 +487,9 @@ def test_two_loaders_and_two_graphs_share_one_copy(server):
     for number in (1, 2):
         graph = pictures()
         for id in (f"{number}71", f"{number}72"):
-            question = node("VisionLLMGround", visionllm=[id, 0], image=["2", 0], sentence=f"a star {id}", threshold=0.0)
+            question = node(
+                "VisionLLMGround", visionllm=[id, 0], image=["2", 0], sentence=f"a star {id}", threshold=0.0
+            )
             graph |= {id: loader(SHARED), f"{id}3": question}
         assert len(server.run(graph).nodes) == 2
         assert loads(server) == before + 1
@@ -344,7 +524,10 @@ def test_a_batch_can_be_stopped(server):
 
 def test_progress_of_a_batch_only_grows(server):
     steps = []
-    server.run(detect(3, names="progress"), progress=lambda node_id, step, of: steps.append((step, of)) if node_id == "3" else None)
+    server.run(
+        detect(3, names="progress"),
+        progress=lambda node_id, step, of: steps.append((step, of)) if node_id == "3" else None,
+    )
     shares = [step / of for step, of in steps]
     assert shares == sorted(shares) and shares[-1] == 1
 
@@ -354,25 +537,77 @@ def test_progress_of_a_batch_only_grows(server):
 REJECTED = {
     "no names": (detect(names=" ,\n"), "3", ["names: the list of names is empty", "one name per line"]),
     "a token of the model": (detect(names="dog, [DET]"), "3", ["names: ", "'[DET]'", "own tokens"]),
-    "no sentence": (asking("VisionLLMGround", image=["2", 0], sentence=" ", threshold=0.0), "3", ["sentence: ", "empty"]),
+    "no sentence": (
+        asking("VisionLLMGround", image=["2", 0], sentence=" ", threshold=0.0),
+        "3",
+        ["sentence: ", "empty"],
+    ),
     "no question": (ask(question=""), "3", ["question: ", "empty"]),
-    "no instruction": (asking("VisionLLMEditConditioning", image=["2", 0], instruction=""), "3", ["instruction: ", "empty"]),
-    "no prompt": ({"1": loader(), "3": node("VisionLLMGenerateConditioning", visionllm=["1", 0], prompt="!")}, "3", ["prompt: ", "empty"]),
-    "nothing to instruct": (asking("VisionLLMInstruct", sentence="<image>", threshold=0.0, top_k=1), "3", ["sentence: ", "'<image>'"]),
-    "no keypoints": (asking("VisionLLMPose", image=["2", 0], objects="dog", skeleton="own keypoints", keypoints="", threshold=0.0, top_k=1), "3",
-                     ["keypoints: the list"]),
-    "no object": (asking("VisionLLMPose", image=["2", 0], objects="", skeleton="own keypoints", keypoints="ear", threshold=0.0, top_k=1), "3",
-                  ["objects: the list"]),
-    "another skeleton": (asking("VisionLLMPose", image=["2", 0], objects="", skeleton="squid", keypoints="", threshold=0.0, top_k=1), "3",
-                         ["skeleton: 'squid' is none of person, 17 (COCO)"]),
+    "no instruction": (
+        asking("VisionLLMEditConditioning", image=["2", 0], instruction=""),
+        "3",
+        ["instruction: ", "empty"],
+    ),
+    "no prompt": (
+        {"1": loader(), "3": node("VisionLLMGenerateConditioning", visionllm=["1", 0], prompt="!")},
+        "3",
+        ["prompt: ", "empty"],
+    ),
+    "nothing to instruct": (
+        asking("VisionLLMInstruct", sentence="<image>", threshold=0.0, top_k=1),
+        "3",
+        ["sentence: ", "'<image>'"],
+    ),
+    "no keypoints": (
+        asking(
+            "VisionLLMPose",
+            image=["2", 0],
+            objects="dog",
+            skeleton="own keypoints",
+            keypoints="",
+            threshold=0.0,
+            top_k=1,
+        ),
+        "3",
+        ["keypoints: the list"],
+    ),
+    "no object": (
+        asking(
+            "VisionLLMPose",
+            image=["2", 0],
+            objects="",
+            skeleton="own keypoints",
+            keypoints="ear",
+            threshold=0.0,
+            top_k=1,
+        ),
+        "3",
+        ["objects: the list"],
+    ),
+    "another skeleton": (
+        asking("VisionLLMPose", image=["2", 0], objects="", skeleton="squid", keypoints="", threshold=0.0, top_k=1),
+        "3",
+        ["skeleton: 'squid' is none of person, 17 (COCO)"],
+    ),
     "no region": (region(), "3", ["mask, bboxes, points: none of them marks a region"]),
-    "another question": (region(points=POINTS, question="why"), "3", ["question: 'why' is none of segment, find alike"]),
+    "another question": (
+        region(points=POINTS, question="why"),
+        "3",
+        ["question: 'why' is none of segment, find alike"],
+    ),
     "points that are no JSON": (region(points="10, 20"), "3", ["points: this is no JSON", '[{"x": 12, "y": 34}]']),
     "a point without y": (region(points='[{"x": 1}]'), "3", ['points: point 1 must have numbers for "x" and "y"']),
-    "a file of something else": ({**detect(), "1": loader("wrong.safetensors")}, "1",
-                                 ["wrong.safetensors (in ", "no VisionLLM v2 checkpoint", "OpenGVLab/VisionLLMv2"]),
+    "a file of something else": (
+        {**detect(), "1": loader("wrong.safetensors")},
+        "1",
+        ["wrong.safetensors (in ", "no VisionLLM v2 checkpoint", "OpenGVLab/VisionLLMv2"],
+    ),
     "no tokenizer": ({**detect(), "1": loader("Mute")}, "1", ["has no tokenizer", "tokenizer.model"]),
-    "a file that is gone": ({**detect(), "1": loader("gone.safetensors")}, "1", ["'gone.safetensors' is not in", "visionllm"]),
+    "a file that is gone": (
+        {**detect(), "1": loader("gone.safetensors")},
+        "1",
+        ["'gone.safetensors' is not in", "visionllm"],
+    ),
 }
 
 
@@ -389,15 +624,38 @@ def test_what_cannot_be_asked_is_told_before_anything_loads(server, name):
 
 
 FAILED = {
-    "a history that is no talk": (ask(history=["5", 0]) | {"5": node("PrimitiveString", value='[{"role": "user", "content": "a"}]')},
-                                  "history: the last question has no answer"),
-    "connected names": (detect(names=["5", 0]) | {"5": node("PrimitiveString", value=" ")}, "names: the list of names is empty"),
+    "a history that is no talk": (
+        ask(history=["5", 0]) | {"5": node("PrimitiveString", value='[{"role": "user", "content": "a"}]')},
+        "history: the last question has no answer",
+    ),
+    "connected names": (
+        detect(names=["5", 0]) | {"5": node("PrimitiveString", value=" ")},
+        "names: the list of names is empty",
+    ),
     "a point outside": (region(points='[{"x": 500, "y": 5}]'), "points: region 1 is empty"),
-    "an empty mask": (region(mask=["5", 0]) | {"5": node("SolidMask", value=0.0, width=8, height=8)}, "mask: region 1 is empty"),
-    "too many keypoints": (asking("VisionLLMPose", image=["2", 0], objects="dog", skeleton="own keypoints", threshold=0.0, top_k=1,
-                                  keypoints="\n".join(f"point {number}" for number in range(69))), "at most 68"),
-    "no mapper": ({**asking("VisionLLMEditConditioning", 1, EAGER, image=["2", 0], instruction="x"), "5": node("PreviewAny", source=["3", 0])},
-                  "has no mapper to InstructPix2Pix"),
+    "an empty mask": (
+        region(mask=["5", 0]) | {"5": node("SolidMask", value=0.0, width=8, height=8)},
+        "mask: region 1 is empty",
+    ),
+    "too many keypoints": (
+        asking(
+            "VisionLLMPose",
+            image=["2", 0],
+            objects="dog",
+            skeleton="own keypoints",
+            threshold=0.0,
+            top_k=1,
+            keypoints="\n".join(f"point {number}" for number in range(69)),
+        ),
+        "at most 68",
+    ),
+    "no mapper": (
+        {
+            **asking("VisionLLMEditConditioning", 1, EAGER, image=["2", 0], instruction="x"),
+            "5": node("PreviewAny", source=["3", 0]),
+        },
+        "has no mapper to InstructPix2Pix",
+    ),
 }
 
 

@@ -1,4 +1,5 @@
 """The tool nodes through the queue, wired to the stock nodes that people have: as sources of boxes, masks and poses, and as their readers."""
+
 from __future__ import annotations
 
 import json
@@ -6,12 +7,23 @@ import json
 import numpy as np
 import pytest
 import torch
-from comfy_server import GraphFailed, GraphRejected
+from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
 from PIL import Image
 
 WIDTH, HEIGHT = 96, 64
-BODY = ("nose", "left eye", "right eye", "left shoulder", "right shoulder", "left elbow", "right elbow", "left wrist", "right wrist", "left hip",
-        "right hip")
+BODY = (
+    "nose",
+    "left eye",
+    "right eye",
+    "left shoulder",
+    "right shoulder",
+    "left elbow",
+    "right elbow",
+    "left wrist",
+    "right wrist",
+    "left hip",
+    "right hip",
+)
 PLACES = ((48, 10), (51, 8), (45, 8), (60, 20), (36, 20), (68, 32), (28, 32), (74, 44), (22, 44), (56, 46), (40, 46))
 RUNS = [8, 2, WIDTH * HEIGHT - 10]  # rows 8 and 9 of the first column
 
@@ -26,7 +38,17 @@ def written(*frames: list[dict], size=(WIDTH, HEIGHT), **more) -> str:
 
 
 ANIMALS = [thing(10, 10, 30, 20, "犬", 0.9), thing(50.4, 20.6, 20, 30, "cat", 0.6), thing(60, 5, 8, 8, "cat", 0.3)]
-PERSON = [thing(20, 5, 60, 50, "人", 0.8, keypoints=[{"name": name, "x": x, "y": y, "score": 1.0} for name, (x, y) in zip(BODY, PLACES)])]
+PERSON = [
+    thing(
+        20,
+        5,
+        60,
+        50,
+        "人",
+        0.8,
+        keypoints=[{"name": name, "x": x, "y": y, "score": 1.0} for name, (x, y) in zip(BODY, PLACES)],
+    )
+]
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +83,15 @@ def load(text: str) -> dict:
 
 
 FILTER = {"names": "", "min_score": 0.0, "min_area": 0, "max_area": 0, "top_k": 0, "in_region": 0.5}
-DRAW = {"names": True, "scores": True, "keypoint_names": False, "colours": "by name", "mask_opacity": 0.4, "line_width": 0, "text_size": 0}
+DRAW = {
+    "names": True,
+    "scores": True,
+    "keypoint_names": False,
+    "colours": "by name",
+    "mask_opacity": 0.4,
+    "line_width": 0,
+    "text_size": 0,
+}
 PICK = {"index": 0, "picture": 0, "margin": 0}
 
 
@@ -92,13 +122,22 @@ def failure(server, graph: dict, source: list) -> str:
 
 # --- boxes of other nodes in, ours out --------------------------------------------------------------------------------
 
+
 def test_boxes_of_stock_nodes_are_read(server, start):
     """A single box, and what people draw in Create Bounding Boxes."""
-    one = start | {"5": node("PrimitiveBoundingBox", x=4, y=5, width=20, height=10), "6": node("VisionLLMFilterBoxes", bboxes=["5", 0], **FILTER)}
+    one = start | {
+        "5": node("PrimitiveBoundingBox", x=4, y=5, width=20, height=10),
+        "6": node("VisionLLMFilterBoxes", bboxes=["5", 0], **FILTER),
+    }
     assert value(server, one, ["6", 0]) == [[{"x": 4.0, "y": 5.0, "width": 20.0, "height": 10.0}]]
-    state = [{"x": 24, "y": 32, "width": 24, "height": 16, "metadata": {"desc": "cat"}}, {"x": 0, "y": 0, "width": 96, "height": 6}]
-    canvas = {"5": node("CreateBoundingBoxes", width=96, height=64, editor_state={"__value__": state}, background=["1", 0]),
-              "6": node("VisionLLMBoxesToMask", image=["2", 0], bboxes=["5", 1], margin=0)}
+    state = [
+        {"x": 24, "y": 32, "width": 24, "height": 16, "metadata": {"desc": "cat"}},
+        {"x": 0, "y": 0, "width": 96, "height": 6},
+    ]
+    canvas = {
+        "5": node("CreateBoundingBoxes", width=96, height=64, editor_state={"__value__": state}, background=["1", 0]),
+        "6": node("VisionLLMBoxesToMask", image=["2", 0], bboxes=["5", 1], margin=0),
+    }
     filled = mask(server, start | canvas, ["6", 0])
     assert filled.shape == (2, HEIGHT, WIDTH) and np.array_equal(filled[0], filled[1])
     assert filled[0, 32:48, 24:48].all() and filled[0, :6].all() and filled[0].sum() == 16 * 24 + 6 * 96
@@ -119,14 +158,19 @@ def test_stock_nodes_read_our_boxes(server, start):
     crop = {"output_width": 64, "output_height": 64, "padding": 0, "keep_aspect": "stretch"}
     cropped = seen(server, start | {"5": node("CropByBBoxes", image=["2", 0], bboxes=["4", 0], **crop)}, ["5", 0])
     assert cropped.shape == (2, 64, 64, 3)
-    nothing = start | {"5": load(written([], [])), "6": node("DrawBBoxes", image=["2", 0], bboxes=["5", 0]),
-                       "7": node("CropByBBoxes", image=["6", 0], bboxes=["5", 0], **crop)}
+    nothing = start | {
+        "5": load(written([], [])),
+        "6": node("DrawBBoxes", image=["2", 0], bboxes=["5", 0]),
+        "7": node("CropByBBoxes", image=["6", 0], bboxes=["5", 0], **crop),
+    }
     assert np.array_equal(seen(server, nothing, ["7", 0]), before)
 
 
 def test_filters(server, start):
     def left(source="3", **settings):
-        frames = value(server, start | {"5": node("VisionLLMFilterBoxes", bboxes=[source, 0], **FILTER | settings)}, ["5", 0])
+        frames = value(
+            server, start | {"5": node("VisionLLMFilterBoxes", bboxes=[source, 0], **FILTER | settings)}, ["5", 0]
+        )
         return [[(box["label"], box["score"]) for box in boxes] for boxes in frames]
 
     assert left() == [[("犬", 0.9), ("cat", 0.6), ("cat", 0.3)]]
@@ -140,7 +184,11 @@ def test_filters(server, start):
 
 
 def test_masks_go_along_with_the_boxes(server, start):
-    kept = start | {"5": node("VisionLLMFilterBoxes", bboxes=["4", 0], masks=["4", 2], **FILTER | {"names": "cat", "min_score": 0.5})}
+    kept = start | {
+        "5": node(
+            "VisionLLMFilterBoxes", bboxes=["4", 0], masks=["4", 2], **FILTER | {"names": "cat", "min_score": 0.5}
+        )
+    }
     each = mask(server, kept, ["5", 1])
     assert each.shape == (2, HEIGHT, WIDTH) and each[0, 21:50, 51:70].all() and np.array_equal(each[0], each[1])
     assert value(server, kept, ["5", 2]) == 2
@@ -154,33 +202,51 @@ def test_masks_go_along_with_the_boxes(server, start):
 
 def test_one_box_for_the_stock_crop(server, start):
     before = seen(server, start, ["1", 0])[0]
-    picked = start | {"5": node("VisionLLMPickBox", bboxes=["3", 0], **PICK | {"index": 1}),
-                      "6": node("ImageCropV2", image=["1", 0], crop_region=["5", 0])}
+    picked = start | {
+        "5": node("VisionLLMPickBox", bboxes=["3", 0], **PICK | {"index": 1}),
+        "6": node("ImageCropV2", image=["1", 0], crop_region=["5", 0]),
+    }
     outputs = server.run(picked | {"7": node("SaveImage", images=["6", 0], filename_prefix="crop")})
     assert np.array_equal(decoded(outputs, "7"), before[20:51, 50:71])
     assert [told(server, picked, ["5", output]) for output in range(1, 7)] == ["50", "20", "21", "31", "cat", "0.6"]
-    grown = start | {"5": node("VisionLLMPickBox", bboxes=["4", 0], image=["2", 0], **PICK | {"picture": 1, "margin": 40})}
+    grown = start | {
+        "5": node("VisionLLMPickBox", bboxes=["4", 0], image=["2", 0], **PICK | {"picture": 1, "margin": 40})
+    }
     assert value(server, grown, ["5", 0]) == {"x": 10, "y": 0, "width": 86, "height": 64, "label": "cat", "score": 0.6}
     missing = start | {"5": node("VisionLLMPickBox", bboxes=["3", 0], **PICK | {"index": 3})}
     assert "there is no box 3: picture 0 has 3 boxes, numbered from 0" in failure(server, missing, ["5", 0])
 
 
 def decoded(outputs, node_id: str) -> np.ndarray:
-    from comfy_server import decode
+    from mulan_nodes.tools.comfy_server import decode
+
     return decode(outputs.files[node_id][0])
 
 
 def test_boxes_and_masks_there_and_back(server, start):
-    there = start | {"5": node("VisionLLMBoxesToMask", image=["1", 0], bboxes=["3", 0], margin=0),
-                     "6": node("VisionLLMMaskToBoxes", mask=["5", 1], masks_are="objects of one picture", separate=False, min_area=1, label="thing")}
-    boxes, = value(server, there, ["6", 0])
+    there = start | {
+        "5": node("VisionLLMBoxesToMask", image=["1", 0], bboxes=["3", 0], margin=0),
+        "6": node(
+            "VisionLLMMaskToBoxes",
+            mask=["5", 1],
+            masks_are="objects of one picture",
+            separate=False,
+            min_area=1,
+            label="thing",
+        ),
+    }
+    (boxes,) = value(server, there, ["6", 0])
     assert [(box["x"], box["y"], box["width"], box["height"], box["label"]) for box in boxes] == [
-        (10, 10, 30, 20, "thing"), (50, 20, 21, 31, "thing"), (60, 5, 8, 8, "thing")]
+        (10, 10, 30, 20, "thing"),
+        (50, 20, 21, 31, "thing"),
+        (60, 5, 8, 8, "thing"),
+    ]
     there["6"]["inputs"] |= {"mask": ["5", 0], "masks_are": "one picture each", "separate": True, "min_area": 100}
     assert [len(boxes) for boxes in value(server, there, ["6", 0])] == [2]
 
 
 # --- masks to the stock nodes that inpaint and compose ----------------------------------------------------------------
+
 
 def test_stock_nodes_use_our_masks(server, start):
     graph = start | {
@@ -190,48 +256,91 @@ def test_stock_nodes_use_our_masks(server, start):
         "8": node("SetLatentNoiseMask", samples=["7", 0], mask=["5", 0]),
         "9": node("CLIPTextEncode", clip=["6", 1], text="a star"),
         "10": node("ConditioningSetMask", conditioning=["9", 0], mask=["5", 0], strength=1.0, set_cond_area="default"),
-        "11": node("KSampler", model=["6", 0], positive=["10", 0], negative=["9", 0], latent_image=["8", 0], seed=1, steps=1, cfg=1.0,
-                   sampler_name="euler", scheduler="normal", denoise=1.0),
+        "11": node(
+            "KSampler",
+            model=["6", 0],
+            positive=["10", 0],
+            negative=["9", 0],
+            latent_image=["8", 0],
+            seed=1,
+            steps=1,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
         "12": node("VAEDecode", samples=["11", 0], vae=["6", 2]),
     }
     assert seen(server, graph, ["12", 0]).shape == (1, HEIGHT, WIDTH, 3)
-    composed = start | {"5": node("VisionLLMBoxesToMask", image=["1", 0], bboxes=["3", 0], margin=0),
-                        "6": node("SolidMask", value=1.0, width=WIDTH, height=HEIGHT),
-                        "7": node("MaskComposite", destination=["6", 0], source=["5", 0], x=0, y=0, operation="subtract")}
+    composed = start | {
+        "5": node("VisionLLMBoxesToMask", image=["1", 0], bboxes=["3", 0], margin=0),
+        "6": node("SolidMask", value=1.0, width=WIDTH, height=HEIGHT),
+        "7": node("MaskComposite", destination=["6", 0], source=["5", 0], x=0, y=0, operation="subtract"),
+    }
     left = mask(server, composed, ["7", 0])[0]
     assert not left[10:30, 10:40].any() and left[40:, :40].all()
 
 
 def test_segs_have_impact_s_form(server, start):
-    graph = start | {"5": node("VisionLLMBoxesToSEGS", image=["2", 0], bboxes=["4", 0], masks=["4", 2], crop_factor=2.0)}
+    graph = start | {
+        "5": node("VisionLLMBoxesToSEGS", image=["2", 0], bboxes=["4", 0], masks=["4", 2], crop_factor=2.0)
+    }
     shown = server.run(graph | {"told": node("PreviewAny", source=["5", 0])}).nodes["told"]["text"]
     assert len(shown) == 2  # a list: what follows runs once for each picture
-    assert shown[0].startswith(f"(({HEIGHT}, {WIDTH}), [SEG(cropped_image=tensor(") and shown[0].count("SEG(") == 3 and shown[1].count("SEG(") == 1
+    assert (
+        shown[0].startswith(f"(({HEIGHT}, {WIDTH}), [SEG(cropped_image=tensor(")
+        and shown[0].count("SEG(") == 3
+        and shown[1].count("SEG(") == 1
+    )
     assert "crop_region=[40, 2, 82, 64]" in shown[1]
     assert "bbox=[50, 20, 71, 51], label='cat', control_net_wrapper=None" in shown[1]
 
 
 # --- keypoints --------------------------------------------------------------------------------------------------------
 
+
 def test_stock_nodes_draw_our_poses(server):
-    sd = {"draw_body": True, "draw_hands": True, "draw_face": True, "draw_feet": True, "stick_width": 3, "face_point_size": 3, "score_threshold": 0.3,
-          "draw_head": True}
-    graph = {"3": load(written(PERSON, [])), "5": node("VisionLLMKeypointsToPose", keypoints=["3", 3], threshold=0.0),
-             "6": node("SDPoseDrawKeypoints", keypoints=["5", 0], **sd)}
+    sd = {
+        "draw_body": True,
+        "draw_hands": True,
+        "draw_face": True,
+        "draw_feet": True,
+        "stick_width": 3,
+        "face_point_size": 3,
+        "score_threshold": 0.3,
+        "draw_head": True,
+    }
+    graph = {
+        "3": load(written(PERSON, [])),
+        "5": node("VisionLLMKeypointsToPose", keypoints=["3", 3], threshold=0.0),
+        "6": node("SDPoseDrawKeypoints", keypoints=["5", 0], **sd),
+    }
     drawn = seen(server, graph, ["6", 0])
     assert drawn.shape == (2, HEIGHT, WIDTH, 3) and not drawn[1].any()
     assert all(drawn[0, y, x].any() for x, y in PLACES) and not drawn[0, 55:, :20].any()
     faces = graph | {"7": node("SDPoseFaceBBoxes", keypoints=["5", 0], scale=1.5, force_square=True)}
     assert len(value(server, faces, ["7", 0])) == 2
-    back = graph | {"7": node("VisionLLMPoseToKeypoints", pose=["5", 0]), "8": node("VisionLLMKeypointsToPose", keypoints=["7", 0], threshold=0.0)}
-    people, again = (value(server, back, source)[0]["people"][0]["pose_keypoints_2d"] for source in (["5", 0], ["8", 0]))
+    back = graph | {
+        "7": node("VisionLLMPoseToKeypoints", pose=["5", 0]),
+        "8": node("VisionLLMKeypointsToPose", keypoints=["7", 0], threshold=0.0),
+    }
+    people, again = (
+        value(server, back, source)[0]["people"][0]["pose_keypoints_2d"] for source in (["5", 0], ["8", 0])
+    )
     assert people == again
 
 
 def test_regions_of_keypoints(server):
     region = {"names": "nose, left eye", "threshold": 0.0, "margin": 2, "shape": "hull"}
     graph = {"3": load(written(PERSON, [])), "5": node("VisionLLMKeypointsToRegions", keypoints=["3", 3], **region)}
-    assert value(server, graph, ["5", 0])[0][0] == {"x": 46.0, "y": 6.0, "width": 7.0, "height": 6.0, "label": "人", "score": 0.8}
+    assert value(server, graph, ["5", 0])[0][0] == {
+        "x": 46.0,
+        "y": 6.0,
+        "width": 7.0,
+        "height": 6.0,
+        "label": "人",
+        "score": 0.8,
+    }
     assert mask(server, graph, ["5", 1]).shape == (2, HEIGHT, WIDTH) and mask(server, graph, ["5", 2])[0, 10, 48]
     points = server.run(graph | {"told": node("PreviewAny", source=["5", 3])}).nodes["told"]["text"]
     assert [json.loads(text) for text in points] == [[{"x": 48, "y": 10}, {"x": 51, "y": 8}], []]
@@ -248,24 +357,38 @@ def test_sam3_takes_our_boxes_and_points(server):
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
+
 def test_drawing_on_pictures_and_on_black(server, start):
     before = seen(server, start, ["2", 0])
-    drawn = seen(server, start | {"5": node("VisionLLMDrawDetections", image=["2", 0], bboxes=["4", 0], masks=["4", 2], **DRAW)}, ["5", 0])
+    drawn = seen(
+        server,
+        start | {"5": node("VisionLLMDrawDetections", image=["2", 0], bboxes=["4", 0], masks=["4", 2], **DRAW)},
+        ["5", 0],
+    )
     assert drawn.shape == before.shape and (drawn[0, 12:28, 12:38] != before[0, 12:28, 12:38]).mean() > 0.9
     assert np.array_equal(drawn[1, 54:, :40], before[1, 54:, :40])
-    black = {"3": load(written(PERSON, skeleton=[[3, 5], [5, 7]])), "5": node("VisionLLMDrawDetections", keypoints=["3", 3], **DRAW)}
+    black = {
+        "3": load(written(PERSON, skeleton=[[3, 5], [5, 7]])),
+        "5": node("VisionLLMDrawDetections", keypoints=["3", 3], **DRAW),
+    }
     bones = seen(server, black, ["5", 0])
     assert bones.shape == (1, HEIGHT, WIDTH, 3) and bones[0, 26, 64].any() and not bones[0, 60:, :].any()
     alone = start | {"5": node("VisionLLMDrawDetections", bboxes=["3", 0], **DRAW)}
     assert "connect pictures, masks or keypoints" in failure(server, alone, ["5", 0])
-    other = start | {"5": load(written(PERSON, size=(40, 40))), "6": node("VisionLLMDrawDetections", image=["1", 0], keypoints=["5", 3], **DRAW)}
+    other = start | {
+        "5": load(written(PERSON, size=(40, 40))),
+        "6": node("VisionLLMDrawDetections", image=["1", 0], keypoints=["5", 3], **DRAW),
+    }
     assert "keypoints belong to pictures of 40 x 40 pixels, and these have 96 x 64" in failure(server, other, ["6", 0])
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
+
 def test_saved_and_loaded_again(server, start):
-    kept = start | {"5": node("VisionLLMSaveDetections", image=["2", 0], bboxes=["4", 0], masks=["4", 2], filename_prefix="sub/two")}
+    kept = start | {
+        "5": node("VisionLLMSaveDetections", image=["2", 0], bboxes=["4", 0], masks=["4", 2], filename_prefix="sub/two")
+    }
     outputs = server.run(kept | {"6": node("PreviewAny", source=["5", 1])})
     name, text = outputs.nodes["6"]["text"][0], outputs.nodes["5"]["text"][0]
     assert name == "detections/sub/two_00001_.json [output]"
@@ -275,15 +398,21 @@ def test_saved_and_loaded_again(server, start):
     assert value(server, again, ["7", 0]) == value(server, start, ["4", 0])
     assert np.array_equal(mask(server, again, ["7", 2]), mask(server, start, ["4", 2]))
     assert np.array_equal(mask(server, again, ["7", 1]), mask(server, start, ["4", 1]))
-    copied = start | {"5": node("VisionLLMSaveDetections", json=["6", 0], filename_prefix="copied"), "6": node("PreviewAny", source=["9", 0]),
-                      "9": node("PrimitiveStringMultiline", value=text)}
+    copied = start | {
+        "5": node("VisionLLMSaveDetections", json=["6", 0], filename_prefix="copied"),
+        "6": node("PreviewAny", source=["9", 0]),
+        "9": node("PrimitiveStringMultiline", value=text),
+    }
     assert server.run(copied).nodes["5"]["text"] == [text]
     with pytest.raises(GraphFailed, match="connect either json, or bboxes"):
         server.run(copied | {"8": node("VisionLLMSaveDetections", json=["6", 0], bboxes=["3", 0], filename_prefix="x")})
     with pytest.raises(GraphFailed, match="the file tells the pictures' size: connect image"):
         server.run(start | {"8": node("VisionLLMSaveDetections", bboxes=["3", 0], filename_prefix="x")})
     with pytest.raises(GraphFailed):
-        server.run(start | {"8": node("VisionLLMSaveDetections", image=["1", 0], bboxes=["3", 0], filename_prefix="../outside")})
+        server.run(
+            start
+            | {"8": node("VisionLLMSaveDetections", image=["1", 0], bboxes=["3", 0], filename_prefix="../outside")}
+        )
     assert not list((server.folder / "output").glob("outside*"))
 
 
@@ -297,19 +426,29 @@ def test_a_changed_file_is_read_again(server):
 
 
 def test_a_text_of_another_node_is_read(server):
-    graph = {"6": node("PrimitiveStringMultiline", value=written(ANIMALS)),
-             "7": node("VisionLLMLoadDetections", file="the text below", json=["6", 0])}
+    graph = {
+        "6": node("PrimitiveStringMultiline", value=written(ANIMALS)),
+        "7": node("VisionLLMLoadDetections", file="the text below", json=["6", 0]),
+    }
     assert [box["label"] for box in value(server, graph, ["7", 0])[0]] == ["犬", "cat", "cat"]
     graph["6"]["inputs"]["value"] = "[]"
-    assert 'json: this JSON is no document of detections: it must be an object with "format"' in failure(server, graph, ["7", 0])
+    assert 'json: this JSON is no document of detections: it must be an object with "format"' in failure(
+        server, graph, ["7", 0]
+    )
 
 
-@pytest.mark.parametrize("inputs, words", [
-    ({"file": "the text below", "json": "{"}, "json: this is no JSON"),
-    ({"file": "the text below", "json": written([thing(0, 0, -1, 1)])}, "json: frames[0].objects[0].box of this document must be four numbers"),
-    ({"file": "gone.json", "json": ""}, "file: 'gone.json' is neither in"),
-    ({"file": "../secret.json", "json": ""}, "file: '../secret.json' is neither in"),
-])
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ({"file": "the text below", "json": "{"}, "json: this is no JSON"),
+        (
+            {"file": "the text below", "json": written([thing(0, 0, -1, 1)])},
+            "json: frames[0].objects[0].box of this document must be four numbers",
+        ),
+        ({"file": "gone.json", "json": ""}, "file: 'gone.json' is neither in"),
+        ({"file": "../secret.json", "json": ""}, "file: '../secret.json' is neither in"),
+    ],
+)
 def test_what_is_wrong_is_told_before_anything_runs(server, inputs, words):
     with pytest.raises(GraphRejected) as refused:
         server.run({"7": node("VisionLLMLoadDetections", **inputs), "8": node("PreviewAny", source=["7", 0])})

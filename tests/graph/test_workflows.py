@@ -1,15 +1,16 @@
 """Every template: its two formats say the same, and what they say fits the nodes the server has."""
+
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import library
 import pytest
-import random_visionllm
-from comfy_server import GraphFailed
-from shards import shard
+from mulan_nodes.tools import comfyui
+from mulan_nodes.tools.comfy_server import GraphFailed
+from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
+from mulan_nodes.tools.shards import shard
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -38,7 +39,9 @@ def declared_inputs(info: dict, given: Iterable[str]) -> dict[str, tuple]:
         kind, options = inputs[name][0], inputs[name][1] if len(inputs[name]) > 1 else {}
         if kind == "COMFY_AUTOGROW_V3":
             (one,) = options["template"]["input"]["required"].values()
-            starts = tuple(f"{name}.{start}" for start in options["template"].get("names") or [options["template"]["prefix"]])
+            starts = tuple(
+                f"{name}.{start}" for start in options["template"].get("names") or [options["template"]["prefix"]]
+            )
             declared |= {grown: (one[0], {}) for grown in given if grown.startswith(starts)}
         elif kind == "COMFY_DYNAMICCOMBO_V3":
             declared[name] = "COMBO", {"options": [option["key"] for option in options["options"]]}
@@ -73,7 +76,11 @@ def as_api(workflow: dict, server) -> dict:
             if name in linked:
                 inputs[name] = linked[name]
         assert not values, f"{node['type']} has {len(values)} widget values too many"
-        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", info["display_name"])}}
+        graph[str(node["id"])] = {
+            "class_type": node["type"],
+            "inputs": inputs,
+            "_meta": {"title": node.get("title", info["display_name"])},
+        }
     return graph
 
 
@@ -86,7 +93,7 @@ def published_visionllm(models):
 
 @pytest.fixture(scope="module", autouse=True)
 def example_pictures(server):
-    library.write_example_pictures(server.folder / "input")
+    comfyui.write_example_images(server.folder / "input")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,7 +118,9 @@ def test_every_input_fits_its_node(name, server):
         info = server.object_info(node["class_type"])
         declared = declared_inputs(info, node["inputs"])
         assert set(node["inputs"]) <= set(declared), f"node {id}"
-        assert set(info["input_order"].get("required", [])) <= {name.split(".")[0] for name in node["inputs"]}, f"node {id}"
+        assert set(info["input_order"].get("required", [])) <= {name.split(".")[0] for name in node["inputs"]}, (
+            f"node {id}"
+        )
         for input_name, value in node["inputs"].items():
             kind, options = declared[input_name]
             if isinstance(value, list):
@@ -139,7 +148,9 @@ def test_the_server_offers_the_template_with_its_picture(name, server):
     assert server.get(f"/api/workflow_templates/{pack}/{name}.jpg")[:2] == b"\xff\xd8"
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in (REFINER, SAM3)])  # test_companions.py draws with the refiner
+@pytest.mark.parametrize(
+    "name", [name for name in TEMPLATES if name not in (REFINER, SAM3)]
+)  # test_companions.py draws with the refiner
 def test_the_template_draws(name, server):
     """As it is; those for published models, here random and tiny ones under their names, smaller and in one step."""
     graph = read(FOLDER / "api" / f"{name}.json")

@@ -1,14 +1,22 @@
 """Every node explains itself: tooltips, a help page, a template, texts in other languages that fit its schema."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import pytest
-from comfy_server import pack_name
+from mulan_nodes.tools.comfy_server import pack_name
 
 ROOT = Path(__file__).resolve().parents[2]
-CATEGORIES = ("MuLan", "image/classification", "image/detection", "conditioning", "loaders", "text")  # a folder of our own, else the host's
+CATEGORIES = (
+    "MuLan",
+    "image/classification",
+    "image/detection",
+    "conditioning",
+    "loaders",
+    "text",
+)  # a folder of our own, else the host's
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 
 
@@ -16,13 +24,19 @@ LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDef
 def nodes(server, host) -> dict[str, dict]:
     """This pack's nodes as the server describes them."""
     everything = json.loads(server.get("/object_info"))
-    ours = {name: info for name, info in everything.items() if info["python_module"] == f"custom_nodes.{pack_name(host)}"}
+    ours = {
+        name: info for name, info in everything.items() if info["python_module"] == f"custom_nodes.{pack_name(host)}"
+    }
     assert ours
     return ours
 
 
 def inputs(info: dict) -> dict[str, dict]:
-    return {name: (declared[1] if len(declared) > 1 else {}) for part in ("required", "optional") for name, declared in info["input"].get(part, {}).items()}
+    return {
+        name: (declared[1] if len(declared) > 1 else {})
+        for part in ("required", "optional")
+        for name, declared in info["input"].get(part, {}).items()
+    }
 
 
 def test_every_input_and_output_has_a_tooltip(nodes):

@@ -1,4 +1,5 @@
 """What ships holds nothing the registry flags, points one way, and is described as it is."""
+
 from __future__ import annotations
 
 import ast
@@ -12,19 +13,36 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGGED = re.compile(r"subprocess|os\.environ|urllib|\beval\b|\bexec\b|pickle")
-LARGEST = 5 * 2 ** 20
+LARGEST = 5 * 2**20
 
 
 def tracked() -> list[Path]:
     """The repository's files; outside a git checkout, whatever is not in .gitignore's folders."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 def shipped() -> list[Path]:
-    patterns = [line.rstrip("/") for line in (ROOT / ".comfyignore").read_text("utf-8").splitlines() if line and not line.startswith("#")]
-    return [path for path in tracked()
-            if not any(fnmatch.fnmatch(part, pattern) for part in (path.relative_to(ROOT).parts[0], path.name) for pattern in patterns)]
+    patterns = [
+        line.rstrip("/")
+        for line in (ROOT / ".comfyignore").read_text("utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    return [
+        path
+        for path in tracked()
+        if not any(
+            fnmatch.fnmatch(part, pattern)
+            for part in (path.relative_to(ROOT).parts[0], path.name)
+            for pattern in patterns
+        )
+    ]
 
 
 def imports(path: Path) -> set[str]:
@@ -39,20 +57,32 @@ def imports(path: Path) -> set[str]:
 
 
 def test_shipped_code_has_nothing_the_registry_flags():
-    found = [f"{path.relative_to(ROOT)}:{number}: {line.strip()}" for path in shipped() if path.suffix in (".py", ".js")
-             for number, line in enumerate(path.read_text("utf-8").splitlines(), 1) if FLAGGED.search(line)]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in shipped()
+        if path.suffix in (".py", ".js")
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if FLAGGED.search(line)
+    ]
     assert not found
 
 
 def test_tests_and_dev_are_not_shipped():
     names = {path.relative_to(ROOT).parts[0] for path in shipped()}
-    assert not names & {"tests", "dev.py", ".ci"} and {"__init__.py", "nodes", "mulan", "visionllm_nodes", "workflows", "web", "LICENSE"} <= names
+    assert (
+        not names & {"tests", "dev.py", ".ci"}
+        and {"__init__.py", "nodes", "mulan", "visionllm_nodes", "workflows", "web", "LICENSE"} <= names
+    )
 
 
 def test_the_library_never_reaches_for_the_server_or_a_node():
-    libraries = ("mulan", "visionllm_nodes/model", "visionllm_nodes/formats", "visionllm_nodes/tinyworld")
+    libraries = ("mulan", "visionllm_nodes/model", "visionllm_nodes/detections")
     for path in [path for folder in libraries for path in (ROOT / folder).rglob("*.py")]:
-        outward = {name for name in imports(path) if name.split(".")[0] in ("folder_paths", "server", "nodes", "execution") or "nodes" in name.split(".")}
+        outward = {
+            name
+            for name in imports(path)
+            if name.split(".")[0] in ("folder_paths", "server", "nodes", "execution") or "nodes" in name.split(".")
+        }
         assert not outward, path
 
 
@@ -62,9 +92,13 @@ def test_importing_touches_nothing():
     for path in shipped():
         if path.suffix != ".py":
             continue
-        top = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        top = [
+            node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
         names = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
-        names |= {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and not node.level}
+        names |= {
+            (node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and not node.level
+        }
         if "tinyworld" not in path.parts:  # training only, never imported by a node
             assert not names & late, path
 
@@ -83,12 +117,18 @@ def test_versions_agree():
 
 
 def test_requirements_agree():
-    listed = [line for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    listed = [
+        line
+        for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     declared = re.search(r"^dependencies = (\[.*?\])", (ROOT / "pyproject.toml").read_text("utf-8"), re.M | re.S)[1]
     assert json.loads(declared) == listed
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "web" / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "web" / "docs").glob("*.md"))]
+)
 def test_pictures_and_files_that_documents_point_to_exist(document):
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):

@@ -1,11 +1,11 @@
 """Goldens, and the table of how close we came to them."""
+
 from __future__ import annotations
 
 import importlib.util
 import json
 import re
 import shutil
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,9 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from visionllm_case import Case, listed  # noqa: E402
+from mulan_nodes.tests.parity.visionllm_case import Case, listed
 
 TOLERANCE = 2e-5
 
@@ -28,7 +26,9 @@ def goldens(request) -> Path:
     """MuLan's goldens: the folder given by --goldens (or its `mulan` folder)."""
     given = Path(request.config.getoption("--goldens") or HERE / "goldens")
     folder = given / "mulan" if (given / "mulan").is_dir() else given
-    assert (folder / "set.json").is_file(), f"no goldens of MuLan in {given}: expected is {given / 'mulan' / 'set.json'}"
+    assert (folder / "set.json").is_file(), (
+        f"no goldens of MuLan in {given}: expected is {given / 'mulan' / 'set.json'}"
+    )
     return folder
 
 
@@ -37,7 +37,9 @@ def vision_case(request):
     """vision_case("gdino_swin") -> that golden of VisionLLM v2, from --goldens (or its `visionllm` folder)."""
     given = Path(request.config.getoption("--goldens") or HERE / "goldens")
     folder = given / "visionllm" if (given / "visionllm").is_dir() else given
-    assert (folder / "model.json").is_file(), f"no goldens of VisionLLM v2 in {given}: expected is {given / 'visionllm' / 'model.json'}"
+    assert (folder / "model.json").is_file(), (
+        f"no goldens of VisionLLM v2 in {given}: expected is {given / 'visionllm' / 'model.json'}"
+    )
     return lru_cache(maxsize=None)(lambda name: Case(folder, name))
 
 
@@ -56,9 +58,11 @@ def facts(goldens):
 @pytest.fixture(scope="session")
 def manifest():
     """manifest("adapter_sd15") -> {name: shape} of every tensor of the full-size file."""
+
     def read(name: str) -> dict[str, tuple[int, ...]]:
         listed = json.loads((HERE / "manifests" / "mulan" / f"{name}.json").read_text(encoding="utf-8"))["tensors"]
         return {tensor: tuple(facts["shape"]) for tensor, facts in listed.items()}
+
     return read
 
 
@@ -79,7 +83,8 @@ def tensors(goldens):
     def get(reference: str) -> torch.Tensor:
         file, key, rows = re.fullmatch(r"([^#]+)#([^\[]+)(?:\[:(\d+)\])?", reference).groups()
         files.setdefault(file, load_file(goldens / file))
-        return files[file][key][:int(rows) if rows else None]
+        return files[file][key][: int(rows) if rows else None]
+
     return get
 
 
@@ -95,16 +100,24 @@ def checkpoint(goldens, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def adapter_files(goldens, facts, tmp_path_factory):
     """adapter_files(case) -> the tiny adapter of a family as a .safetensors; of SDXL four, by variant: adapter_files("sdxl_embed_attnpool")."""
+
     def weights_of(case: str) -> dict[str, torch.Tensor]:
         if not case.startswith("sdxl_"):
             listed = facts(f"cases_{case}")["adapter_weights"]
             names = [name.split(" ")[0] for name in (listed if isinstance(listed, list) else [listed])]
-            return {key: t for name in names if name.endswith(".safetensors") for key, t in load_file(goldens / name).items()}
+            return {
+                key: t
+                for name in names
+                if name.endswith(".safetensors")
+                for key, t in load_file(goldens / name).items()
+            }
         attention = load_file(goldens / "weights" / "sdxl_embed_attnpool_tiny.safetensors")
         text = load_file(goldens / "weights" / "sdxl_noembed_textproj_tiny.safetensors")
         embedding = {key: t for key, t in attention.items() if key.startswith("add_embedding.")}
         chosen = attention if case.endswith("attnpool") else text
-        return {key: t for key, t in chosen.items() if key not in embedding} | (embedding if "noembed" not in case else {})
+        return {key: t for key, t in chosen.items() if key not in embedding} | (
+            embedding if "noembed" not in case else {}
+        )
 
     made = {}
 
@@ -113,27 +126,34 @@ def adapter_files(goldens, facts, tmp_path_factory):
             made[case] = tmp_path_factory.mktemp("adapter") / f"{case}.safetensors"
             save_file(weights_of(case), made[case])
         return made[case]
+
     return get
 
 
 @pytest.fixture(scope="session")
 def full_size(facts, manifest, recipe):
     """full_size("sd15") -> (its entry in realdims.json, published tensors, input(key) -> tensor)."""
+
     def get(name: str):
         entry = next(case for case in facts("realdims")["cases"] if case["adapter"] == name)
-        published = {tensor: torch.from_numpy(recipe.tensor(entry["seed"], entry["recipe_component"], tensor, shape))
-                     for tensor, shape in manifest(f"adapter_{name}").items()}
+        published = {
+            tensor: torch.from_numpy(recipe.tensor(entry["seed"], entry["recipe_component"], tensor, shape))
+            for tensor, shape in manifest(f"adapter_{name}").items()
+        }
 
         def given(key: str) -> torch.Tensor:
             component, tensor, shape = re.search(r"\('([^']+)', '([^']+)', (\[[^\]]+\])\)", entry[key]).groups()
             return torch.from_numpy(recipe.tensor(entry["seed"], component, tensor, json.loads(shape)))
+
         return entry, published, given
+
     return get
 
 
 @pytest.fixture(scope="session")
 def whole(goldens, close, recipe):
     """whole(ours, golden entry): the stored rows within tolerance, and the fingerprint of all rows."""
+
     def check(ours: torch.Tensor, golden: dict):
         assert list(ours.shape) == golden["shape"]
         file, key = golden["stored"].split("#")
@@ -141,18 +161,21 @@ def whole(goldens, close, recipe):
         close(ours[0] if rows in ("all", None) else ours[0, rows], load_file(goldens / file)[key], file)
         for name, value in recipe.digest(ours.numpy()).items():
             assert torch.allclose(torch.tensor(value), torch.tensor(golden["digest"][name]), atol=1e-3, rtol=1e-4), name
+
     return check
 
 
 @pytest.fixture(scope="session")
 def close():
     """close(ours, golden, file): asserts the tolerance and keeps the maximum per golden file for the table at the end."""
+
     def check(ours: torch.Tensor, golden: torch.Tensor, file: str, tolerance: float = TOLERANCE):
         assert ours.shape == golden.shape, f"{file}: shape {tuple(ours.shape)}, the golden's is {tuple(golden.shape)}"
         difference = (ours.float() - golden.float()).abs().max().item()
         count, worst = _seen.get(file, (0, 0.0))
         _seen[file] = count + 1, max(worst, difference)
         assert difference <= tolerance, f"{file}: differs by {difference:.2e}, tolerance {tolerance:.0e}"
+
     return check
 
 

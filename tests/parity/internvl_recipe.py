@@ -10,6 +10,7 @@ Upstream's code has two numbers of the published model in it that no configurati
 LlamaDecoderLayer reads pictures only where there are 96 query tokens. Here those layers are made anew for the case's width, and the 96 is set to the
 case's number, before weights are filled in; the code that computes is upstream's.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,15 +21,63 @@ from pathlib import Path
 import numpy as np
 
 CASES = {
-    "one": dict(seed=11, width=48, feed_forward=80, layers=3, heads=3, patch=4, picture=16, qkv_bias=False,
-                text_width=64, text_feed_forward=96, text_layers=3, text_heads=4, norm_eps=1e-6, queries=6, embedding=24, pool_heads=4, every=2),
-    "two": dict(seed=12, width=80, feed_forward=128, layers=2, heads=5, patch=7, picture=21, qkv_bias=False,
-                text_width=48, text_feed_forward=80, text_layers=5, text_heads=3, norm_eps=1e-5, queries=96, embedding=32, pool_heads=8, every=3),
+    "one": dict(
+        seed=11,
+        width=48,
+        feed_forward=80,
+        layers=3,
+        heads=3,
+        patch=4,
+        picture=16,
+        qkv_bias=False,
+        text_width=64,
+        text_feed_forward=96,
+        text_layers=3,
+        text_heads=4,
+        norm_eps=1e-6,
+        queries=6,
+        embedding=24,
+        pool_heads=4,
+        every=2,
+    ),
+    "two": dict(
+        seed=12,
+        width=80,
+        feed_forward=128,
+        layers=2,
+        heads=5,
+        patch=7,
+        picture=21,
+        qkv_bias=False,
+        text_width=48,
+        text_feed_forward=80,
+        text_layers=5,
+        text_heads=3,
+        norm_eps=1e-5,
+        queries=96,
+        embedding=32,
+        pool_heads=8,
+        every=3,
+    ),
 }
-TEXTS = ("a photo of a red circle", "", "чёрная собака на снегу", "一只猫坐在窗台上", "a <unk> blue square <unk>", "1girl [PAD] and </s> more",
-         " ".join(f"word {number} of a text that does not fit" for number in range(20)))
+TEXTS = (
+    "a photo of a red circle",
+    "",
+    "чёрная собака на снегу",
+    "一只猫坐在窗台上",
+    "a <unk> blue square <unk>",
+    "1girl [PAD] and </s> more",
+    " ".join(f"word {number} of a text that does not fit" for number in range(20)),
+)
 PICTURES = 3  # that are embedded: of the tower's size, so that no resize stands between them and what is compared
-OTHER_SIZES = ((40, 29), (16, 16), (23, 61), (90, 11), (12, 50), (75, 110))  # height, width of pictures for upstream's transforms
+OTHER_SIZES = (
+    (40, 29),
+    (16, 16),
+    (23, 61),
+    (90, 11),
+    (12, 50),
+    (75, 110),
+)  # height, width of pictures for upstream's transforms
 TOKENIZER = "mulan/tokenizer"  # below the goldens' folder
 
 
@@ -61,23 +110,44 @@ def rule(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 def shapes(sizes: dict, vocabulary: int) -> dict[str, tuple[int, ...]]:
     """Every tensor of the published folder at these sizes."""
     w, text, e = sizes["width"], sizes["text_width"], sizes["embedding"]
-    found = {"query_tokens": (1, sizes["queries"], text), "text_projection": (text, e), "logit_scale": (),
-             "itm_head.weight": (2, text), "itm_head.bias": (2,),
-             "vision_model.embeddings.class_embedding": (1, 1, w),
-             "vision_model.embeddings.position_embedding": (1, 1 + (sizes["picture"] // sizes["patch"]) ** 2, w),
-             "vision_model.embeddings.patch_embedding.weight": (w, 3, sizes["patch"], sizes["patch"]),
-             "vision_model.embeddings.patch_embedding.bias": (w,)}
+    found = {
+        "query_tokens": (1, sizes["queries"], text),
+        "text_projection": (text, e),
+        "logit_scale": (),
+        "itm_head.weight": (2, text),
+        "itm_head.bias": (2,),
+        "vision_model.embeddings.class_embedding": (1, 1, w),
+        "vision_model.embeddings.position_embedding": (1, 1 + (sizes["picture"] // sizes["patch"]) ** 2, w),
+        "vision_model.embeddings.patch_embedding.weight": (w, 3, sizes["patch"], sizes["patch"]),
+        "vision_model.embeddings.patch_embedding.bias": (w,),
+    }
     for layer in range(sizes["layers"]):
-        found |= {f"vision_model.encoder.layers.{layer}.{name}": shape for name, shape in {
-            "ls1": (w,), "ls2": (w,), "norm1.weight": (w,), "norm2.weight": (w,), "attn.q_norm.weight": (w,), "attn.k_norm.weight": (w,),
-            "attn.qkv.weight": (3 * w, w), "attn.proj.weight": (w, w), "attn.proj.bias": (w,), "mlp.fc1.weight": (sizes["feed_forward"], w),
-            "mlp.fc1.bias": (sizes["feed_forward"],), "mlp.fc2.weight": (w, sizes["feed_forward"]), "mlp.fc2.bias": (w,)}.items()}
+        found |= {
+            f"vision_model.encoder.layers.{layer}.{name}": shape
+            for name, shape in {
+                "ls1": (w,),
+                "ls2": (w,),
+                "norm1.weight": (w,),
+                "norm2.weight": (w,),
+                "attn.q_norm.weight": (w,),
+                "attn.k_norm.weight": (w,),
+                "attn.qkv.weight": (3 * w, w),
+                "attn.proj.weight": (w, w),
+                "attn.proj.bias": (w,),
+                "mlp.fc1.weight": (sizes["feed_forward"], w),
+                "mlp.fc1.bias": (sizes["feed_forward"],),
+                "mlp.fc2.weight": (w, sizes["feed_forward"]),
+                "mlp.fc2.bias": (w,),
+            }.items()
+        }
     for prefix, width in (("clip_projector.", w), ("clip_projector2.", text)):
         found |= {f"{prefix}norm1_{part}.{kind}": (width,) for part in "qkv" for kind in ("weight", "bias")}
         found |= {f"{prefix}cross_attn.{part}_bias": (width,) for part in "qkv"}
         found |= {f"{prefix}cross_attn.{part}.weight": (width, width) for part in "qkv"}
         found |= {f"{prefix}cross_attn.proj.weight": (e, width), f"{prefix}cross_attn.proj.bias": (e,)}
-    found |= {f"qllama.{name}.weight": (vocabulary, text) for name in ("model.embed_tokens", "lm_head")} | {"qllama.model.norm.weight": (text,)}
+    found |= {f"qllama.{name}.weight": (vocabulary, text) for name in ("model.embed_tokens", "lm_head")} | {
+        "qllama.model.norm.weight": (text,)
+    }
     for layer in range(sizes["text_layers"]):
         names = {f"self_attn.{part}_proj.weight": (text, text) for part in "qkvo"}
         names |= {f"mlp.{part}_proj.weight": (sizes["text_feed_forward"], text) for part in ("gate", "up")}
@@ -93,17 +163,39 @@ def shapes(sizes: dict, vocabulary: int) -> dict[str, tuple[int, ...]]:
 def configuration(sizes: dict, vocabulary: int) -> dict:
     """config.json as the published folder has it."""
     return {
-        "model_type": "internvl", "architectures": ["InternVLModel"],
-        "clip_embed_dim": sizes["embedding"], "attn_pool_num_heads": sizes["pool_heads"],
-        "num_query_token": sizes["queries"], "cross_attention_frequency": sizes["every"], "use_backbone_lora": 0, "use_qllama_lora": 0,
+        "model_type": "internvl",
+        "architectures": ["InternVLModel"],
+        "clip_embed_dim": sizes["embedding"],
+        "attn_pool_num_heads": sizes["pool_heads"],
+        "num_query_token": sizes["queries"],
+        "cross_attention_frequency": sizes["every"],
+        "use_backbone_lora": 0,
+        "use_qllama_lora": 0,
         "vision_config": {
-            "hidden_size": sizes["width"], "intermediate_size": sizes["feed_forward"], "num_hidden_layers": sizes["layers"],
-            "num_attention_heads": sizes["heads"], "patch_size": sizes["patch"], "image_size": sizes["picture"], "qk_normalization": True,
-            "qkv_bias": False, "use_flash_attn": False, "drop_path_rate": 0.0},
+            "hidden_size": sizes["width"],
+            "intermediate_size": sizes["feed_forward"],
+            "num_hidden_layers": sizes["layers"],
+            "num_attention_heads": sizes["heads"],
+            "patch_size": sizes["patch"],
+            "image_size": sizes["picture"],
+            "qk_normalization": True,
+            "qkv_bias": False,
+            "use_flash_attn": False,
+            "drop_path_rate": 0.0,
+        },
         "qllama_config": {
-            "vocab_size": vocabulary, "hidden_size": sizes["text_width"], "intermediate_size": sizes["text_feed_forward"],
-            "num_hidden_layers": sizes["text_layers"], "num_attention_heads": sizes["text_heads"], "rms_norm_eps": sizes["norm_eps"],
-            "max_position_embeddings": 256, "hidden_act": "silu", "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+            "vocab_size": vocabulary,
+            "hidden_size": sizes["text_width"],
+            "intermediate_size": sizes["text_feed_forward"],
+            "num_hidden_layers": sizes["text_layers"],
+            "num_attention_heads": sizes["text_heads"],
+            "rms_norm_eps": sizes["norm_eps"],
+            "max_position_embeddings": 256,
+            "hidden_act": "silu",
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
     }
 
 
@@ -126,7 +218,9 @@ def upstream(sizes: dict, vocabulary: int):
     for layer in model.qllama.model.layers:
         layer.num_query_token = sizes["queries"]
         if layer.cross_attn is not None:
-            layer.cross_attn.k_proj, layer.cross_attn.v_proj = (torch.nn.Linear(sizes["width"], sizes["text_width"], bias=False) for _ in range(2))
+            layer.cross_attn.k_proj, layer.cross_attn.v_proj = (
+                torch.nn.Linear(sizes["width"], sizes["text_width"], bias=False) for _ in range(2)
+            )
             layer.cross_attn.norm2 = LlamaRMSNorm(sizes["width"], eps=sizes["norm_eps"])
     own, ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}, shapes(sizes, vocabulary)
     assert own == ours, sorted(own.items() ^ ours.items())
@@ -156,24 +250,39 @@ def make(name: str, goldens: Path) -> None:
     with torch.no_grad():
         pixels = torch.stack([transform(Image.fromarray(image)) for image in pictures])
         states, read = model.get_image_features(pixels, return_dict=True)
-        found |= {"pixels": pixels, "states": states, "pooled": model.clip_projector(states),
-                  "read": read, "read.pooled": model.clip_projector2(read),
-                  "text.states": model.get_text_features(ids, ids > 0, return_dict=True), "text.projected": model.encode_text(ids)}
+        found |= {
+            "pixels": pixels,
+            "states": states,
+            "pooled": model.clip_projector(states),
+            "read": read,
+            "read.pooled": model.clip_projector2(read),
+            "text.states": model.get_text_features(ids, ids > 0, return_dict=True),
+            "text.projected": model.encode_text(ids),
+        }
         for mode in "CG":
             found[f"{mode}.image"] = model.encode_image(pixels, f"InternVL-{mode}")
             found[f"{mode}.logits"] = model(pixels, ids, f"InternVL-{mode}")[0]
     save_file({key: value.contiguous() for key, value in found.items()}, goldens / "internvl" / f"{name}.safetensors")
     facts = {
-        "upstream": "mulankit 1.0.2 from PyPI, mulankit.internvl, float32 on the CPU", "torch": torch.__version__, "recipe": Path(__file__).name,
-        "seed": sizes["seed"], "sizes": sizes, "config": configuration(sizes, vocabulary), "weights": shapes(sizes, vocabulary),
-        "tokenizer": f"../{TOKENIZER}/tokenizer.model", "texts": TEXTS, "ids": ids.tolist(),
+        "upstream": "mulankit 1.0.2 from PyPI, mulankit.internvl, float32 on the CPU",
+        "torch": torch.__version__,
+        "recipe": Path(__file__).name,
+        "seed": sizes["seed"],
+        "sizes": sizes,
+        "config": configuration(sizes, vocabulary),
+        "weights": shapes(sizes, vocabulary),
+        "tokenizer": f"../{TOKENIZER}/tokenizer.model",
+        "texts": TEXTS,
+        "ids": ids.tolist(),
     }
     (goldens / "internvl" / f"{name}.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), "utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("goldens", type=Path, help="a folder with the tiny tokenizer in mulan/tokenizer; internvl/ is written into it")
+    parser.add_argument(
+        "goldens", type=Path, help="a folder with the tiny tokenizer in mulan/tokenizer; internvl/ is written into it"
+    )
     given = parser.parse_args().goldens
     (given / "internvl").mkdir(exist_ok=True)
     for case in CASES:

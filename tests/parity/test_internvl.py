@@ -2,6 +2,7 @@
 
 Cases are read from <goldens>/internvl/*.json, so that another folder of the same layout serves too; internvl_recipe.py makes one.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -11,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile
+from mulan_nodes.mulan.conditioning.model_files import text_encoder_of
+from mulan_nodes.mulan.internvl import internvl_keys as names
+from mulan_nodes.mulan.internvl.internvl_files import internvl_of, unexpected
+from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
+from mulan_nodes.mulan.internvl.internvl_model import text_ids
+from mulan_nodes.mulan.internvl.preprocessing import FRAMINGS, prepare
 from safetensors.torch import load_file, save_file
-
-from mulan.files import text_encoder_of
-from mulan.internvl import published_contrastive as names
-from mulan.internvl.checkpoint import internvl_of, unexpected
-from mulan.internvl.loaded import text_ids
-from mulan.internvl.loading import load_internvl
-from mulan.internvl.pictures import FRAMINGS, prepare
-from mulan.tensor_files import TensorFile
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4
@@ -36,15 +36,24 @@ class Case:
         spec = importlib.util.spec_from_file_location("internvl_recipe", HERE / self.facts["recipe"])
         recipe = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(recipe)
-        save_file({name: torch.from_numpy(recipe.tensor(self.facts["seed"], name, tuple(shape))) for name, shape in self.facts["weights"].items()},
-                  folder / "model.safetensors")
+        save_file(
+            {
+                name: torch.from_numpy(recipe.tensor(self.facts["seed"], name, tuple(shape)))
+                for name, shape in self.facts["weights"].items()
+            },
+            folder / "model.safetensors",
+        )
         (folder / "config.json").write_text(json.dumps(self.facts["config"]), "utf-8")
         (folder / "tokenizer.model").write_bytes((facts.parent / self.facts["tokenizer"]).read_bytes())
         self.loaded = {mode: load_internvl(folder, mode) for mode in "CG"}
 
     def pictures(self, kind: str) -> list[torch.Tensor]:
         """The pictures upstream was given, in 8 bits, as ComfyUI has them."""
-        stored = [value for key, value in sorted(self.stored.items()) if key.startswith(f"{kind}.") and value.dtype == torch.uint8]
+        stored = [
+            value
+            for key, value in sorted(self.stored.items())
+            if key.startswith(f"{kind}.") and value.dtype == torch.uint8
+        ]
         return [torch.from_numpy(value.numpy().astype(np.float32) / 255) for value in stored]
 
     def unit(self, key: str) -> torch.Tensor:
@@ -55,7 +64,9 @@ class Case:
 def pytest_generate_tests(metafunc):
     """A folder given by --goldens that holds none of InternVL's leaves the committed ones."""
     if "case" in metafunc.fixturenames:
-        folders = (Path(root) / "internvl" for root in (metafunc.config.getoption("--goldens"), HERE / "goldens") if root)
+        folders = (
+            Path(root) / "internvl" for root in (metafunc.config.getoption("--goldens"), HERE / "goldens") if root
+        )
         found = next(files for folder in folders if (files := sorted(folder.glob("*.json"))))
         metafunc.parametrize("case", found, ids=lambda file: file.stem, indirect=True, scope="module")
 
@@ -68,7 +79,9 @@ def case(request, tmp_path_factory) -> Case:
 @pytest.fixture
 def near(case, close):
     """near(ours, golden): against a golden tensor, or the stored one of that name."""
-    return lambda ours, golden: close(ours, case.stored[golden] if isinstance(golden, str) else golden, case.name, TOLERANCE)
+    return lambda ours, golden: close(
+        ours, case.stored[golden] if isinstance(golden, str) else golden, case.name, TOLERANCE
+    )
 
 
 def test_texts_have_upstreams_ids(case):
@@ -80,7 +93,9 @@ def test_texts_have_upstreams_ids(case):
 
 def test_pictures_are_upstreams_bit_by_bit(case):
     size = case.loaded["C"].model.config.tower.picture
-    assert torch.equal(torch.stack([prepare(picture, size, "whole") for picture in case.pictures("picture")]), case.stored["pixels"])
+    assert torch.equal(
+        torch.stack([prepare(picture, size, "whole") for picture in case.pictures("picture")]), case.stored["pixels"]
+    )
     for framing in FRAMINGS:
         ours = torch.stack([prepare(picture, size, framing) for picture in case.pictures("other")])
         assert torch.equal(ours, case.stored[f"other.{framing}"]), framing
@@ -151,6 +166,7 @@ def _wrong_row(loaded):
 
 def _queries_in_order(loaded):
     """A causal mask in the LLaMA's blocks, as texts have it."""
+
     def attend(q, k, v, heads, **_):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
@@ -159,8 +175,10 @@ def _queries_in_order(loaded):
         block.self_attn.forward = lambda x, inner=inner, **kw: inner(x, **{**kw, "optimized_attention": attend})
 
 
-MISTAKES = {"C": (_fewer_heads, _other_pool_heads, _no_norm, _bias_forgotten, _other_epsilon, _wrong_row),
-            "G": (_cross_attention_in_the_wrong_layer, _picture_norm_forgotten, _queries_in_order)}
+MISTAKES = {
+    "C": (_fewer_heads, _other_pool_heads, _no_norm, _bias_forgotten, _other_epsilon, _wrong_row),
+    "G": (_cross_attention_in_the_wrong_layer, _picture_norm_forgotten, _queries_in_order),
+}
 
 
 @pytest.mark.parametrize("mode, mistake", [(mode, mistake) for mode, all in MISTAKES.items() for mistake in all])
@@ -200,4 +218,8 @@ def test_both_modes_are_filled_from_the_published_checkpoint(published):
     config = opened.model.config
     assert (config.tower.width, config.tower.layers, config.tower.heads, config.tower.picture) == (3200, 48, 25, 224)
     assert (config.text_width, config.embedding, config.pool_heads) == (4096, 768, 16)
-    assert (opened.reader.config.queries, opened.reader.config.heads, opened.reader.config.layers) == (96, 32, tuple(range(0, 32, 2)))
+    assert (opened.reader.config.queries, opened.reader.config.heads, opened.reader.config.layers) == (
+        96,
+        32,
+        tuple(range(0, 32, 2)),
+    )

@@ -1,33 +1,51 @@
 """InternVL's dialogue models against transformers' own classes: prompts, pictures, logits, answers, and the tensors of every published size."""
+
 from __future__ import annotations
 
 import json
 from functools import lru_cache
 
 import pytest
-import random_internvl_chat as random_chat
 import torch
+from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile
+from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, read_chat, unexpected
+from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
+from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD
+from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
+from mulan_nodes.mulan.internvl_chat.chat_template import SYSTEM
+from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from PIL import Image
-from transformers import (InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor,
-                          InternVLVisionConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config)
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    InternVLVisionConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-
-from mulan.internvl_chat.checkpoint import open_chat, read_chat, unexpected
-from mulan.internvl_chat.conversation import SYSTEM
-from mulan.internvl_chat.loading import load_chat
-from mulan.internvl_chat.pictures import MEAN, STD
-from mulan.internvl_chat.prompts import KEY
-from mulan.tensor_files import TensorFile
 
 TOLERANCE = 2e-5
 LOGITS = 1e-4
 WRITTEN = 20  # tokens
-NEVER = 10 ** 6  # an id that no vocabulary has
-MODELS = [("qwen2", "hf", False), ("qwen2", "hf", True), ("qwen2", "opengvlab", False), ("qwen3", "hf", True), ("qwen3", "opengvlab", False),
-          ("internlm2", "hf", False), ("internlm2", "opengvlab", False)]
-TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-            "<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+NEVER = 10**6  # an id that no vocabulary has
+MODELS = [
+    ("qwen2", "hf", False),
+    ("qwen2", "hf", True),
+    ("qwen2", "opengvlab", False),
+    ("qwen3", "hf", True),
+    ("qwen3", "opengvlab", False),
+    ("internlm2", "hf", False),
+    ("internlm2", "opengvlab", False),
+]
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TOKENIZED = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
 PICTURE, OTHER = (torch.rand(size, generator=torch.Generator().manual_seed(7)) for size in ((40, 90, 3), (43, 61, 3)))
 FRAMES = list(torch.rand((3, 20, 30, 3), generator=torch.Generator().manual_seed(8)))
@@ -38,19 +56,32 @@ CASES = {
     "text": ({}, [("user", [QUESTION])]),
     "picture": ({"pictures": [PICTURE]}, [("user", [PICTURE, QUESTION])]),
     "pictures": ({"pictures": [PICTURE, OTHER]}, [("user", ["Image-1: ", PICTURE, "Image-2: ", OTHER, QUESTION])]),
-    "history": ({"pictures": [PICTURE], "history": SAID}, [("user", [PICTURE, SAID[0][0]]), ("assistant", [SAID[0][1]]), ("user", [SAID[1][0]]),
-                                                           ("assistant", [SAID[1][1]]), ("user", [QUESTION])]),
-    "frames": ({"frames": FRAMES}, [("user", ["Frame1: ", FRAMES[0], "Frame2: ", FRAMES[1], "Frame3: ", FRAMES[2], QUESTION])]),
+    "history": (
+        {"pictures": [PICTURE], "history": SAID},
+        [
+            ("user", [PICTURE, SAID[0][0]]),
+            ("assistant", [SAID[0][1]]),
+            ("user", [SAID[1][0]]),
+            ("assistant", [SAID[1][1]]),
+            ("user", [QUESTION]),
+        ],
+    ),
+    "frames": (
+        {"frames": FRAMES},
+        [("user", ["Frame1: ", FRAMES[0], "Frame2: ", FRAMES[1], "Frame3: ", FRAMES[2], QUESTION])],
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """checkpoint("qwen2", "hf", False) -> (transformers' model, the folder it was saved in, our CLIP of that)."""
+
     @lru_cache(maxsize=None)
     def made(language, layout, tied):
         folder = random_chat.checkpoint(tmp_path_factory.mktemp("chat") / "InternVL", language, layout, tied)
         return random_chat.model(language, tied), folder, load_chat(folder)
+
     return made
 
 
@@ -64,11 +95,24 @@ def part_of(part: str | torch.Tensor) -> dict:
 
 def processor(folder, tiles=12) -> InternVLProcessor:
     """transformers' own, on the folder's tokenizer.json. Pillow resizes across first, as we always do, in the cases here."""
-    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), extra_special_tokens=named, eos_token="<|im_end|>")
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), extra_special_tokens=named, eos_token="<|im_end|>"
+    )
     settings = {"size": {"height": random_chat.TILE, "width": random_chat.TILE}, "image_mean": MEAN, "image_std": STD}
     pictures = GotOcr2ImageProcessorPil(crop_to_patches=True, min_patches=1, max_patches=tiles, **settings)
-    return InternVLProcessor(pictures, tokenizer, InternVLVideoProcessor(**settings), image_seq_length=random_chat.TOKENS, chat_template=TEMPLATE)
+    return InternVLProcessor(
+        pictures,
+        tokenizer,
+        InternVLVideoProcessor(**settings),
+        image_seq_length=random_chat.TOKENS,
+        chat_template=TEMPLATE,
+    )
 
 
 def ours(clip, name):
@@ -76,7 +120,11 @@ def ours(clip, name):
     entries = [entry for entry, _ in clip.tokenize(QUESTION, **CASES[name][0])[KEY][0]]
     seen = [entry["data"] for entry in entries if isinstance(entry, dict)]
     place = clip.tokenizer.words.id("<IMG_CONTEXT>")
-    ids = [id for entry in entries for id in ([entry] if isinstance(entry, int) else [place] * (len(entry["data"]) * random_chat.TOKENS))]
+    ids = [
+        id
+        for entry in entries
+        for id in ([entry] if isinstance(entry, int) else [place] * (len(entry["data"]) * random_chat.TOKENS))
+    ]
     return entries, torch.tensor([ids]), torch.cat(seen) if seen else None
 
 
@@ -84,7 +132,9 @@ def ours(clip, name):
 @pytest.mark.parametrize("language", ["qwen2", "qwen3"])
 def test_prompt_and_pixels_are_the_processor_s(language, name, checkpoint, close):
     _, folder, clip = checkpoint(language, "hf", True)
-    messages = [{"role": role, "content": list(map(part_of, parts))} for role, parts in [("system", [SYSTEM]), *CASES[name][1]]]
+    messages = [
+        {"role": role, "content": list(map(part_of, parts))} for role, parts in [("system", [SYSTEM]), *CASES[name][1]]
+    ]
     theirs = processor(folder).apply_chat_template(messages, **TOKENIZED)
     _, ids, pixels = ours(clip, name)
     assert torch.equal(ids, theirs["input_ids"])
@@ -94,7 +144,10 @@ def test_prompt_and_pixels_are_the_processor_s(language, name, checkpoint, close
 
 def test_frames_of_a_video_are_one_tile_each(checkpoint, close):
     _, folder, clip = checkpoint("qwen2", "hf", True)
-    messages = [{"role": role, "content": list(map(part_of, parts))} for role, parts in [("system", [SYSTEM]), *CASES["frames"][1]]]
+    messages = [
+        {"role": role, "content": list(map(part_of, parts))}
+        for role, parts in [("system", [SYSTEM]), *CASES["frames"][1]]
+    ]
     theirs = processor(folder, tiles=1).apply_chat_template(messages, **TOKENIZED)
     _, ids, pixels = ours(clip, "frames")
     assert torch.equal(ids, theirs["input_ids"]) and len(pixels) == len(FRAMES)
@@ -106,13 +159,21 @@ def test_frames_of_a_video_are_one_tile_each(checkpoint, close):
 def test_logits_and_answers(language, layout, tied, name, checkpoint, close, monkeypatch):
     theirs, _, clip = checkpoint(language, layout, tied)
     entries, ids, pixels = ours(clip, name)
-    told = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | ({} if pixels is None else {"pixel_values": pixels})
+    told = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | (
+        {} if pixels is None else {"pixel_values": pixels}
+    )
     chat = clip.cond_stage_model.chat
     with torch.no_grad():
         golden = theirs(**told, output_hidden_states=True)
-        prompt = chat.embed([chat.see(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries])
-        states, every = chat.language.model(None, embeds=prompt, intermediate_output="all", final_layer_norm_intermediate=False)[:2]
-        logits = torch.stack([chat.language.logits(states[:, :length + 1])[:, -1] for length in range(states.shape[1])], dim=1)
+        prompt = chat.embed(
+            [chat.see(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries]
+        )
+        states, every = chat.language.model(
+            None, embeds=prompt, intermediate_output="all", final_layer_norm_intermediate=False
+        )[:2]
+        logits = torch.stack(
+            [chat.language.logits(states[:, : length + 1])[:, -1] for length in range(states.shape[1])], dim=1
+        )
     close(prompt, golden.hidden_states[0], f"internvl chat {language} prompt", TOLERANCE)
     close(every[:, 1], golden.hidden_states[1], f"internvl chat {language} states", TOLERANCE)
     close(states, golden.hidden_states[-1], f"internvl chat {language} states", TOLERANCE)
@@ -120,28 +181,43 @@ def test_logits_and_answers(language, layout, tied, name, checkpoint, close, mon
     monkeypatch.setattr(clip.cond_stage_model, "stop", [NEVER])
     written = theirs.generate(**told, max_new_tokens=WRITTEN, do_sample=False, eos_token_id=NEVER, pad_token_id=0)
     answer = clip.generate(clip.tokenize(QUESTION, **CASES[name][0]), do_sample=False, max_length=WRITTEN)
-    assert answer == written[0, ids.shape[1]:].tolist() and len(answer) == WRITTEN
+    assert answer == written[0, ids.shape[1] :].tolist() and len(answer) == WRITTEN
 
 
 @pytest.mark.parametrize("language", random_chat.LANGUAGES)
 def test_both_layouts_are_one_model(language, checkpoint):
     both = [dict(open_chat(checkpoint(language, layout, False)[1]).tensors()) for layout in ("hf", "opengvlab")]
-    assert both[0].keys() == both[1].keys() and all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items())
+    assert both[0].keys() == both[1].keys() and all(
+        torch.equal(tensor, both[1][name]) for name, tensor in both[0].items()
+    )
 
 
 # --- full size --------------------------------------------------------------------------------------------------------
 
 QWEN2 = Qwen2Config, dict(vocab_size=151674, rope_theta=1e6, rope_scaling={"type": "dynamic", "factor": 2.0})
 QWEN3 = Qwen3Config, dict(vocab_size=151936, rope_theta=1e6, head_dim=128, max_position_embeddings=40960)
-INTERNLM2 = LlamaConfig, dict(vocab_size=92553, rope_theta=1e6, rms_norm_eps=1e-5, max_position_embeddings=32768,
-                              rope_scaling={"type": "dynamic", "factor": 2.0})
+INTERNLM2 = (
+    LlamaConfig,
+    dict(
+        vocab_size=92553,
+        rope_theta=1e6,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=32768,
+        rope_scaling={"type": "dynamic", "factor": 2.0},
+    ),
+)
 # name -> the language model, its width, feed-forward width, layers, heads, key-value heads; billions of weights, as published
 PUBLISHED = {
-    "InternVL2_5-1B": (QWEN2, 896, 4864, 24, 14, 2, 0.9), "InternVL2_5-2B": (INTERNLM2, 2048, 8192, 24, 16, 8, 2.2),
-    "InternVL2_5-4B": (QWEN2, 2048, 11008, 36, 16, 2, 3.7), "InternVL2_5-8B": (INTERNLM2, 4096, 14336, 32, 32, 8, 8.1),
-    "InternVL3-1B": (QWEN2, 896, 4864, 24, 14, 2, 0.9), "InternVL3-2B": (QWEN2, 1536, 8960, 28, 12, 2, 2.1),
-    "InternVL3-8B": (QWEN2, 3584, 18944, 28, 28, 4, 7.9), "InternVL3_5-1B": (QWEN3, 1024, 3072, 28, 16, 8, 1.1),
-    "InternVL3_5-2B": (QWEN3, 2048, 6144, 28, 16, 8, 2.3), "InternVL3_5-4B": (QWEN3, 2560, 9728, 36, 32, 8, 4.7),
+    "InternVL2_5-1B": (QWEN2, 896, 4864, 24, 14, 2, 0.9),
+    "InternVL2_5-2B": (INTERNLM2, 2048, 8192, 24, 16, 8, 2.2),
+    "InternVL2_5-4B": (QWEN2, 2048, 11008, 36, 16, 2, 3.7),
+    "InternVL2_5-8B": (INTERNLM2, 4096, 14336, 32, 32, 8, 8.1),
+    "InternVL3-1B": (QWEN2, 896, 4864, 24, 14, 2, 0.9),
+    "InternVL3-2B": (QWEN2, 1536, 8960, 28, 12, 2, 2.1),
+    "InternVL3-8B": (QWEN2, 3584, 18944, 28, 28, 4, 7.9),
+    "InternVL3_5-1B": (QWEN3, 1024, 3072, 28, 16, 8, 1.1),
+    "InternVL3_5-2B": (QWEN3, 2048, 6144, 28, 16, 8, 2.3),
+    "InternVL3_5-4B": (QWEN3, 2560, 9728, 36, 32, 8, 4.7),
     "InternVL3_5-8B": (QWEN3, 4096, 12288, 36, 32, 8, 8.5),
 }
 
@@ -149,16 +225,29 @@ PUBLISHED = {
 def full_size(name: str):
     """transformers' model of a published size, on meta."""
     (kind, told), width, feed_forward, layers, heads, key_value_heads, _ = PUBLISHED[name]
-    told = kind(hidden_size=width, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
-                num_key_value_heads=key_value_heads, tie_word_embeddings=False, **told)
-    config = InternVLConfig(vision_config=InternVLVisionConfig(attention_bias=True), text_config=told, tie_word_embeddings=False)
+    told = kind(
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        tie_word_embeddings=False,
+        **told,
+    )
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(attention_bias=True), text_config=told, tie_word_embeddings=False
+    )
     with torch.device("meta"):
         return InternVLForConditionalGeneration(config)
 
 
 def saved(name: str) -> str:
     """How transformers writes the name of a tensor."""
-    return name.replace("model.language_model.", "language_model.model.").replace("lm_head.", "language_model.lm_head.").removeprefix("model.")
+    return (
+        name.replace("model.language_model.", "language_model.model.")
+        .replace("lm_head.", "language_model.lm_head.")
+        .removeprefix("model.")
+    )
 
 
 @pytest.mark.parametrize("layout", ["hf", "hf, as saved", "opengvlab"])

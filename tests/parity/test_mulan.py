@@ -1,4 +1,5 @@
 """Every number of upstream MuLan that the goldens hold, against ours: ids, text states, contexts, layer by layer, full size."""
+
 from __future__ import annotations
 
 import re
@@ -7,15 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published, to_published
+from mulan_nodes.mulan.conditioning.adapter_sdxl import AdapterShapeXL, LanguageAdapterXL
+from mulan_nodes.mulan.conditioning.clip import load_clip, negative_view
+from mulan_nodes.mulan.conditioning.families import PIXART, SD15, SD21, SDXL
+from mulan_nodes.mulan.conditioning.model_files import TextConfig, open_adapter, open_text_encoder
+from mulan_nodes.mulan.conditioning.text_encoder import InternVLEncoder
+from mulan_nodes.mulan.conditioning.tokenizer import InternVLTokenizer
 from safetensors.torch import load_file
-
-from mulan.adapter import AdapterShape, LanguageAdapter, from_published, to_published
-from mulan.adapter_xl import AdapterShapeXL, LanguageAdapterXL
-from mulan.clip import load_clip, negative_view
-from mulan.families import PIXART, SD15, SD21, SDXL
-from mulan.files import TextConfig, open_adapter, open_text_encoder
-from mulan.text_encoder import InternVLEncoder
-from mulan.tokenizer import InternVLTokenizer
 
 HERE = Path(__file__).parent
 FAMILIES = {"sd15": SD15, "sd15_direct": SD15, "sd21": SD21, "sdxl": SDXL, "pixart": PIXART}
@@ -33,6 +33,7 @@ def clips(checkpoint, adapter_files):
             clip = load_clip(checkpoint, adapter_files(SOME_ADAPTER.get(case, case)), style, family=FAMILIES[case])
             made[case, style] = clip, negative_view(clip)
         return made[case, style]
+
     return get
 
 
@@ -108,9 +109,14 @@ def test_default_style_is_upstream_where_no_deviation_applies(facts, clips):
     """Plain prompts, and the empty negative through the very same CLIP."""
     upstream, upstream_negative = clips("sd15")
     ours, _ = clips("sd15", "default")
-    same = [e["prompt"] for e in facts("cases_sd15")["positives"]
-            if e["prompt"] and not e["truncated"] and not re.search(r"[()\\]|embedding:", e["prompt"])
-            and e["input_ids"][1:4] == [p.id for p in ours.tokenizer.tokenizer.prefix]]
+    same = [
+        e["prompt"]
+        for e in facts("cases_sd15")["positives"]
+        if e["prompt"]
+        and not e["truncated"]
+        and not re.search(r"[()\\]|embedding:", e["prompt"])
+        and e["input_ids"][1:4] == [p.id for p in ours.tokenizer.tokenizer.prefix]
+    ]
     assert len(same) >= 5
     for prompt in same:
         assert torch.equal(ours.encode(prompt), upstream.encode(prompt)), prompt
@@ -128,12 +134,18 @@ def test_layer_by_layer(goldens, facts, clips, close):
     def keep(name):
         def hook(module, inputs, output):
             seen[name] = (output[0] if isinstance(output, tuple) else output)[0].detach().clone()
+
         return hook
 
     llama, adapter = encoder.transformer.model, encoder.adapter
-    stages = {"text.0_embedding": llama.embed_tokens, "text.1_layer0_self_attn_out": llama.layers[0].self_attn,
-              "adapter.1_proj": adapter.proj, "adapter.2_encoder_layer": adapter.transformer["encoder"].layers[0],
-              "adapter.3_encoder_after_norm": adapter.transformer["encoder"], "adapter.4_decoder_layer": adapter.transformer["decoder"].layers[0]}
+    stages = {
+        "text.0_embedding": llama.embed_tokens,
+        "text.1_layer0_self_attn_out": llama.layers[0].self_attn,
+        "adapter.1_proj": adapter.proj,
+        "adapter.2_encoder_layer": adapter.transformer["encoder"].layers[0],
+        "adapter.3_encoder_after_norm": adapter.transformer["encoder"],
+        "adapter.4_decoder_layer": adapter.transformer["decoder"].layers[0],
+    }
     stages |= {f"text.{i + 1}_layer{i}_out": layer for i, layer in enumerate(llama.layers)}
     assert stages.keys() == debug.keys()
     hooks = [module.register_forward_hook(keep(name)) for name, module in stages.items()]
@@ -165,14 +177,23 @@ def test_every_tensor_of_the_published_adapters_has_its_place(name, manifest, tm
     module = {AdapterShape: LanguageAdapter, AdapterShapeXL: LanguageAdapterXL}.get(type(file.shape))
     with torch.device("meta"):
         ours = to_published(module(file.shape).state_dict()) if module else {}
-    assert {n: tuple(t.shape) for n, t in ours.items()} == {n: tuple(t.shape) for n, t in to_published(file.state_dict()).items()}
+    assert {n: tuple(t.shape) for n, t in ours.items()} == {
+        n: tuple(t.shape) for n, t in to_published(file.state_dict()).items()
+    }
     assert len(file.state_dict()) + len(file.model_patch()) == len(published)
     width = {"sdxl": 2816, "pixart": 4096}.get(file.family.name)
-    assert {tuple(t.shape) for n, t in file.model_patch().items() if n.endswith(("0.0.weight", "fc1.weight"))} <= {(1280, width), (1152, width)}
+    assert {tuple(t.shape) for n, t in file.model_patch().items() if n.endswith(("0.0.weight", "fc1.weight"))} <= {
+        (1280, width),
+        (1152, width),
+    }
     assert bool(file.model_patch()) == ("_embed" in name or "pixart" in name)
 
 
-@pytest.mark.parametrize("names", (["internvl_text_14b_224px"], ["internvl_text_14b_224px", "internvl_14b_full_checkpoint"]), ids=("text", "whole"))
+@pytest.mark.parametrize(
+    "names",
+    (["internvl_text_14b_224px"], ["internvl_text_14b_224px", "internvl_14b_full_checkpoint"]),
+    ids=("text", "whole"),
+)
 def test_every_tensor_that_text_needs_of_the_full_size_checkpoint_has_its_place(names, manifest, goldens, tmp_path):
     """The published names and shapes, found by the reader and equal to the module's: nothing missing, nothing unexpected."""
     shapes = {n: shape for name in names for n, shape in manifest(name).items()}
@@ -181,7 +202,9 @@ def test_every_tensor_that_text_needs_of_the_full_size_checkpoint_has_its_place(
     torch.save({n: torch.empty(s, device="meta") for n, s in shapes.items()}, folder / "pytorch_model.bin")
     shutil.copy(goldens / "tokenizer" / "tokenizer.model", folder)
     found = open_text_encoder(folder)
-    assert found.config == TextConfig(vocabulary=49954, width=4096, feed_forward=11008, layers=32, heads=32, norm_eps=1e-6)
+    assert found.config == TextConfig(
+        vocabulary=49954, width=4096, feed_forward=11008, layers=32, heads=32, norm_eps=1e-6
+    )
     module = InternVLEncoder(found.config, dtype=torch.float16, device="meta")
     wanted = {n: tuple(t.shape) for n, t in module.transformer.state_dict().items()}
     assert {n: shapes[source] for n, source in found.names.items()} == wanted

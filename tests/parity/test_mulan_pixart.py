@@ -1,13 +1,13 @@
 """PixArt: the rows handed to the transformer, and its caption projection with the adapter's weights."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.mmdit import Mlp
-
-from mulan.clip import load_clip, negative_view
-from mulan.families import PIXART
-from mulan.files import open_adapter
+from mulan_nodes.mulan.conditioning.clip import load_clip, negative_view
+from mulan_nodes.mulan.conditioning.families import PIXART
+from mulan_nodes.mulan.conditioning.model_files import open_adapter
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,22 @@ def projection(patch: dict[str, torch.Tensor]) -> torch.nn.Module:
     """The host's y_proj with an adapter's weights."""
     weights = {name.removeprefix("diffusion_model.y_embedder.y_proj."): tensor for name, tensor in patch.items()}
     hidden, text = weights["fc1.weight"].shape
-    module = Mlp(text, hidden, hidden, act_layer=lambda: torch.nn.GELU(approximate="tanh"), dtype=torch.float32, operations=torch.nn)
+    module = Mlp(
+        text,
+        hidden,
+        hidden,
+        act_layer=lambda: torch.nn.GELU(approximate="tanh"),
+        dtype=torch.float32,
+        operations=torch.nn,
+    )
     module.load_state_dict(weights)
     return module
 
 
 def sides(clip, cases):
-    return [(clip, entry) for entry in cases["positives"]] + [(negative_view(clip), entry) for entry in cases["negatives"]]
+    return [(clip, entry) for entry in cases["positives"]] + [
+        (negative_view(clip), entry) for entry in cases["negatives"]
+    ]
 
 
 def test_the_rows_that_are_no_padding(facts, clip, tensors, close):
@@ -37,7 +46,7 @@ def test_the_rows_that_are_no_padding(facts, clip, tensors, close):
         if len(states) == 83:
             states = torch.cat((states[:1], states[4:]))
         kept = torch.tensor(entry["attention_mask"]).bool()
-        assert not kept[kept.sum():].any()
+        assert not kept[kept.sum() :].any()
         close(context[0], states[kept], "text.safetensors (pixart)")
 
 
@@ -45,13 +54,16 @@ def test_caption_projection(facts, clip, adapter_files, tensors, close):
     module = projection(open_adapter(adapter_files("pixart"), PIXART).model_patch())
     for side, entry in sides(clip, facts("cases_pixart")):
         context = side.encode_from_tokens(side.tokenize(entry["prompt"]))
-        golden = tensors(entry["caption_projection_output"])[:context.shape[1]]
+        golden = tensors(entry["caption_projection_output"])[: context.shape[1]]
         with torch.no_grad():
             close(module(context)[0], golden, "pixart.safetensors")
 
 
 def test_the_published_pth_is_the_same_adapter(goldens, adapter_files):
-    published, ours = open_adapter(goldens / "weights" / "pixart_tiny.pth", PIXART), open_adapter(adapter_files("pixart"), PIXART)
+    published, ours = (
+        open_adapter(goldens / "weights" / "pixart_tiny.pth", PIXART),
+        open_adapter(adapter_files("pixart"), PIXART),
+    )
     assert published.state_dict() == {} and published.family is PIXART
     for name, tensor in published.model_patch().items():
         assert torch.equal(tensor, ours.model_patch()[name])
@@ -59,6 +71,8 @@ def test_the_published_pth_is_the_same_adapter(goldens, adapter_files):
 
 def test_full_size(full_size, whole):
     entry, published, given = full_size("pixart")
-    patch = {name.replace("linear_", "diffusion_model.y_embedder.y_proj.fc"): tensor for name, tensor in published.items()}
+    patch = {
+        name.replace("linear_", "diffusion_model.y_embedder.y_proj.fc"): tensor for name, tensor in published.items()
+    }
     with torch.no_grad():
         whole(projection(patch)(given("input")), entry["output"])

@@ -1,15 +1,15 @@
 """SDXL: contexts, pooled vectors in all four variants of the adapter, what upstream replaces by zeros, the size embedding's weights."""
+
 from __future__ import annotations
 
 import pytest
 import torch
+from mulan_nodes.mulan.conditioning.adapter import from_published
+from mulan_nodes.mulan.conditioning.adapter_sdxl import AdapterShapeXL, LanguageAdapterXL
+from mulan_nodes.mulan.conditioning.clip import load_clip, negative_view
+from mulan_nodes.mulan.conditioning.families import SDXL, ZEROING, Zeroing
+from mulan_nodes.mulan.conditioning.model_files import open_adapter
 from torch import nn
-
-from mulan.adapter import from_published
-from mulan.adapter_xl import AdapterShapeXL, LanguageAdapterXL
-from mulan.clip import load_clip, negative_view
-from mulan.families import SDXL, ZEROING, Zeroing
-from mulan.files import open_adapter
 
 VARIANTS = ("sdxl_embed_attnpool", "sdxl_embed_textproj", "sdxl_noembed_attnpool", "sdxl_noembed_textproj")
 FLAG_SETS = {"default": "all pooled, empty negative", "examples_sdxl_py": "negative pooled", "all_off": "nothing"}
@@ -26,6 +26,7 @@ def clips(checkpoint, adapter_files):
             made[variant] = clip, negative_view(clip)
         made[variant][0].cond_stage_model.zeroing = zeroing
         return made[variant]
+
     return get
 
 
@@ -41,7 +42,9 @@ def test_contexts_and_pooled_vectors(variant, facts, clips, tensors, close):
         for entry in entries:
             context, pooled = encode(side, entry["prompt"])
             close(context[0], tensors(entry["context"]), "sdxl.safetensors")
-            reference = tensors(entry["pooled"]["pooled_attnpool" if variant.endswith("attnpool") else "pooled_textproj"])
+            reference = tensors(
+                entry["pooled"]["pooled_attnpool" if variant.endswith("attnpool") else "pooled_textproj"]
+            )
             close(pooled[0], reference.reshape(-1), "sdxl.safetensors (pooled)")
 
 
@@ -51,7 +54,11 @@ def test_text_embeds(facts, clips, tensors, close):
     encoder = clip.cond_stage_model.internvl
     for entry in facts("cases_sdxl")["positives"]:
         (states,) = encoder.states([entry["input_ids"]])
-        close(encoder.text_embeds(entry["input_ids"], states)[0], tensors(entry["text_embeds"]).reshape(-1), "text.safetensors")
+        close(
+            encoder.text_embeds(entry["input_ids"], states)[0],
+            tensors(entry["text_embeds"]).reshape(-1),
+            "text.safetensors",
+        )
 
 
 @pytest.mark.parametrize("flags", FLAG_SETS)
@@ -79,8 +86,10 @@ def test_the_whole_truth_table_of_upstreams_flags(facts, clips):
     for row in facts("cases_sdxl")["zeroing_truth_table"]:
         zeroing = Zeroing(row["zero_pool_prompt"], row["zero_empty_prompt"], row["zero_negative_pool_prompt"])
         clip, negative = clips("sdxl_noembed_textproj", zeroing)
-        ours = zip(("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds"),
-                   (*encode(clip, "a cat"), *encode(negative, row["negative"] or "")))
+        ours = zip(
+            ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+            (*encode(clip, "a cat"), *encode(negative, row["negative"] or "")),
+        )
         assert {name: not tensor.any() for name, tensor in ours} == row["zero"], row
 
 
@@ -88,7 +97,9 @@ def size_embedding(patch: dict[str, torch.Tensor]) -> nn.Module:
     """The UNet's label_emb with an adapter's weights, under the host's names."""
     prefix = "diffusion_model.label_emb.0."
     weights = {name.removeprefix(prefix): tensor for name, tensor in patch.items()}
-    module = nn.Sequential(nn.Linear(*weights["0.weight"].shape[::-1]), nn.SiLU(), nn.Linear(*weights["2.weight"].shape[::-1]))
+    module = nn.Sequential(
+        nn.Linear(*weights["0.weight"].shape[::-1]), nn.SiLU(), nn.Linear(*weights["2.weight"].shape[::-1])
+    )
     module.load_state_dict(weights)
     return module
 
@@ -98,7 +109,11 @@ def test_size_embedding(facts, adapter_files, tensors, close):
     for entry in facts("cases_sdxl")["add_embedding"]:
         golden = tensors(entry["add_embedding_output"])
         with torch.no_grad():
-            close(module(tensors(entry["add_embedding_input"])).reshape(golden.shape), golden, "sdxl.safetensors (size embedding)")
+            close(
+                module(tensors(entry["add_embedding_input"])).reshape(golden.shape),
+                golden,
+                "sdxl.safetensors (size embedding)",
+            )
 
 
 @pytest.mark.parametrize("name", ("sdxl_embed_attnpool", "sdxl_noembed_textproj"))
@@ -114,8 +129,14 @@ def test_full_size(name, full_size, whole):
         whole(context, entry["context"])
         whole(pooled, entry["pooled"])
         if embedding:
-            renamed = {n.replace("add_embedding.linear_1", "diffusion_model.label_emb.0.0").replace("add_embedding.linear_2", "diffusion_model.label_emb.0.2"): t
-                       for n, t in embedding.items()}
-            sizes = torch.tensor(entry["time_ids"])[:, None] * torch.exp(-torch.arange(128) / 128 * torch.log(torch.tensor(1e4)))
+            renamed = {
+                n.replace("add_embedding.linear_1", "diffusion_model.label_emb.0.0").replace(
+                    "add_embedding.linear_2", "diffusion_model.label_emb.0.2"
+                ): t
+                for n, t in embedding.items()
+            }
+            sizes = torch.tensor(entry["time_ids"])[:, None] * torch.exp(
+                -torch.arange(128) / 128 * torch.log(torch.tensor(1e4))
+            )
             sinusoids = torch.cat((sizes.cos(), sizes.sin()), dim=-1).reshape(1, -1)
             whole(size_embedding(renamed)(torch.cat((pooled, sinusoids), dim=-1)), entry["add_embedding_output"])

@@ -1,7 +1,8 @@
 """Swin and InternImage against upstream's feature maps, and the full-size ones' tensors."""
+
 import pytest
 import torch
-from pack.visionllm_nodes.model.published import backbone, swin
+from mulan_nodes.visionllm_nodes.model.keys import backbone, swin
 
 GROUNDING, POSE = "model.backbone.conv_encoder.model.", "backbone.0."
 TOLERANCE = 5e-5
@@ -15,7 +16,10 @@ def loaded(tensors, told, names):
     config = backbone.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, told)
     module = backbone.build(config, operations=torch.nn, device="meta")
     module.load_state_dict(
-        {ours: source.read(tensors.__getitem__) for ours, source in backbone.sources(config, names).items()}, strict=True, assign=True)
+        {ours: source.read(tensors.__getitem__) for ours, source in backbone.sources(config, names).items()},
+        strict=True,
+        assign=True,
+    )
     return module
 
 
@@ -50,7 +54,11 @@ def test_maps_of_the_pose_decoder(vision_case, close):
     assert module.config.normed == (False, True, True, True)
     told = case.facts["swin"]
     assert (module.config.width, list(module.config.depths), list(module.config.heads), module.config.window) == (
-        told["embed_dim"], told["depths"], told["num_heads"], told["window_size"])
+        told["embed_dim"],
+        told["depths"],
+        told["num_heads"],
+        told["window_size"],
+    )
     sizes = case.facts["inputs"]["image_sizes"]
     height, width = (max(sides) + -max(sides) % 32 for sides in zip(*sizes))
     images = torch.zeros(len(sizes), 3, height, width)
@@ -60,12 +68,20 @@ def test_maps_of_the_pose_decoder(vision_case, close):
         close(features, case.stored[f"backbone_feat_{level}"], f"unipose_swin backbone_feat_{level}", TOLERANCE)
 
 
-@pytest.mark.parametrize("name, prefix, names", [
-    ("gdino_swin_t", f"gdino.{GROUNDING}", swin.HUGGING_FACE), ("unipose_swin_t", f"unipose.{POSE}", swin.MICROSOFT),
-    ("gdino_internimage_h", f"gdino.{GROUNDING}", swin.HUGGING_FACE), ("unipose_internimage_h", f"unipose.{POSE}", swin.MICROSOFT)])
+@pytest.mark.parametrize(
+    "name, prefix, names",
+    [
+        ("gdino_swin_t", f"gdino.{GROUNDING}", swin.HUGGING_FACE),
+        ("unipose_swin_t", f"unipose.{POSE}", swin.MICROSOFT),
+        ("gdino_internimage_h", f"gdino.{GROUNDING}", swin.HUGGING_FACE),
+        ("unipose_internimage_h", f"unipose.{POSE}", swin.MICROSOFT),
+    ],
+)
 def test_full_size_tensors(vision_manifest, name, prefix, names):
     listed = vision_manifest(name)
-    published = {tensor: torch.empty(shape, device="meta") for tensor, shape in below(prefix, listed["tensors"]).items()}
+    published = {
+        tensor: torch.empty(shape, device="meta") for tensor, shape in below(prefix, listed["tensors"]).items()
+    }
     module = loaded(published, {}, names)
     used = [tensor for source in backbone.sources(module.config, names).values() for tensor in source.names]
     assert sorted(used) == sorted(tensor for tensor in published if not backbone.unused(tensor))
@@ -80,4 +96,9 @@ def test_a_swin_map_smaller_than_a_window_is_padded_to_one(vision_case):
     """Upstream partitions always: a 32-pixel picture has 1x1 tokens in the last stage."""
     case = vision_case("gdino_swin")
     module = loaded(below(GROUNDING, case.weights()), {}, swin.HUGGING_FACE)
-    assert [tuple(features.shape[2:]) for features in module(torch.ones(1, 3, 32, 32))] == [(8, 8), (4, 4), (2, 2), (1, 1)]
+    assert [tuple(features.shape[2:]) for features in module(torch.ones(1, 3, 32, 32))] == [
+        (8, 8),
+        (4, 4),
+        (2, 2),
+        (1, 1),
+    ]

@@ -1,7 +1,8 @@
 """The grounding decoder against upstream's numbers, and the full-size ones' tensors."""
+
 import pytest
 import torch
-from pack.visionllm_nodes.model.published import grounding
+from mulan_nodes.visionllm_nodes.model.keys import grounding
 
 CASES = ["gdino_swin", "gdino_internimage", "gdino_fullwidth"]
 BOXES, MASKS, STATES = 1e-5, 2e-4, 5e-5
@@ -16,7 +17,11 @@ def loaded(case):
     tensors = case.weights()
     config = grounding.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, told(case.facts))
     decoder = grounding.build(config, operations=torch.nn, device="meta")
-    decoder.load_state_dict({ours: source.read(tensors.__getitem__) for ours, source in grounding.sources(config).items()}, strict=True, assign=True)
+    decoder.load_state_dict(
+        {ours: source.read(tensors.__getitem__) for ours, source in grounding.sources(config).items()},
+        strict=True,
+        assign=True,
+    )
     return decoder
 
 
@@ -62,6 +67,7 @@ def answered(vision_case):
             with upstream_text_masks(decoder, inputs[3]):
                 made[name] = case, decoder, decoder(*inputs), seen
         return made[name]
+
     return get
 
 
@@ -111,7 +117,9 @@ def test_what_the_parts_hand_on(answered, close, name):
         close(seen.enc_vision, stored["enc_vision"], f"{name} enc_vision", STATES)
         close(found.mask_features, stored["mask_features"], f"{name} mask_features", STATES)
         close(found.all_states.transpose(0, 1), stored["intermediate_hidden_states"], f"{name} hidden states", STATES)
-        for level in range(len(seen.pyramid.shapes) - 1):  # upstream's level 0 is the finest map, which is not in the pyramid
+        for level in range(
+            len(seen.pyramid.shapes) - 1
+        ):  # upstream's level 0 is the finest map, which is not in the pyramid
             assert torch.equal(seen.pyramid.level_mask(level), stored[f"backbone_mask_{level + 1}"])
     else:
         close(seen.enc_vision.mean(1), stored["enc_vision_mean"], f"{name} enc_vision", STATES)
@@ -143,7 +151,7 @@ def test_what_every_layer_answers(answered, close, name):
             close(decoder.mask_logits(states, found.mask_features), golden, f"{name} masks", MASKS)
     else:
         first = stored["pred_masks_first8"]
-        close(masks[:, :first.shape[1]], first, f"{name} masks", MASKS)
+        close(masks[:, : first.shape[1]], first, f"{name} masks", MASKS)
         close(masks.mean((2, 3)), stored["pred_masks_mean"], f"{name} masks", MASKS)
         close(masks.std((2, 3)), stored["pred_masks_std"], f"{name} masks", MASKS)
     some = every[:, [3, 0]]
@@ -163,7 +171,9 @@ def test_a_sample_in_a_batch_answers_as_alone(answered, close, name):
     masks = decoder.masks(found, torch.arange(found.logits.shape[1]).expand(len(counts), -1))
     for index in range(len(counts)):
         row, key = slice(index, index + 1), f"single{index}"
-        close_where_finite(close, found.logits[row], case.stored[f"{key}_logits"], f"{name} {key}", logits_tolerance(case))
+        close_where_finite(
+            close, found.logits[row], case.stored[f"{key}_logits"], f"{name} {key}", logits_tolerance(case)
+        )
         close(found.boxes[row], case.stored[f"{key}_boxes"], f"{name} {key} boxes", BOXES)
         close(masks[row], case.stored[f"{key}_masks"], f"{name} {key} masks", MASKS)
 
@@ -176,7 +186,10 @@ def test_every_published_tensor_has_its_place(vision_manifest, name):
     config = grounding.configuration(shapes, {})
     sources = grounding.sources(config)
     made = grounding.build(config, operations=torch.nn, device="meta").state_dict()
-    given = {ours: source.read(lambda published: torch.empty(shapes[published], device="meta")).shape for ours, source in sources.items()}
+    given = {
+        ours: source.read(lambda published: torch.empty(shapes[published], device="meta")).shape
+        for ours, source in sources.items()
+    }
     assert {ours: tensor.shape for ours, tensor in made.items()} == given
     used = [published for source in sources.values() for published in source.names]
     assert len(used) == len(set(used))
@@ -204,7 +217,14 @@ def test_gradients_reach_every_weight(vision_case):
         weight.requires_grad_(True)
     found = decoder(*given(case))
     index = torch.zeros(len(found.logits), 1, dtype=torch.long)
-    sigmoids = (found.all_logits.sigmoid().sum(), found.all_boxes.sum(), found.proposals.logits.sigmoid().sum(), found.proposals.boxes.sum())
+    sigmoids = (
+        found.all_logits.sigmoid().sum(),
+        found.all_boxes.sum(),
+        found.proposals.logits.sigmoid().sum(),
+        found.proposals.boxes.sum(),
+    )
     (sum(sigmoids) + decoder.masks(found, index).sigmoid().sum()).backward()
-    without = [name for name, weight in decoder.named_parameters() if weight.grad is None or not weight.grad.isfinite().all()]
+    without = [
+        name for name, weight in decoder.named_parameters() if weight.grad is None or not weight.grad.isfinite().all()
+    ]
     assert without == []

@@ -1,17 +1,17 @@
 """Every tensor of the full-size checkpoints, by name and shape: nothing missing, nothing unexpected. No value is read."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 import torch
-
-from mulan.conversion import output_of
-from mulan.tensor_files import TensorFile, WrongFile
-from pack.visionllm_nodes.model import convert
-from pack.visionllm_nodes.model.checkpoint import read_visionllm, unexpected
-from pack.visionllm_nodes.model.internimage import InternImageConfig
-from pack.visionllm_nodes.model.swin import SwinConfig
+from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, WrongFile
+from mulan_nodes.mulan.conversion import visionllm as convert
+from mulan_nodes.mulan.conversion.output_files import output_of
+from mulan_nodes.visionllm_nodes.model.internimage import InternImageConfig
+from mulan_nodes.visionllm_nodes.model.swin import SwinConfig
+from mulan_nodes.visionllm_nodes.model.visionllm_files import read_visionllm, unexpected
 
 PARTS = {"tower", "bridge", "language", "super_link", "region_encoder", "grounding", "pose"}
 
@@ -19,20 +19,33 @@ PARTS = {"tower", "bridge", "language", "super_link", "region_encoder", "groundi
 @pytest.fixture
 def opened_manifest(vision_manifest, tmp_path):
     """opened_manifest("visionllmv2_7b_swin_t") -> the checkpoint of these names and shapes; further manifests replace the parts that they list."""
+
     def opened(name, *instead):
         tensors = vision_manifest(name)["tensors"]
         for manifest in map(vision_manifest, instead):
-            tensors = {name: shape for name, shape in tensors.items() if not name.startswith(manifest["prefix"])} | manifest["tensors"]
+            tensors = {
+                name: shape for name, shape in tensors.items() if not name.startswith(manifest["prefix"])
+            } | manifest["tensors"]
         shapes = {name: tuple(shape) for name, shape in tensors.items()}
         return read_visionllm(TensorFile(tmp_path, shapes, lambda name: torch.empty(shapes[name], device="meta"), {}))
+
     return opened
 
 
-@pytest.mark.parametrize("manifests, parts, width, backbone", [
-    (("visionllmv2_7b_swin_t",), PARTS | {"generate", "edit"}, 4096, SwinConfig),
-    (("visionllmv2_7b_swin_t", "gdino_internimage_h", "unipose_internimage_h"), PARTS | {"generate", "edit"}, 4096, InternImageConfig),
-    (("visionllmv2_26b_swin_t",), PARTS, 6144, SwinConfig),
-], ids=["7b", "7b internimage", "26b"])
+@pytest.mark.parametrize(
+    "manifests, parts, width, backbone",
+    [
+        (("visionllmv2_7b_swin_t",), PARTS | {"generate", "edit"}, 4096, SwinConfig),
+        (
+            ("visionllmv2_7b_swin_t", "gdino_internimage_h", "unipose_internimage_h"),
+            PARTS | {"generate", "edit"},
+            4096,
+            InternImageConfig,
+        ),
+        (("visionllmv2_26b_swin_t",), PARTS, 6144, SwinConfig),
+    ],
+    ids=["7b", "7b internimage", "26b"],
+)
 def test_nothing_is_missing_and_nothing_unexpected(manifests, parts, width, backbone, opened_manifest, vision_manifest):
     opened = opened_manifest(*manifests)
     assert opened.parts.keys() == parts and unexpected(opened) == []
@@ -60,25 +73,45 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
     forms = {name: form if name in packed else torch.float16 for name in used}
     slots = output_of(tmp_path, "", "", {}, lambda: published.file, {name: name for name in used}, forms).slots
     shapes = {name: slot.shape for name, slot in slots.items()}
-    converted = read_visionllm(TensorFile(tmp_path, shapes, lambda name: torch.empty(slots[name].shape, dtype=slots[name].dtype, device="meta"),
-                                          {"config": json.dumps({})}))
+    converted = read_visionllm(
+        TensorFile(
+            tmp_path,
+            shapes,
+            lambda name: torch.empty(slots[name].shape, dtype=slots[name].dtype, device="meta"),
+            {"config": json.dumps({})},
+        )
+    )
     assert unexpected(converted) == [] and converted.is_quantised
     values = dict(converted.tensors())
-    layers = [name.removesuffix("weight") for name in values if name.startswith("language.layers.") and name.endswith("_proj.weight")]
+    layers = [
+        name.removesuffix("weight")
+        for name in values
+        if name.startswith("language.layers.") and name.endswith("_proj.weight")
+    ]
     assert len(layers) == 7 * converted.parts["language"].config.layers
     for layer in layers:
         rows = len(values[f"{layer}weight"])
-        assert values[f"{layer}weight"].dtype == form.dtype and values[f"{layer}weight_scale"].shape == ((rows, 1) if format == "int8" else ())
-    assert "language.lm_head.weight_scale" not in values and ("language.embed_tokens.weight_scale" in values) == (format == "int8")
+        assert values[f"{layer}weight"].dtype == form.dtype and values[f"{layer}weight_scale"].shape == (
+            (rows, 1) if format == "int8" else ()
+        )
+    assert "language.lm_head.weight_scale" not in values and ("language.embed_tokens.weight_scale" in values) == (
+        format == "int8"
+    )
 
 
-@pytest.mark.parametrize("lost, words", [
-    ("llm.model.layers.31.mlp.up_proj.weight", "1 tensors are missing, the first is llm.model.layers.31.mlp.up_proj.weight"),
-    ("gdino.model.level_embed", "its grounding has no tensor gdino.model.level_embed. Download it again"),
-    ("ip2p.llm2sd_mapper_queries", "its edit has no tensor ip2p.llm2sd_mapper_queries"),
-    ("llm.model.embed_tokens.weight", "is no VisionLLM v2 checkpoint: it has no language"),
-    ("vl_bridge.2.weight", "1 tensors are missing, the first is vl_bridge.2.weight"),
-])
+@pytest.mark.parametrize(
+    "lost, words",
+    [
+        (
+            "llm.model.layers.31.mlp.up_proj.weight",
+            "1 tensors are missing, the first is llm.model.layers.31.mlp.up_proj.weight",
+        ),
+        ("gdino.model.level_embed", "its grounding has no tensor gdino.model.level_embed. Download it again"),
+        ("ip2p.llm2sd_mapper_queries", "its edit has no tensor ip2p.llm2sd_mapper_queries"),
+        ("llm.model.embed_tokens.weight", "is no VisionLLM v2 checkpoint: it has no language"),
+        ("vl_bridge.2.weight", "1 tensors are missing, the first is vl_bridge.2.weight"),
+    ],
+)
 def test_a_missing_tensor_is_named(lost, words, opened_manifest, tmp_path):
     file = opened_manifest("visionllmv2_7b_swin_t").file
     shapes = {name: shape for name, shape in file.shapes.items() if name != lost}
@@ -89,5 +122,8 @@ def test_a_missing_tensor_is_named(lost, words, opened_manifest, tmp_path):
 def test_another_shape_is_named(opened_manifest, tmp_path):
     file = opened_manifest("visionllmv2_7b_swin_t").file
     shapes = {**file.shapes, "region_encoder.up_dim.bias": (4095,)}
-    with pytest.raises(WrongFile, match=r"region_encoder.up_dim.bias give the shape \(4095,\), and region_encoder.out.bias is \(4096,\)"):
+    with pytest.raises(
+        WrongFile,
+        match=r"region_encoder.up_dim.bias give the shape \(4095,\), and region_encoder.out.bias is \(4096,\)",
+    ):
         read_visionllm(TensorFile(tmp_path, shapes, file.read, {}))

@@ -1,16 +1,16 @@
 """The whole model against upstream's: prompts with pictures, regions and super links in, hidden states and the decoders' answers out."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 import torch
+from mulan_nodes.visionllm_nodes.model.generation import Writing
+from mulan_nodes.visionllm_nodes.model.super_link import read
+from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
+from mulan_nodes.visionllm_nodes.model.visionllm_files import open_visionllm, unexpected
 from safetensors.torch import save_file
-
-from pack.visionllm_nodes.model.checkpoint import open_visionllm, unexpected
-from pack.visionllm_nodes.model.super_link import read
-from pack.visionllm_nodes.model.visionllm import Prompt
-from pack.visionllm_nodes.model.writing import Writing
 
 TASKS = ("det", "grd", "seg", "pose", "interactive")
 HIDDEN, LOGITS, BOXES, MASKS = 5e-5, 2e-4, 1e-5, 2e-4
@@ -26,12 +26,22 @@ def golden(vision_case):
 def opened(golden, tmp_path_factory):
     """The golden's checkpoint as a published folder, opened as any other."""
     folder = tmp_path_factory.mktemp("VisionLLMv2")
-    save_file({name: tensor.contiguous().clone() for name, tensor in golden.weights().items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in golden.weights().items()}, folder / "model.safetensors"
+    )
     told = golden.facts["config"]
-    (folder / "config.json").write_text(json.dumps({
-        **told["model"], "llm_config": told["llm"], "vis_encoder_config": told["clip"],
-        "gdino_config": {**told["gdino"], "backbone_config": told["gdino_backbone"]}, "unipose_config": told["unipose"],
-    }), "utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                **told["model"],
+                "llm_config": told["llm"],
+                "vis_encoder_config": told["clip"],
+                "gdino_config": {**told["gdino"], "backbone_config": told["gdino_backbone"]},
+                "unipose_config": told["unipose"],
+            }
+        ),
+        "utf-8",
+    )
     return open_visionllm(folder)
 
 
@@ -59,6 +69,7 @@ def asked(golden, model, vision_case):
         if "regions" in case.stored:
             regions = model.look_at_regions(views[-1], seen, case.stored["regions"].bool())
         return case, Prompt(row, [seen.tokens], regions, model.super_link.links(row, ids))
+
     return get
 
 
@@ -75,7 +86,9 @@ def test_a_checkpoint_may_keep_any_one_copy_of_a_shared_tensor(opened, golden, t
     (tmp_path / "config.json").write_text(json.dumps(opened.told), "utf-8")
     few = open_visionllm(tmp_path)
     assert unexpected(few) == []
-    assert all(torch.equal(tensor, other) for (_, tensor), (_, other) in zip(few.tensors(), opened.tensors(), strict=True))
+    assert all(
+        torch.equal(tensor, other) for (_, tensor), (_, other) in zip(few.tensors(), opened.tensors(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -102,7 +115,7 @@ def test_a_cached_picture_answers_as_a_fresh_one(task, asked, model, golden, clo
     short = Prompt(question.ids[:5])
     states, _ = model.read([question, short], ids[PATCH], ids[REGION], cache)
     close(states[0], whole[0, cut:], "cached picture", 1e-5)
-    close(states[1, :5], whole[0, cut:cut + 5], "cached picture", 1e-5)
+    close(states[1, :5], whole[0, cut : cut + 5], "cached picture", 1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -120,9 +133,13 @@ def test_decoders_answer(task, asked, model, golden, close):
         mask = torch.zeros(1, *canvas, dtype=torch.bool)
         mask[:, :height, :width] = True
         objects = len(meta["id2index"])
-        pose = model.pose(picture, mask, queries[:, :objects], known[:, :objects], queries[:, objects:], known[:, objects:])
+        pose = model.pose(
+            picture, mask, queries[:, :objects], known[:, :objects], queries[:, objects:], known[:, objects:]
+        )
         slots = model.pose.config.slots
-        keypoints = case.stored["unipose_keypoints"][..., :2 * slots].unflatten(-1, (slots, 2))[:, :, :queries.shape[1] - objects]
+        keypoints = case.stored["unipose_keypoints"][..., : 2 * slots].unflatten(-1, (slots, 2))[
+            :, :, : queries.shape[1] - objects
+        ]
         close(pose.logits, case.stored["unipose_logits"], f"{case.name} (logits)", LOGITS)
         close(pose.boxes, case.stored["unipose_boxes"], case.name, BOXES)
         close(pose.keypoints, keypoints, case.name, BOXES)
@@ -149,13 +166,22 @@ def test_tool_tokens_within_generation(golden, model, vision_case, close):
     prompt = Prompt(case.stored["gen_input_ids"][0].tolist(), [seen.tokens])
     writing = Writing(model, [prompt], ids, end=-1, limit=len(case.facts["steps"]), choose=choose)
     prefill = logits_of_last
-    answer, = writing.run()
+    (answer,) = writing.run()
     known = torch.ones(len(model.language.lm_head.weight), dtype=torch.bool)
-    known[[id for name, id in ids.items() if name.startswith("[EMB")]] = False  # these are never chosen, so their logits are -inf
+    known[[id for name, id in ids.items() if name.startswith("[EMB")]] = (
+        False  # these are never chosen, so their logits are -inf
+    )
     close(prefill[0][:, known], case.stored["gen_prefill_last_logits"][:, known], f"{case.name} (logits)", LOGITS)
     for step, following in zip(case.facts["steps"], logits_of_last[1:]):
-        close(following[:, known], case.stored[f"gen_step_{step['step']}_logits"][:, -1, known], f"{case.name} (logits)", LOGITS)
+        close(
+            following[:, known],
+            case.stored[f"gen_step_{step['step']}_logits"][:, -1, known],
+            f"{case.name} (logits)",
+            LOGITS,
+        )
     tools = [step for step in case.facts["steps"] if step["logits_shape"][1] > 1]
-    assert [call.tool for call in answer.tools] == [next(name for name, id in ids.items() if id == step["token"]) for step in tools]
+    assert [call.tool for call in answer.tools] == [
+        next(name for name, id in ids.items() if id == step["token"]) for step in tools
+    ]
     for call, step in zip(answer.tools, tools):
         close(call.states, case.stored[f"gen_step_{step['step']}_hidden"][0, 1:], case.name, HIDDEN)

@@ -1,13 +1,14 @@
 """Region encoder, bridge, mappers, InternViT and InternLM2 against upstream's numbers, and the full-size ones' tensors."""
+
 import pytest
 import torch
-from mulan.internvl import published_vit
-from mulan.internvl.intern_vit import InternViT
-from pack.visionllm_nodes.model.bridge import Bridge, pixel_shuffle
-from pack.visionllm_nodes.model.language_model import LanguageModel
-from pack.visionllm_nodes.model.mappers import Mapper
-from pack.visionllm_nodes.model.published import bridge, internlm2, mappers, region_encoder
-from pack.visionllm_nodes.model.region_encoder import RegionEncoder, region_weights
+from mulan_nodes.mulan.internvl import intern_vit_keys as published_vit
+from mulan_nodes.mulan.internvl.intern_vit import InternViT
+from mulan_nodes.visionllm_nodes.model.bridge import Bridge, pixel_shuffle
+from mulan_nodes.visionllm_nodes.model.keys import bridge, internlm2, mappers, region_encoder
+from mulan_nodes.visionllm_nodes.model.language_model import LanguageModel
+from mulan_nodes.visionllm_nodes.model.mappers import Mapper
+from mulan_nodes.visionllm_nodes.model.region_encoder import RegionEncoder, region_weights
 
 TOLERANCE = 5e-5
 
@@ -20,7 +21,10 @@ def loaded(model, published, tensors, told=None, operations=torch.nn):
     config = published.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, told or {})
     module = model(config, operations=operations, device="meta")
     module.load_state_dict(
-        {ours: source.read(tensors.__getitem__) for ours, source in published.sources(config).items()}, strict=True, assign=True)
+        {ours: source.read(tensors.__getitem__) for ours, source in published.sources(config).items()},
+        strict=True,
+        assign=True,
+    )
     used = {name for source in published.sources(config).values() for name in source.names}
     assert used == {name for name in tensors if not published.unused(name)}
     return module
@@ -40,6 +44,7 @@ def region(vision_case):
     def encode(masks):
         count = len(masks)
         return module(image.expand(count, -1, -1, -1), masks, [states.expand(count, -1, -1) for states in features])
+
     return case, module, encode
 
 
@@ -74,7 +79,9 @@ def test_a_large_region_is_the_mean_of_all_its_pixels(region, close):
     out = encode(mask)
     close(out, case.stored["large_all_points"], "region_encoder large_all_points", TOLERANCE)
     for name in (name for name in case.stored if name.startswith("large_random")):
-        assert (out - case.stored[name]).abs().max() <= case.facts["large"]["max_abs_deviation_of_random_from_all_points"] + TOLERANCE
+        assert (out - case.stored[name]).abs().max() <= case.facts["large"][
+            "max_abs_deviation_of_random_from_all_points"
+        ] + TOLERANCE
 
 
 def test_region_weights_are_the_mean_of_bilinear_samples():
@@ -111,9 +118,14 @@ def test_mapper(vision_case, close, name):
     ids = case.stored[f"{name}_input_ids"]
     hidden = case.inputs(f"{name}.hidden", (*ids.shape, told["llm_hidden_size"]))
     first = (ids == told["trigger_token_id"][name]).int().argmax(dim=1) + 1
-    states = torch.stack([row[start:start + told["num_embed_tokens"]] for row, start in zip(hidden, first)])
+    states = torch.stack([row[start : start + told["num_embed_tokens"]] for row, start in zip(hidden, first)])
     close(module.proj(states), case.stored[f"{name}_emb_proj"], f"gen_edit_mapping {name}", TOLERANCE)
-    close(module.transformer["encoder"](module.proj(states)), case.stored[f"{name}_encoder_memory"], f"gen_edit_mapping {name}", TOLERANCE)
+    close(
+        module.transformer["encoder"](module.proj(states)),
+        case.stored[f"{name}_encoder_memory"],
+        f"gen_edit_mapping {name}",
+        TOLERANCE,
+    )
     close(module(states), case.stored[f"{name}_features"], f"gen_edit_mapping {name}", TOLERANCE)
 
 
@@ -127,7 +139,10 @@ def test_intern_vit(vision_case, close):
     for layer in module.layers:
         layer.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
     depth = told["num_hidden_layers"]
-    chosen = module(case.inputs("vit.pixel", (len(case.stored["hidden_0"]), 3, told["image_size"], told["image_size"])), tuple(range(depth + 1)))
+    chosen = module(
+        case.inputs("vit.pixel", (len(case.stored["hidden_0"]), 3, told["image_size"], told["image_size"])),
+        tuple(range(depth + 1)),
+    )
     for index, states in enumerate(chosen):
         close(states, case.stored[f"hidden_{index}"][:, 1:], f"internvit hidden_{index}", TOLERANCE)
     for index, states in enumerate(entering):
@@ -141,13 +156,18 @@ def test_intern_vit_runs_only_the_layers_it_needs(vision_case):
     for index, layer in enumerate(module.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
     side = module.config.picture
-    before_last, = module(torch.zeros(1, 3, side, side), (-2,))
-    assert ran == list(range(module.config.layers - 1)) and before_last.shape == (1, module.config.patches, module.config.width)
+    (before_last,) = module(torch.zeros(1, 3, side, side), (-2,))
+    assert ran == list(range(module.config.layers - 1)) and before_last.shape == (
+        1,
+        module.config.patches,
+        module.config.width,
+    )
 
 
 @torch.no_grad()
 def test_internlm2_is_a_llama(vision_case, close):
     import comfy.ops
+
     case = vision_case("internlm2")
     module = loaded(LanguageModel, internlm2, case.weights(), case.facts["config"], comfy.ops.manual_cast)
     entering = []
@@ -160,19 +180,30 @@ def test_internlm2_is_a_llama(vision_case, close):
 
 
 FULL = [
-    ("core_7b", "region_encoder.", RegionEncoder, region_encoder), ("core_7b", "vl_bridge.", Bridge, bridge),
-    ("sd_ip2p_mappers_7b", "sd.", Mapper, mappers), ("sd_ip2p_mappers_7b", "ip2p.", Mapper, mappers),
-    ("visionllmv2_7b_swin_t", "sd.", Mapper, mappers), ("visionllmv2_7b_swin_t", "ip2p.", Mapper, mappers),
-    ("visionllmv2_26b_swin_t", "region_encoder.", RegionEncoder, region_encoder), ("visionllmv2_26b_swin_t", "vl_bridge.", Bridge, bridge),
-    ("visionllmv2_26b_swin_t", "vis_encoder.", InternViT, published_vit), ("visionllmv2_26b_swin_t", "llm.", LanguageModel, internlm2),
+    ("core_7b", "region_encoder.", RegionEncoder, region_encoder),
+    ("core_7b", "vl_bridge.", Bridge, bridge),
+    ("sd_ip2p_mappers_7b", "sd.", Mapper, mappers),
+    ("sd_ip2p_mappers_7b", "ip2p.", Mapper, mappers),
+    ("visionllmv2_7b_swin_t", "sd.", Mapper, mappers),
+    ("visionllmv2_7b_swin_t", "ip2p.", Mapper, mappers),
+    ("visionllmv2_26b_swin_t", "region_encoder.", RegionEncoder, region_encoder),
+    ("visionllmv2_26b_swin_t", "vl_bridge.", Bridge, bridge),
+    ("visionllmv2_26b_swin_t", "vis_encoder.", InternViT, published_vit),
+    ("visionllmv2_26b_swin_t", "llm.", LanguageModel, internlm2),
 ]
 
 
 @pytest.mark.parametrize("name, prefix, model, published", FULL, ids=[f"{name} {prefix}" for name, prefix, *_ in FULL])
 def test_full_size_tensors(vision_manifest, name, prefix, model, published):
     import comfy.ops
-    listed = {tensor: torch.empty(shape, device="meta") for tensor, shape in below(prefix, vision_manifest(name)["tensors"]).items()}
-    module = loaded(model, published, listed, {}, comfy.ops.manual_cast)  # strict: every name used once, every shape equal
+
+    listed = {
+        tensor: torch.empty(shape, device="meta")
+        for tensor, shape in below(prefix, vision_manifest(name)["tensors"]).items()
+    }
+    module = loaded(
+        model, published, listed, {}, comfy.ops.manual_cast
+    )  # strict: every name used once, every shape equal
     if prefix == "vis_encoder.":
         assert (module.config.heads, module.config.picture, module.config.layers) == (25, 448, 45)
     if prefix == "llm.":

@@ -1,13 +1,13 @@
 """The pose decoder against upstream's UniPose, and its mask against the rule upstream's loops follow."""
+
 from collections import defaultdict
 
 import pytest
 import torch
+from mulan_nodes.visionllm_nodes.model.keys import pose as published
+from mulan_nodes.visionllm_nodes.model.pose_decoder import EPS
+from mulan_nodes.visionllm_nodes.model.pose_groups import keypoint_references, open_across, split, visible
 from torch.nn import functional as F
-
-from pack.visionllm_nodes.model.pose import EPS
-from pack.visionllm_nodes.model.pose_groups import keypoint_references, open_across, split, visible
-from pack.visionllm_nodes.model.published import pose as published
 
 LOGITS = 2e-4
 PLACES = 1e-5
@@ -20,7 +20,11 @@ def built(tensors, told):
     """The decoder with upstream's `tensors`."""
     config = published.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, told)
     decoder = published.build(config, operations=torch.nn, device="meta")
-    decoder.load_state_dict({ours: source.read(tensors.__getitem__) for ours, source in published.sources(config).items()}, strict=True, assign=True)
+    decoder.load_state_dict(
+        {ours: source.read(tensors.__getitem__) for ours, source in published.sources(config).items()},
+        strict=True,
+        assign=True,
+    )
     return decoder.train(False)
 
 
@@ -34,8 +38,11 @@ def asked(case):
         embeddings, channels = facts["config"]["num_embs"], facts["config"]["l_hidden_size"]
         rows = [case.inputs(f"{name}.{row}", (count, embeddings, channels)) for row, count in enumerate(counts)]
         longest = max(counts)
-        return (torch.stack([F.pad(queries, (0, 0, 0, 0, 0, longest - len(queries))) for queries in rows]),
-                torch.tensor([[place < count for place in range(longest)] for count in counts]))
+        return (
+            torch.stack([F.pad(queries, (0, 0, 0, 0, 0, longest - len(queries))) for queries in rows]),
+            torch.tensor([[place < count for place in range(longest)] for count in counts]),
+        )
+
     images = torch.zeros(len(sizes), 3, height, width)
     pixels = torch.zeros(len(sizes), height, width, dtype=torch.bool)
     for row, (h, w) in enumerate(sizes):
@@ -58,8 +65,10 @@ def decoder(golden):
 def answer(golden, decoder):
     """The decoder's answer for the golden's batch, and what its parts handed on."""
     parts = {}
-    hooks = [getattr(decoder, name).register_forward_hook(lambda module, args, out, name=name: parts.__setitem__(name, out))
-             for name in ("backbone", "pyramid", "encoder")]
+    hooks = [
+        getattr(decoder, name).register_forward_hook(lambda module, args, out, name=name: parts.__setitem__(name, out))
+        for name in ("backbone", "pyramid", "encoder")
+    ]
     with torch.no_grad():
         pose = decoder(*asked(golden))
     for hook in hooks:
@@ -77,15 +86,22 @@ def test_answer_is_upstreams(golden, answer, close):
     keypoints = golden.facts["inputs"]["n_kpt"]
     close(pose.logits, golden.stored["pred_logits"], "unipose_swin logits", LOGITS)
     close(pose.boxes, golden.stored["pred_boxes"], "unipose_swin boxes", PLACES)
-    close(keypoints_as_upstream(pose.layers[-1].keypoints), golden.stored["pred_keypoints"], "unipose_swin keypoints", PLACES)
-    assert torch.equal(pose.keypoints, pose.layers[-1].keypoints[:, :, :max(keypoints)])
+    close(
+        keypoints_as_upstream(pose.layers[-1].keypoints),
+        golden.stored["pred_keypoints"],
+        "unipose_swin keypoints",
+        PLACES,
+    )
+    assert torch.equal(pose.keypoints, pose.layers[-1].keypoints[:, :, : max(keypoints)])
 
 
 def test_steps_are_upstreams(golden, answer, close):
     pose, parts = answer
     stored, slots = golden.stored, pose.layers[-1].keypoints.shape[2]
     vision, text = parts["encoder"]
-    objects = min(*golden.facts["inputs"]["n_obj"], stored["memory_text"].shape[1])  # beyond them upstream keeps rows of padding
+    objects = min(
+        *golden.facts["inputs"]["n_obj"], stored["memory_text"].shape[1]
+    )  # beyond them upstream keeps rows of padding
     close(vision, stored["memory"], "unipose_swin encoder", STATES)
     close(text[:, :objects], stored["memory_text"][:, :objects], "unipose_swin encoder", STATES)
     assert torch.equal(pose.proposals.index, stored["topk_encoder"])
@@ -100,11 +116,18 @@ def test_steps_are_upstreams(golden, answer, close):
             if f"{name}{number}" in stored:
                 close(ours, stored[f"{name}{number}"], f"unipose_swin {name}", tolerance)
             elif f"{name}{number}_first3groups" in stored:
-                close(ours[:, :STORED_GROUPS * (1 + slots)], stored[f"{name}{number}_first3groups"], f"unipose_swin {name}", tolerance)
+                close(
+                    ours[:, : STORED_GROUPS * (1 + slots)],
+                    stored[f"{name}{number}_first3groups"],
+                    f"unipose_swin {name}",
+                    tolerance,
+                )
             else:
                 continue
             compared[name] += 1
-    assert dict(compared) == {name: sum(key.startswith(name) and key[len(name)].isdigit() for key in stored) for name in ("hs", "ref")}
+    assert dict(compared) == {
+        name: sum(key.startswith(name) and key[len(name)].isdigit() for key in stored) for name in ("hs", "ref")
+    }
 
 
 def test_more_words_of_padding_change_nothing(golden, decoder, answer, close):
@@ -115,9 +138,9 @@ def test_more_words_of_padding_change_nothing(golden, decoder, answer, close):
     more_keypoints = F.pad(keypoints, (0, 0, 0, 0, 0, slots), value=1.0), F.pad(keypoint_mask, (0, slots))
     with torch.no_grad():
         pose = decoder(images, pixels, *more, *more_keypoints)
-    close(pose.logits[..., :objects.shape[1]], answer[0].logits, "unipose_swin padding", LOGITS)
-    close(pose.keypoints[:, :, :keypoints.shape[1]], answer[0].keypoints, "unipose_swin padding", PLACES)
-    assert torch.isinf(pose.logits[..., objects.shape[1]:]).all()
+    close(pose.logits[..., : objects.shape[1]], answer[0].logits, "unipose_swin padding", LOGITS)
+    close(pose.keypoints[:, :, : keypoints.shape[1]], answer[0].keypoints, "unipose_swin padding", PLACES)
+    assert torch.isinf(pose.logits[..., objects.shape[1] :]).all()
 
 
 def test_batch_is_the_single_answers(golden, decoder, close):
@@ -127,12 +150,22 @@ def test_batch_is_the_single_answers(golden, decoder, close):
     other = torch.ones_like(pixels)
     with torch.no_grad():
         batch = decoder(
-            torch.cat((images, images.flip(-1))), torch.cat((pixels, other)), torch.cat((objects, objects.flip(1))),
-            torch.cat((object_mask, object_mask & (torch.arange(objects.shape[1]) < fewer[0]))), torch.cat((keypoints, keypoints.flip(1))),
-            torch.cat((keypoint_mask, keypoint_mask & (torch.arange(keypoints.shape[1]) < fewer[1]))))
+            torch.cat((images, images.flip(-1))),
+            torch.cat((pixels, other)),
+            torch.cat((objects, objects.flip(1))),
+            torch.cat((object_mask, object_mask & (torch.arange(objects.shape[1]) < fewer[0]))),
+            torch.cat((keypoints, keypoints.flip(1))),
+            torch.cat((keypoint_mask, keypoint_mask & (torch.arange(keypoints.shape[1]) < fewer[1]))),
+        )
         first = decoder(images, pixels, objects, object_mask, keypoints, keypoint_mask)
-        second = decoder(images.flip(-1), other, objects.flip(1)[:, :fewer[0]], object_mask[:, :fewer[0]],
-                         keypoints.flip(1)[:, :fewer[1]], keypoint_mask[:, :fewer[1]])
+        second = decoder(
+            images.flip(-1),
+            other,
+            objects.flip(1)[:, : fewer[0]],
+            object_mask[:, : fewer[0]],
+            keypoints.flip(1)[:, : fewer[1]],
+            keypoint_mask[:, : fewer[1]],
+        )
     for row, single, names, places in ((0, first, objects.shape[1], keypoints.shape[1]), (1, second, *fewer)):
         close(batch.logits[row, :, :names], single.logits[0], "unipose_swin batch", LOGITS)
         close(batch.boxes[row], single.boxes[0], "unipose_swin batch", PLACES)
@@ -143,8 +176,12 @@ def test_every_weight_learns_that_upstream_teaches(golden):
     """From the answers of all layers and the proposals, as a trainer uses them; what says how far around a keypoint to look is not taught."""
     decoder = built(golden.weights(), golden.facts["config"])
     pose = decoder(*asked(golden))
-    answers = [part for layer in pose.layers for part in (layer.logits, layer.boxes, layer.keypoints) if part is not None]
-    sum((part[part.isfinite()] ** 2).sum() for part in (*answers, pose.proposals.logits, pose.proposals.boxes)).backward()
+    answers = [
+        part for layer in pose.layers for part in (layer.logits, layer.boxes, layer.keypoints) if part is not None
+    ]
+    sum(
+        (part[part.isfinite()] ** 2).sum() for part in (*answers, pose.proposals.logits, pose.proposals.boxes)
+    ).backward()
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in decoder.parameters())
     still = {name for name, weight in decoder.named_parameters() if weight.grad is None or not weight.grad.any()}
     assert still == {name for name, _ in decoder.named_parameters() if name.startswith(("size_head.", "first_sizes."))}
@@ -155,7 +192,12 @@ def test_half_precision_keeps_places_in_float32(golden):
     images, pixels, objects, object_mask, keypoints, keypoint_mask = asked(golden)
     with torch.no_grad():
         pose = halved(images.bfloat16(), pixels, objects.bfloat16(), object_mask, keypoints, keypoint_mask)
-    assert {pose.logits.dtype, pose.boxes.dtype, pose.keypoints.dtype, *(layer.references.dtype for layer in pose.layers)} == {torch.float32}
+    assert {
+        pose.logits.dtype,
+        pose.boxes.dtype,
+        pose.keypoints.dtype,
+        *(layer.references.dtype for layer in pose.layers),
+    } == {torch.float32}
     assert pose.keypoints.isfinite().all()
 
 
@@ -167,14 +209,16 @@ def literal_mask(keypoints: int, groups: int, slots: int):
         start = row // slots * slots
         blocked[row, :start] = True
         if start + slots < groups * slots:
-            blocked[row, start + slots:] = True
+            blocked[row, start + slots :] = True
     real = torch.arange(tokens) <= keypoints
     for start in range(0, groups * tokens, tokens):
-        blocked[start:start + tokens, start:start + tokens] = real[:, None] != real
+        blocked[start : start + tokens, start : start + tokens] = real[:, None] != real
     return blocked
 
 
-@pytest.mark.parametrize(("groups", "slots", "keypoints"), [(50, 68, 17), (50, 68, 68), (8, 10, 4), (3, 2, 0), (1, 5, 2), (12, 4, 4)])
+@pytest.mark.parametrize(
+    ("groups", "slots", "keypoints"), [(50, 68, 17), (50, 68, 68), (8, 10, 4), (3, 2, 0), (1, 5, 2), (12, 4, 4)]
+)
 def test_mask_is_upstreams(groups, slots, keypoints):
     ours = visible((torch.arange(slots) < keypoints)[None], groups)
     assert torch.equal(~ours[0], literal_mask(keypoints, groups, slots))
@@ -201,20 +245,33 @@ def test_manifest_is_read_whole(vision_manifest, name):
     config = published.configuration(shapes, {})
     decoder = published.build(config, operations=torch.nn, device="meta")
     sources = published.sources(config)
-    read = {ours: source.read(lambda tensor: torch.empty(shapes[tensor], device="meta")) for ours, source in sources.items()}
-    assert {ours: tensor.shape for ours, tensor in read.items()} == {ours: tensor.shape for ours, tensor in decoder.state_dict().items()}
+    read = {
+        ours: source.read(lambda tensor: torch.empty(shapes[tensor], device="meta")) for ours, source in sources.items()
+    }
+    assert {ours: tensor.shape for ours, tensor in read.items()} == {
+        ours: tensor.shape for ours, tensor in decoder.state_dict().items()
+    }
     used = [tensor for source in sources.values() for tensor in source.names]
     left = {*shapes, *(buffer.removeprefix(prefix) for buffer, *_ in manifest["int_buffers"])} - {*used}
     assert len(used) == len({*used})
     assert all(published.unused(tensor) for tensor in left)
     assert not any(published.unused(tensor) for tensor in used)
-    assert {tensor for tensor in left if tensor in shapes} == {alias.removeprefix(prefix) for alias in manifest["aliases"]} - {*used}
+    assert {tensor for tensor in left if tensor in shapes} == {
+        alias.removeprefix(prefix) for alias in manifest["aliases"]
+    } - {*used}
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"num_groups": 10_000}, "groups"), ({"num_groups": 0}, "groups"), ({"num_box_decoder_layers": 0}, "for boxes"),
-    ({"num_box_decoder_layers": 99}, "for boxes"), ({"nheads": 3}, "heads"), ({"nheads": 1}, "heads"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_groups": 10_000}, "groups"),
+        ({"num_groups": 0}, "groups"),
+        ({"num_box_decoder_layers": 0}, "for boxes"),
+        ({"num_box_decoder_layers": 99}, "for boxes"),
+        ({"nheads": 3}, "heads"),
+        ({"nheads": 1}, "heads"),
+    ],
+)
 def test_sizes_that_cannot_be_are_refused(golden, change, said):
     shapes = {name: tuple(tensor.shape) for name, tensor in golden.weights().items()}
     with pytest.raises(ValueError, match=said):

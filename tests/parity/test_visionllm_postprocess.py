@@ -1,13 +1,20 @@
 """Upstream's post-processing of detection, grounding, regions, semantic segmentation and pose, tensor by tensor."""
+
 from __future__ import annotations
 
 import re
 
 import pytest
 import torch
-
-from pack.visionllm_nodes.model.postprocess import (Found, best, best_per_prompt, boxes_in_pixels, instance_masks, keypoints_in_pixels,
-                                                    semantic_map)
+from mulan_nodes.visionllm_nodes.model.postprocess import (
+    Found,
+    best,
+    best_per_prompt,
+    boxes_in_pixels,
+    instance_masks,
+    keypoints_in_pixels,
+    semantic_map,
+)
 
 SCORE, PIXEL = 1e-6, 1e-3  # a pixel here is 1e-5 of the picture's side
 
@@ -28,10 +35,16 @@ def given(case):
     facts = case.facts["inputs"]
     masks = case.stored["raw_masks"]
     batch, queries = masks.shape[:2]
-    answers = {"logits": case.inputs("post.logits", (batch, queries, facts["K"]), 2.0, -2.0),
-               "boxes": boxes_of(case, "post.boxes", batch, queries), "masks": masks}
-    pictures = [{name: tensor[row] for name, tensor in answers.items()}
-                | {"shown": tuple(facts["img_shape"][row]), "size": tuple(facts["ori_shape"][row][:2])} for row in range(batch)]
+    answers = {
+        "logits": case.inputs("post.logits", (batch, queries, facts["K"]), 2.0, -2.0),
+        "boxes": boxes_of(case, "post.boxes", batch, queries),
+        "masks": masks,
+    }
+    pictures = [
+        {name: tensor[row] for name, tensor in answers.items()}
+        | {"shown": tuple(facts["img_shape"][row]), "size": tuple(facts["ori_shape"][row][:2])}
+        for row in range(batch)
+    ]
     assert [4 * side for side in masks.shape[2:]] == facts["pad_shape"]
     return pictures
 
@@ -72,7 +85,12 @@ def test_grounding(case, given, close):
     for row, picture in enumerate(given):
         found = best(picture["logits"][:, :1], 1)
         close(found.scores, case.stored[f"grd{row}_score"], "postprocess scores", SCORE)
-        close(boxes_in_pixels(picture["boxes"][found.queries], picture["size"]), case.stored[f"grd{row}_box"], "postprocess boxes", PIXEL)
+        close(
+            boxes_in_pixels(picture["boxes"][found.queries], picture["size"]),
+            case.stored[f"grd{row}_box"],
+            "postprocess boxes",
+            PIXEL,
+        )
         masks = instance_masks(picture["masks"][found.queries], picture["shown"], picture["size"])
         same_masks(masks, case.stored[f"grd{row}_mask"], f"grd{row}")
 
@@ -102,10 +120,20 @@ def test_pose(case, given, close):
     logits = case.inputs("post.pose_logits", (batch, queries, len(mapping)), 2.0, -2.0)
     boxes = boxes_of(case, "post.pose_boxes", batch, queries)
     keypoints = case.uniform("input:post.pose_kpts", (batch, queries, numbers)).float()
-    keypoints = keypoints[..., :2 * golden["num_body_points"]].unflatten(-1, (-1, 2))
+    keypoints = keypoints[..., : 2 * golden["num_body_points"]].unflatten(-1, (-1, 2))
     for row, picture in enumerate(given):
         found = best(logits[row], facts["topk"])
-        same_found(case, found._replace(labels=torch.tensor([mapping[label] for label in found.labels.tolist()])), f"pose{row}", close)
-        close(boxes_in_pixels(boxes[row, found.queries], picture["size"]), case.stored[f"pose{row}_boxes"], "postprocess boxes", PIXEL)
+        same_found(
+            case,
+            found._replace(labels=torch.tensor([mapping[label] for label in found.labels.tolist()])),
+            f"pose{row}",
+            close,
+        )
+        close(
+            boxes_in_pixels(boxes[row, found.queries], picture["size"]),
+            case.stored[f"pose{row}_boxes"],
+            "postprocess boxes",
+            PIXEL,
+        )
         points = keypoints_in_pixels(keypoints[row, found.queries], picture["size"])
         close(points.flatten(1), case.stored[f"pose{row}_keypoints"], "postprocess keypoints", PIXEL)

@@ -1,4 +1,5 @@
 """What upstream's evaluation gives its model: prompts, ids, tiles, and both decoders' pictures."""
+
 from __future__ import annotations
 
 import io
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-
-from mulan.tiles import choose_tiles
-from pack.visionllm_nodes.model import conversation as ask
-from pack.visionllm_nodes.model.pictures import PictureSettings, grounding_picture, pose_picture, tower_pictures
-from pack.visionllm_nodes.model.regions import of_boxes, of_masks
-from pack.visionllm_nodes.model.tokenizer import VisionTokenizer
-from pack.visionllm_nodes.model.tokens import ADDED, IMAGE
+from mulan_nodes.mulan.images.tiling import choose_tiles
+from mulan_nodes.visionllm_nodes.model import prompt_templates as ask
+from mulan_nodes.visionllm_nodes.model.image_inputs import (
+    PictureSettings,
+    grounding_picture,
+    pose_picture,
+    tower_pictures,
+)
+from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
+from mulan_nodes.visionllm_nodes.model.regions import of_boxes, of_masks
+from mulan_nodes.visionllm_nodes.model.special_tokens import ADDED, IMAGE
 
 HERE = Path(__file__).parent
 
@@ -70,7 +75,11 @@ def asked_again(name: str, entry: dict) -> ask.Turn:
 def open_question(name: str, entry: dict) -> ask.Turn:
     if name == "vqa_short":
         return ask.short_answer(re.search(r"<image>\n(.*) Answer the question", entry["prompt"])[1])
-    return {"caption": ask.caption(), "region_recognition_coco": ask.region_category(coco=True), "region_caption_vg": ask.region_caption()}[name]
+    return {
+        "caption": ask.caption(),
+        "region_recognition_coco": ask.region_category(coco=True),
+        "region_caption_vg": ask.region_caption(),
+    }[name]
 
 
 def test_questions_and_answers_are_upstreams(case):
@@ -100,10 +109,16 @@ def test_every_id_of_every_prompt_in_both_modes(case):
     for mode in ("legacy", "nonlegacy"):
         tokenizer = VisionTokenizer(model, legacy=mode == "legacy")
         assert len(tokenizer) == tokenizer.base_size + len(ADDED)
-        added = {case.facts["tokenizer"]["total"] - len(ADDED) + order: tokenizer.ids[name] for order, name in enumerate(ADDED)}
+        added = {
+            case.facts["tokenizer"]["total"] - len(ADDED) + order: tokenizer.ids[name]
+            for order, name in enumerate(ADDED)
+        }
         for name, entry in case.facts["prompts"].items():
             text = entry.get("prompt") or ask.VICUNA.prompt([ask.Turn(entry["human"], entry["gpt"])])
-            golden = ids_of(entry[f"input_ids_{mode}"], next(id for id, ours in added.items() if tokenizer.names[ours] == "<im_patch>"))
+            golden = ids_of(
+                entry[f"input_ids_{mode}"],
+                next(id for id, ours in added.items() if tokenizer.names[ours] == "<im_patch>"),
+            )
             patches = [item["imp"] for item in entry[f"input_ids_{mode}"] if isinstance(item, dict)]
             ours = tokenizer.encode(text, *patches)
             assert len(patches) == text.count(IMAGE), name
@@ -112,7 +127,9 @@ def test_every_id_of_every_prompt_in_both_modes(case):
             if real.is_file():
                 assert ours == golden, f"{name}, {mode}"
             else:
-                assert [id for id in ours if id in tokenizer.names] == [added.get(id, id) for id in golden if id in added or id in (1, 2)], name
+                assert [id for id in ours if id in tokenizer.names] == [
+                    added.get(id, id) for id in golden if id in added or id in (1, 2)
+                ], name
 
 
 def trained(case) -> bytes:
@@ -120,13 +137,24 @@ def trained(case) -> bytes:
     words = [entry.get("prompt") or entry["human"] for entry in case.facts["prompts"].values()]
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words), model_writer=made, vocab_size=600, model_type="bpe", byte_fallback=True, split_digits=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, max_sentence_length=20000, minloglevel=2)
+        sentence_iterator=iter(words),
+        model_writer=made,
+        vocab_size=600,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        max_sentence_length=20000,
+        minloglevel=2,
+    )
     return made.getvalue()
 
 
 def test_tiling(case):
-    columns = [tuple(int(number) for number in re.findall(r"=(\d+)", column)) for column in case.facts["tiling_columns"][2:]]
+    columns = [
+        tuple(int(number) for number in re.findall(r"=(\d+)", column)) for column in case.facts["tiling_columns"][2:]
+    ]
     for width, height, *grids in case.facts["tiling"]:
         for (most, size), grid in zip(columns, grids, strict=True):
             assert list(choose_tiles(width, height, size, most)) == grid, (width, height, most)
@@ -142,8 +170,11 @@ def picture_of(case, name: str) -> np.ndarray:
 def settings(case) -> PictureSettings:
     """The processor's values; what it does not tell are our defaults."""
     processor = case.facts["clip_processor"]
-    return PictureSettings(tower=processor["size"]["shortest_edge"], tower_mean=tuple(processor["image_mean"]),
-                           tower_std=tuple(processor["image_std"]))
+    return PictureSettings(
+        tower=processor["size"]["shortest_edge"],
+        tower_mean=tuple(processor["image_mean"]),
+        tower_std=tuple(processor["image_std"]),
+    )
 
 
 def summary(case, name: str, kind: str, pictures: torch.Tensor, every: int, close):
@@ -161,9 +192,15 @@ def test_tower_and_decoder_pictures(case, settings, close):
         tiles = tower_pictures(picture, settings, aspect)
         assert list(tiles.shape) == ([1] * (4 - len(entry["images_shape"])) + entry["images_shape"]), name
         summary(case, name, "clip", tiles, 24, close)
-        shown = pose_picture(picture, settings) if name.startswith("pose") else grounding_picture(picture, settings, name.startswith("seg"))
+        shown = (
+            pose_picture(picture, settings)
+            if name.startswith("pose")
+            else grounding_picture(picture, settings, name.startswith("seg"))
+        )
         assert list(shown.shape) == entry["image_aug_shape"], name
-        assert entry["ori_shape"][:2] == list(picture.shape[:2]) and entry["img_shape"][:2] == list(shown.shape[1:]), name
+        assert entry["ori_shape"][:2] == list(picture.shape[:2]) and entry["img_shape"][:2] == list(shown.shape[1:]), (
+            name
+        )
         summary(case, name, "aug", shown, 32, close)
 
 

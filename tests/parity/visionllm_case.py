@@ -1,17 +1,14 @@
 """One golden of VisionLLM v2: what upstream was given, and what it answered."""
+
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from mulan_nodes.tests.parity import visionllm_recipe as recipe
 from safetensors.torch import load_file
-
-_spec = importlib.util.spec_from_file_location("visionllm_recipe", Path(__file__).with_name("visionllm_recipe.py"))
-recipe = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(recipe)
 
 
 class Case:

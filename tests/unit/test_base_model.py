@@ -1,4 +1,5 @@
 """The weights of the MODEL that an adapter replaces: exact, in any order with other patches, and gone afterwards."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,13 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from mulan_nodes.mulan.conditioning.base_model import check_family, family_of, with_adapter
+from mulan_nodes.mulan.conditioning.families import PIXART, SD15, SDXL
+from mulan_nodes.mulan.conditioning.model_files import open_adapter
 from torch import nn
 
-from mulan.base_model import check_family, family_of, with_adapter
-from mulan.families import PIXART, SD15, SDXL
-from mulan.files import open_adapter
-
-ADAPTER = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "weights" / "sdxl_embed_attnpool_tiny.safetensors"
+ADAPTER = (
+    Path(__file__).resolve().parents[1]
+    / "parity"
+    / "goldens"
+    / "mulan"
+    / "weights"
+    / "sdxl_embed_attnpool_tiny.safetensors"
+)
 FIRST = "diffusion_model.label_emb.0.0.weight"
 
 
@@ -91,15 +98,23 @@ def test_a_model_without_these_weights_is_refused(adapter):
     module.diffusion_model = nn.Linear(2, 2)
     module.model_config = SimpleNamespace(unet_config={"context_dim": 2048})
     bare = ModelPatcher(module, torch.device("cpu"), torch.device("cpu"))
-    with pytest.raises(ValueError, match="sdxl_embed_attnpool_tiny.safetensors replaces weights that the connected SimpleNamespace lacks.*label_emb"):
+    with pytest.raises(
+        ValueError,
+        match="sdxl_embed_attnpool_tiny.safetensors replaces weights that the connected SimpleNamespace lacks.*label_emb",
+    ):
         with_adapter(bare, adapter)
 
 
 def test_families_are_told_from_the_model(model):
     assert family_of(model) is SDXL
     check_family(model, SDXL, "the adapter x")
-    with pytest.raises(ValueError, match="the adapter x is for Stable Diffusion 1.5, but the connected MODEL is a SDXL model"):
+    with pytest.raises(
+        ValueError, match="the adapter x is for Stable Diffusion 1.5, but the connected MODEL is a SDXL model"
+    ):
         check_family(model, SD15, "the adapter x")
     model.model.model_config.unet_config["context_dim"] = 3
-    with pytest.raises(ValueError, match="is for PixArt, but the connected MODEL is a SimpleNamespace, a model that MuLan has no adapter for"):
+    with pytest.raises(
+        ValueError,
+        match="is for PixArt, but the connected MODEL is a SimpleNamespace, a model that MuLan has no adapter for",
+    ):
         check_family(model, PIXART, "the adapter x")

@@ -1,14 +1,14 @@
 """dev.py bench --internvl: that it runs on a tiny model, and what its figures rest on. The measuring itself is no test."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 import torch
-
-from bench import internvl
-from bench.internvl_report import anew, markdown, ratio
-from bench.internvl_work import QUICK, TOP, Amounts, Texts, load, orders, write_checkpoint
+from mulan_nodes.tools.bench import internvl
+from mulan_nodes.tools.bench.internvl_report import anew, markdown, ratio
+from mulan_nodes.tools.bench.internvl_work import QUICK, TOP, Amounts, Texts, load, orders, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,34 @@ def texts(cache):
 def test_the_quick_run_gives_every_table(results):
     json.dumps(results)
     text = markdown(results)
-    assert all(f"### {title}" in text for title in ("30 labels", "Labels in 80 templates", "5 pictures", "The order of 300 vectors",
-                                                    "A folder of 300 pictures that was seen before", "Where the time goes"))
-    for row in ("| one by one |", "| C | ours: in batches |", "| G | one by one |", "| a Python loop over the vectors, then `sorted` |",
-                "| seen before: names, times and vectors are read | 300 |"):
+    assert all(
+        f"### {title}" in text
+        for title in (
+            "30 labels",
+            "Labels in 80 templates",
+            "5 pictures",
+            "The order of 300 vectors",
+            "A folder of 300 pictures that was seen before",
+            "Where the time goes",
+        )
+    )
+    for row in (
+        "| one by one |",
+        "| C | ours: in batches |",
+        "| G | one by one |",
+        "| a Python loop over the vectors, then `sorted` |",
+        "| seen before: names, times and vectors are read | 300 |",
+    ):
         assert f"\n{row}" in text
 
 
 def test_the_quick_run_computes_the_same_on_all_sides(results):
-    compared = [results["texts"]["ways"], results["zeroshot"]["ways"], *results["pictures"].values(), results["ranking"]]
+    compared = [
+        results["texts"]["ways"],
+        results["zeroshot"]["ways"],
+        *results["pictures"].values(),
+        results["ranking"],
+    ]
     assert all(way["differ"] <= 1e-5 for ways in compared for way in ways.values())
     assert results["folder"]["seen"]["pictures"] == 300 and results["folder"]["new"]["pictures"] == 5
 

@@ -1,29 +1,39 @@
 """dev.py bench --visionllm: that it runs on a tiny model, and what its figures rest on. The measuring itself is no test."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 import torch
-
-from bench import sections, visionllm
-from bench.visionllm_parts import Canvas, deformable_attention
-from bench.visionllm_report import markdown, second_ratio
-from bench.visionllm_weights import MANIFEST, Depth, kept_shapes
-from bench.worker import peak_bytes
+from mulan_nodes.tools.bench import sections, visionllm
+from mulan_nodes.tools.bench.visionllm_parts import Canvas, deformable_attention
+from mulan_nodes.tools.bench.visionllm_report import markdown, second_ratio
+from mulan_nodes.tools.bench.visionllm_weights import MANIFEST, Depth, kept_shapes
+from mulan_nodes.tools.bench.worker import peak_bytes
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    *_, last = visionllm.measure(visionllm.parse(["--quick", "--repeat", "1"]), tmp_path_factory.mktemp("bench"), {}, lambda _: None)
+    *_, last = visionllm.measure(
+        visionllm.parse(["--quick", "--repeat", "1"]), tmp_path_factory.mktemp("bench"), {}, lambda _: None
+    )
     return last
 
 
 def test_the_quick_run_gives_every_table(results):
     json.dumps(results)
     text = markdown(results)
-    assert all(f"### {title}" in text for title in ("The second question about a picture: the language model", "The same, with everything around it",
-                                                    "Answers in words", "Parts of the decoder", "Where the time goes"))
+    assert all(
+        f"### {title}" in text
+        for title in (
+            "The second question about a picture: the language model",
+            "The same, with everything around it",
+            "Answers in words",
+            "Parts of the decoder",
+            "Where the time goes",
+        )
+    )
     for row in ("| 1 |", "| 5 |", "| with the cache |", "| masks |", "| deformable attention, one layer |"):
         assert f"\n{row}" in text
 
@@ -35,8 +45,15 @@ def test_the_quick_run_computes_the_same_on_both_sides(results):
 
 def test_a_second_question_does_not_look_again(results):
     for of in results["asking"].values():
-        assert of["first"]["tower"]["wall"] > 0 and of["second"]["tower"]["wall"] == 0 and of["second"]["language"]["wall"] > 0
-    assert results["asking"]["1"]["second"]["grounding"]["wall"] == 0 and results["asking"]["5"]["second"]["grounding"]["wall"] > 0
+        assert (
+            of["first"]["tower"]["wall"] > 0
+            and of["second"]["tower"]["wall"] == 0
+            and of["second"]["language"]["wall"] > 0
+        )
+    assert (
+        results["asking"]["1"]["second"]["grounding"]["wall"] == 0
+        and results["asking"]["5"]["second"]["grounding"]["wall"] > 0
+    )
     one, five = (results["asking"][views]["tokens"] for views in ("1", "5"))
     assert five["begin"] > one["begin"] and five["question"] == one["question"]
 
@@ -68,5 +85,10 @@ def test_deformable_attention_is_the_library_s():
 def test_the_file_to_be_keeps_what_is_asked_and_all_widths():
     shapes = kept_shapes(json.loads(MANIFEST.read_text("utf-8")), Depth(language=2, tower=4))
     assert {name.split(".")[3] for name in shapes if name.startswith("llm.model.layers.")} == {"0", "1"}
-    assert shapes["llm.model.layers.1.mlp.up_proj.weight"] == (11008, 4096) and shapes["vl_bridge.0.weight"] == (4096, 1024)
-    assert any(name.startswith("gdino.") for name in shapes) and not any(name.startswith(("unipose.", "sd.", "ip2p.")) for name in shapes)
+    assert shapes["llm.model.layers.1.mlp.up_proj.weight"] == (11008, 4096) and shapes["vl_bridge.0.weight"] == (
+        4096,
+        1024,
+    )
+    assert any(name.startswith("gdino.") for name in shapes) and not any(
+        name.startswith(("unipose.", "sd.", "ip2p.")) for name in shapes
+    )

@@ -1,4 +1,5 @@
 """The CLIP in one process: dtypes, quantised weights, training states, the host's contract, and what goes wrong."""
+
 from __future__ import annotations
 
 import gc
@@ -10,12 +11,12 @@ import comfy.model_management
 import pytest
 import sentencepiece
 import torch
+from mulan_nodes.mulan.checkpoints import tensor_files
+from mulan_nodes.mulan.conditioning import text_encoder
+from mulan_nodes.mulan.conditioning.clip import TextStates, encode_prompts, load_clip, negative_view
+from mulan_nodes.mulan.conditioning.families import SD15, SDXL
+from mulan_nodes.mulan.conditioning.model_files import WrongFile, open_adapter, open_text_encoder
 from safetensors.torch import load_file, save_file
-
-from mulan import tensor_files, text_encoder
-from mulan.clip import TextStates, encode_prompts, load_clip, negative_view
-from mulan.families import SD15, SDXL
-from mulan.files import WrongFile, open_adapter, open_text_encoder
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
 ADAPTER = GOLDENS / "weights" / "sd15_tiny.safetensors"
@@ -52,33 +53,54 @@ def marked(quantisation: str) -> torch.Tensor:
 def int8(name, tensor):
     if not name.endswith("_proj.weight"):
         return {name: tensor}
-    layer, scale = name[:-len(".weight")], tensor.abs().amax(dim=1, keepdim=True) / 127
-    return {name: (tensor / scale).round().to(torch.int8), f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": marked("int8_tensorwise")}
+    layer, scale = name[: -len(".weight")], tensor.abs().amax(dim=1, keepdim=True) / 127
+    return {
+        name: (tensor / scale).round().to(torch.int8),
+        f"{layer}.weight_scale": scale,
+        f"{layer}.comfy_quant": marked("int8_tensorwise"),
+    }
 
 
 def fp8(name, tensor):
     if not name.endswith("_proj.weight"):
         return {name: tensor}
-    layer, scale = name[:-len(".weight")], tensor.abs().amax() / 448
-    return {name: (tensor / scale).to(torch.float8_e4m3fn), f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": marked("float8_e4m3fn")}
+    layer, scale = name[: -len(".weight")], tensor.abs().amax() / 448
+    return {
+        name: (tensor / scale).to(torch.float8_e4m3fn),
+        f"{layer}.weight_scale": scale,
+        f"{layer}.comfy_quant": marked("float8_e4m3fn"),
+    }
 
 
-@pytest.mark.parametrize("form, tolerance", [
-    (lambda name, tensor: {name: tensor}, 1e-6), (lambda name, tensor: {name: tensor.half()}, 0.01), (int8, 0.05), (fp8, 0.15),
-], ids=("float32", "float16", "int8", "fp8"))
+@pytest.mark.parametrize(
+    "form, tolerance",
+    [
+        (lambda name, tensor: {name: tensor}, 1e-6),
+        (lambda name, tensor: {name: tensor.half()}, 0.01),
+        (int8, 0.05),
+        (fp8, 0.15),
+    ],
+    ids=("float32", "float16", "int8", "fp8"),
+)
 def test_half_and_quantised_encoders_stay_close_and_small(form, tolerance, folder, clip, tmp_path):
     loaded = load_clip(one_file(folder, tmp_path / "encoder.safetensors", form), ADAPTER, family=SD15)
     wanted, ours = clip.encode("a photo of a cat"), loaded.encode("a photo of a cat")
     assert (ours - wanted).norm() / wanted.norm() < tolerance
-    stored = form("model.layers.0.self_attn.q_proj.weight", torch.ones(4, 4))["model.layers.0.self_attn.q_proj.weight"].dtype
+    stored = form("model.layers.0.self_attn.q_proj.weight", torch.ones(4, 4))[
+        "model.layers.0.self_attn.q_proj.weight"
+    ].dtype
     weight = loaded.cond_stage_model.internvl.transformer.model.layers[0].self_attn.q_proj.weight
-    assert weight.element_size() == stored.itemsize or getattr(weight, "_qdata", weight).element_size() == stored.itemsize
+    assert (
+        weight.element_size() == stored.itemsize or getattr(weight, "_qdata", weight).element_size() == stored.itemsize
+    )
 
 
 def test_the_adapter_keeps_its_own_dtype(folder, tmp_path):
     half = one_file(folder, tmp_path / "half.safetensors", lambda name, tensor: {name: tensor.half()})
     encoder = load_clip(half, ADAPTER, family=SD15).cond_stage_model.internvl
-    assert encoder.adapter.queries.dtype == torch.float32 and encoder.transformer.model.norm.weight.dtype == torch.float16
+    assert (
+        encoder.adapter.queries.dtype == torch.float32 and encoder.transformer.model.norm.weight.dtype == torch.float16
+    )
 
 
 def test_training_states_are_what_the_adapter_reads(folder):
@@ -100,9 +122,16 @@ def test_the_negative_view_shares_the_weights_and_leaves_the_clip_alone(clip):
 
 def test_prompts_encoded_together_are_what_each_is_alone(clip):
     """More windows than one batch holds; one prompt takes several, one has weights."""
-    prompts = [*(f"a photo of {number} cats" for number in range(text_encoder.WINDOWS_AT_ONCE)), "a cat and " * 60, "a (red:1.4) cat", ""]
+    prompts = [
+        *(f"a photo of {number} cats" for number in range(text_encoder.WINDOWS_AT_ONCE)),
+        "a cat and " * 60,
+        "a (red:1.4) cat",
+        "",
+    ]
     together = encode_prompts(clip, prompts, ["blurry", ""])
-    alone = [clip.encode(prompt) for prompt in prompts] + [negative_view(clip).encode(negative) for negative in ("blurry", "")]
+    alone = [clip.encode(prompt) for prompt in prompts] + [
+        negative_view(clip).encode(negative) for negative in ("blurry", "")
+    ]
     assert alone[text_encoder.WINDOWS_AT_ONCE].shape[1] > 120
     for ((context, _),), wanted in zip(together, alone, strict=True):
         assert torch.allclose(context, wanted, atol=2e-5) and context.untyped_storage().nbytes() == 4 * context.numel()
@@ -115,13 +144,17 @@ def test_every_lora_name_has_one_common_prefix(clip):
 def test_the_patcher_can_be_built_anew(clip):
     """Hooks on dynamic memory and a second device need it."""
     build, arguments = clip.patcher.cached_patcher_init
-    assert build(*arguments, disable_dynamic=True).model.state_dict().keys() == clip.cond_stage_model.state_dict().keys()
+    assert (
+        build(*arguments, disable_dynamic=True).model.state_dict().keys() == clip.cond_stage_model.state_dict().keys()
+    )
 
 
 def test_a_folder_without_a_shard_or_tokenizer_is_named(folder, tmp_path):
     cut = tmp_path / "Cut"
     cut.mkdir()
-    (cut / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    (cut / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
     with pytest.raises(WrongFile, match="Cut .*lacks 1 of its shards.*model-00001-of-00002.safetensors"):
         open_text_encoder(cut)
     bare = tmp_path / "Bare"
@@ -132,8 +165,12 @@ def test_a_folder_without_a_shard_or_tokenizer_is_named(folder, tmp_path):
 
 
 def test_an_incomplete_encoder_is_named(folder, tmp_path):
-    path = one_file(folder, tmp_path / "holes.safetensors", lambda name, tensor: {} if "layers.1.mlp" in name else {name: tensor})
-    with pytest.raises(WrongFile, match="incomplete: 3 tensors are missing, the first is model.layers.1.mlp.down_proj.weight"):
+    path = one_file(
+        folder, tmp_path / "holes.safetensors", lambda name, tensor: {} if "layers.1.mlp" in name else {name: tensor}
+    )
+    with pytest.raises(
+        WrongFile, match="incomplete: 3 tensors are missing, the first is model.layers.1.mlp.down_proj.weight"
+    ):
         open_text_encoder(path)
 
 
@@ -148,9 +185,18 @@ def test_an_adapter_of_unknown_width_is_refused():
 def sentencepiece_model(pieces: int, path: Path, **options) -> bytes:
     """A sentencepiece model of so many pieces, trained on a few words."""
     text = path / "text.txt"
-    text.write_text("\n".join(f"summarize: a photo of {number} cats and dogs number {number * 7}" for number in range(500)), "utf-8")
-    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(path / "trained"), vocab_size=pieces, model_type="bpe",
-                                             byte_fallback=True, minloglevel=2, **options)
+    text.write_text(
+        "\n".join(f"summarize: a photo of {number} cats and dogs number {number * 7}" for number in range(500)), "utf-8"
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(path / "trained"),
+        vocab_size=pieces,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+        **options,
+    )
     return (path / "trained.model").read_bytes()
 
 
@@ -160,25 +206,40 @@ def with_tokenizer(folder: Path, path: Path, model: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("model", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>", bytes(1000), "cut"],
-                         ids=("empty", "git-lfs pointer", "web page", "zeros", "cut"))
+@pytest.mark.parametrize(
+    "model",
+    [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>", bytes(1000), "cut"],
+    ids=("empty", "git-lfs pointer", "web page", "zeros", "cut"),
+)
 def test_a_tokenizer_that_cannot_be_read(model, folder, tmp_path):
     model = (folder / "tokenizer.model").read_bytes()[:5000] if model == "cut" else model
-    with pytest.raises(WrongFile, match="Broken .*its sentencepiece model cannot be read .*Take tokenizer.model from .*OpenGVLab/InternVL-14B-224px"):
+    with pytest.raises(
+        WrongFile,
+        match="Broken .*its sentencepiece model cannot be read .*Take tokenizer.model from .*OpenGVLab/InternVL-14B-224px",
+    ):
         load_clip(with_tokenizer(folder, tmp_path / "Broken", model), ADAPTER, family=SD15)
 
 
 def test_a_tokenizer_of_another_vocabulary(folder, tmp_path):
     rows = open_text_encoder(folder).config.vocabulary
     other = with_tokenizer(folder, tmp_path / "Other", sentencepiece_model(400, tmp_path))
-    with pytest.raises(WrongFile, match=f"Other .*knows 400 pieces, but its embedding has {rows} rows.*another model's"):
+    with pytest.raises(
+        WrongFile, match=f"Other .*knows 400 pieces, but its embedding has {rows} rows.*another model's"
+    ):
         load_clip(other, ADAPTER, family=SD15)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"user_defined_symbols": ["summarize:"]}, r"unk, bos, eos = \[0, 1, 2\] and 'summarize:' is 2 pieces, but InternVL's has \[0, 1, 2\] and 3"),
-    ({"unk_id": 2, "bos_id": 0, "eos_id": 1}, r"unk, bos, eos = \[2, 0, 1\]"),
-], ids=("prefix", "special"))
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (
+            {"user_defined_symbols": ["summarize:"]},
+            r"unk, bos, eos = \[0, 1, 2\] and 'summarize:' is 2 pieces, but InternVL's has \[0, 1, 2\] and 3",
+        ),
+        ({"unk_id": 2, "bos_id": 0, "eos_id": 1}, r"unk, bos, eos = \[2, 0, 1\]"),
+    ],
+    ids=("prefix", "special"),
+)
 def test_a_tokenizer_of_the_right_size_that_reads_otherwise(options, words, folder, tmp_path):
     """The prefix's rows are cut by their number, so any other number would cut the prompt."""
     model = sentencepiece_model(420, tmp_path, **options)
@@ -203,13 +264,18 @@ def test_nan_in_the_text_encoder_is_told_of_the_text_encoder(folder, tmp_path):
     spoilt = tmp_path / "Spoilt"
     shutil.copytree(folder, spoilt)
     poisoned(load_file(folder / "model.safetensors"), "layers.1.mlp.down_proj.weight", spoilt / "model.safetensors")
-    with pytest.raises(ValueError, match=r"the text encoder Spoilt \(in models/text_encoders\) gives numbers that are not finite.*Download it"):
+    with pytest.raises(
+        ValueError,
+        match=r"the text encoder Spoilt \(in models/text_encoders\) gives numbers that are not finite.*Download it",
+    ):
         load_clip(spoilt, ADAPTER, family=SD15).encode("a cat")
 
 
 def test_nan_in_the_adapter_is_told_of_the_adapter(folder, tmp_path):
     spoilt = poisoned(load_file(ADAPTER), "decoder.norm.weight", tmp_path / "spoilt.safetensors")
-    with pytest.raises(ValueError, match=r"the adapter spoilt.safetensors \(in models/mulan\) gives numbers that are not finite"):
+    with pytest.raises(
+        ValueError, match=r"the adapter spoilt.safetensors \(in models/mulan\) gives numbers that are not finite"
+    ):
         load_clip(folder, spoilt, family=SD15).encode("a cat")
 
 
@@ -219,7 +285,9 @@ def test_nan_in_the_pooled_part_of_an_sdxl_adapter(folder, tmp_path):
     clip = load_clip(folder, spoilt, family=SDXL)
     with pytest.raises(ValueError, match="the adapter spoilt.safetensors .*not finite"):
         clip.encode("a cat")
-    assert negative_view(clip).encode_from_tokens(negative_view(clip).tokenize(""), return_pooled=True)[1].eq(0).all(), "zeros need no weights"
+    assert (
+        negative_view(clip).encode_from_tokens(negative_view(clip).tokenize(""), return_pooled=True)[1].eq(0).all()
+    ), "zeros need no weights"
 
 
 # --- memory that ends, and a user who stops ---------------------------------------------------------------------------
@@ -263,7 +331,10 @@ def test_no_memory_while_loading(when, error, folder, clip, monkeypatch):
             patch.setattr(tensor_files, "safe_open", Full)
         else:
             patch.setattr(text_encoder.MulanTextEncoder, "load_sd", no_room)
-        with pytest.raises(error, match="not enough memory for the text encoder InternVL-tiny: .*26.00 MiB.*int8 conversion.*device = cpu") as failure:
+        with pytest.raises(
+            error,
+            match="not enough memory for the text encoder InternVL-tiny: .*26.00 MiB.*int8 conversion.*device = cpu",
+        ) as failure:
             load_clip(folder, ADAPTER, family=SD15)
         assert type(failure.value) is error
     del failure
@@ -278,6 +349,7 @@ def stop_in_layer_1(clip, monkeypatch, act) -> None:
     def stopped(*arguments, **options):
         act()
         return forward(*arguments, **options)
+
     monkeypatch.setattr(layer, "forward", stopped)
 
 

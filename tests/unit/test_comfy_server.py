@@ -1,8 +1,8 @@
 """The server of the tests when it does not start, and the small changes to graphs."""
-import pytest
 
-import graphs
-from comfy_server import ROOT, ComfyServer, ServerError
+import pytest
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.comfy_server import ROOT, ComfyServer, ServerError
 
 
 @pytest.fixture
@@ -14,6 +14,7 @@ def host(tmp_path):
         (tmp_path / "main.py").write_text(code)
         (tmp_path / "custom_nodes" / "pack").symlink_to(ROOT, target_is_directory=True)
         return tmp_path
+
     return make
 
 

@@ -1,4 +1,5 @@
 """The converter: what it writes is its source in fewer bytes, appears whole or not at all, and takes little memory."""
+
 from __future__ import annotations
 
 import errno
@@ -14,15 +15,15 @@ import comfy.quant_ops
 import comfy.utils
 import pytest
 import torch
+from mulan_nodes.mulan.checkpoints import quantization as quantise
+from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsStream, Slot
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
+from mulan_nodes.mulan.conditioning.clip import load_clip
+from mulan_nodes.mulan.conditioning.model_files import WrongFile, open_adapter, open_text_encoder
+from mulan_nodes.mulan.conversion import encoder_error
+from mulan_nodes.mulan.conversion.convert import CannotWrite, convert
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-
-from mulan import encoder_error, quantise
-from mulan.adapter import AdapterShape, LanguageAdapter, to_published
-from mulan.clip import load_clip
-from mulan.convert import CannotWrite, convert
-from mulan.files import WrongFile, open_adapter, open_text_encoder
-from mulan.safetensors_stream import SafetensorsStream, Slot
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests" / "parity" / "goldens" / "mulan"
@@ -35,6 +36,7 @@ SOURCES = ("safetensors folder", "bin folder", "pth")
 
 # --- sources -------------------------------------------------------------------------------------------------------------
 
+
 def random_llama() -> dict[str, torch.Tensor]:
     """A small LLaMA (two heads of 128) under the host's names, in float16 as published."""
     generator = torch.Generator().manual_seed(0)
@@ -42,13 +44,18 @@ def random_llama() -> dict[str, torch.Tensor]:
     def normal(*shape, scale):
         return (torch.randn(shape, generator=generator) * scale).half()
 
-    weights = {"model.embed_tokens.weight": normal(VOCABULARY, WIDTH, scale=1.0), "model.norm.weight": 1 + normal(WIDTH, scale=0.1)}
+    weights = {
+        "model.embed_tokens.weight": normal(VOCABULARY, WIDTH, scale=1.0),
+        "model.norm.weight": 1 + normal(WIDTH, scale=0.1),
+    }
     for layer in range(LAYERS):
         at = f"model.layers.{layer}."
-        weights |= {f"{at}self_attn.{p}_proj.weight": normal(WIDTH, WIDTH, scale=WIDTH ** -0.5) for p in "qkvo"}
-        weights |= {f"{at}mlp.{p}_proj.weight": normal(FEED_FORWARD, WIDTH, scale=WIDTH ** -0.5) for p in ("gate", "up")}
-        weights |= {f"{at}mlp.down_proj.weight": normal(WIDTH, FEED_FORWARD, scale=FEED_FORWARD ** -0.5)}
-        weights |= {f"{at}{norm}_layernorm.weight": 1 + normal(WIDTH, scale=0.1) for norm in ("input", "post_attention")}
+        weights |= {f"{at}self_attn.{p}_proj.weight": normal(WIDTH, WIDTH, scale=WIDTH**-0.5) for p in "qkvo"}
+        weights |= {f"{at}mlp.{p}_proj.weight": normal(FEED_FORWARD, WIDTH, scale=WIDTH**-0.5) for p in ("gate", "up")}
+        weights |= {f"{at}mlp.down_proj.weight": normal(WIDTH, FEED_FORWARD, scale=FEED_FORWARD**-0.5)}
+        weights |= {
+            f"{at}{norm}_layernorm.weight": 1 + normal(WIDTH, scale=0.1) for norm in ("input", "post_attention")
+        }
     return weights
 
 
@@ -57,8 +64,11 @@ def write_folder(folder: Path, weights: dict[str, torch.Tensor], suffix: str) ->
     folder.mkdir()
     tensors = {f"qllama.{name}": tensor for name, tensor in weights.items() if name.startswith("model.")}
     tensors |= {name: tensor for name, tensor in weights.items() if not name.startswith("model.")}
-    tensors |= {"vision_model.embeddings.class_embedding": torch.zeros(1, 1, 8), "qllama.lm_head.weight": torch.zeros(VOCABULARY, 8),
-                "qllama.model.layers.0.cross_attn.q_proj.weight": torch.zeros(8, 8)}
+    tensors |= {
+        "vision_model.embeddings.class_embedding": torch.zeros(1, 1, 8),
+        "qllama.lm_head.weight": torch.zeros(VOCABULARY, 8),
+        "qllama.model.layers.0.cross_attn.q_proj.weight": torch.zeros(8, 8),
+    }
     stem, save = ("model", save_file) if suffix == ".safetensors" else ("pytorch_model", torch.save)
     names, weight_map = sorted(tensors), {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
@@ -66,7 +76,9 @@ def write_folder(folder: Path, weights: dict[str, torch.Tensor], suffix: str) ->
         save({name: tensors[name].contiguous() for name in part}, folder / shard)
         weight_map |= dict.fromkeys(part, shard)
     (folder / f"{stem}{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}), "utf-8")
-    (folder / "config.json").write_text(json.dumps({"qllama_config": {"num_attention_heads": 2, "rms_norm_eps": 1e-6}}), "utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({"qllama_config": {"num_attention_heads": 2, "rms_norm_eps": 1e-6}}), "utf-8"
+    )
     shutil.copy(TOKENIZER, folder)
     return folder
 
@@ -74,8 +86,13 @@ def write_folder(folder: Path, weights: dict[str, torch.Tensor], suffix: str) ->
 def write_internvl_c(path: Path, weights: dict[str, torch.Tensor]) -> Path:
     """As internvl_c_13b_224px.pth: the LLaMA under ``transformer.``, the LoRA of q and v apart, vision and leftovers of training beside it."""
     generator = torch.Generator().manual_seed(1)
-    tensors = {"text_projection": weights["text_projection"], "logit_scale": torch.ones(()), "cls_token": torch.zeros(1, 1, 8),
-               "blocks.0.attn.qkv.weight": torch.zeros(24, 8), "mask_token": torch.zeros(1, 1, 8)}
+    tensors = {
+        "text_projection": weights["text_projection"],
+        "logit_scale": torch.ones(()),
+        "cls_token": torch.zeros(1, 1, 8),
+        "blocks.0.attn.qkv.weight": torch.zeros(24, 8),
+        "mask_token": torch.zeros(1, 1, 8),
+    }
     for name, tensor in weights.items():
         if not name.startswith("model."):
             continue
@@ -83,7 +100,10 @@ def write_internvl_c(path: Path, weights: dict[str, torch.Tensor]) -> Path:
         if name.endswith(("q_proj.weight", "v_proj.weight")):
             down, up = (torch.randn(*shape, generator=generator) * 0.02 for shape in ((RANK, WIDTH), (WIDTH, RANK)))
             tensor = tensor.float() - 32 / RANK * (up @ down)
-            tensors |= {stored.replace(".weight", ".lora_A.default.weight"): down, stored.replace(".weight", ".lora_B.default.weight"): up}
+            tensors |= {
+                stored.replace(".weight", ".lora_A.default.weight"): down,
+                stored.replace(".weight", ".lora_B.default.weight"): up,
+            }
         tensors[stored] = tensor
         tensors["transformer.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(64)
     torch.save(tensors, path)
@@ -97,7 +117,9 @@ def sources(tmp_path_factory) -> dict[str, Path]:
     """One text encoder in every form it is published in."""
     folder = tmp_path_factory.mktemp("sources")
     weights = random_llama()
-    weights["text_projection"] = (torch.randn(WIDTH, PROJECTED, generator=torch.Generator().manual_seed(2)) * 0.05).half()
+    weights["text_projection"] = (
+        torch.randn(WIDTH, PROJECTED, generator=torch.Generator().manual_seed(2)) * 0.05
+    ).half()
     return {
         "safetensors folder": write_folder(folder / "InternVL-small", weights, ".safetensors"),
         "bin folder": write_folder(folder / "InternVL-small-bin", weights, ".bin"),
@@ -131,6 +153,7 @@ def difference(ours: torch.Tensor, wanted: torch.Tensor) -> float:
 
 # --- what is written -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("format", quantise.FORMATS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_form_in_every_format_encodes_as_its_source(source, format, sources, adapter, drawn, tmp_path):
@@ -140,19 +163,35 @@ def test_every_form_in_every_format_encodes_as_its_source(source, format, source
     assert difference(load_clip(made.path, adapter).encode("two cats on a red roof"), drawn) < TOLERANCES[format]
 
 
-@pytest.mark.parametrize("format, table, matrix", [
-    ("int8", torch.int8, torch.int8), ("fp8", torch.float16, torch.float8_e4m3fn), ("fp16", torch.float16, torch.float16),
-])
+@pytest.mark.parametrize(
+    "format, table, matrix",
+    [
+        ("int8", torch.int8, torch.int8),
+        ("fp8", torch.float16, torch.float8_e4m3fn),
+        ("fp16", torch.float16, torch.float16),
+    ],
+)
 def test_the_file_is_the_host_s_own_format(format, table, matrix, sources, tmp_path):
     path = convert(sources["bin folder"], tmp_path / "small.safetensors", format).path
     weights = load_file(path)
-    assert weights["model.embed_tokens.weight"].dtype == table and weights["model.layers.1.mlp.down_proj.weight"].dtype == matrix
+    assert (
+        weights["model.embed_tokens.weight"].dtype == table
+        and weights["model.layers.1.mlp.down_proj.weight"].dtype == matrix
+    )
     assert {tensor.dtype for name, tensor in weights.items() if "norm" in name} == {torch.float16}
     assert bytes(weights["spiece_model"].numpy()) == TOKENIZER.read_bytes()
     assert torch.equal(weights["text_projection"], open_text_encoder(sources["bin folder"]).text_projection())
-    assert not [name for name in weights if any(part in name for part in ("cross_attn", "vision", "lm_head", "qllama", "lora", "rotary"))]
+    assert not [
+        name
+        for name in weights
+        if any(part in name for part in ("cross_attn", "vision", "lm_head", "qllama", "lora", "rotary"))
+    ]
 
-    marked = {name.removesuffix(".comfy_quant"): json.loads(tensor.numpy().tobytes()) for name, tensor in weights.items() if ".comfy_quant" in name}
+    marked = {
+        name.removesuffix(".comfy_quant"): json.loads(tensor.numpy().tobytes())
+        for name, tensor in weights.items()
+        if ".comfy_quant" in name
+    }
     expected = {"int8": 7 * LAYERS + 1, "fp8": 7 * LAYERS, "fp16": 0}[format]
     assert len(marked) == expected
     for layer, mark in marked.items():
@@ -175,17 +214,29 @@ def test_every_tensor_lies_on_a_multiple_of_its_number(sources, tmp_path):
         header = json.loads(file.read(length))
     assert (8 + length) % 8 == 0 and header["model.embed_tokens.comfy_quant"]["shape"] == [29]
     sizes = {"F32": 4, "F16": 2, "I8": 1, "U8": 1}
-    assert not [name for name, entry in header.items() if name != "__metadata__" and entry["data_offsets"][0] % sizes[entry["dtype"]]]
+    assert not [
+        name
+        for name, entry in header.items()
+        if name != "__metadata__" and entry["data_offsets"][0] % sizes[entry["dtype"]]
+    ]
 
 
 def test_the_metadata_says_what_tensors_cannot(sources, tmp_path):
     with safe_open(convert(sources["safetensors folder"], tmp_path, "fp8").path, "pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata["config"]) == {
-        "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": FEED_FORWARD, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2, "rms_norm_eps": 1e-6,
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "rms_norm_eps": 1e-6,
     }
-    assert metadata["format"] == "pt" and metadata["quantization"] == "float8_e4m3fn" and "MuLan Nodes 0." in metadata["made_by"]
+    assert (
+        metadata["format"] == "pt"
+        and metadata["quantization"] == "float8_e4m3fn"
+        and "MuLan Nodes 0." in metadata["made_by"]
+    )
     assert metadata["source"].startswith("InternVL-small, from OpenGVLab/InternVL-14B-224px") and metadata["license"]
 
 
@@ -238,6 +289,7 @@ def test_an_adapter_keeps_its_names_and_numbers(family, file, tiny_models, tmp_p
 
 # --- the comparison ------------------------------------------------------------------------------------------------------
 
+
 def test_the_comparison_computes_what_graphs_compute(sources, adapter, tmp_path):
     """Layer by layer from the disk, yet the very states of a loaded CLIP; for the quantised file too."""
     windows = [[1, 50, 60, 70, 2] + [0] * 75, [1, 99, 2] + [0] * 77]
@@ -279,6 +331,7 @@ def test_the_sentences_are_of_ten_languages_and_fit_the_window():
 
 # --- whole or not at all -------------------------------------------------------------------------------------------------
 
+
 def test_progress_ends_at_the_whole_file(sources, tmp_path):
     seen = []
     made = convert(sources["safetensors folder"], tmp_path, progress=seen.append)
@@ -302,12 +355,16 @@ def test_a_conversion_that_is_stopped_leaves_nothing(stop, sources, tmp_path):
 
 def test_what_a_killed_run_left_is_taken_over(sources, tmp_path):
     target = tmp_path / "small.safetensors"
-    killed = child("""
+    killed = child(
+        """
         def dying(done):
             if done.bytes > done.all_bytes // 2:
                 os.kill(os.getpid(), signal.SIGKILL)
         convert(sys.argv[1], sys.argv[2], progress=dying)
-    """, sources["bin folder"], target)
+    """,
+        sources["bin folder"],
+        target,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors.unfinished"]
     convert(sources["bin folder"], target)
@@ -315,8 +372,13 @@ def test_what_a_killed_run_left_is_taken_over(sources, tmp_path):
 
 
 def test_a_full_disk_is_told_before_anything_is_written(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr("mulan.safetensors_stream.shutil.disk_usage", lambda _: SimpleNamespace(free=300_000))
-    with pytest.raises(OSError, match=r"InternVL-small-bin_text_int8.safetensors takes 0.00 GB, but the disk of .* has 0.00 GB free: make room"):
+    monkeypatch.setattr(
+        "mulan_nodes.mulan.checkpoints.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=300_000)
+    )
+    with pytest.raises(
+        OSError,
+        match=r"InternVL-small-bin_text_int8.safetensors takes 0.00 GB, but the disk of .* has 0.00 GB free: make room",
+    ):
         convert(sources["bin folder"], tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -334,9 +396,16 @@ def test_a_file_with_a_gap_never_gets_its_name(tmp_path):
 
 
 def test_rows_in_any_order_make_the_same_file(tmp_path):
-    tensors = {"small": torch.arange(3, dtype=torch.uint8), "é": torch.randn(5, 4), "scalar": torch.tensor(2.5), "none": torch.zeros(0, 3)}
+    tensors = {
+        "small": torch.arange(3, dtype=torch.uint8),
+        "é": torch.randn(5, 4),
+        "scalar": torch.tensor(2.5),
+        "none": torch.zeros(0, 3),
+    }
     path = tmp_path / "rows.safetensors"
-    with SafetensorsStream(path, {name: Slot(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, {"about": "Ünï"}) as file:
+    with SafetensorsStream(
+        path, {name: Slot(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, {"about": "Ünï"}
+    ) as file:
         file.write("é", tensors["é"][3:], first_row=3)
         for name in ("scalar", "small", "none"):
             file.write(name, tensors[name])
@@ -349,13 +418,16 @@ def test_rows_in_any_order_make_the_same_file(tmp_path):
 
 # --- memory --------------------------------------------------------------------------------------------------------------
 
+
 def child(code: str, *arguments) -> subprocess.CompletedProcess:
     """Runs `code` with the library in a process of its own."""
     lines = code.splitlines()
     indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
     body = "\n".join(line[indent:] for line in lines)
-    start = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nimport library\nlibrary.load_library()\nfrom mulan.convert import convert\n"
-    return subprocess.run([sys.executable, "-c", start + body, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    start = "import os, signal, sys\nfrom mulan_nodes.mulan.conversion.convert import convert\n"
+    return subprocess.run(
+        [sys.executable, "-c", start + body, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
 
 
 def test_memory_does_not_grow_with_the_model(host, tmp_path):
@@ -367,25 +439,30 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
     block = torch.randn(feed_forward * width, generator=torch.Generator().manual_seed(6)).half() * 0.02
     shapes = {"model.embed_tokens.weight": (VOCABULARY, width), "model.norm.weight": (width,)}
     for at in (f"model.layers.{layer}." for layer in range(layers)):
-        shapes |= {f"{at}self_attn.{p}_proj.weight": (width, width) for p in "qkvo"} | {f"{at}{n}_layernorm.weight": (width,) for n in ("input", "post_attention")}
-        shapes |= {f"{at}mlp.{p}_proj.weight": (feed_forward, width) for p in ("gate", "up")} | {f"{at}mlp.down_proj.weight": (width, feed_forward)}
-    weights = {name: block[:torch.Size(shape).numel()].view(shape).clone() for name, shape in shapes.items()}
+        shapes |= {f"{at}self_attn.{p}_proj.weight": (width, width) for p in "qkvo"} | {
+            f"{at}{n}_layernorm.weight": (width,) for n in ("input", "post_attention")
+        }
+        shapes |= {f"{at}mlp.{p}_proj.weight": (feed_forward, width) for p in ("gate", "up")} | {
+            f"{at}mlp.down_proj.weight": (width, feed_forward)
+        }
+    weights = {name: block[: torch.Size(shape).numel()].view(shape).clone() for name, shape in shapes.items()}
     weights["spiece_model"] = torch.frombuffer(bytearray(TOKENIZER.read_bytes()), dtype=torch.uint8)
     save_file(weights, tmp_path / "large.safetensors", metadata={"config": json.dumps({"num_attention_heads": 16})})
     size = sum(tensor.nbytes for tensor in weights.values())
     del weights
 
-    measured = child("""
+    measured = child(
+        """
         import gc, json, threading, time
         import psutil
         import torch
         from pathlib import Path
-        library.open_host(Path(sys.argv[3]), "--cpu")
-        import mulan.conversion
-        from mulan import encoder_error
-        from mulan.files import open_text_encoder
+        from mulan_nodes.tools.comfyui import open_comfyui
+        open_comfyui("--cpu")
+        from mulan_nodes.mulan.conversion import encoder_error, output_files
+        from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 
-        mulan.conversion.PORTION = 2 ** 24
+        output_files.PORTION = 2 ** 24
         resident = psutil.Process().memory_info
 
         class Peak(threading.Thread):
@@ -412,7 +489,11 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
         told = {format: growth(lambda: convert(source, folder, format)) for format in ("int8", "fp8", "fp16")}
         told["states"] = growth(states)
         print(json.dumps(told))
-    """, tmp_path / "large.safetensors", tmp_path, host)
+    """,
+        tmp_path / "large.safetensors",
+        tmp_path,
+        host,
+    )
     assert measured.returncode == 0, measured.stderr
     grown = json.loads(measured.stdout.splitlines()[-1])
     assert size > 300e6
@@ -422,21 +503,33 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
 
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
+
 def single(path: Path, **tensors) -> Path:
     save_file({name.replace("__", "."): tensor for name, tensor in tensors.items()}, path)
     return path
 
 
 def test_other_files_are_named(tmp_path):
-    clip = single(tmp_path / "clip_l.safetensors", text_model__encoder__layers__0__mlp__fc1__weight=torch.zeros(3072, 768))
+    clip = single(
+        tmp_path / "clip_l.safetensors", text_model__encoder__layers__0__mlp__fc1__weight=torch.zeros(3072, 768)
+    )
     lora = single(tmp_path / "style.safetensors", lora_unet_x__lora_down__weight=torch.zeros(4, 8))
-    llama3 = single(tmp_path / "llama3.safetensors", model__embed_tokens__weight=torch.zeros(4, 8),
-                    model__layers__0__self_attn__q_proj__weight=torch.zeros(8, 8), model__layers__0__self_attn__k_proj__weight=torch.zeros(2, 8))
+    llama3 = single(
+        tmp_path / "llama3.safetensors",
+        model__embed_tokens__weight=torch.zeros(4, 8),
+        model__layers__0__self_attn__q_proj__weight=torch.zeros(8, 8),
+        model__layers__0__self_attn__k_proj__weight=torch.zeros(2, 8),
+    )
     (tmp_path / "page.safetensors").write_text("<html>not found</html>")
     (tmp_path / "empty").mkdir()
-    for path, words in ((clip, "clip_l.safetensors .* is a CLIP-L text encoder; expected is InternVL, .*, or a MuLan adapter"),
-                        (lora, "is a LoRA"), (llama3, "another large language model"), (tmp_path / "page.safetensors", "cannot be read as safetensors"),
-                        (tmp_path / "empty", "not a published checkpoint"), (tmp_path / "gone", "there is no .*gone")):
+    for path, words in (
+        (clip, "clip_l.safetensors .* is a CLIP-L text encoder; expected is InternVL, .*, or a MuLan adapter"),
+        (lora, "is a LoRA"),
+        (llama3, "another large language model"),
+        (tmp_path / "page.safetensors", "cannot be read as safetensors"),
+        (tmp_path / "empty", "not a published checkpoint"),
+        (tmp_path / "gone", "there is no .*gone"),
+    ):
         with pytest.raises(WrongFile, match=words):
             convert(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
@@ -453,11 +546,18 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
     alone.parent.mkdir()
     shutil.copy(sources["pth"], alone)
     holes = tmp_path / "holes.pth"
-    torch.save({name: t for name, t in torch.load(sources["pth"], weights_only=True).items() if "layers.1.mlp" not in name}, holes)
+    torch.save(
+        {name: t for name, t in torch.load(sources["pth"], weights_only=True).items() if "layers.1.mlp" not in name},
+        holes,
+    )
     shutil.copy(TOKENIZER, tmp_path)
-    for path, words in ((cut, "lacks 1 of its shards.*pytorch_model-00002-of-00002.bin"), (bare, "without its sentencepiece model"),
-                        (foreign, "sentencepiece model .* cannot be read"), (alone, "is InternVL-C, but its sentencepiece model is not beside it"),
-                        (holes, "incomplete: 3 tensors are missing, the first is model.layers.1.mlp.down_proj.weight")):
+    for path, words in (
+        (cut, "lacks 1 of its shards.*pytorch_model-00002-of-00002.bin"),
+        (bare, "without its sentencepiece model"),
+        (foreign, "sentencepiece model .* cannot be read"),
+        (alone, "is InternVL-C, but its sentencepiece model is not beside it"),
+        (holes, "incomplete: 3 tensors are missing, the first is model.layers.1.mlp.down_proj.weight"),
+    ):
         with pytest.raises(WrongFile, match=words):
             convert(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
@@ -471,11 +571,18 @@ def test_a_vocabulary_of_another_model_is_named(sources, tiny_models, tmp_path):
 
 
 @pytest.mark.parametrize("format", quantise.FORMATS)
-@pytest.mark.parametrize("name, value, words", [
-    ("model.layers.1.mlp.up_proj.weight", float("nan"), r"holds values that are infinite or no numbers \(NaN\). Download it again"),
-    ("model.norm.weight", float("inf"), "holds values that are infinite or no numbers"),
-    ("model.norm.weight", 1e5, "holds values up to 1e.05, too large for torch.float16"),
-])
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        (
+            "model.layers.1.mlp.up_proj.weight",
+            float("nan"),
+            r"holds values that are infinite or no numbers \(NaN\). Download it again",
+        ),
+        ("model.norm.weight", float("inf"), "holds values that are infinite or no numbers"),
+        ("model.norm.weight", 1e5, "holds values up to 1e.05, too large for torch.float16"),
+    ],
+)
 def test_damaged_weights_are_named(name, value, words, format, sources, tmp_path):
     weights = load_file(convert(sources["bin folder"], tmp_path, "fp16").path)
     weights[name] = weights[name].float()
@@ -489,7 +596,10 @@ def test_damaged_weights_are_named(name, value, words, format, sources, tmp_path
 def test_weights_in_8_bits_are_not_converted_again(sources, tmp_path):
     for format in ("int8", "fp8"):
         made = convert(sources["bin folder"], tmp_path, format)
-        with pytest.raises(WrongFile, match=f"text_{format}.safetensors .* holds weights in 8 bits already .*: convert the published checkpoint"):
+        with pytest.raises(
+            WrongFile,
+            match=f"text_{format}.safetensors .* holds weights in 8 bits already .*: convert the published checkpoint",
+        ):
             convert(made.path, tmp_path / "again.safetensors")
 
 
@@ -501,7 +611,9 @@ def test_targets_that_will_not_do(sources, adapter, tmp_path):
     inside = source / "pytorch_model.safetensors"
     for given, target, words in (
         (source, tmp_path, "InternVL-small-bin_text_int8.safetensors exists: delete it, name another target"),
-        (half, half, "is the source itself"), (source, inside, "is in the source folder"), (source, tmp_path / "x.pt", "name a .safetensors file"),
+        (half, half, "is the source itself"),
+        (source, inside, "is in the source folder"),
+        (source, tmp_path / "x.pt", "name a .safetensors file"),
         (source, tmp_path / "no" / "x.safetensors", "folder .*no does not exist"),
     ):
         with pytest.raises(CannotWrite, match=words):
@@ -518,6 +630,7 @@ def test_targets_that_will_not_do(sources, adapter, tmp_path):
 
 # --- the command ---------------------------------------------------------------------------------------------------------
 
+
 def test_the_command_writes_and_compares(dev, host, sources, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert dev.run_convert(host, dev.parse(["convert", str(sources["pth"])])) == 0
@@ -531,7 +644,10 @@ def test_the_command_writes_and_compares(dev, host, sources, tmp_path, monkeypat
 def test_the_command_can_leave_the_comparison_out(dev, host, sources, tmp_path, capsys):
     options = dev.parse(["convert", str(sources["bin folder"]), str(tmp_path), "--format", "fp8", "--no-check"])
     assert dev.run_convert(host, options) == 0
-    assert "Relative error" not in capsys.readouterr().out and (tmp_path / "InternVL-small-bin_text_fp8.safetensors").is_file()
+    assert (
+        "Relative error" not in capsys.readouterr().out
+        and (tmp_path / "InternVL-small-bin_text_fp8.safetensors").is_file()
+    )
 
 
 def test_the_command_says_why_nothing_was_written(dev, host, tmp_path):

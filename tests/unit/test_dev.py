@@ -1,13 +1,16 @@
 """dev.py's setup: what it must never do, and what it says when it cannot go on."""
+
 import ast
 import io
 import socket
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mulan_nodes.tools.commands import serve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +36,7 @@ def test_old_pythons_can_read_dev_py_far_enough_to_be_told():
 def test_the_pack_is_linked_once(dev, comfyui, capsys):
     dev.link_pack(comfyui)
     dev.link_pack(comfyui)
-    link, = (comfyui / "custom_nodes").iterdir()
+    (link,) = (comfyui / "custom_nodes").iterdir()
     assert link.resolve() == ROOT and capsys.readouterr().out.count("links to this repository") == 1
 
 
@@ -115,12 +118,21 @@ def test_a_port_in_use_is_told(dev, comfyui):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=f"Port {port} is in use"):
-            dev.run_serve(comfyui, SimpleNamespace(port=port))
+            serve.run(comfyui, SimpleNamespace(port=port))
 
 
-def test_arguments_of_others_are_passed_on_and_typos_are_not(dev, capsys):
-    assert dev.parse(["test", "-k", "names", "--lf"]).rest == ["-k", "names", "--lf"]
-    assert dev.parse(["train", "--help"]).rest == ["--help"]
-    with pytest.raises(SystemExit):
-        dev.parse(["demo", "--picturs", "3"])
-    assert "--picturs" in capsys.readouterr().err
+def test_arguments_of_others_are_passed_on_and_typos_are_not(tmp_path):
+    def dev_py(*arguments):
+        command = [sys.executable, ROOT / "tools", *arguments, "--comfyui", tmp_path]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    passed_on = dev_py("train", "--help")
+    assert passed_on.returncode == 0 and "--learning-rate" in passed_on.stdout
+    typo = dev_py("serve", "--prot", "3")
+    assert typo.returncode == 2 and "--prot" in typo.stderr
+
+
+def test_a_command_that_does_not_exist_lists_those_that_do(dev, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dev.py", "demmo"])
+    with pytest.raises(SystemExit, match=r"no command 'demmo'(.|\n)*train-tiny"):
+        dev.main()

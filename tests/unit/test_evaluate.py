@@ -1,13 +1,24 @@
 """The evaluation: cases that are comparable between languages, readers that read right, tables that sum up right."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
-
-from mulan.evaluate import (MULAN, OWN_CLIP, TINY_WORLD_HEADINGS, Case, ClipSimilarity, Row, TinyWorldReader, as_markdown, summarise,
-                            tiny_world_evaluation, tiny_world_rows)
-from mulan.tinyworld import captions, world
+from mulan_nodes.tools.evaluation import (
+    MULAN,
+    OWN_CLIP,
+    TINY_WORLD_HEADINGS,
+    Case,
+    ClipSimilarity,
+    Row,
+    TinyWorldReader,
+    as_markdown,
+    summarise,
+    tiny_world_evaluation,
+    tiny_world_rows,
+)
+from mulan_nodes.tools.tinyworld import captions, world
 
 
 def case_of(thing: world.Thing, row: str = MULAN, language: str = "zh") -> Case:
@@ -17,7 +28,9 @@ def case_of(thing: world.Thing, row: str = MULAN, language: str = "zh") -> Case:
 def test_drawn_pictures_read_as_what_was_drawn():
     rng, reader = np.random.default_rng(3), TinyWorldReader()
     for thing in world.THINGS:
-        assert reader(world.draw(thing, rng), case_of(thing)) == {"right": 1, "strict": 1, "colour": 1, "shape": 1}, thing
+        assert reader(world.draw(thing, rng), case_of(thing)) == {"right": 1, "strict": 1, "colour": 1, "shape": 1}, (
+            thing
+        )
 
 
 def test_each_score_tells_its_own_mistake():
@@ -33,12 +46,22 @@ def test_each_score_tells_its_own_mistake():
 
 def test_a_second_colour_counts_as_right_but_not_as_strictly_right():
     picture = world.draw(world.Thing("red", "square", "big"), np.random.default_rng(7))
-    picture[38:] = np.where(np.ptp(picture[38:], axis=-1, keepdims=True) > 80, np.uint8(world.PALETTE["purple"]), picture[38:])
-    assert TinyWorldReader()(picture, case_of(world.Thing("red", "square", "big"))) == {"right": 1, "strict": 0, "colour": 1, "shape": 1}
+    picture[38:] = np.where(
+        np.ptp(picture[38:], axis=-1, keepdims=True) > 80, np.uint8(world.PALETTE["purple"]), picture[38:]
+    )
+    assert TinyWorldReader()(picture, case_of(world.Thing("red", "square", "big"))) == {
+        "right": 1,
+        "strict": 0,
+        "colour": 1,
+        "shape": 1,
+    }
 
 
-@pytest.mark.parametrize("picture", [np.full((64, 64, 3), 235, np.uint8), np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)],
-                         ids=["empty", "noise"])
+@pytest.mark.parametrize(
+    "picture",
+    [np.full((64, 64, 3), 235, np.uint8), np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)],
+    ids=["empty", "noise"],
+)
 def test_pictures_of_nothing_are_not_right(picture):
     scores = TinyWorldReader()(picture, case_of(world.Thing("red", "star", "big")))
     assert scores["right"] == scores["strict"] == 0
@@ -53,7 +76,9 @@ def test_every_language_gets_the_same_things_and_the_same_noise():
         first = lines[MULAN, "en", held_out]
         assert {thing for thing, _ in first} == {thing for thing in world.THINGS if thing.held_out == held_out}
         assert len({seed for _, seed in first}) == count
-        assert all(draws == first[:len(draws)] for (_, _, of_held_out), draws in lines.items() if of_held_out == held_out)
+        assert all(
+            draws == first[: len(draws)] for (_, _, of_held_out), draws in lines.items() if of_held_out == held_out
+        )
     assert {language for row, language, _ in lines if row == MULAN} == set(captions.LANGUAGES)
     assert {language for row, language, _ in lines if row == OWN_CLIP} == set(captions.TRAINED)
     assert {len(lines[MULAN, language, False]) for language in captions.LANGUAGES} == {48}
@@ -76,8 +101,13 @@ def test_the_tiny_worlds_table_has_its_means_its_held_out_pairs_and_chance():
     table = tiny_world_rows(cases, [{name: value for name in TINY_WORLD_HEADINGS} for value in right])
     rows = {(row.row, row.language): row for row in table}
     assert len(rows) == len(table)
-    assert {row.row: row.scores["right"] for row in table if row.language.endswith("but English")} == {MULAN: 1, OWN_CLIP: 0}
-    never_trained = {row.language.split(": ")[1]: (row.pictures, row.scores["right"]) for row in table if "pairs" in row.language}
+    assert {row.row: row.scores["right"] for row in table if row.language.endswith("but English")} == {
+        MULAN: 1,
+        OWN_CLIP: 0,
+    }
+    never_trained = {
+        row.language.split(": ")[1]: (row.pictures, row.scores["right"]) for row in table if "pairs" in row.language
+    }
     assert never_trained == {"English": (8, 1), "the other languages": (11 * 8, 0)}
     assert rows["", "chance"].scores["right"] == pytest.approx(1 / 24)
 
@@ -88,7 +118,8 @@ def test_markdown():
         "| prompts | read by | pictures | colour and shape | other |\n"
         "| --- | --- | --: | --: | --: |\n"
         "| Chinese | MuLan | 48 | 0.98 | 1.00 |\n"
-        "| chance |  |  | 0.04 |  |\n")
+        "| chance |  |  | 0.04 |  |\n"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +135,24 @@ def clip_folder(tmp_path_factory):
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
     size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=16)
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(projection_dim=16, text_config=dict(size, vocab_size=len(words), eos_token_id=len(words) - 1),
-                         vision_config=dict(size, image_size=32, patch_size=8))).save_pretrained(folder)
-    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(
+            projection_dim=16,
+            text_config=dict(size, vocab_size=len(words), eos_token_id=len(words) - 1),
+            vision_config=dict(size, image_size=32, patch_size=8),
+        )
+    ).save_pretrained(folder)
+    CLIPProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}), tokenizer
+    ).save_pretrained(folder)
     return folder
 
 
 def test_clip_similarity_compares_a_picture_with_the_meaning_of_its_prompt(clip_folder):
-    reader, picture = ClipSimilarity(clip_folder), world.draw(world.Thing("red", "star", "big"), np.random.default_rng(0))
+    reader, picture = (
+        ClipSimilarity(clip_folder),
+        world.draw(world.Thing("red", "star", "big"), np.random.default_rng(0)),
+    )
 
     def similarity(meaning: str, picture=picture) -> float:
         return reader(picture, Case(MULAN, "zh", "一颗大的红色星星", 0, meaning))["similarity"]

@@ -1,4 +1,5 @@
 """Opening and recognising files: what a person reads about one that is damaged, incomplete or something else."""
+
 from __future__ import annotations
 
 import json
@@ -7,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mulan_nodes.mulan.checkpoints import tensor_files
+from mulan_nodes.mulan.checkpoints.identify import recognise
+from mulan_nodes.mulan.conditioning.families import SD15, SDXL
+from mulan_nodes.mulan.conditioning.model_files import WrongFile, open_adapter, open_tensors, open_text_encoder
 from safetensors.torch import load_file, save_file
-
-from mulan import tensor_files
-from mulan.families import SD15, SDXL
-from mulan.files import WrongFile, open_adapter, open_tensors, open_text_encoder
-from mulan.recognise import recognise
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
 ADAPTER = load_file(GOLDENS / "weights" / "sd15_tiny.safetensors")
@@ -43,7 +43,10 @@ def header_end(data: bytes) -> int:
 ACCIDENTS = {
     "nothing": (lambda data: b"", "it is empty; download it again"),
     "web page": (lambda data: WEB_PAGE + b" " * 5000, "it is a web page, not the file; the download was refused"),
-    "git-lfs pointer": (lambda data: LFS_POINTER, "it is git-lfs's pointer to the file, not the file; fetch it with git lfs pull"),
+    "git-lfs pointer": (
+        lambda data: LFS_POINTER,
+        "it is git-lfs's pointer to the file, not the file; fetch it with git lfs pull",
+    ),
     "cut in the first bytes": (lambda data: data[:5], "it is cut short or damaged (5 bytes; "),
     "cut in the header": (lambda data: data[:100], "it is cut short or damaged (100 bytes; "),
     "cut in the data": (lambda data: data[:-100], "it is cut short or damaged ("),
@@ -58,7 +61,9 @@ def test_what_a_download_left(accident, ending, tmp_path):
     damage, words = ACCIDENTS[accident]
     path.write_bytes(damage(saved(path)))
     message = told(open_tensors, path)
-    assert message.startswith(f"weights{ending} (in {tmp_path}) cannot be read as {'safetensors' if ending == '.safetensors' else 'plain weights'}: ")
+    assert message.startswith(
+        f"weights{ending} (in {tmp_path}) cannot be read as {'safetensors' if ending == '.safetensors' else 'plain weights'}: "
+    )
     assert words in message and ("download" in message), message
     assert "weights_only" not in message and "\n" not in message, "torch advises to load code"
 
@@ -66,7 +71,7 @@ def test_what_a_download_left(accident, ending, tmp_path):
 def test_a_header_cut_inside(tmp_path):
     path = tmp_path / "weights.safetensors"
     data = saved(path)
-    path.write_bytes(data[:header_end(data) - 10])
+    path.write_bytes(data[: header_end(data) - 10])
     assert "it is cut short or damaged" in told(open_tensors, path)
 
 
@@ -79,13 +84,21 @@ def test_a_file_under_the_other_ending(tmp_path):
     assert "it is a file of torch.save; rename it to .pth" in told(open_tensors, tmp_path / "d.safetensors")
 
 
-@pytest.mark.parametrize("held, words", [
-    ({"queries": torch.zeros(1), "model": torch.nn.Linear(2, 2)},
-     "it holds torch.nn.modules.linear.Linear, and only tensors are loaded from such files, never code; ask for a .safetensors"),
-    ({"queries": torch.zeros(1), "code": print}, "never code"),
-    ({"epoch": 3, "model": {"queries": torch.zeros(1)}}, "holds more than tensors, the first is 'epoch' (int); expected is a plain state dict"),
-    ([torch.zeros(1)], "holds a list, expected is a plain state dict of tensors"),
-])
+@pytest.mark.parametrize(
+    "held, words",
+    [
+        (
+            {"queries": torch.zeros(1), "model": torch.nn.Linear(2, 2)},
+            "it holds torch.nn.modules.linear.Linear, and only tensors are loaded from such files, never code; ask for a .safetensors",
+        ),
+        ({"queries": torch.zeros(1), "code": print}, "never code"),
+        (
+            {"epoch": 3, "model": {"queries": torch.zeros(1)}},
+            "holds more than tensors, the first is 'epoch' (int); expected is a plain state dict",
+        ),
+        ([torch.zeros(1)], "holds a list, expected is a plain state dict of tensors"),
+    ],
+)
 def test_a_pth_that_is_more_than_tensors(held, words, tmp_path):
     torch.save(held, tmp_path / "weights.pth")
     message = told(open_adapter, tmp_path / "weights.pth")
@@ -103,10 +116,15 @@ def test_a_pth_of_before_torch_1_6_and_one_with_a_state_dict_inside(tmp_path):
 
 def test_a_file_that_went_away(tmp_path):
     message = told(open_tensors, tmp_path / "gone.safetensors")
-    assert message == f"gone.safetensors is not in {tmp_path}: the file was moved or deleted. Press R in the editor to refresh the list."
+    assert (
+        message
+        == f"gone.safetensors is not in {tmp_path}: the file was moved or deleted. Press R in the editor to refresh the list."
+    )
 
 
-@pytest.mark.parametrize("error", [MemoryError("full"), torch.OutOfMemoryError("full")], ids=("MemoryError", "OutOfMemoryError"))
+@pytest.mark.parametrize(
+    "error", [MemoryError("full"), torch.OutOfMemoryError("full")], ids=("MemoryError", "OutOfMemoryError")
+)
 def test_no_memory_is_not_taken_for_a_damaged_file(error, tmp_path, monkeypatch):
     saved(tmp_path / "weights.pth")
     monkeypatch.setattr(tensor_files.torch, "load", lambda *_, **__: (_ for _ in ()).throw(error))
@@ -148,14 +166,18 @@ def second_shard(folder: Path) -> Path:
 def test_whole_shards_are_read(sharded):
     file = open_text_encoder(sharded)
     assert file.config.layers == 1 + max(int(name.split(".")[2]) for name in file.names if ".layers." in name)
-    assert torch.equal(file.state_dict()["model.norm.weight"], open_tensors(sharded).read(file.names["model.norm.weight"]))
+    assert torch.equal(
+        file.state_dict()["model.norm.weight"], open_tensors(sharded).read(file.names["model.norm.weight"])
+    )
 
 
 def test_a_shard_that_is_missing(sharded):
     lost = second_shard(sharded)
     lost.unlink()
-    assert told(open_text_encoder, sharded) == \
-        f"the folder InternVL-14B-224px (in {sharded.parent}) lacks 1 of its shards, the first is {lost.name}. Download it again."
+    assert (
+        told(open_text_encoder, sharded)
+        == f"the folder InternVL-14B-224px (in {sharded.parent}) lacks 1 of its shards, the first is {lost.name}. Download it again."
+    )
 
 
 @pytest.mark.parametrize("accident", ACCIDENTS)
@@ -173,25 +195,33 @@ def test_a_shard_without_a_tensor_of_the_index(sharded):
     lost = sorted(held)[0]
     kept = {name: torch.zeros(size) for name, size in held.items() if name != lost}
     save_file(kept, shard) if shard.suffix == ".safetensors" else torch.save(kept, shard)
-    assert told(open_text_encoder, sharded) == \
-        f"the folder InternVL-14B-224px (in {sharded.parent}) is damaged: {shard.name} does not hold {lost}. Download it again."
+    assert (
+        told(open_text_encoder, sharded)
+        == f"the folder InternVL-14B-224px (in {sharded.parent}) is damaged: {shard.name} does not hold {lost}. Download it again."
+    )
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "it is empty"),
-    (b'{"weight_map": {"a": "b', "it is no JSON with a `weight_map` from tensors to shards; download it again"),
-    (b"[]", "it is no JSON with a `weight_map`"),
-    (b'{"metadata": {}}', "it is no JSON with a `weight_map`"),
-    (b'{"weight_map": {"a": 1}}', "it is no JSON with a `weight_map`"),
-    (b"\xff\xfe\x00", "it is no JSON with a `weight_map`"),
-    (WEB_PAGE, "it is a web page"),
-    (LFS_POINTER, "it is git-lfs's pointer"),
-], ids=("empty", "cut", "list", "no map", "numbers", "bytes", "web page", "git-lfs pointer"))
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "it is empty"),
+        (b'{"weight_map": {"a": "b', "it is no JSON with a `weight_map` from tensors to shards; download it again"),
+        (b"[]", "it is no JSON with a `weight_map`"),
+        (b'{"metadata": {}}', "it is no JSON with a `weight_map`"),
+        (b'{"weight_map": {"a": 1}}', "it is no JSON with a `weight_map`"),
+        (b"\xff\xfe\x00", "it is no JSON with a `weight_map`"),
+        (WEB_PAGE, "it is a web page"),
+        (LFS_POINTER, "it is git-lfs's pointer"),
+    ],
+    ids=("empty", "cut", "list", "no map", "numbers", "bytes", "web page", "git-lfs pointer"),
+)
 def test_a_damaged_index(content, words, sharded):
     index = index_of(sharded)
     index.write_bytes(content)
     message = told(open_text_encoder, sharded)
-    assert message.startswith(f"{index.name} (in {sharded}) cannot be read as an index of shards: ") and words in message
+    assert (
+        message.startswith(f"{index.name} (in {sharded}) cannot be read as an index of shards: ") and words in message
+    )
 
 
 @pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/secret.safetensors", "deeper/secret.safetensors"])
@@ -209,7 +239,10 @@ def test_an_index_of_nothing(sharded):
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     message = told(open_tensors, tmp_path)
-    assert "holds neither model.safetensors.index.json nor pytorch_model.bin.index.json" in message and str(tmp_path.parent) in message
+    assert (
+        "holds neither model.safetensors.index.json nor pytorch_model.bin.index.json" in message
+        and str(tmp_path.parent) in message
+    )
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------
@@ -218,7 +251,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
 def encoder(path: Path, metadata: dict[str, str], change=lambda weights: weights) -> Path:
     weights = load_file(GOLDENS / "text_encoder" / "model.safetensors")
     weights = {name.removeprefix("qllama."): t for name, t in weights.items() if name.startswith("qllama.model.")}
-    weights["spiece_model"] = torch.frombuffer(bytearray((GOLDENS / "tokenizer" / "tokenizer.model").read_bytes()), dtype=torch.uint8)
+    weights["spiece_model"] = torch.frombuffer(
+        bytearray((GOLDENS / "tokenizer" / "tokenizer.model").read_bytes()), dtype=torch.uint8
+    )
     save_file(change(weights), path, metadata=metadata)
     return path
 
@@ -226,33 +261,57 @@ def encoder(path: Path, metadata: dict[str, str], change=lambda weights: weights
 HEADS = {"config": json.dumps({"num_attention_heads": 4})}
 
 
-@pytest.mark.parametrize("lost", ["model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "lost", ["model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight", "model.norm.weight"]
+)
 def test_an_encoder_without_one_of_its_tensors(lost, tmp_path):
-    path = encoder(tmp_path / "encoder.safetensors", HEADS, lambda weights: {name: t for name, t in weights.items() if name != lost})
-    assert told(open_text_encoder, path) == \
-        f"encoder.safetensors (in {tmp_path}) is incomplete: 1 tensors are missing, the first is {lost}. Download it again."
+    path = encoder(
+        tmp_path / "encoder.safetensors",
+        HEADS,
+        lambda weights: {name: t for name, t in weights.items() if name != lost},
+    )
+    assert (
+        told(open_text_encoder, path)
+        == f"encoder.safetensors (in {tmp_path}) is incomplete: 1 tensors are missing, the first is {lost}. Download it again."
+    )
 
 
 def test_an_encoder_without_its_tokenizer(tmp_path):
-    path = encoder(tmp_path / "encoder.safetensors", HEADS, lambda weights: {name: t for name, t in weights.items() if name != "spiece_model"})
+    path = encoder(
+        tmp_path / "encoder.safetensors",
+        HEADS,
+        lambda weights: {name: t for name, t in weights.items() if name != "spiece_model"},
+    )
     message = told(open_text_encoder, path)
-    assert "is a LLaMA text encoder without its sentencepiece model: the file has no tensor `spiece_model`. Take tokenizer.model from" in message
+    assert (
+        "is a LLaMA text encoder without its sentencepiece model: the file has no tensor `spiece_model`. Take tokenizer.model from"
+        in message
+    )
 
 
 def test_a_folder_without_its_tokenizer(sharded):
     (sharded / "tokenizer.model").unlink()
     message = told(open_text_encoder, sharded)
-    assert "without its sentencepiece model: the folder InternVL-14B-224px has no tokenizer.model. Take tokenizer.model from OpenGVLab" in message
+    assert (
+        "without its sentencepiece model: the folder InternVL-14B-224px has no tokenizer.model. Take tokenizer.model from OpenGVLab"
+        in message
+    )
 
 
-@pytest.mark.parametrize("config, words", [
-    ("{", "its metadata `config` cannot be read ("),
-    ("[]", "its metadata `config` cannot be read ("),
-    ('{"num_attention_heads": "many"}', "its metadata `config` cannot be read (invalid literal for int() with base 10: 'many')"),
-    ('{"num_attention_heads": 5}', "which 5 attention heads cannot share"),
-    ('{"num_attention_heads": 0}', "which 0 attention heads cannot share"),
-    ("{}", "attention heads cannot share; their number belongs into the metadata, `config`"),
-])
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ("{", "its metadata `config` cannot be read ("),
+        ("[]", "its metadata `config` cannot be read ("),
+        (
+            '{"num_attention_heads": "many"}',
+            "its metadata `config` cannot be read (invalid literal for int() with base 10: 'many')",
+        ),
+        ('{"num_attention_heads": 5}', "which 5 attention heads cannot share"),
+        ('{"num_attention_heads": 0}', "which 0 attention heads cannot share"),
+        ("{}", "attention heads cannot share; their number belongs into the metadata, `config`"),
+    ],
+)
 def test_an_encoder_whose_number_of_heads_is_unknown(config, words, tmp_path):
     message = told(open_text_encoder, encoder(tmp_path / "encoder.safetensors", {"config": config}))
     assert message.startswith(f"encoder.safetensors (in {tmp_path})") and words in message
@@ -271,17 +330,35 @@ def without(tensors: dict, *lost: str) -> dict:
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-@pytest.mark.parametrize("tensors, family, words", [
-    (without(ADAPTER, "transformer.decoder.layers.0.norm3.bias"), SD15,
-     "is an incomplete MuLan adapter for Stable Diffusion 1.5: 1 tensors are missing or of the wrong shape, "
-     "the first, transformer.decoder.layers.0.norm3.bias, is missing. Download it again."),
-    (ADAPTER | {"proj.2.bias": torch.zeros(5)}, SD15, "the first, proj.2.bias, has the shape (5,)"),
-    (without(ADAPTER, "transformer.encoder.layers.0.linear1.weight"), SD15,
-     "looks like a MuLan adapter, but cannot be used: it has no tensor 'transformer.encoder.layers.0.linear1.weight'"),
-    (without(ADAPTER_XL, "adapter2.queries"), SDXL, "it has no tensor 'adapter2.queries'"),
-    (without(ADAPTER_XL, "pool_caption_projection.v_proj.bias"), SDXL, "the first, pool_caption_projection.v_proj.bias, is missing"),
-    (without(ADAPTER_XL, "add_embedding.linear_2.bias"), SDXL, "the first, add_embedding.linear_2.bias, is missing"),
-], ids=("missing", "shape", "size", "half", "pooled", "half of the embedding"))
+@pytest.mark.parametrize(
+    "tensors, family, words",
+    [
+        (
+            without(ADAPTER, "transformer.decoder.layers.0.norm3.bias"),
+            SD15,
+            "is an incomplete MuLan adapter for Stable Diffusion 1.5: 1 tensors are missing or of the wrong shape, "
+            "the first, transformer.decoder.layers.0.norm3.bias, is missing. Download it again.",
+        ),
+        (ADAPTER | {"proj.2.bias": torch.zeros(5)}, SD15, "the first, proj.2.bias, has the shape (5,)"),
+        (
+            without(ADAPTER, "transformer.encoder.layers.0.linear1.weight"),
+            SD15,
+            "looks like a MuLan adapter, but cannot be used: it has no tensor 'transformer.encoder.layers.0.linear1.weight'",
+        ),
+        (without(ADAPTER_XL, "adapter2.queries"), SDXL, "it has no tensor 'adapter2.queries'"),
+        (
+            without(ADAPTER_XL, "pool_caption_projection.v_proj.bias"),
+            SDXL,
+            "the first, pool_caption_projection.v_proj.bias, is missing",
+        ),
+        (
+            without(ADAPTER_XL, "add_embedding.linear_2.bias"),
+            SDXL,
+            "the first, add_embedding.linear_2.bias, is missing",
+        ),
+    ],
+    ids=("missing", "shape", "size", "half", "pooled", "half of the embedding"),
+)
 def test_an_incomplete_adapter(tensors, family, words, ending, tmp_path):
     path = tmp_path / f"adapter{ending}"
     save_file(tensors, path) if ending == ".safetensors" else torch.save(tensors, path)
@@ -294,7 +371,10 @@ def test_the_tiny_adapters_are_complete_but_of_unknown_width(tmp_path):
     assert open_adapter(GOLDENS / "weights" / "sdxl_embed_attnpool_tiny.safetensors", SDXL).patches_model
     message = told(open_adapter, GOLDENS / "weights" / "sdxl_embed_attnpool_tiny.safetensors")
     width = ADAPTER_XL["adapter1.queries"].shape[-1] + ADAPTER_XL["adapter2.queries"].shape[-1]
-    assert f"it gives contexts of width {width}; known are 768 (Stable Diffusion 1.5), 1024 (Stable Diffusion 2.1), 2048 (SDXL)" in message
+    assert (
+        f"it gives contexts of width {width}; known are 768 (Stable Diffusion 1.5), 1024 (Stable Diffusion 2.1), 2048 (SDXL)"
+        in message
+    )
 
 
 # --- what else a file may be ------------------------------------------------------------------------------------------
@@ -320,19 +400,36 @@ def test_other_files_are_called_what_they_are(name):
     assert recognise({name: (8, 8)}) == KINDS[name]
 
 
-@pytest.mark.parametrize("width, name", [(768, "CLIP-L"), (1024, "CLIP-H"), (1280, "CLIP-G"), (640, "CLIP (width 640)")])
+@pytest.mark.parametrize(
+    "width, name", [(768, "CLIP-L"), (1024, "CLIP-H"), (1280, "CLIP-G"), (640, "CLIP (width 640)")]
+)
 def test_clips_are_told_by_their_width(width, name):
     assert recognise({"text_model.encoder.layers.0.mlp.fc1.weight": (4 * width, width)}) == f"a {name} text encoder"
 
 
-@pytest.mark.parametrize("tensors, family", [
-    ({"queries": (1, 77, 768), "proj.0.weight": (768, 4096)}, "Stable Diffusion 1.5"),
-    ({"queries": (1, 77, 1024), "proj.0.weight": (1024, 4096)}, "Stable Diffusion 2.1"),
-    ({"queries": (1, 77, 640), "proj.0.weight": (640, 4096)}, "an unknown family"),
-    ({"adapter1.queries": (1, 120, 1280)}, "SDXL"),
-    ({"linear_1.weight": (1152, 4096), "linear_1.bias": (1152,), "linear_2.weight": (1152, 1152), "linear_2.bias": (1152,)}, "PixArt"),
-])
+@pytest.mark.parametrize(
+    "tensors, family",
+    [
+        ({"queries": (1, 77, 768), "proj.0.weight": (768, 4096)}, "Stable Diffusion 1.5"),
+        ({"queries": (1, 77, 1024), "proj.0.weight": (1024, 4096)}, "Stable Diffusion 2.1"),
+        ({"queries": (1, 77, 640), "proj.0.weight": (640, 4096)}, "an unknown family"),
+        ({"adapter1.queries": (1, 120, 1280)}, "SDXL"),
+        (
+            {
+                "linear_1.weight": (1152, 4096),
+                "linear_1.bias": (1152,),
+                "linear_2.weight": (1152, 1152),
+                "linear_2.bias": (1152,),
+            },
+            "PixArt",
+        ),
+    ],
+)
 def test_an_adapter_among_the_text_encoders_is_called_one(tensors, family, tmp_path):
     assert recognise(tensors) == f"a MuLan adapter for {family}"
-    save_file({name: torch.zeros(size, dtype=torch.uint8) for name, size in tensors.items()}, tmp_path / "x.safetensors")
-    assert f"is a MuLan adapter for {family}; expected is InternVL's LLaMA text encoder" in told(open_text_encoder, tmp_path / "x.safetensors")
+    save_file(
+        {name: torch.zeros(size, dtype=torch.uint8) for name, size in tensors.items()}, tmp_path / "x.safetensors"
+    )
+    assert f"is a MuLan adapter for {family}; expected is InternVL's LLaMA text encoder" in told(
+        open_text_encoder, tmp_path / "x.safetensors"
+    )

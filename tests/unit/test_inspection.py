@@ -1,4 +1,5 @@
 """What the inspector says and draws, on the golden tokenizer, with the fonts of this machine, with one of our own, and with none."""
+
 from __future__ import annotations
 
 import logging
@@ -9,16 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mulan_nodes.mulan.conditioning.families import SD15
+from mulan_nodes.mulan.conditioning.inspection import MANY_WINDOWS, MOST_WINDOWS, inspect, report, summary
+from mulan_nodes.mulan.conditioning.inspection_image import PAPER, TALLEST, WIDTH, draw
+from mulan_nodes.mulan.conditioning.prompt_tokenizer import PromptTokenizer
+from mulan_nodes.mulan.conditioning.tokenizer import InternVLTokenizer
+from mulan_nodes.mulan.images import unicode_text as characters
+from mulan_nodes.mulan.images.fonts import Fonts, open_font
+from mulan_nodes.mulan.images.text_drawing import Lettering
 from PIL import Image, ImageFont
-
-from mulan import characters
-from mulan.families import SD15
-from mulan.fonts import Fonts, open_font
-from mulan.inspection import MANY_WINDOWS, MOST_WINDOWS, inspect, report, summary
-from mulan.inspection_picture import PAPER, TALLEST, WIDTH, draw
-from mulan.lettering import Lettering
-from mulan.prompts import PromptTokenizer
-from mulan.tokenizer import InternVLTokenizer
 
 MODEL = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
 
@@ -43,7 +43,9 @@ def upstream(tokenizer) -> PromptTokenizer:
 
 def test_a_report(default):
     """Stable to the letter: people compare reports."""
-    assert report(inspect(default, "a (red:1.3) cat BREAK 𓀀 ሰማ embedding:Bad")) == """\
+    assert (
+        report(inspect(default, "a (red:1.3) cat BREAK 𓀀 ሰማ embedding:Bad"))
+        == """\
 Stable Diffusion 1.5, prompt, style default, prefix summarize:
 15 tokens of text in 2 windows of 80 rows, 75 of them for text
 3.00 tokens per word, 1.50 per character; Latin 70%, Ethiopic 20%, Egyptian Hieroglyphs 10%
@@ -57,6 +59,7 @@ window 2 (BREAK): 12 of 75 tokens
 note: taken out, textual inversions are made for CLIP: embedding:Bad
 note: 3 characters not in the vocabulary: read byte by byte
 note: 2 windows: each is encoded on its own, their contexts follow one another"""
+    )
 
 
 def test_boxes_hold_the_prompt_s_tokens(default):
@@ -64,20 +67,26 @@ def test_boxes_hold_the_prompt_s_tokens(default):
     inspection = inspect(default, text)
     ids = [id for window in inspection.windows for box in window.boxes for id in box.ids]
     assert ids == [token.piece.id for window in default.read(text).windows for token in window]
-    assert [window.tokens for window in inspection.windows] == [sum(len(box.ids) for box in window.boxes) for window in inspection.windows]
+    assert [window.tokens for window in inspection.windows] == [
+        sum(len(box.ids) for box in window.boxes) for window in inspection.windows
+    ]
     assert {box.text for window in inspection.windows for box in window.boxes if box.is_bytes} >= {"𓀀", "𓀁"}
 
 
 def test_groups_are_words_and_pieces_where_none_are_written(default):
     boxes = inspect(default, "a yellow house 红色的城堡").windows[0].boxes
-    groups = ["".join(box.text for box in boxes if box.group == group) for group in sorted({box.group for box in boxes})]
+    groups = [
+        "".join(box.text for box in boxes if box.group == group) for group in sorted({box.group for box in boxes})
+    ]
     assert groups[:3] == ["a", "yellow", "house"] and len(groups) > 4
 
 
 def test_what_upstream_cuts_away_is_told_exactly(upstream):
     text = "//example.org " + "a red house,  bright " * 30
     inspection = inspect(upstream, text)
-    kept = "".join(token.piece.text for token in upstream.read(text).windows[0]).replace("▁", " ").replace("<0x2C>", ",")
+    kept = (
+        "".join(token.piece.text for token in upstream.read(text).windows[0]).replace("▁", " ").replace("<0x2C>", ",")
+    )
     assert inspection.merged == "//" and inspection.merged + kept + inspection.dropped_text == text
     written = report(inspection)
     assert repr(inspection.dropped_text) in written and "lost to the prefix's colon: '//'" in written
@@ -92,28 +101,37 @@ def test_a_character_that_upstream_cuts_in_two_is_lost_whole(upstream, before):
 
 def test_the_negative_side_has_no_prefix(default):
     assert inspect(default, "a cat").prefix and not inspect(default, "a cat", negative=True).prefix
-    assert "negative" in summary(inspect(default, "a cat", negative=True))[0] and "no prefix" in summary(inspect(default, "a cat", negative=True))[0]
+    assert (
+        "negative" in summary(inspect(default, "a cat", negative=True))[0]
+        and "no prefix" in summary(inspect(default, "a cat", negative=True))[0]
+    )
     always = PromptTokenizer(default.tokenizer, replace(SD15, bare_negative=False), "default")
     assert inspect(always, "a cat", negative=True).prefix
 
 
-@pytest.mark.parametrize("text, scripts, words, language", [
-    ("a red house", ["Latin"], 3, None),
-    ("красный дом", ["Cyrillic"], 2, "Russian"),
-    ("红色的城堡", ["Han"], None, "Chinese"),
-    ("青空と白い雲", ["Han", "Hiragana"], None, "Japanese"),
-    ("빨간 집", ["Hangul"], 2, "Korean"),
-    ("بيت أحمر", ["Arabic"], 2, "Arabic"),
-    ("लाल घर", ["Devanagari"], 2, "Hindi"),
-    ("บ้านสีแดง", ["Thai"], None, "Thai"),
-    ("ቀይ ቤት", ["Ethiopic"], 2, "Amharic"),
-    ("12 !? 😀", [], 1, None),
-])
+@pytest.mark.parametrize(
+    "text, scripts, words, language",
+    [
+        ("a red house", ["Latin"], 3, None),
+        ("красный дом", ["Cyrillic"], 2, "Russian"),
+        ("红色的城堡", ["Han"], None, "Chinese"),
+        ("青空と白い雲", ["Han", "Hiragana"], None, "Japanese"),
+        ("빨간 집", ["Hangul"], 2, "Korean"),
+        ("بيت أحمر", ["Arabic"], 2, "Arabic"),
+        ("लाल घर", ["Devanagari"], 2, "Hindi"),
+        ("บ้านสีแดง", ["Thai"], None, "Thai"),
+        ("ቀይ ቤት", ["Ethiopic"], 2, "Amharic"),
+        ("12 !? 😀", [], 1, None),
+    ],
+)
 def test_scripts_words_and_the_sentence_to_compare(default, text, scripts, words, language):
     inspection = inspect(default, text)
     assert [name for name, _ in inspection.scripts] == scripts and inspection.words == words
     assert (inspection.sample.language if inspection.sample else None) == language
-    assert inspection.characters == len("".join(text.split())) and inspection.per_character == inspection.tokens / inspection.characters
+    assert (
+        inspection.characters == len("".join(text.split()))
+        and inspection.per_character == inspection.tokens / inspection.characters
+    )
     assert inspection.per_word == (inspection.tokens / words if words else None)
     if inspection.sample:
         assert inspection.sample.tokens > 0 and inspection.sample.english > 0
@@ -167,7 +185,9 @@ PICTURES = {
 def test_a_picture_stays_in_bounds(default, upstream, name, fonts):
     for prompts in (default, upstream):
         before = time.process_time()
-        picture = draw(inspect(prompts, PICTURES[name]), Lettering(Fonts([]) if fonts == "none" else None, PICTURES[name]))
+        picture = draw(
+            inspect(prompts, PICTURES[name]), Lettering(Fonts([]) if fonts == "none" else None, PICTURES[name])
+        )
         assert time.process_time() - before < 6
         assert picture.mode == "RGB" and picture.width == WIDTH and 200 < picture.height <= TALLEST
         pixels = np.asarray(picture)
@@ -179,13 +199,15 @@ def test_a_picture_stays_in_bounds(default, upstream, name, fonts):
 def test_a_piece_wider_than_a_box_is_shortened(default):
     inspection = inspect(default, "a cat")
     wide = replace(inspection.windows[0].boxes[0], text="W" * 400)
-    pixels = np.asarray(draw(replace(inspection, windows=[replace(inspection.windows[0], boxes=[wide])]), Lettering(Fonts([]))))
+    pixels = np.asarray(
+        draw(replace(inspection, windows=[replace(inspection.windows[0], boxes=[wide])]), Lettering(Fonts([])))
+    )
     assert (pixels[:, -8:] == PAPER).all()
 
 
 def test_weights_cuts_and_notes_are_seen(default, upstream):
     """Each changes the picture in its colour."""
-    from mulan.inspection_picture import LOST, LOST_CARD, NOTE_CARD, STRONGER, WEAKER
+    from mulan_nodes.mulan.conditioning.inspection_image import LOST, LOST_CARD, NOTE_CARD, STRONGER, WEAKER
 
     def colours(prompts, text):
         return {colour for _, colour in draw(inspect(prompts, text), Lettering(Fonts([]))).getcolors(1 << 20)}
@@ -213,7 +235,9 @@ def cmap_font(path: Path, characters: str, fmt: int) -> Path:
         body = packed[0] + b"\0\0" + b"".join(packed[1:])
         subtable, encoding = struct.pack(">7H", 4, 14 + len(body), 0, 2 * len(ends), 0, 0, 0) + body, 1
     table = struct.pack(">HHHHI", 0, 1, 3, encoding, 12) + subtable
-    path.write_bytes(struct.pack(">IHHHH", 0x10000, 1, 0, 0, 0) + struct.pack(">4sIII", b"cmap", 0, 28, len(table)) + table)
+    path.write_bytes(
+        struct.pack(">IHHHH", 0x10000, 1, 0, 0, 0) + struct.pack(">4sIII", b"cmap", 0, 28, len(table)) + table
+    )
     return path
 
 
@@ -263,7 +287,9 @@ def inked(letters: Lettering, text: str, size: int = 24) -> tuple[np.ndarray, in
 
 
 @pytest.mark.parametrize("fonts", ["the machine's", "none"])
-@pytest.mark.parametrize("text", ["house", "дом", "城堡", "بيت أحمر", "नीला घर", "ที่", "ቤት", "😀", "\n\0", "\u0301", "mixed 红 بيت ቤት"])
+@pytest.mark.parametrize(
+    "text", ["house", "дом", "城堡", "بيت أحمر", "नीला घर", "ที่", "ቤት", "😀", "\n\0", "\u0301", "mixed 红 بيت ቤት"]
+)
 def test_any_text_is_drawn_where_it_says(text, fonts):
     letters = Lettering(Fonts([]) if fonts == "none" else None)
     ink, width = inked(letters, text)
@@ -285,7 +311,7 @@ def test_right_to_left_runs_stand_from_the_right():
     line, _ = inked(letters, "בa")
     width = letters.width("a", 24)
     alone, _ = inked(letters, "a")
-    assert np.array_equal(line[:, :20 + width - 2], alone[:, :20 + width - 2])
+    assert np.array_equal(line[:, : 20 + width - 2], alone[:, : 20 + width - 2])
 
 
 def test_shortened_text_fits():
@@ -295,7 +321,10 @@ def test_shortened_text_fits():
     assert letters.shorten("short", 20, 200) == "short"
 
 
-@pytest.mark.parametrize("text, parts", [("e\u0301a", ["e\u0301", "a"]), ("👨‍👩‍👧👍🏽", ["👨‍👩‍👧", "👍🏽"]), ("क्षेत्र", ["क्षे", "त्र"]), ("ab", ["a", "b"])])
+@pytest.mark.parametrize(
+    "text, parts",
+    [("e\u0301a", ["e\u0301", "a"]), ("👨‍👩‍👧👍🏽", ["👨‍👩‍👧", "👍🏽"]), ("क्षेत्र", ["क्षे", "त्र"]), ("ab", ["a", "b"])],
+)
 def test_clusters(text, parts):
     assert characters.clusters(text) == parts
 

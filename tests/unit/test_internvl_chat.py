@@ -1,4 +1,5 @@
 """InternVL's dialogue at its edges: tokenizers, prompts, tiles, what a CLIP must do, and checkpoints that cannot serve."""
+
 from __future__ import annotations
 
 import json
@@ -9,31 +10,43 @@ import comfy.model_management
 import comfy.ops
 import numpy as np
 import pytest
-import random_internvl_chat as random_chat
 import sentencepiece
 import torch
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.images.tiling import choose_tiles
+from mulan_nodes.mulan.internvl_chat import chat_template as conversation
+from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
+from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
+from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
+from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD, tiles_of
+from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
+from mulan_nodes.mulan.internvl_chat.chat_tokenizer import read_words
+from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
+from mulan_nodes.tools.shards import shard
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shards import shard
 from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, Qwen2Tokenizer, Qwen3Config
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from mulan.internvl_chat import conversation
-from mulan.internvl_chat.checkpoint import open_chat, unexpected
-from mulan.internvl_chat.loading import load_chat
-from mulan.internvl_chat.model import ChatConfig, InternVLChat
-from mulan.internvl_chat.pictures import MEAN, STD, tiles_of
-from mulan.internvl_chat.prompts import KEY
-from mulan.internvl_chat.words import read_words
-from mulan.tensor_files import WrongFile
-from mulan.tiles import choose_tiles
-
 TEXTS = (
-    "", " ", "What is in the picture?", "It's 12 o'clock, don't YOU'LL see?\n\n  two  spaces\t\ttab ", "你是书生·万象，英文名是InternVL。",
-    "Où est le chat ?", "الكلب على اليسار", "हिन्दी में नमस्ते", "e\u0301 combined, ﬁ ligature, \u00a0 no-break", "👩‍👩‍👧 emoji 🇫🇷", "1234567.89 €",
-    "\r\nline\r\n\r\n", "a\u0000b", "<|im_start|>user\n<img><IMG_CONTEXT></img>\nhi<|im_end|>\n<|im_start|>assistant\n",
-    "x<|im_end|>y <|im_end|> z", "<|im_end", "<box>[[1, 2]]</box>",
+    "",
+    " ",
+    "What is in the picture?",
+    "It's 12 o'clock, don't YOU'LL see?\n\n  two  spaces\t\ttab ",
+    "你是书生·万象，英文名是InternVL。",
+    "Où est le chat ?",
+    "الكلب على اليسار",
+    "हिन्दी में नमस्ते",
+    "e\u0301 combined, ﬁ ligature, \u00a0 no-break",
+    "👩‍👩‍👧 emoji 🇫🇷",
+    "1234567.89 €",
+    "\r\nline\r\n\r\n",
+    "a\u0000b",
+    "<|im_start|>user\n<img><IMG_CONTEXT></img>\nhi<|im_end|>\n<|im_start|>assistant\n",
+    "x<|im_end|>y <|im_end|> z",
+    "<|im_end",
+    "<box>[[1, 2]]</box>",
 )
 
 
@@ -70,10 +83,16 @@ def test_byte_level_words_are_transformers(qwen, tmp_path):
     for text in TEXTS:
         ids = theirs(text)["input_ids"]
         assert ours.encode(text) == again.encode(text) == ids, text
-        assert ours.decode(ids) == again.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert (
+            ours.decode(ids)
+            == again.decode(ids)
+            == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
     rare = list(range(0, len(theirs), 7))
     assert ours.decode(rare) == theirs.decode(rare, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert ours.size == again.size == len(theirs) and ours.id("<IMG_CONTEXT>") == theirs.convert_tokens_to_ids("<IMG_CONTEXT>")
+    assert ours.size == again.size == len(theirs) and ours.id("<IMG_CONTEXT>") == theirs.convert_tokens_to_ids(
+        "<IMG_CONTEXT>"
+    )
 
 
 def test_internlm2_words(tmp_path):
@@ -83,26 +102,41 @@ def test_internlm2_words(tmp_path):
     pieces = sentencepiece.SentencePieceProcessor(model_proto=(tmp_path / "tokenizer.model").read_bytes())
     ids = random_chat.folder_words("internlm2")
     start, end = ids["<|im_start|>"], ids["<|im_end|>"]
-    assert words.encode("<|im_start|>user\n is it?<|im_end|>\n") == [1, start, *pieces.encode("user\n is it?"), end, *pieces.encode("\n")]
+    assert words.encode("<|im_start|>user\n is it?<|im_end|>\n") == [
+        1,
+        start,
+        *pieces.encode("user\n is it?"),
+        end,
+        *pieces.encode("\n"),
+    ]
     assert words.encode("<s>a</s>") == [1, 1, *pieces.encode("a"), 2] and words.encode("") == [1]
     assert words.size == random_chat.PIECES + len(random_chat.SPECIAL) - 1
     for text in ("The red circle", "书生·万象 é", "  two"):
         assert words.decode([*words.encode(text), end]) == text
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"tokenizer.json": b"{}"}, "no tokenizer that the library"),
-    ({"vocab.json": None}, "neither tokenizer.json, nor vocab.json with merges.txt, nor tokenizer.model"),
-    ({"merges.txt": None}, "neither tokenizer.json, nor vocab.json"),
-    ({"merges.txt": b"no merge\n"}, "merges do not fit"),
-    ({"vocab.json": b"["}, "vocab.json is no JSON"),
-    ({"vocab.json": b"[]"}, "vocab.json holds a list"),
-    ({"added_tokens.json": None, "tokenizer_config.json": None}, "vocab.json lacks <|im_start|>, <|im_end|>, <img>"),
-    ({"added_tokens.json": b'{"<img>": 9}', "tokenizer_config.json": None}, "<img> should have the id 9, behind this vocabulary it has 400"),
-    ({"tokenizer_config.json": b'{"added_tokens_decoder": {"x": 1}}'}, "not as published"),
-    ({"vocab.json": None, "tokenizer.model": b""}, "no sentencepiece model"),
-    ({"vocab.json": None, "tokenizer.model": b"nonsense"}, "no sentencepiece model"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"tokenizer.json": b"{}"}, "no tokenizer that the library"),
+        ({"vocab.json": None}, "neither tokenizer.json, nor vocab.json with merges.txt, nor tokenizer.model"),
+        ({"merges.txt": None}, "neither tokenizer.json, nor vocab.json"),
+        ({"merges.txt": b"no merge\n"}, "merges do not fit"),
+        ({"vocab.json": b"["}, "vocab.json is no JSON"),
+        ({"vocab.json": b"[]"}, "vocab.json holds a list"),
+        (
+            {"added_tokens.json": None, "tokenizer_config.json": None},
+            "vocab.json lacks <|im_start|>, <|im_end|>, <img>",
+        ),
+        (
+            {"added_tokens.json": b'{"<img>": 9}', "tokenizer_config.json": None},
+            "<img> should have the id 9, behind this vocabulary it has 400",
+        ),
+        ({"tokenizer_config.json": b'{"added_tokens_decoder": {"x": 1}}'}, "not as published"),
+        ({"vocab.json": None, "tokenizer.model": b""}, "no sentencepiece model"),
+        ({"vocab.json": None, "tokenizer.model": b"nonsense"}, "no sentencepiece model"),
+    ],
+)
 def test_tokenizers_that_cannot_serve(tmp_path, change, words):
     random_chat.write_qwen_tokenizer(tmp_path, as_json=False)
     read = files_of(tmp_path)
@@ -117,10 +151,12 @@ def test_a_talk_is_told_as_the_authors_do():
     seen = "<img><IMG_CONTEXT></img>"
     assert conversation.dialogue("Hi") == (
         "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert conversation.dialogue("Why?", [("Hi", "Hello")], "Be brief.") == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
-        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert conversation.dialogue("Hi", system="").startswith("<|im_start|>user\nHi")
     assert conversation.with_places(["Hi"], 0) == ["Hi"]
     assert conversation.with_places(["Hi"], 1) == [f"{seen}\nHi"]
@@ -131,7 +167,10 @@ def test_a_talk_is_told_as_the_authors_do():
     for pictures in (1, 3):
         with pytest.raises(ValueError, match=f"there are 2 <image> in the text, and {pictures} pictures"):
             conversation.with_places(["Is <image> in", "<image>?"], pictures)
-    assert conversation.THINKING.count("<think> and </think> tags.\n\n2. After") == 1 and conversation.THINKING.count("\n") == 6
+    assert (
+        conversation.THINKING.count("<think> and </think> tags.\n\n2. After") == 1
+        and conversation.THINKING.count("\n") == 6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +186,7 @@ def clip(folder):
 @pytest.fixture
 def changed(folder, tmp_path):
     """changed(told={...}, tensors=function) -> a copy with another config.json and other tensors."""
+
     def make(told=None, tensors=None, without=()):
         copy = Path(shutil.copytree(folder, tmp_path / "InternVL"))
         if told is not None:
@@ -159,6 +199,7 @@ def changed(folder, tmp_path):
         for name in without:
             (copy / name).unlink()
         return copy
+
     return make
 
 
@@ -166,7 +207,9 @@ def prompt_of(clip, *arguments, **options) -> tuple[str, list[int]]:
     """The prompt as text, and how many tiles stand at each <IMG_CONTEXT>."""
     entries = [entry for entry, weight in clip.tokenize(*arguments, **options)[KEY][0] if weight == 1.0]
     place = clip.tokenizer.words.id("<IMG_CONTEXT>")
-    text = clip.tokenizer.words._tokenizer.decode([entry if isinstance(entry, int) else place for entry in entries], skip_special_tokens=False)
+    text = clip.tokenizer.words._tokenizer.decode(
+        [entry if isinstance(entry, int) else place for entry in entries], skip_special_tokens=False
+    )
     return text, [len(entry["data"]) for entry in entries if isinstance(entry, dict)]
 
 
@@ -175,15 +218,25 @@ def test_what_core_s_generate_text_gives(clip):
     assert prompt_of(clip, "Hi", image=None, **options) == (conversation.dialogue("Hi"), [])
     seen = "<img><IMG_CONTEXT></img>"
     batch = torch.rand(2, 28, 60, 3)
-    assert prompt_of(clip, "Hi", image=batch, **options) == (conversation.dialogue(f"Image-1: {seen}\nImage-2: {seen}\nHi"), [3, 3])
+    assert prompt_of(clip, "Hi", image=batch, **options) == (
+        conversation.dialogue(f"Image-1: {seen}\nImage-2: {seen}\nHi"),
+        [3, 3],
+    )
     film = torch.rand(49, 28, 60, 3)  # two seconds and a frame
     assert prompt_of(clip, "Hi", **{**options, "video": film}) == (
-        conversation.dialogue("".join(f"Frame{number}: {seen}\n" for number in (1, 2, 3)) + "Hi"), [1, 1, 1])
+        conversation.dialogue("".join(f"Frame{number}: {seen}\n" for number in (1, 2, 3)) + "Hi"),
+        [1, 1, 1],
+    )
     first = clip.tokenize("Hi", video=film)[KEY][0]
-    middle = next(entry["data"] for entry, _ in clip.tokenize("Hi", video=film[24:25])[KEY][0] if isinstance(entry, dict))
+    middle = next(
+        entry["data"] for entry, _ in clip.tokenize("Hi", video=film[24:25])[KEY][0] if isinstance(entry, dict)
+    )
     assert torch.equal([entry["data"] for entry, _ in first if isinstance(entry, dict)][1], middle)
     assert prompt_of(clip, "Hi", image=batch[:1], **{**options, "skip_template": True}) == (f"{seen}\nHi", [3])
-    assert prompt_of(clip, "Hi", image=None, **{**options, "thinking": True}) == (conversation.dialogue("Hi", system=conversation.THINKING), [])
+    assert prompt_of(clip, "Hi", image=None, **{**options, "thinking": True}) == (
+        conversation.dialogue("Hi", system=conversation.THINKING),
+        [],
+    )
     with pytest.raises(ValueError, match="cannot hear"):
         clip.tokenize("Hi", **{**options, "audio": {"waveform": torch.zeros(1, 1, 9), "sample_rate": 9}})
 
@@ -191,7 +244,10 @@ def test_what_core_s_generate_text_gives(clip):
 def test_what_our_node_gives(clip):
     pictures, said = [torch.rand(28, 60, 3), torch.rand(28, 28, 4)], [("Hi", "Hello <image>")]
     text, tiles = prompt_of(clip, "Why?", pictures=pictures, history=said, system="Be brief.", tiles=1)
-    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nImage-1: <img>") and tiles == [1, 1]
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nImage-1: <img>") and tiles == [
+        1,
+        1,
+    ]
     assert "assistant\nHello <image><|im_end|>" in text and text.count("<IMG_CONTEXT>") == 2
     assert prompt_of(clip, "Hi", system="")[0] == conversation.dialogue("Hi", system="")
     with pytest.raises(ValueError, match="cannot hold <IMG_CONTEXT> itself"):
@@ -213,21 +269,36 @@ def test_the_system_message_of_a_checkpoint_is_used(tmp_path):
 
 
 def test_tiles_are_chosen_as_transformers_does():
-    sizes = {(width, height) for width in range(1, 1400, 37) for height in (1, 99, 224, 448, 640, 672, 896, 1344, 5000)} | {(448, 672), (3000, 2000)}
+    sizes = {
+        (width, height) for width in range(1, 1400, 37) for height in (1, 99, 224, 448, 640, 672, 896, 1344, 5000)
+    } | {(448, 672), (3000, 2000)}
     for most in (1, 2, 5, 6, 12, 24):
         for width, height in sizes:
-            assert choose_tiles(width, height, 448, most) == get_optimal_tiled_canvas((height, width), (448, 448), 1, most), (width, height, most)
+            assert choose_tiles(width, height, 448, most) == get_optimal_tiled_canvas(
+                (height, width), (448, 448), 1, most
+            ), (width, height, most)
 
 
-@pytest.mark.parametrize("height, width", [(448, 448), (333, 500), (500, 333), (1000, 1400), (100, 1000), (1000, 100), (20, 20), (1, 7)])
+@pytest.mark.parametrize(
+    "height, width", [(448, 448), (333, 500), (500, 333), (1000, 1400), (100, 1000), (1000, 100), (20, 20), (1, 7)]
+)
 def test_pixels_are_transformers(height, width):
     """Those of its processor on PIL, where Pillow resizes across first: it always did when InternVL was made, and we always do. Noise is the worst
     case for the order. The processor on torchvision rounds otherwise."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     ours = tiles_of(torch.from_numpy(pixels).float() / 255, 448)
-    settings = {"size": {"height": 448, "width": 448}, "image_mean": MEAN, "image_std": STD, "crop_to_patches": True, "max_patches": 12}
+    settings = {
+        "size": {"height": 448, "width": 448},
+        "image_mean": MEAN,
+        "image_std": STD,
+        "crop_to_patches": True,
+        "max_patches": 12,
+    }
     now_down_first = (height, width) in ((500, 333), (1000, 100))
-    for processor, levels in ((GotOcr2ImageProcessorPil, 30 if now_down_first else 0.01), (GotOcr2ImageProcessor, 2.01)):
+    for processor, levels in (
+        (GotOcr2ImageProcessorPil, 30 if now_down_first else 0.01),
+        (GotOcr2ImageProcessor, 2.01),
+    ):
         theirs = processor(**settings)(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
         assert theirs.shape == ours.shape
         difference = ((ours - theirs).abs().amax((0, 2, 3)) * torch.tensor(STD) * 255).max()
@@ -238,7 +309,10 @@ def test_pixels_are_transformers(height, width):
 
 
 def test_it_gives_no_conditioning(clip):
-    with pytest.raises(ValueError, match="InternVL3-tiny talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat"):
+    with pytest.raises(
+        ValueError,
+        match="InternVL3-tiny talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat",
+    ):
         clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
 
 
@@ -263,7 +337,9 @@ def test_an_answer_is_no_longer_than_the_model_can_read(tmp_path):
 
 def test_a_seed_decides_what_is_drawn(clip):
     def drawn(seed):
-        return clip.generate(clip.tokenize("Hi"), do_sample=True, max_length=12, temperature=1.5, top_k=0, top_p=1.0, seed=seed)
+        return clip.generate(
+            clip.tokenize("Hi"), do_sample=True, max_length=12, temperature=1.5, top_k=0, top_p=1.0, seed=seed
+        )
 
     assert drawn(1) == drawn(1) != drawn(2)
 
@@ -280,6 +356,7 @@ def test_a_listener_hears_every_token(clip):
 @pytest.mark.parametrize("when", ["seeing", "writing"])
 def test_stopping(clip, when):
     """A stop is heeded in the middle of the tower, and between two tokens; afterwards everything works."""
+
     def stop(*_):
         calls.append(1)
         if len(calls) == (1 if when == "seeing" else 3):
@@ -298,10 +375,16 @@ def test_stopping(clip, when):
     assert clip.generate(clip.tokenize("Hi", **options), do_sample=False, max_length=5) == before
 
 
-@pytest.mark.parametrize("damaged", ["vision_model.encoder.layers.1.mlp.fc1.weight", "language_model.model.layers.2.mlp.up_proj.weight"])
+@pytest.mark.parametrize(
+    "damaged", ["vision_model.encoder.layers.1.mlp.fc1.weight", "language_model.model.layers.2.mlp.up_proj.weight"]
+)
 def test_damaged_weights_are_told(changed, damaged):
-    clip = load_chat(changed(tensors=lambda tensors: {**tensors, damaged: torch.full_like(tensors[damaged], float("nan"))}))
-    with pytest.raises(ValueError, match="InternVL gives numbers that are not finite: its weights hold NaN or infinity"):
+    clip = load_chat(
+        changed(tensors=lambda tensors: {**tensors, damaged: torch.full_like(tensors[damaged], float("nan"))})
+    )
+    with pytest.raises(
+        ValueError, match="InternVL gives numbers that are not finite: its weights hold NaN or infinity"
+    ):
         clip.generate(clip.tokenize("Hi", pictures=[torch.rand(28, 60, 3)]), do_sample=False, max_length=5)
 
 
@@ -317,9 +400,15 @@ def test_many_tiles_are_seen_in_batches(clip):
 
 def test_weights_stay_mapped_and_memory_is_estimated(folder, clip):
     pages = load_file(folder / "model.safetensors")["mlp1.1.weight"]
-    assert clip.cond_stage_model.chat.projector.up.weight.dtype == pages.dtype and clip.cond_stage_model.dtypes == {torch.float32}
-    small, large = (clip.cond_stage_model.memory_estimation_function(clip.tokenize("Hi", pictures=[torch.rand(28, 60, 3)] * count), device=None)
-                    for count in (1, 8))
+    assert clip.cond_stage_model.chat.projector.up.weight.dtype == pages.dtype and clip.cond_stage_model.dtypes == {
+        torch.float32
+    }
+    small, large = (
+        clip.cond_stage_model.memory_estimation_function(
+            clip.tokenize("Hi", pictures=[torch.rand(28, 60, 3)] * count), device=None
+        )
+        for count in (1, 8)
+    )
     assert 0 < small < large and clip.cond_stage_model.memory_estimation_function({}) > 0
 
 
@@ -343,9 +432,11 @@ def test_it_can_be_trained(folder):
         torch.nn.init.normal_(parameter, std=0.1)
     tiles, before, answer = torch.rand(3, 3, random_chat.TILE, random_chat.TILE), [1, 2, 3], [5, 6, 7]
     prompt = chat.embed([*before, chat.see(tiles).flatten(0, 1), *answer])
-    states = chat.language.model(None, embeds=prompt)[0][0, -len(answer) - 1:-1]
+    states = chat.language.model(None, embeds=prompt)[0][0, -len(answer) - 1 : -1]
     torch.nn.functional.cross_entropy(chat.language.model.lm_head(states), torch.tensor(answer)).backward()
-    assert not [name for name, parameter in chat.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not [
+        name for name, parameter in chat.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -356,19 +447,37 @@ def without(*names):
 
 
 WRONG = {
-    "another model": (dict(tensors=lambda _: {"model.embed_tokens.weight": torch.zeros(2, 2)}), "is a large language model's text encoder"),
+    "another model": (
+        dict(tensors=lambda _: {"model.embed_tokens.weight": torch.zeros(2, 2)}),
+        "is a large language model's text encoder",
+    ),
     "no configuration": (dict(without=["config.json"]), "has no config.json"),
-    "a tensor is missing": (dict(tensors=without("language_model.model.layers.2.mlp.up_proj.weight")),
-                            "1 tensors are missing, the first is language_model.model.layers.2.mlp.up_proj.weight"),
-    "a first tensor is missing": (dict(tensors=without("mlp1.0.weight")), "there is no mlp1.0.weight in it or its config.json"),
+    "a tensor is missing": (
+        dict(tensors=without("language_model.model.layers.2.mlp.up_proj.weight")),
+        "1 tensors are missing, the first is language_model.model.layers.2.mlp.up_proj.weight",
+    ),
+    "a first tensor is missing": (
+        dict(tensors=without("mlp1.0.weight")),
+        "there is no mlp1.0.weight in it or its config.json",
+    ),
     "no entry": (dict(told={"vision_config": 3}), "cannot be used"),
-    "another shape": (dict(tensors=lambda tensors: {**tensors, "mlp1.3.weight": torch.zeros(5, 5)}),
-                      "mlp1.3.weight ([5, 5]) cannot be projector.out"),
-    "heads of another model": (dict(told={"llm_config": {"num_attention_heads": 4}}), "its config.json is another checkpoint's"),
-    "InternLM3": (dict(told={"llm_config": {"model_type": "internlm3"}}),
-                  "its language model is 'internlm3', known are qwen2, qwen3, llama, internlm2"),
+    "another shape": (
+        dict(tensors=lambda tensors: {**tensors, "mlp1.3.weight": torch.zeros(5, 5)}),
+        "mlp1.3.weight ([5, 5]) cannot be projector.out",
+    ),
+    "heads of another model": (
+        dict(told={"llm_config": {"num_attention_heads": 4}}),
+        "its config.json is another checkpoint's",
+    ),
+    "InternLM3": (
+        dict(told={"llm_config": {"model_type": "internlm3"}}),
+        "its language model is 'internlm3', known are qwen2, qwen3, llama, internlm2",
+    ),
     "an older template": (dict(told={"template": "Hermes-2"}), "its template of talks is 'Hermes-2'"),
-    "another scaling": (dict(told={"llm_config": {"rope_scaling": {"rope_type": "yarn"}}}), "scales positions by 'yarn'"),
+    "another scaling": (
+        dict(told={"llm_config": {"rope_scaling": {"rope_type": "yarn"}}}),
+        "scales positions by 'yarn'",
+    ),
 }
 
 
@@ -383,7 +492,9 @@ def test_checkpoints_that_cannot_serve(changed, name):
 
 def test_a_folder_without_its_tokenizer_or_with_another_s(changed):
     copy = changed(without=["vocab.json"])
-    with pytest.raises(WrongFile, match="has no tokenizer that serves: there is neither tokenizer.json.*Keep the tokenizer's files"):
+    with pytest.raises(
+        WrongFile, match="has no tokenizer that serves: there is neither tokenizer.json.*Keep the tokenizer's files"
+    ):
         open_chat(copy).words()
     random_chat.write_qwen_tokenizer(copy, as_json=False)
     more = {name: 600 + id for name, id in random_chat.folder_words("qwen2").items()}
@@ -405,12 +516,22 @@ def test_what_a_configuration_leaves_out_is_transformers_default(tmp_path):
     path.write_text(json.dumps(told), "utf-8")
     config, qwen3, tower = open_chat(path.parent).config, Qwen3Config(), InternVLVisionConfig()
     assert config.language.norm_eps == qwen3.rms_norm_eps and config.language.longest == qwen3.max_position_embeddings
-    assert config.language.rope_theta == qwen3.rope_parameters["rope_theta"] and config.vision.heads == tower.num_attention_heads
+    assert (
+        config.language.rope_theta == qwen3.rope_parameters["rope_theta"]
+        and config.vision.heads == tower.num_attention_heads
+    )
 
 
 def test_tensors_that_are_not_used_are_named(changed):
-    opened = open_chat(changed(tensors=lambda tensors: {**tensors, "mlp2.0.weight": torch.zeros(1), "language_model.model.x.rotary_emb.inv_freq":
-                                                        torch.zeros(1)}))
+    opened = open_chat(
+        changed(
+            tensors=lambda tensors: {
+                **tensors,
+                "mlp2.0.weight": torch.zeros(1),
+                "language_model.model.x.rotary_emb.inv_freq": torch.zeros(1),
+            }
+        )
+    )
     assert unexpected(opened) == ["mlp2.0.weight"]
 
 
@@ -421,7 +542,9 @@ def test_shards_and_single_files_are_one(folder, tmp_path, clip):
     for path in (sharded, single / "model.safetensors"):
         other = load_chat(path)
         tokens = clip.tokenize("Hi")
-        assert other.generate(tokens, do_sample=False, max_length=5) == clip.generate(tokens, do_sample=False, max_length=5)
+        assert other.generate(tokens, do_sample=False, max_length=5) == clip.generate(
+            tokens, do_sample=False, max_length=5
+        )
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(WrongFile, match="lacks 1 of its shards, the first is model-00002-of-00002.safetensors"):
         open_chat(sharded)

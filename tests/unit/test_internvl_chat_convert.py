@@ -1,24 +1,29 @@
 """A dialogue model as one file: the same answers in 16 bits, near ones in 8, the tokenizer and the configuration inside."""
+
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
 import pytest
-import random_internvl_chat as random_chat
 import torch
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.conversion.convert import convert
+from mulan_nodes.mulan.conversion.output_files import CannotWrite
+from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
+from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
+from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
+from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
+from mulan_nodes.tools.shards import shard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from shards import shard
 
-from mulan.convert import convert
-from mulan.conversion import CannotWrite
-from mulan.internvl_chat.checkpoint import open_chat, unexpected
-from mulan.internvl_chat.loading import load_chat
-from mulan.internvl_chat.prompts import KEY
-from mulan.tensor_files import WrongFile
-
-MODELS = [("qwen2", "opengvlab", False), ("qwen3", "hf", True), ("internlm2", "opengvlab", False), ("internlm2", "hf", False)]
+MODELS = [
+    ("qwen2", "opengvlab", False),
+    ("qwen3", "hf", True),
+    ("internlm2", "opengvlab", False),
+    ("internlm2", "hf", False),
+]
 PICTURE = torch.rand((28, 60, 3), generator=torch.Generator().manual_seed(1))
 
 
@@ -30,16 +35,26 @@ def folder(request, tmp_path) -> Path:
 
 def logits(clip) -> torch.Tensor:
     """Of the word after a prompt with a picture."""
-    entries, chat = [entry for entry, _ in clip.tokenize("What is it?", pictures=[PICTURE])[KEY][0]], clip.cond_stage_model.chat
+    entries, chat = (
+        [entry for entry, _ in clip.tokenize("What is it?", pictures=[PICTURE])[KEY][0]],
+        clip.cond_stage_model.chat,
+    )
     with torch.no_grad():
-        prompt = chat.embed([chat.see(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries], dtype=torch.float32)
+        prompt = chat.embed(
+            [chat.see(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries],
+            dtype=torch.float32,
+        )
         return chat.language.logits(chat.language.model(None, embeds=prompt)[0])[0, -1]
 
 
 @pytest.mark.parametrize("format, most", [("fp16", 0.01), ("int8", 0.1), ("fp8", 0.4)])
 def test_it_says_the_same_alone_in_another_folder(folder, tmp_path, format, most):
     made = convert(folder, tmp_path, format)
-    assert made.folder == "internvl_chat" and made.path.name == f"InternVL_{format}.safetensors" and made.size == made.path.stat().st_size
+    assert (
+        made.folder == "internvl_chat"
+        and made.path.name == f"InternVL_{format}.safetensors"
+        and made.size == made.path.stat().st_size
+    )
     whole = load_chat(folder)
     expected, tokens = logits(whole), whole.tokenize("What is it?", pictures=[PICTURE])
     shutil.rmtree(folder)  # so that nothing beside the file helps
@@ -47,7 +62,9 @@ def test_it_says_the_same_alone_in_another_folder(folder, tmp_path, format, most
     assert unexpected(opened) == [] and opened.is_quantised == (format != "fp16")
     converted = load_chat(made.path)
     again = converted.tokenize("What is it?", pictures=[PICTURE])
-    assert [entry for entry, _ in again[KEY][0] if isinstance(entry, int)] == [entry for entry, _ in tokens[KEY][0] if isinstance(entry, int)]
+    assert [entry for entry, _ in again[KEY][0] if isinstance(entry, int)] == [
+        entry for entry, _ in tokens[KEY][0] if isinstance(entry, int)
+    ]
     assert (logits(converted) - expected).abs().max() < most * expected.abs().max()
     answer = converted.generate(again, do_sample=False, max_length=5)
     assert len(answer) == 5 and isinstance(converted.decode(answer), str)
@@ -58,11 +75,22 @@ def test_only_the_language_model_s_matrices_are_in_8_bits(tmp_path):
     stored = load_file(convert(folder, tmp_path).path)
     assert {name for name, tensor in stored.items() if tensor.dtype == torch.int8} == {
         "language_model.model.embed_tokens.weight",
-        *(f"language_model.model.layers.{layer}.{part}_proj.weight" for layer in range(3)
-          for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"))}
-    assert stored["language_model.lm_head.weight"].dtype == stored["vision_model.encoder.layers.0.attn.qkv.weight"].dtype == torch.float16
+        *(
+            f"language_model.model.layers.{layer}.{part}_proj.weight"
+            for layer in range(3)
+            for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+        ),
+    }
+    assert (
+        stored["language_model.lm_head.weight"].dtype
+        == stored["vision_model.encoder.layers.0.attn.qkv.weight"].dtype
+        == torch.float16
+    )
     tied = random_chat.checkpoint(tmp_path / "tied" / "InternVL", "qwen3", "hf", tied=True)
-    assert load_file(convert(tied, tmp_path / "tied").path)["language_model.model.embed_tokens.weight"].dtype == torch.float16
+    assert (
+        load_file(convert(tied, tmp_path / "tied").path)["language_model.model.embed_tokens.weight"].dtype
+        == torch.float16
+    )
 
 
 def test_bfloat16_stays_as_published(tmp_path):
@@ -70,7 +98,9 @@ def test_bfloat16_stays_as_published(tmp_path):
     published = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(published, folder / "model.safetensors")
     stored = load_file(convert(folder, tmp_path, "fp16").path)
-    assert all(stored[name].dtype == torch.bfloat16 and torch.equal(stored[name], tensor) for name, tensor in published.items())
+    assert all(
+        stored[name].dtype == torch.bfloat16 and torch.equal(stored[name], tensor) for name, tensor in published.items()
+    )
 
 
 def test_what_is_inside(tmp_path):
@@ -78,7 +108,11 @@ def test_what_is_inside(tmp_path):
     with safe_open(made.path, "pt") as file:
         assert {"vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"} <= set(file.keys())
         told = file.metadata()
-    assert told["quantization"] == "int8_tensorwise" and '"template": "internvl2_5"' in told["config"] and "InternVL3-1B" in told["source"]
+    assert (
+        told["quantization"] == "int8_tensorwise"
+        and '"template": "internvl2_5"' in told["config"]
+        and "InternVL3-1B" in told["source"]
+    )
 
 
 def test_what_cannot_be_converted(tmp_path):

@@ -1,4 +1,5 @@
 """A whole InternVL converted: two files, of which one is MuLan's text encoder, and together they are what they were made of."""
+
 from __future__ import annotations
 
 import json
@@ -7,20 +8,28 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import random_internvl
 import torch
+from mulan_nodes.mulan.checkpoints import quantization as quantise
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+from mulan_nodes.mulan.conversion.convert import convert
+from mulan_nodes.mulan.conversion.output_files import CannotWrite
+from mulan_nodes.mulan.internvl.internvl_files import open_internvl
+from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
+from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mulan import quantise
-from mulan.conversion import CannotWrite
-from mulan.convert import convert
-from mulan.files import open_text_encoder
-from mulan.internvl.checkpoint import open_internvl
-from mulan.internvl.loading import load_internvl
-from mulan.tensor_files import WrongFile
-
-SIZES = dict(width=128, feed_forward=256, heads=2, text_width=128, text_feed_forward=256, text_heads=2, pool_heads=16, embedding=64)
+SIZES = dict(
+    width=128,
+    feed_forward=256,
+    heads=2,
+    text_width=128,
+    text_feed_forward=256,
+    text_heads=2,
+    pool_heads=16,
+    embedding=64,
+)
 UPSTREAMS_HEADS = dict(heads=1, text_heads=1)
 # The length of the difference of two unit vectors. Measured on these weights, pictures and texts: int8 0.017 and 0.032, fp8 0.05 and 0.15,
 # fp16 8e-4 and 1.6e-3.
@@ -56,28 +65,44 @@ def test_the_pair_is_its_source(folder, source, format, tmp_path):
     assert vision.path.stat().st_size == vision.size and made.path.stat().st_size == made.size
     for mode in "CG":
         pair = load_internvl(vision.path, mode, text_encoder=made.path)
-        for found, wanted in ((pair.embed_pictures(pictures()), source[mode].embed_pictures(pictures())),
-                              (pair.embed_texts(TEXTS), source[mode].embed_texts(TEXTS))):
+        for found, wanted in (
+            (pair.embed_pictures(pictures()), source[mode].embed_pictures(pictures())),
+            (pair.embed_texts(TEXTS), source[mode].embed_texts(TEXTS)),
+        ):
             assert 0 < difference(found, wanted) < TOLERANCES[format]
         assert pair.logit_scale == pytest.approx(source[mode].logit_scale, rel=2e-3)
 
 
-@pytest.mark.parametrize("format, matrix, smaller", [("int8", torch.int8, 0.75), ("fp8", torch.float8_e4m3fn, 0.75), ("fp16", torch.float16, 1.01)])
+@pytest.mark.parametrize(
+    "format, matrix, smaller",
+    [("int8", torch.int8, 0.75), ("fp8", torch.float8_e4m3fn, 0.75), ("fp16", torch.float16, 1.01)],
+)
 def test_the_vision_file_holds_what_is_not_text(folder, format, matrix, smaller, tmp_path):
     (vision,) = convert(folder, tmp_path, format).beside
     weights = load_file(vision.path)
     named = {name for name in weights if not name.endswith((".weight_scale", ".comfy_quant"))}
     published = set(random_internvl.tensors(**SIZES))
-    assert named == {name for name in published if not name.startswith("itm_head.") and (not name.startswith("qllama.") or ".cross_attn." in name)}
+    assert named == {
+        name
+        for name in published
+        if not name.startswith("itm_head.") and (not name.startswith("qllama.") or ".cross_attn." in name)
+    }
     in_8_bits = {name for name in named if weights[name].dtype == matrix} if format != "fp16" else set()
     layers = re.compile(r"(attn\.(qkv|proj)|mlp\.fc[12]|qllama.*cross_attn\.[qkvo]_proj)\.weight")
-    assert in_8_bits == ({name for name in named if layers.search(name) and not name.startswith("clip_projector")} if format != "fp16" else set())
+    assert in_8_bits == (
+        {name for name in named if layers.search(name) and not name.startswith("clip_projector")}
+        if format != "fp16"
+        else set()
+    )
     assert {weights[name].dtype for name in named - in_8_bits} == {torch.float16}
     assert vision.size < smaller * 2 * sum(weights[name].numel() for name in named) + 30_000
     with safe_open(vision.path, framework="pt") as file:
         told = file.metadata()
     assert json.loads(told["config"]) == json.loads((folder / "config.json").read_text("utf-8"))
-    assert told["license"].startswith("MIT") and told["source"] == "InternVL-small, from OpenGVLab/InternVL-14B-224px on Hugging Face"
+    assert (
+        told["license"].startswith("MIT")
+        and told["source"] == "InternVL-small, from OpenGVLab/InternVL-14B-224px on Hugging Face"
+    )
     assert told["title"] == "The vision side of InternVL-C and InternVL-G"
 
 
@@ -88,10 +113,14 @@ def test_the_single_pth_becomes_mode_c(tmp_path_factory, format, tmp_path):
     wanted = load_internvl(file)
     made = convert(file, tmp_path, format)
     (vision,) = made.beside
-    assert vision.path.name == f"internvl_c_small_vision_{format}.safetensors" and vision.title.startswith("The vision side of InternVL-C (")
+    assert vision.path.name == f"internvl_c_small_vision_{format}.safetensors" and vision.title.startswith(
+        "The vision side of InternVL-C ("
+    )
     pair = load_internvl(vision.path, text_encoder=made.path)
-    for found, expected in ((pair.embed_pictures(pictures()), wanted.embed_pictures(pictures())),
-                            (pair.embed_texts(TEXTS), wanted.embed_texts(TEXTS))):
+    for found, expected in (
+        (pair.embed_pictures(pictures()), wanted.embed_pictures(pictures())),
+        (pair.embed_texts(TEXTS), wanted.embed_texts(TEXTS)),
+    ):
         assert 0 < difference(found, expected) < TOLERANCES[format]
     assert open_internvl(vision.path).modes == ("C",)
 
@@ -133,9 +162,13 @@ def test_both_appear_or_none(folder, tmp_path):
 def test_a_disk_with_room_for_one_of_two_is_told(folder, tmp_path, monkeypatch):
     made = convert(folder, tmp_path)
     free = made.size + made.beside[0].size - 1
-    monkeypatch.setattr("mulan.safetensors_stream.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(
+        "mulan_nodes.mulan.checkpoints.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
+    )
     (tmp_path / "other").mkdir()
-    with pytest.raises(OSError, match="InternVL-small_text_int8.safetensors with InternVL-small_vision_int8.safetensors takes"):
+    with pytest.raises(
+        OSError, match="InternVL-small_text_int8.safetensors with InternVL-small_vision_int8.safetensors takes"
+    ):
         convert(folder, tmp_path / "other")
     assert not list((tmp_path / "other").iterdir())
 
@@ -163,7 +196,9 @@ def test_damaged_weights_are_told_and_nothing_is_written(name, tmp_path):
 
 def test_what_is_converted_already_is_told(folder, tmp_path):
     (vision,) = convert(folder, tmp_path).beside
-    with pytest.raises(WrongFile, match="is an InternVL-C or -G checkpoint, without its text encoder .*; expected is InternVL, from"):
+    with pytest.raises(
+        WrongFile, match="is an InternVL-C or -G checkpoint, without its text encoder .*; expected is InternVL, from"
+    ):
         convert(vision.path, tmp_path)
 
 
@@ -172,7 +207,9 @@ def test_an_incomplete_vision_side_is_told(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["clip_projector.norm1_k.bias"]
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(WrongFile, match="cut .* is incomplete: 1 tensors are missing, the first is clip_projector.norm1_k.bias"):
+    with pytest.raises(
+        WrongFile, match="cut .* is incomplete: 1 tensors are missing, the first is clip_projector.norm1_k.bias"
+    ):
         convert(folder, tmp_path)
 
 
@@ -183,7 +220,10 @@ def test_a_file_that_lost_a_scale_is_told(folder, tmp_path):
     weights = load_file(vision.path)
     del weights["vision_model.encoder.layers.1.attn.qkv.weight_scale"]
     save_file(weights, tmp_path / "cut.safetensors", metadata=told)
-    with pytest.raises(WrongFile, match="cut.safetensors .* is incomplete: .* the first is vision_model.encoder.layers.1.attn.qkv.weight_scale"):
+    with pytest.raises(
+        WrongFile,
+        match="cut.safetensors .* is incomplete: .* the first is vision_model.encoder.layers.1.attn.qkv.weight_scale",
+    ):
         open_internvl(tmp_path / "cut.safetensors")
 
 
@@ -192,4 +232,6 @@ def test_the_command_tells_of_both(dev, host, folder, tmp_path, monkeypatch, cap
     assert dev.run_convert(host, dev.parse(["convert", str(folder), "--no-check"])) == 0
     written = capsys.readouterr().out
     assert re.search(r"InternVL-small_text_int8.safetensors: .* Its place is models/text_encoders\.", written)
-    assert re.search(r"InternVL-small_vision_int8.safetensors: The vision side .* Its place is models/internvl\.", written)
+    assert re.search(
+        r"InternVL-small_vision_int8.safetensors: The vision side .* Its place is models/internvl\.", written
+    )

@@ -1,4 +1,5 @@
 """InternVL from its files: what is read, what is refused and why, batches, one copy in memory, and the host's care of it."""
+
 from __future__ import annotations
 
 import json
@@ -10,22 +11,30 @@ from pathlib import Path
 import comfy.model_management
 import comfy.sd
 import pytest
-import random_internvl
 import torch
 from comfy.sd1_clip import SDClipModel
+from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, WrongFile, open_tensors
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
+from mulan_nodes.mulan.conditioning.clip import load_clip
+from mulan_nodes.mulan.internvl import internvl_files as checkpoints
+from mulan_nodes.mulan.internvl import internvl_model as loaded_module
+from mulan_nodes.mulan.internvl.internvl_files import open_internvl
+from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
+from mulan_nodes.mulan.internvl.preprocessing import prepare
+from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
 from safetensors.torch import load_file, save_file
 
-from mulan.adapter import AdapterShape, LanguageAdapter, to_published
-from mulan.clip import load_clip
-from mulan.internvl import checkpoint as checkpoints
-from mulan.internvl import loaded as loaded_module
-from mulan.internvl.checkpoint import open_internvl
-from mulan.internvl.loading import load_internvl
-from mulan.internvl.pictures import prepare
-from mulan.tensor_files import TensorFile, WrongFile, open_tensors
-
-TEXTS = ["a red circle", "", "two blue squares beside a long green line that goes on and on", "чёрная собака", "circle " * 60, "一只猫"]
-UPSTREAMS_HEADS = dict(width=128, heads=1, text_width=128, text_heads=1, pool_heads=16)  # what a file without a configuration stands for
+TEXTS = [
+    "a red circle",
+    "",
+    "two blue squares beside a long green line that goes on and on",
+    "чёрная собака",
+    "circle " * 60,
+    "一只猫",
+]
+UPSTREAMS_HEADS = dict(
+    width=128, heads=1, text_width=128, text_heads=1, pool_heads=16
+)  # what a file without a configuration stands for
 
 
 def pictures(count: int) -> list[torch.Tensor]:
@@ -46,6 +55,7 @@ def loaded(folder):
 
 # --- embeddings ----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("mode", "CG")
 def test_embeddings_are_of_unit_length_float32_and_on_the_cpu(loaded, mode):
     for found in (loaded[mode].embed_pictures(pictures(3)), loaded[mode].embed_texts(TEXTS)):
@@ -61,7 +71,9 @@ def test_batches_change_nothing(loaded, mode, monkeypatch):
     monkeypatch.setattr(loaded_module, "STATES_AT_ONCE", 6)
     monkeypatch.setattr(loaded_module, "ROWS_AT_ONCE", 90)
     seen, model = pictures(8), loaded[mode]
-    assert torch.allclose(model.embed_pictures(seen), torch.cat([model.embed_pictures([picture]) for picture in seen]), atol=1e-5)
+    assert torch.allclose(
+        model.embed_pictures(seen), torch.cat([model.embed_pictures([picture]) for picture in seen]), atol=1e-5
+    )
     assert torch.allclose(model.embed_texts(TEXTS), torch.cat([model.embed_texts([text]) for text in TEXTS]), atol=1e-5)
 
 
@@ -91,7 +103,10 @@ def test_the_single_pth_is_mode_c(tmp_path):
     assert torch.allclose(single.embed_pictures(pictures(3)), folder.embed_pictures(pictures(3)), atol=1e-6)
     assert torch.allclose(single.embed_texts(TEXTS), folder.embed_texts(TEXTS), atol=1e-6)
     assert single.logit_scale == folder.logit_scale
-    with pytest.raises(WrongFile, match=r"internvl_c_small.pth \(in .*\) holds InternVL-C alone.*take mode C, or the checkpoint OpenGVLab"):
+    with pytest.raises(
+        WrongFile,
+        match=r"internvl_c_small.pth \(in .*\) holds InternVL-C alone.*take mode C, or the checkpoint OpenGVLab",
+    ):
         load_internvl(file, "G")
     (file.parent / "tokenizer.model").unlink()
     with pytest.raises(WrongFile, match="sentencepiece model is not beside it"):
@@ -100,6 +115,7 @@ def test_the_single_pth_is_mode_c(tmp_path):
 
 # --- pictures ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("height, width", [(224, 224), (224, 300), (500, 375), (37, 800), (225, 224), (1, 1), (3, 700)])
 @pytest.mark.parametrize("framing", ("crop", "whole"))
 def test_pictures_are_framed_as_by_torchvision(framing, height, width):
@@ -107,10 +123,18 @@ def test_pictures_are_framed_as_by_torchvision(framing, height, width):
     from PIL import Image
     from torchvision import transforms
 
-    pixels = (torch.rand(height, width, 3, generator=torch.Generator().manual_seed(height)) * 255).round().to(torch.uint8)
+    pixels = (
+        (torch.rand(height, width, 3, generator=torch.Generator().manual_seed(height)) * 255).round().to(torch.uint8)
+    )
     how = transforms.InterpolationMode.BICUBIC
-    frame = [transforms.Resize((224, 224), how)] if framing == "whole" else [transforms.Resize(224, how), transforms.CenterCrop(224)]
-    upstream = transforms.Compose([*frame, transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    frame = (
+        [transforms.Resize((224, 224), how)]
+        if framing == "whole"
+        else [transforms.Resize(224, how), transforms.CenterCrop(224)]
+    )
+    upstream = transforms.Compose(
+        [*frame, transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    )
     ours, theirs = prepare(pixels.float() / 255, 224, framing), upstream(Image.fromarray(pixels.numpy()))
     assert ours.shape == theirs.shape
     in_order = height == 224 or width == 224  # one pass, or none
@@ -126,6 +150,7 @@ def test_what_is_no_picture_is_refused(loaded):
 
 
 # --- one copy of the text encoder ----------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
@@ -153,21 +178,31 @@ def test_a_clip_whose_last_layers_are_cut_is_read_to_its_end(folder, loaded, ada
     clip = load_clip(folder, adapter)
     clip.clip_layer(-2)
     clip.encode("a cat")
-    assert torch.allclose(load_internvl(folder, clip=clip).embed_texts(TEXTS), loaded["C"].embed_texts(TEXTS), atol=1e-6)
+    assert torch.allclose(
+        load_internvl(folder, clip=clip).embed_texts(TEXTS), loaded["C"].embed_texts(TEXTS), atol=1e-6
+    )
 
 
 def test_the_reader_computes_where_the_lent_llama_does(folder, adapter):
     clip = load_clip(folder, adapter)
-    clip.patcher.load_device, clip.patcher.offload_device = torch.device("cpu:0"), torch.device("cpu:1")  # other names of the CPU
+    clip.patcher.load_device, clip.patcher.offload_device = (
+        torch.device("cpu:0"),
+        torch.device("cpu:1"),
+    )  # other names of the CPU
     lent = load_internvl(folder, "G", clip=clip)
-    assert (lent.reader_patcher.load_device, lent.reader_patcher.offload_device) == (torch.device("cpu:0"), torch.device("cpu:1"))
+    assert (lent.reader_patcher.load_device, lent.reader_patcher.offload_device) == (
+        torch.device("cpu:0"),
+        torch.device("cpu:1"),
+    )
     assert lent.patcher.load_device == torch.device("cpu")
 
 
 def test_another_clip_is_refused(folder, tmp_path, adapter):
     other = comfy.sd.CLIP(no_init=True)
     other.cond_stage_model = SDClipModel.__new__(SDClipModel)
-    with pytest.raises(ValueError, match="the CLIP's text encoder is a SDClipModel, .* connect a CLIP of the MuLan Loader, or none"):
+    with pytest.raises(
+        ValueError, match="the CLIP's text encoder is a SDClipModel, .* connect a CLIP of the MuLan Loader, or none"
+    ):
         load_internvl(folder, clip=other)
     wide = random_internvl.checkpoint(tmp_path / "wide", text_width=128)
     with pytest.raises(WrongFile, match=r"states are 128 wide, .* those of InternVL-small of the CLIP are 64 wide"):
@@ -180,24 +215,40 @@ def test_another_clip_is_refused(folder, tmp_path, adapter):
 
 
 def test_the_text_encoder_may_be_another_file(folder, loaded, tmp_path):
-    text = {name.removeprefix("qllama."): value for name, value in random_internvl.tensors().items()
-            if name.startswith("qllama.model.") and ".cross_attn." not in name}
+    text = {
+        name.removeprefix("qllama."): value
+        for name, value in random_internvl.tensors().items()
+        if name.startswith("qllama.model.") and ".cross_attn." not in name
+    }
     text["spiece_model"] = torch.frombuffer(bytearray((folder / "tokenizer.model").read_bytes()), dtype=torch.uint8)
     save_file(text, tmp_path / "text.safetensors", metadata={"config": json.dumps({"num_attention_heads": 4})})
-    vision = {name: value for name, value in random_internvl.tensors().items() if not name.startswith("qllama.") or ".cross_attn." in name}
+    vision = {
+        name: value
+        for name, value in random_internvl.tensors().items()
+        if not name.startswith("qllama.") or ".cross_attn." in name
+    }
     save_file(vision, tmp_path / "vision.safetensors", metadata={"config": (folder / "config.json").read_text("utf-8")})
     pair = load_internvl(tmp_path / "vision.safetensors", "G", text_encoder=tmp_path / "text.safetensors")
     assert torch.equal(pair.embed_pictures(pictures(2)), loaded["G"].embed_pictures(pictures(2)))
     assert torch.equal(pair.embed_texts(TEXTS), loaded["G"].embed_texts(TEXTS))
-    with pytest.raises(WrongFile, match=r"vision.safetensors \(in .*\) holds InternVL's vision side alone: choose its text encoder"):
+    with pytest.raises(
+        WrongFile, match=r"vision.safetensors \(in .*\) holds InternVL's vision side alone: choose its text encoder"
+    ):
         load_internvl(tmp_path / "vision.safetensors")
-    with pytest.raises(WrongFile, match=r"text.safetensors \(in .*\) is a large language model's text encoder \(it belongs in models/text_enc"):
+    with pytest.raises(
+        WrongFile,
+        match=r"text.safetensors \(in .*\) is a large language model's text encoder \(it belongs in models/text_enc",
+    ):
         load_internvl(tmp_path / "text.safetensors")
-    with pytest.raises(WrongFile, match=r"is an InternVL-C or -G checkpoint, without its text encoder \(it belongs in models/internvl\)"):
+    with pytest.raises(
+        WrongFile,
+        match=r"is an InternVL-C or -G checkpoint, without its text encoder \(it belongs in models/internvl\)",
+    ):
         load_internvl(folder, text_encoder=tmp_path / "vision.safetensors")
 
 
 # --- what is read, and who keeps it --------------------------------------------------------------------------------------
+
 
 def test_mode_c_reads_nothing_of_mode_g(folder, monkeypatch):
     read = []
@@ -213,7 +264,9 @@ def test_mode_c_reads_nothing_of_mode_g(folder, monkeypatch):
     assert not [name for name in read if parts.search(name)]
     read.clear()
     load_internvl(folder, "G")
-    assert {name for name in random_internvl.tensors() if not name.startswith("itm_head") and "lm_head" not in name} == set(read)
+    assert {
+        name for name in random_internvl.tensors() if not name.startswith("itm_head") and "lm_head" not in name
+    } == set(read)
 
 
 def test_pictures_and_texts_have_only_what_they_need_loaded(loaded, monkeypatch):
@@ -240,7 +293,9 @@ def test_the_host_can_free_all_of_it(loaded):
     model = loaded["G"]
     model.embed_pictures(pictures(1))
     ours = model.patcher, model.reader_patcher, model.clip.patcher
-    assert {id(entry.model) for entry in comfy.model_management.current_loaded_models} >= {id(patcher) for patcher in ours}
+    assert {id(entry.model) for entry in comfy.model_management.current_loaded_models} >= {
+        id(patcher) for patcher in ours
+    }
     before = model.embed_pictures(pictures(1))
     comfy.model_management.unload_all_models()
     assert not comfy.model_management.current_loaded_models
@@ -285,7 +340,11 @@ def test_the_identity_tells_files_mode_and_dtype(folder, loaded, tmp_path):
 
 
 def test_an_interrupt_stops_it(loaded):
-    for work, given in ((loaded["C"].embed_pictures, pictures(2)), (loaded["C"].embed_texts, TEXTS), (loaded["G"].embed_pictures, pictures(2))):
+    for work, given in (
+        (loaded["C"].embed_pictures, pictures(2)),
+        (loaded["C"].embed_texts, TEXTS),
+        (loaded["G"].embed_pictures, pictures(2)),
+    ):
         comfy.model_management.interrupt_current_processing(True)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             work(given)
@@ -326,12 +385,26 @@ def test_damaged_weights_are_told(tmp_path):
 
 OTHERS = {
     "a MuLan adapter": (["queries", "proj.0.weight"], "a MuLan adapter"),
-    "VisionLLM": (["llm.model.embed_tokens.weight", "vl_bridge.weight"], r"a VisionLLM v2 model \(it belongs in models/visionllm\)"),
-    "a chat model": (["vision_model.embeddings.class_embedding", "mlp1.0.weight", "language_model.model.norm.weight"],
-                     r"an InternVL chat model \(it belongs in models/internvl_chat\)"),
-    "a chat model of transformers": (["model.vision_tower.embeddings.cls_token", "model.multi_modal_projector.linear_1.weight",
-                                      "model.language_model.norm.weight"], r"an InternVL chat model \(it belongs in models/internvl_chat\)"),
-    "InternViT": (["embeddings.class_embedding", "encoder.layers.0.ls1", "encoder.layers.0.attn.q_norm.weight"], "InternViT alone"),
+    "VisionLLM": (
+        ["llm.model.embed_tokens.weight", "vl_bridge.weight"],
+        r"a VisionLLM v2 model \(it belongs in models/visionllm\)",
+    ),
+    "a chat model": (
+        ["vision_model.embeddings.class_embedding", "mlp1.0.weight", "language_model.model.norm.weight"],
+        r"an InternVL chat model \(it belongs in models/internvl_chat\)",
+    ),
+    "a chat model of transformers": (
+        [
+            "model.vision_tower.embeddings.cls_token",
+            "model.multi_modal_projector.linear_1.weight",
+            "model.language_model.norm.weight",
+        ],
+        r"an InternVL chat model \(it belongs in models/internvl_chat\)",
+    ),
+    "InternViT": (
+        ["embeddings.class_embedding", "encoder.layers.0.ls1", "encoder.layers.0.attn.q_norm.weight"],
+        "InternViT alone",
+    ),
     "a LoRA": (["lora_unet_x.lora_down.weight"], r"a LoRA \(it belongs in models/loras\)"),
     "a checkpoint": (["model.diffusion_model.x"], r"a whole checkpoint \(it belongs in models/checkpoints\)"),
 }
@@ -345,15 +418,27 @@ def test_other_files_are_told_for_what_they_are(tmp_path, tensors, words):
         open_internvl(tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("name", ("logit_scale", "vision_model.encoder.layers.1.attn.q_norm.weight", "clip_projector.cross_attn.q_bias",
-                                  "clip_projector2.norm1_k.weight", "qllama.model.layers.2.cross_attn.norm2.weight",
-                                  "vision_model.encoder.layers.0.mlp.fc1.weight", "vision_model.embeddings.patch_embedding.weight"))
+@pytest.mark.parametrize(
+    "name",
+    (
+        "logit_scale",
+        "vision_model.encoder.layers.1.attn.q_norm.weight",
+        "clip_projector.cross_attn.q_bias",
+        "clip_projector2.norm1_k.weight",
+        "qllama.model.layers.2.cross_attn.norm2.weight",
+        "vision_model.encoder.layers.0.mlp.fc1.weight",
+        "vision_model.embeddings.patch_embedding.weight",
+    ),
+)
 def test_a_missing_tensor_is_told(tmp_path, name):
     folder = random_internvl.checkpoint(tmp_path / "cut")
     weights = load_file(folder / "model.safetensors")
     del weights[name]
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(WrongFile, match=rf"cut \(in .*\) is incomplete: .*{name.split('.')[-2] if '.' in name else name}.*Download it again"):
+    with pytest.raises(
+        WrongFile,
+        match=rf"cut \(in .*\) is incomplete: .*{name.split('.')[-2] if '.' in name else name}.*Download it again",
+    ):
         open_internvl(folder)
 
 
@@ -362,7 +447,9 @@ def test_a_tensor_of_another_shape_is_told(tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["clip_projector.cross_attn.k.weight"] = torch.zeros(48, 40)
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(WrongFile, match=r"clip_projector.cross_attn.k.weight has the shape \[48, 40\], expected is \[48, 48\]"):
+    with pytest.raises(
+        WrongFile, match=r"clip_projector.cross_attn.k.weight has the shape \[48, 40\], expected is \[48, 48\]"
+    ):
         open_internvl(folder)
 
 
@@ -374,10 +461,18 @@ def test_a_damaged_configuration_is_told(tmp_path, text, words):
         open_internvl(folder)
 
 
-@pytest.mark.parametrize("told, words", [
-    ({"vision_config": {"num_attention_heads": 5}}, "vision_config.num_attention_heads is 5, which states 48 wide cannot be shared among"),
-    ({"attn_pool_num_heads": 7}, "attn_pool_num_heads is 7, which states 48 wide"), ({"vision_config": 3}, "odd .* cannot be used"),
-    ({"qllama_config": {"num_attention_heads": 9}}, "qllama_config.num_attention_heads is 9, which states 64 wide")])
+@pytest.mark.parametrize(
+    "told, words",
+    [
+        (
+            {"vision_config": {"num_attention_heads": 5}},
+            "vision_config.num_attention_heads is 5, which states 48 wide cannot be shared among",
+        ),
+        ({"attn_pool_num_heads": 7}, "attn_pool_num_heads is 7, which states 48 wide"),
+        ({"vision_config": 3}, "odd .* cannot be used"),
+        ({"qllama_config": {"num_attention_heads": 9}}, "qllama_config.num_attention_heads is 9, which states 64 wide"),
+    ],
+)
 def test_heads_that_cannot_share_the_width_are_told(tmp_path, told, words):
     folder = random_internvl.checkpoint(tmp_path / "odd")
     known = json.loads((folder / "config.json").read_text())
@@ -398,4 +493,7 @@ def test_a_tensor_nobody_knows_is_logged_and_a_known_useless_one_is_not(tmp_path
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "video_model.x": torch.zeros(1)}, folder / "model.safetensors")
     load_internvl(folder)
-    assert "InternVL: more" in caplog.text and "holds 1 tensors that are not used, the first is video_model.x" in caplog.text
+    assert (
+        "InternVL: more" in caplog.text
+        and "holds 1 tensors that are not used, the first is video_model.x" in caplog.text
+    )

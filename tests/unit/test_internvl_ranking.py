@@ -1,4 +1,5 @@
 """Ranking and pairs of known vectors, pictures of folders, and the embeddings kept of them."""
+
 from __future__ import annotations
 
 import os
@@ -9,17 +10,16 @@ import comfy.model_management
 import numpy as np
 import pytest
 import torch
+from mulan_nodes.mulan.images.image_files import UnreadablePicture, picture_files, read_picture
+from mulan_nodes.mulan.images.text_drawing import Lettering
+from mulan_nodes.mulan.internvl import embedding_cache as stored
+from mulan_nodes.mulan.internvl import image_folder as folders
+from mulan_nodes.mulan.internvl.embeddings import Embeddings, check_same_model
+from mulan_nodes.mulan.internvl.image_folder import embed_folder
+from mulan_nodes.mulan.internvl.ranking import best_pairs, direction, rank
+from mulan_nodes.mulan.internvl.similarity_image import draw
 from PIL import Image
 from torch.nn import functional as F
-
-from mulan.internvl import folder as folders
-from mulan.internvl import stored
-from mulan.internvl.embeddings import Embeddings, check_same_model
-from mulan.internvl.folder import embed_folder
-from mulan.internvl.matrix_picture import draw
-from mulan.internvl.picture_files import UnreadablePicture, picture_files, read_picture
-from mulan.internvl.ranking import best_pairs, direction, rank
-from mulan.lettering import Lettering
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -34,7 +34,11 @@ def test_rank_is_by_score_and_then_by_position():
     assert rank(scores) == [4, 1, 3, 5, 0, 2]
     assert rank(scores, top_k=3) == [4, 1, 3] and rank(scores, top_k=99) == rank(scores)
     assert rank(torch.zeros(5000)) == list(range(5000))
-    assert rank(scores, threshold=0.5) == [4, 1, 3, 5] and rank(scores, 2, 0.5) == [4, 1] and rank(scores, threshold=0.95) == []
+    assert (
+        rank(scores, threshold=0.5) == [4, 1, 3, 5]
+        and rank(scores, 2, 0.5) == [4, 1]
+        and rank(scores, threshold=0.95) == []
+    )
 
 
 def test_several_queries_are_their_mean_direction():
@@ -51,9 +55,14 @@ def test_a_hundred_thousand_vectors():
 
 def test_best_pairs_of_two_and_of_one():
     a, b = unit(5, 8, seed=1), unit(7, 8, seed=2)
-    every = sorted(((row, column, (a[row] @ b[column]).item()) for row in range(5) for column in range(7)), key=lambda pair: -pair[2])
+    every = sorted(
+        ((row, column, (a[row] @ b[column]).item()) for row in range(5) for column in range(7)),
+        key=lambda pair: -pair[2],
+    )
     found = best_pairs(a, b, 4)
-    assert [pair[:2] for pair in found] == [pair[:2] for pair in every[:4]] and found[0][2] == pytest.approx(every[0][2])
+    assert [pair[:2] for pair in found] == [pair[:2] for pair in every[:4]] and found[0][2] == pytest.approx(
+        every[0][2]
+    )
     assert len(best_pairs(a, b, 1000)) == 35
     own = best_pairs(a, a, 1000, same=True)
     assert {pair[:2] for pair in own} == {(row, column) for row in range(5) for column in range(row + 1, 5)}
@@ -64,14 +73,16 @@ def test_best_pairs_of_two_and_of_one():
 def test_pairs_are_the_same_in_blocks(monkeypatch):
     a, b = unit(40, 8, seed=1), unit(30, 8, seed=2)
     whole, own = best_pairs(a, b, 10), best_pairs(a, a, 10, same=True)
-    monkeypatch.setattr("mulan.internvl.ranking.BLOCK", 90)
-    for (one, other) in zip([*whole, *own], [*best_pairs(a, b, 10), *best_pairs(a, a, 10, same=True)]):
+    monkeypatch.setattr("mulan_nodes.mulan.internvl.ranking.BLOCK", 90)
+    for one, other in zip([*whole, *own], [*best_pairs(a, b, 10), *best_pairs(a, a, 10, same=True)]):
         assert one == pytest.approx(other, abs=1e-6)
 
 
 def test_vectors_of_two_models_are_not_compared():
     check_same_model("a", "x", "b", "x")
-    with pytest.raises(ValueError, match=r"a: these embeddings were made by another model, mode or precision \(x\) than b \(y\)"):
+    with pytest.raises(
+        ValueError, match=r"a: these embeddings were made by another model, mode or precision \(x\) than b \(y\)"
+    ):
         check_same_model("a", "x", "b", "y")
 
 
@@ -93,8 +104,15 @@ def test_more_alike_is_darker():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (100, 3), (300, 300)])
 def test_matrices_of_any_size_are_drawn(size):
-    names = [[f"a rather long name of a picture, and then some more of it, number {number}.png" if number % 2 else "猫 قطة" for number in range(count)]
-             for count in size]
+    names = [
+        [
+            f"a rather long name of a picture, and then some more of it, number {number}.png"
+            if number % 2
+            else "猫 قطة"
+            for number in range(count)
+        ]
+        for count in size
+    ]
     picture = draw(torch.rand(size), *names, Lettering(sample="猫"))
     assert picture.mode == "RGB" and max(picture.size) < 2000
 
@@ -153,7 +171,9 @@ def test_an_animation_is_its_first_frame(tmp_path):
     assert read_picture(tmp_path / "moving.gif")[0, 0, 0] > 0.9
 
 
-@pytest.mark.parametrize("content, words", [(b"", "it is empty"), (b"<!DOCTYPE html>", "no picture that can be read"), ("cut", "truncated")])
+@pytest.mark.parametrize(
+    "content, words", [(b"", "it is empty"), (b"<!DOCTYPE html>", "no picture that can be read"), ("cut", "truncated")]
+)
 def test_what_is_no_picture_says_why(tmp_path, content, words):
     if content == "cut":
         Image.fromarray(colours(height=200, width=200)).save(tmp_path / "whole.png")
@@ -184,7 +204,7 @@ class Pictures:
         self.calls.append(len(pictures))
         vectors = []
         for start in range(0, len(pictures), 16):
-            for picture in pictures[start:start + 16]:
+            for picture in pictures[start : start + 16]:
                 if self.seen == self.stop_after:
                     raise comfy.model_management.InterruptProcessingException
                 self.seen += 1
@@ -267,7 +287,9 @@ def test_a_change_that_keeps_size_and_time_is_seen(album, old):
     assert (album / "0.bmp").stat().st_size == told.st_size and (album / "0.bmp").stat().st_mtime_ns == told.st_mtime_ns
     after = embed(Pictures(), album)
     place = after.names.index("0.bmp")
-    assert not torch.equal(after.vectors[place], before.vectors[place]) and torch.equal(after.vectors[place], after.vectors[place + 2])
+    assert not torch.equal(after.vectors[place], before.vectors[place]) and torch.equal(
+        after.vectors[place], after.vectors[place + 2]
+    )
 
 
 def test_an_unchanged_file_is_not_read_again(album, old, monkeypatch):
@@ -305,6 +327,7 @@ def spoil_empty(file):
 
 def spoil_other(file):
     from safetensors.torch import save_file
+
     save_file({"x": torch.zeros(1)}, file)
 
 
@@ -341,7 +364,9 @@ def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_done(album):
     model = Pictures()
     made = embed(model, album)
     assert made.names == ("0.png", "2.png", "4.png")
-    assert [each.name for each in made.unreadable] == ["1.png", "3.png", "11.png"] and made.unreadable[1].reason == "it is empty"
+    assert [each.name for each in made.unreadable] == ["1.png", "3.png", "11.png"] and made.unreadable[
+        1
+    ].reason == "it is empty"
     save(album / "1.png", 1)
     mended = embed(Pictures(), album)
     assert mended.names == ("0.png", "1.png", "2.png", "4.png")

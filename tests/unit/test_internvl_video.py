@@ -1,4 +1,5 @@
 """Which frames of a video are looked at: files of several kinds, and frames in memory."""
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -8,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
-
-from mulan.video_frames import middles, spread_frames
+from mulan_nodes.mulan.images.video_frames import middles, spread_frames
 
 
 def film(path, count: int, codec: str = "libx264", pixels: str = "yuv420p"):
@@ -34,7 +34,10 @@ def test_frames_are_the_middles_of_equal_parts():
     assert middles(1, 8) == [0] * 8 and middles(3, 6) == [0, 0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("name, codec, count", [("x.mp4", "libx264", 40), ("x.webm", "libvpx-vp9", 40), ("x.mkv", "libx264", 30), ("three.mp4", "libx264", 3)])
+@pytest.mark.parametrize(
+    "name, codec, count",
+    [("x.mp4", "libx264", 40), ("x.webm", "libvpx-vp9", 40), ("x.mkv", "libx264", 30), ("three.mp4", "libx264", 3)],
+)
 def test_frames_of_files(tmp_path, name, codec, count):
     frames = spread_frames(InputImpl.VideoFromFile(film(tmp_path / name, count, codec)), 8)
     assert numbers(frames, count) == middles(count, 8) and frames[0].shape == (48, 64, 3)
@@ -45,7 +48,9 @@ def test_a_video_of_one_frame(tmp_path, name, codec):
     assert numbers(spread_frames(InputImpl.VideoFromFile(film(tmp_path / name, 1, codec)), 8), 1) == [0] * 8
 
 
-@pytest.mark.parametrize("cut, first, length", [({"start_time": 1.0, "duration": 1.0}, 12, 12), ({"start_time": -1.0}, 28, 12)])
+@pytest.mark.parametrize(
+    "cut, first, length", [({"start_time": 1.0, "duration": 1.0}, 12, 12), ({"start_time": -1.0}, 28, 12)]
+)
 def test_a_part_of_a_video(tmp_path, cut, first, length):
     video = InputImpl.VideoFromFile(film(tmp_path / "x.mp4", 40), **cut)
     assert numbers(spread_frames(video, 4), 40) == [first + number for number in middles(length, 4)]

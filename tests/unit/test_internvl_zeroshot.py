@@ -1,14 +1,14 @@
 """Labels, templates and the scores of zero-shot classification, with vectors that are known."""
+
 from __future__ import annotations
 
 import hashlib
 
 import pytest
 import torch
+from mulan_nodes.mulan.internvl.labels import read_labels
+from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, classify, embed_labels, read_templates
 from torch.nn import functional as F
-
-from mulan.internvl.labels import read_labels
-from mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, classify, embed_labels, read_templates
 
 
 class Texts:
@@ -65,10 +65,24 @@ def test_the_same_labels_again_are_not_encoded_again():
 
 
 def test_the_paper_s_templates_are_there_as_published():
-    assert {code: len(BUILT_IN[code].sentences) for code in ("en", "zh", "ja", "ar", "it")} == {"en": 80, "zh": 80, "ja": 37, "ar": 55, "it": 49}
-    assert [code for code, templates in BUILT_IN.items() if "(paper)" in templates.name] == ["en", "zh", "ja", "ar", "it"]
+    assert {code: len(BUILT_IN[code].sentences) for code in ("en", "zh", "ja", "ar", "it")} == {
+        "en": 80,
+        "zh": 80,
+        "ja": 37,
+        "ar": 55,
+        "it": 49,
+    }
+    assert [code for code, templates in BUILT_IN.items() if "(paper)" in templates.name] == [
+        "en",
+        "zh",
+        "ja",
+        "ar",
+        "it",
+    ]
     assert BUILT_IN["en"].sentences[0] == "a bad photo of a {c}." and BUILT_IN["zh"].sentences[0] == "{c}的照片。"
-    assert BUILT_IN["it"].sentences[16] == "una foto di {c}\u00a0carino" and BUILT_IN["ar"].sentences[11] == "تطريز {c} "
+    assert (
+        BUILT_IN["it"].sentences[16] == "una foto di {c}\u00a0carino" and BUILT_IN["ar"].sentences[11] == "تطريز {c} "
+    )
 
 
 def test_every_built_in_template_has_a_place_and_every_set_its_own_name():
@@ -80,8 +94,14 @@ def test_own_templates_take_either_mark():
     assert read_templates(" a drawing of {c} \n\n{}の絵\n{c} and {c}") == ("a drawing of {c}", "{c}の絵", "{c} and {c}")
 
 
-@pytest.mark.parametrize("text, words", [("", "there is no template"), ("a photo of {c}\na photo of a cat", "'a photo of a cat' has no {c}"),
-                                         ("{ c }", "has no {c}")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "there is no template"),
+        ("a photo of {c}\na photo of a cat", "'a photo of a cat' has no {c}"),
+        ("{ c }", "has no {c}"),
+    ],
+)
 def test_templates_that_cannot_serve(text, words):
     with pytest.raises(ValueError, match=words):
         read_templates(text)

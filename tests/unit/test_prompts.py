@@ -1,4 +1,5 @@
 """Windows, weights and styles, on the golden tokenizer."""
+
 from __future__ import annotations
 
 import random
@@ -9,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from comfy import sd1_clip
-
-from mulan import prompt_syntax
-from mulan.families import SD15
-from mulan.prompts import PromptTokenizer
-from mulan.tokenizer import BOS, EOS, PAD, SPACE, InternVLTokenizer, units
+from mulan_nodes.mulan.conditioning import prompt_syntax
+from mulan_nodes.mulan.conditioning.families import SD15
+from mulan_nodes.mulan.conditioning.prompt_tokenizer import PromptTokenizer
+from mulan_nodes.mulan.conditioning.tokenizer import BOS, EOS, PAD, SPACE, InternVLTokenizer, units
 
 MODEL = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
 
@@ -36,7 +36,7 @@ def windows(prompts, text, **options):
 def content(window, prefix=3):
     """The (id, weight) rows between prefix and eos."""
     end = next(i for i in range(1 + prefix, len(window)) if window[i][0] == EOS)
-    return window[1 + prefix:end]
+    return window[1 + prefix : end]
 
 
 def test_a_window_is_bos_prefix_text_eos_padding(prompts, tokenizer):
@@ -51,7 +51,9 @@ def test_an_empty_prompt_has_no_prefix(prompts):
 
 def test_never_a_prefix_where_the_option_says_so(prompts, tokenizer):
     (window,) = windows(prompts, "a cat", tokenizer_options={"negative": True})
-    assert len(window) == 77 and [id for id, _ in content(window, prefix=0)] == [p.id for p in tokenizer.encode("a cat")]
+    assert len(window) == 77 and [id for id, _ in content(window, prefix=0)] == [
+        p.id for p in tokenizer.encode("a cat")
+    ]
 
 
 def test_weights_do_not_change_the_tokens(prompts):
@@ -60,12 +62,15 @@ def test_weights_do_not_change_the_tokens(prompts):
     assert ids[0] == ids[1] == ids[2] == ids[3]
 
 
-@pytest.mark.parametrize("text, weighted, weight", [
-    ("a (red:1.3) car", "red", 1.3),
-    ("a ((red)) car", "red", 1.1 * 1.1),
-    ("(红色:0.5) 的汽车", "红色", 0.5),
-    ("1girl, (𓀀:2) at noon", "𓀀", 2.0),
-])
+@pytest.mark.parametrize(
+    "text, weighted, weight",
+    [
+        ("a (red:1.3) car", "red", 1.3),
+        ("a ((red)) car", "red", 1.1 * 1.1),
+        ("(红色:0.5) 的汽车", "红色", 0.5),
+        ("1girl, (𓀀:2) at noon", "𓀀", 2.0),
+    ],
+)
 def test_a_weight_lands_on_its_word_alone(prompts, tokenizer, text, weighted, weight):
     rows = content(windows(prompts, text)[0])
     weighty = [(id, w) for id, w in rows if w != 1.0]
@@ -87,23 +92,47 @@ def test_upstream_reads_brackets_as_text_and_drops_what_does_not_fit(tokenizer):
 
 def test_characters_that_merge_with_the_colon_are_kept(prompts, tokenizer):
     assert tokenizer.decode([id for id, _ in content(windows(prompts, "//example.org")[0])]) == "//example.org"
-    assert [p.id for p in tokenizer.encode_prefixed("//example.org", keep_first=False)[:3]] != [p.id for p in tokenizer.prefix]
+    assert [p.id for p in tokenizer.encode_prefixed("//example.org", keep_first=False)[:3]] != [
+        p.id for p in tokenizer.prefix
+    ]
 
 
-@pytest.mark.parametrize("text", ["a small red house by the river, " * 20, "雨の夜のネオンの街と白い馬。" * 20, "𓀀𓀁𓀂𓀃" * 30, "word " * 400, "ሰማያዊ ቤት፣ " * 30])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a small red house by the river, " * 20,
+        "雨の夜のネオンの街と白い馬。" * 20,
+        "𓀀𓀁𓀂𓀃" * 30,
+        "word " * 400,
+        "ሰማያዊ ቤት፣ " * 30,
+    ],
+)
 def test_long_text_goes_on_in_windows_that_lose_nothing_and_cut_no_character(prompts, tokenizer, text):
     chunks = [[id for id, _ in content(window)] for window in windows(prompts, text)]
     assert len(chunks) > 1 and all(0 < len(chunk) <= 75 for chunk in chunks)
-    assert [id for chunk in chunks for id in chunk] == [p.id for p in tokenizer.encode_prefixed(text, keep_first=True)[3:]]
+    assert [id for chunk in chunks for id in chunk] == [
+        p.id for p in tokenizer.encode_prefixed(text, keep_first=True)[3:]
+    ]
     assert not any("\ufffd" in tokenizer.decode(chunk) for chunk in chunks)
 
 
 def chunks(prompts, text) -> list[str]:
     """What each window holds, as text."""
-    return ["".join(unit.text for unit in units([token.piece for token in window])) for window in prompts.read(text).windows]
+    return [
+        "".join(unit.text for unit in units([token.piece for token in window])) for window in prompts.read(text).windows
+    ]
 
 
-@pytest.mark.parametrize("phrase", ["a small red house by the river, ", "雨の夜のネオンの街と白い馬。", "红色的城堡，", "بيت أحمر صغير، ", "ሰማያዊ ቤት። "])
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "a small red house by the river, ",
+        "雨の夜のネオンの街と白い馬。",
+        "红色的城堡，",
+        "بيت أحمر صغير، ",
+        "ሰማያዊ ቤት። ",
+    ],
+)
 def test_windows_end_behind_a_phrase(prompts, phrase):
     found = chunks(prompts, phrase * 30)
     assert len(found) > 1 and all(chunk.rstrip().endswith(phrase.rstrip()[-1]) for chunk in found[:-1])
@@ -126,37 +155,63 @@ def test_a_run_of_bytes_is_cut_only_where_it_is_longer_than_a_window(prompts):
     assert [len(chunk.strip()) for chunk in chunks(prompts, exceeds)] == [18, 12]
 
 
-@pytest.mark.parametrize("text", ["เด็กผู้หญิงกำลังขี่ม้าสีขาวริมแม่น้ำ" * 8, "नीलेआकाशकेनीचेछोटाघर" * 10, "👨‍👩‍👧👍🏽🇩🇪❤️" * 12, "e\u0301" * 200, "\u1112\u1161\u11ab" * 60],
-                         ids=["Thai", "Devanagari", "emoji", "accents", "Hangul letters"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "เด็กผู้หญิงกำลังขี่ม้าสีขาวริมแม่น้ำ" * 8,
+        "नीलेआकाशकेनीचेछोटाघर" * 10,
+        "👨‍👩‍👧👍🏽🇩🇪❤️" * 12,
+        "e\u0301" * 200,
+        "\u1112\u1161\u11ab" * 60,
+    ],
+    ids=["Thai", "Devanagari", "emoji", "accents", "Hangul letters"],
+)
 def test_what_is_drawn_as_one_stays_in_one_window(prompts, text):
     found = chunks(prompts, text)
     assert "".join(found).strip() == text and len(found) > 1
     for before, after in zip(found, found[1:]):
         first, last = after[0], before[-1]
-        assert not unicodedata.category(first).startswith("M") and "\u200d" not in (first, last) and unicodedata.combining(last) != 9
-        assert not "\u1160" <= first <= "\u11ff" and first != "🏽" and last not in "เแโใไ" and not (last == "🇩" and first == "🇪")
+        assert (
+            not unicodedata.category(first).startswith("M")
+            and "\u200d" not in (first, last)
+            and unicodedata.combining(last) != 9
+        )
+        assert (
+            not "\u1160" <= first <= "\u11ff"
+            and first != "🏽"
+            and last not in "เแโใไ"
+            and not (last == "🇩" and first == "🇪")
+        )
 
 
-@pytest.mark.parametrize("text, parts", [
-    ("a red car BREAK a blue house", ["a red car", "a blue house"]),
-    ("红色的车\nBREAK\n蓝色的房子", ["红色的车", "蓝色的房子"]),
-    ("BREAK a BREAK BREAK b BREAK", ["a", "b"]),
-    ("a breakfast, break, BREAKING, XBREAK", ["a breakfast, break, BREAKING, XBREAK"]),
-    (r"a \BREAK b", ["a BREAK b"]),
-    ("BREAK", [""]),
-    (" a ", [" a "]),
-])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("a red car BREAK a blue house", ["a red car", "a blue house"]),
+        ("红色的车\nBREAK\n蓝色的房子", ["红色的车", "蓝色的房子"]),
+        ("BREAK a BREAK BREAK b BREAK", ["a", "b"]),
+        ("a breakfast, break, BREAKING, XBREAK", ["a breakfast, break, BREAKING, XBREAK"]),
+        (r"a \BREAK b", ["a BREAK b"]),
+        ("BREAK", [""]),
+        (" a ", [" a "]),
+    ],
+)
 def test_break_begins_a_window(prompts, text, parts):
     reading = prompts.read(text)
     assert reading.text == parts and reading.parts == list(range(len(parts)))
     single = [prompts.read(part, disable_weights=True).windows[0] for part in parts]
-    assert [[token.piece.id for token in window] for window in reading.windows] == [[token.piece.id for token in window] for window in single]
+    assert [[token.piece.id for token in window] for window in reading.windows] == [
+        [token.piece.id for token in window] for window in single
+    ]
 
 
 def test_a_break_inside_brackets_keeps_the_weight(prompts, tokenizer):
     reading = prompts.read("a (red car BREAK a blue:1.3) house")
     assert reading.text == ["a red car", "a blue house"]
-    weighty = [[tokenizer.decode([t.piece.id for t in window if t.weight == weight]).strip() for weight in (1.0, 1.3)] for window in reading.windows]
+    weighty = [
+        [tokenizer.decode([t.piece.id for t in window if t.weight == weight]).strip() for weight in (1.0, 1.3)]
+        for window in reading.windows
+    ]
     assert weighty == [["a", "red car"], ["house", "a blue"]]
 
 
@@ -171,7 +226,12 @@ def balanced(random, depth: int) -> str:
     text = ""
     for _ in range(random.randint(0, 4)):
         if depth and random.random() < 0.4:
-            text += "(" + balanced(random, depth - 1) + random.choice(["", ":1.2", ":0.5 ", ": -2", ":x", "::1", ":1_0", ":", ":１.５", ": 1e1"]) + ")"
+            text += (
+                "("
+                + balanced(random, depth - 1)
+                + random.choice(["", ":1.2", ":0.5 ", ": -2", ":x", "::1", ":1_0", ":", ":１.５", ": 1e1"])
+                + ")"
+            )
         else:
             text += random.choice(["a", "b ", ":", r"\(", r"\)", " ", "1", "红", ":1.5", "\\"])
     return text
@@ -179,6 +239,7 @@ def balanced(random, depth: int) -> str:
 
 def test_brackets_weigh_as_in_comfyui():
     """Against the host's own parser."""
+
     def joined(segments):
         characters = [(character, weight) for text, weight in segments for character in text]
         return "".join(character for character, _ in characters), [weight for _, weight in characters]
@@ -190,18 +251,24 @@ def test_brackets_weigh_as_in_comfyui():
         ours = prompt_syntax.parse(text)
         if ours.notes.lone_brackets or ours.notes.limited_weights:  # a backslash took a bracket its partner
             continue
-        host = [(sd1_clip.unescape_important(part), weight) for part, weight in sd1_clip.token_weights(sd1_clip.escape_important(text), 1.0)]
+        host = [
+            (sd1_clip.unescape_important(part), weight)
+            for part, weight in sd1_clip.token_weights(sd1_clip.escape_important(text), 1.0)
+        ]
         ours, host = joined(ours.parts[0]), joined(host)
         assert ours[0] == host[0] and ours[1] == pytest.approx(host[1]), text
         compared += 1
     assert compared > 3000
 
 
-@pytest.mark.parametrize("text, read, lone", [
-    (":) a (red:1.3) car", [(":) a ", 1.0), ("red", 1.3), (" car", 1.0)], 1),
-    ("a (red:1.3) car ((", [("a ", 1.0), ("red", 1.3), (" car ((", 1.0)], 2),
-    ("(a (red:1.3) car", [("(a ", 1.0), ("red", 1.3), (" car", 1.0)], 1),
-])
+@pytest.mark.parametrize(
+    "text, read, lone",
+    [
+        (":) a (red:1.3) car", [(":) a ", 1.0), ("red", 1.3), (" car", 1.0)], 1),
+        ("a (red:1.3) car ((", [("a ", 1.0), ("red", 1.3), (" car ((", 1.0)], 2),
+        ("(a (red:1.3) car", [("(a ", 1.0), ("red", 1.3), (" car", 1.0)], 1),
+    ],
+)
 def test_a_bracket_without_a_partner_is_text(text, read, lone):
     prompt = prompt_syntax.parse(text)
     assert prompt.parts == [read] and prompt.notes.lone_brackets == lone
@@ -243,8 +310,11 @@ ABSURD = {
 }
 
 
-@pytest.mark.parametrize("name, style", [(name, "default") for name in [*ABSURD, "nested brackets", "nested weights"]]
-                         + [(name, "upstream") for name in ("bytes", "NUL", "lone surrogates", "nested brackets")])
+@pytest.mark.parametrize(
+    "name, style",
+    [(name, "default") for name in [*ABSURD, "nested brackets", "nested weights"]]
+    + [(name, "upstream") for name in ("bytes", "NUL", "lone surrogates", "nested brackets")],
+)
 def test_absurd_prompts_are_read_in_no_time(tokenizer, name, style):
     if name in ABSURD:
         size = len(ABSURD[name].encode(errors="replace"))
@@ -255,7 +325,9 @@ def test_absurd_prompts_are_read_in_no_time(tokenizer, name, style):
     before = time.process_time()
     tokens = prompts.tokenize_with_weights(text)["l"]
     assert time.process_time() - before < 3
-    assert {len(window) for window in tokens} == {80 if style == "upstream" or any(prompt_syntax.parse(text).parts) else 77}
+    assert {len(window) for window in tokens} == {
+        80 if style == "upstream" or any(prompt_syntax.parse(text).parts) else 77
+    }
     assert all(abs(weight) <= prompt_syntax.LARGEST_WEIGHT for window in tokens for _, weight in window)
 
 

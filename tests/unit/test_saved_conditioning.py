@@ -1,4 +1,5 @@
 """Conditionings as files: everything comes back exactly, nothing is lost silently, nothing else is taken for one."""
+
 from __future__ import annotations
 
 import json
@@ -7,17 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_base
-import nodes as host_nodes
 import pytest
 import torch
+from mulan_nodes import mulan
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.conditioning.clip import load_clip
+from mulan_nodes.mulan.conditioning.languages import encode_once
+from mulan_nodes.mulan.conditioning.saved_conditioning import MARK, Unsaveable, load_conditioning, save_conditioning
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import mulan
-from mulan.clip import load_clip
-from mulan.languages import encode_once
-from mulan.saved_conditioning import MARK, Unsaveable, load_conditioning, save_conditioning
-from mulan.tensor_files import WrongFile
+import nodes as host_nodes
 
 VERSIONS = {"MuLan Nodes": "0.2.0", "ComfyUI": "0.30.0"}
 
@@ -27,7 +28,11 @@ def random(*shape: int, dtype=torch.float32) -> torch.Tensor:
 
 
 def text(context_width: int = 768, prompt: str | None = "一只猫", family: str = "sd15", **values) -> list:
-    told = {} if prompt is None else {"mulan": {"family": family, "prompt": prompt, "text_encoder": "encoder.safetensors", "adapter": "a.pth"}}
+    told = (
+        {}
+        if prompt is None
+        else {"mulan": {"family": family, "prompt": prompt, "text_encoder": "encoder.safetensors", "adapter": "a.pth"}}
+    )
     return [[random(1, 120, context_width), {"pooled_output": None, **told, **values}]]
 
 
@@ -58,7 +63,10 @@ def test_what_the_tiny_clip_encodes_comes_back_exactly(tiny_models, tmp_path):
     prompts, negative = encode_once(clip, ["a big red star", "一个蓝色的大五角星", ""], "ein Foto")
     for conditioning in [*prompts, negative]:
         assert_same(there_and_back(conditioning, tmp_path), conditioning)
-    assert "'一个蓝色的大五角星': 1 x 120 x 768, float32" in save_conditioning(tmp_path / "x.safetensors", prompts[1], VERSIONS).describe()
+    assert (
+        "'一个蓝色的大五角星': 1 x 120 x 768, float32"
+        in save_conditioning(tmp_path / "x.safetensors", prompts[1], VERSIONS).describe()
+    )
 
 
 def test_areas_masks_and_timesteps_come_back_exactly(tmp_path):
@@ -73,20 +81,43 @@ def test_areas_masks_and_timesteps_come_back_exactly(tmp_path):
 
 
 def test_sdxl_with_a_pooled_vector_and_sizes(tmp_path):
-    conditioning = text(2048, family="sdxl", pooled_output=random(1, 1280), width=1024, height=768, crop_w=0, crop_h=8, target_width=1024, target_height=768)
+    conditioning = text(
+        2048,
+        family="sdxl",
+        pooled_output=random(1, 1280),
+        width=1024,
+        height=768,
+        crop_w=0,
+        crop_h=8,
+        target_width=1024,
+        target_height=768,
+    )
     assert_same(there_and_back(conditioning, tmp_path), conditioning)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
 def test_dtypes_stay(dtype, tmp_path):
-    conditioning = [[random(1, 77, 768, dtype=dtype), {"attention_mask": torch.ones(1, 77, dtype=torch.int64), "keep": torch.ones(3, dtype=torch.bool)}]]
+    conditioning = [
+        [
+            random(1, 77, 768, dtype=dtype),
+            {"attention_mask": torch.ones(1, 77, dtype=torch.int64), "keep": torch.ones(3, dtype=torch.bool)},
+        ]
+    ]
     assert_same(there_and_back(conditioning, tmp_path), conditioning)
 
 
 def test_lists_of_tensors_odd_keys_and_odd_texts(tmp_path):
-    values = {"reference_latents": [random(1, 4, 8, 8), random(1, 4, 8, 4)], "a.b": random(2), "a": {"b": random(3)}, "flag": True, "nothing": None,
-              "deep": {"pair": (1, [2.5, "x", ()])}, "size": torch.tensor(7.0), "none": torch.zeros(0, 3)}
-    conditioning = text(prompt="half \ud800 \" { \0 ⚡", **values)
+    values = {
+        "reference_latents": [random(1, 4, 8, 8), random(1, 4, 8, 4)],
+        "a.b": random(2),
+        "a": {"b": random(3)},
+        "flag": True,
+        "nothing": None,
+        "deep": {"pair": (1, [2.5, "x", ()])},
+        "size": torch.tensor(7.0),
+        "none": torch.zeros(0, 3),
+    }
+    conditioning = text(prompt='half \ud800 " { \0 ⚡', **values)
     assert_same(there_and_back(conditioning, tmp_path), conditioning)
 
 
@@ -102,7 +133,9 @@ def test_the_file_tells_what_it_is_to_other_programs(tmp_path):
     with safe_open(tmp_path / "cat.safetensors", "pt") as file:
         told = file.metadata()
         assert set(file.keys()) == {"1.context", "2.context"}
-    assert json.loads(told["prompts"]) == ["一只猫", "собака"] and told["family"] == "sd15" and told["adapter"] == "a.pth"
+    assert (
+        json.loads(told["prompts"]) == ["一只猫", "собака"] and told["family"] == "sd15" and told["adapter"] == "a.pth"
+    )
     assert json.loads(told["versions"]) == VERSIONS and told[MARK] == "1"
     assert not {"prompt", "workflow"} & told.keys(), "the editor would open them as graphs"
 
@@ -111,8 +144,12 @@ def test_a_description_says_what_is_inside(tmp_path):
     save_conditioning(tmp_path / "cat.safetensors", text(mask=random(1, 8, 8)) + text(prompt=None), VERSIONS)
     lines = load_conditioning(tmp_path / "cat.safetensors").describe().splitlines()
     assert lines == [
-        "cat.safetensors: a conditioning for Stable Diffusion 1.5", "'一只猫': 1 x 120 x 768, float32; mask", "prompt not known: 1 x 120 x 768, float32",
-        "text encoder: encoder.safetensors", "adapter: a.pth", "saved by MuLan Nodes 0.2.0, ComfyUI 0.30.0",
+        "cat.safetensors: a conditioning for Stable Diffusion 1.5",
+        "'一只猫': 1 x 120 x 768, float32; mask",
+        "prompt not known: 1 x 120 x 768, float32",
+        "text encoder: encoder.safetensors",
+        "adapter: a.pth",
+        "saved by MuLan Nodes 0.2.0, ComfyUI 0.30.0",
     ]
 
 
@@ -120,13 +157,16 @@ class ControlNet:
     pass
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"control": ControlNet()}, r"entry 2 of this conditioning carries `control`, a ControlNet"),
-    ({"gligen": ("position", ControlNet())}, r"carries `gligen\.1`, a ControlNet"),
-    ({"scale": {1: 2}}, r"carries `scale`, a dict"),
-    ({"call": print}, r"carries `call`, a builtin_function"),
-    ({"mask": torch.tensor([float("nan")])}, r"2\.mask .*no numbers \(NaN\)"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"control": ControlNet()}, r"entry 2 of this conditioning carries `control`, a ControlNet"),
+        ({"gligen": ("position", ControlNet())}, r"carries `gligen\.1`, a ControlNet"),
+        ({"scale": {1: 2}}, r"carries `scale`, a dict"),
+        ({"call": print}, r"carries `call`, a builtin_function"),
+        ({"mask": torch.tensor([float("nan")])}, r"2\.mask .*no numbers \(NaN\)"),
+    ],
+)
 def test_what_a_file_cannot_hold_is_refused_by_its_name(values, words, tmp_path):
     with pytest.raises(Unsaveable, match=words):
         save_conditioning(tmp_path / "x.safetensors", text() + text(**values), VERSIONS)
@@ -156,7 +196,10 @@ def rewrite(path: Path, **changes: str) -> Path:
 
 
 def test_other_files_are_named(saved, tiny_models):
-    for name, what in (("tiny_sd15_adapter.safetensors", "a MuLan adapter for Stable Diffusion 1.5"), ("tiny_sd15.safetensors", "a whole checkpoint")):
+    for name, what in (
+        ("tiny_sd15_adapter.safetensors", "a MuLan adapter for Stable Diffusion 1.5"),
+        ("tiny_sd15.safetensors", "a whole checkpoint"),
+    ):
         with pytest.raises(WrongFile, match=f"{name} .* is {what}.*MuLan Save Conditioning wrote"):
             load_conditioning(tiny_models[name])
 
@@ -165,8 +208,16 @@ def test_newer_and_damaged_files_are_named(saved):
     whole = saved.read_bytes()
     with pytest.raises(WrongFile, match="layout 2, and this version of MuLan Nodes knows 1: update MuLan Nodes"):
         load_conditioning(rewrite(saved, **{MARK: "2"}))
-    for entries in ("not json", "[{}]", "[]", "7", '[{"context": {"tensor": "gone"}, "values": {}}]', '[{"context": {"code": "1"}, "values": {}}]',
-                    '[{"context": 1, "values": {"dict": {}}}]', "[" * 5000):
+    for entries in (
+        "not json",
+        "[{}]",
+        "[]",
+        "7",
+        '[{"context": {"tensor": "gone"}, "values": {}}]',
+        '[{"context": {"code": "1"}, "values": {}}]',
+        '[{"context": 1, "values": {"dict": {}}}]',
+        "[" * 5000,
+    ):
         saved.write_bytes(whole)
         with pytest.raises(WrongFile, match="damaged saved conditioning"):
             load_conditioning(rewrite(saved, entries=entries))
@@ -225,25 +276,41 @@ def model(kind: str) -> SimpleNamespace:
     return SimpleNamespace(model=SimpleNamespace(model_config=config))
 
 
-@pytest.mark.parametrize("width, told, kind, words", [
-    (768, "sd15", "SDXL", r"the conditioning x\.safetensors \(in .*\) is for Stable Diffusion 1\.5, but the connected MODEL is a SDXL model"),
-    (768, "sd15", "PixArt", "a PixArt model"),
-    (768, "sd15", "Flux", "a Flux, a model that MuLan has no adapter for"),
-    (4096, "pixart", "Flux", "is for PixArt, but the connected MODEL is a Flux"),
-    (768, None, "SDXL", r"Stable Diffusion 1\.5 \(contexts of width 768\).*a SDXL \(contexts of width 2048\)"),
-    (1280, None, "SDXL", "the SDXL refiner"),
-    (768, None, "PixArt", r"a PixArtSigma \(contexts of width 4096\)"),
-    (4096, None, "SD15", "a model of contexts of width 4096"),
-])
+@pytest.mark.parametrize(
+    "width, told, kind, words",
+    [
+        (
+            768,
+            "sd15",
+            "SDXL",
+            r"the conditioning x\.safetensors \(in .*\) is for Stable Diffusion 1\.5, but the connected MODEL is a SDXL model",
+        ),
+        (768, "sd15", "PixArt", "a PixArt model"),
+        (768, "sd15", "Flux", "a Flux, a model that MuLan has no adapter for"),
+        (4096, "pixart", "Flux", "is for PixArt, but the connected MODEL is a Flux"),
+        (768, None, "SDXL", r"Stable Diffusion 1\.5 \(contexts of width 768\).*a SDXL \(contexts of width 2048\)"),
+        (1280, None, "SDXL", "the SDXL refiner"),
+        (768, None, "PixArt", r"a PixArtSigma \(contexts of width 4096\)"),
+        (4096, None, "SD15", "a model of contexts of width 4096"),
+    ],
+)
 def test_a_model_of_another_family_is_refused(width, told, kind, words, tmp_path):
     saved = save_conditioning(tmp_path / "x.safetensors", text(width, told and "cat", told), VERSIONS)
     with pytest.raises(ValueError, match=words):
         saved.check_model(model(kind))
 
 
-@pytest.mark.parametrize("width, told, kind", [
-    (768, "sd15", "SD15"), (2048, "sdxl", "SDXL"), (4096, "pixart", "PixArt"), (2048, None, "SDXL"), (4096, None, "PixArt"), (4096, None, "Flux"),
-])
+@pytest.mark.parametrize(
+    "width, told, kind",
+    [
+        (768, "sd15", "SD15"),
+        (2048, "sdxl", "SDXL"),
+        (4096, "pixart", "PixArt"),
+        (2048, None, "SDXL"),
+        (4096, None, "PixArt"),
+        (4096, None, "Flux"),
+    ],
+)
 def test_a_model_that_fits_is_not(width, told, kind, tmp_path):
     save_conditioning(tmp_path / "x.safetensors", text(width, told and "cat", told), VERSIONS).check_model(model(kind))
 

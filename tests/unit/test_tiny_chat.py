@@ -1,18 +1,18 @@
 """The tiny InternVL that talks: its talks are true, it trains on its answers alone, and it answers about pictures it never saw."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
+from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
+from mulan_nodes.tools.tinyworld import captions, chat_training, talks, world
+from mulan_nodes.tools.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, examine, reply
+from mulan_nodes.tools.tinyworld.chat_training import Seeing, Talker, prompt_of, train_tokenizer
+from mulan_nodes.tools.tinyworld.talks import KINDS, MOST, QUESTIONS, Exchange, Talk, ask, draw_talk, draw_talk_of_two
+from mulan_nodes.tools.tinyworld.whole_packs import CHAT
 from torch.nn import functional as F
-
-from mulan.internvl_chat.checkpoint import open_chat, unexpected
-from mulan.internvl_chat.loading import load_chat
-from mulan.tinyworld import captions, chat_training, talks, world
-from mulan.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, examine, reply
-from mulan.tinyworld.chat_training import Seeing, Talker, prompt_of, train_tokenizer
-from mulan.tinyworld.talks import KINDS, MOST, QUESTIONS, Exchange, Talk, ask, draw_talk, draw_talk_of_two
-from mulan.tinyworld.whole_packs import CHAT
 
 WEAK = {"whether", OF_TWO}  # below the goal, as web/docs/measured.md tells
 RED_STAR = world.Thing("red", "star", "big")
@@ -53,7 +53,11 @@ def test_big_pictures_are_looked_at_in_tiles(clip):
 
 def test_the_file_is_a_chat_checkpoint(tiny_models):
     opened = open_chat(tiny_models["tiny_internvl_chat.safetensors"])
-    assert not set(unexpected(opened)) - {"tokenizer.json"} and opened.config.language.qk_norm and not opened.config.vision.rms_norm
+    assert (
+        not set(unexpected(opened)) - {"tokenizer.json"}
+        and opened.config.language.qk_norm
+        and not opened.config.vision.rms_norm
+    )
     assert opened.words().encode("<|im_start|>user\n<img>") and CHAT.pack.stat().st_size < 5e6
 
 
@@ -64,7 +68,9 @@ def test_the_file_is_a_chat_checkpoint(tiny_models):
 def test_answers_are_in_the_language_and_true(language):
     words = captions.LANGUAGES[language]
     told = {kind: talks.answer(RED_STAR, kind, language) for kind in KINDS[:-1]}
-    assert told["describe"] == words.noun_phrase(RED_STAR, frozenset(captions.ATTRIBUTES)) and told["shape"] in words.nouns.replace(":1", "")
+    assert told["describe"] == words.noun_phrase(RED_STAR, frozenset(captions.ATTRIBUTES)) and told[
+        "shape"
+    ] in words.nouns.replace(":1", "")
     for field in ("colours", "sizes", "attributes", "follow"):
         entries = getattr(QUESTIONS[language], field).split("|")
         assert len(entries) == len(set(entries)) == {"colours": 6, "sizes": 2}.get(field, 3)
@@ -87,14 +93,19 @@ def test_talks_never_name_what_is_held_out():
     for number in range(600):
         talk = (draw_talk, draw_talk_of_two)[number % 3 == 0](rng, world.SEEN_THINGS, 1 + number % MOST)
         assert not any(thing.held_out for thing in talk.things) and len(talk.exchanges) == 1 + number % MOST
-        assert not any("red star" in text or "green triangle" in text for exchange in talk.exchanges for text in vars(exchange).values())
+        assert not any(
+            "red star" in text or "green triangle" in text
+            for exchange in talk.exchanges
+            for text in vars(exchange).values()
+        )
 
 
 def test_a_prompt_is_what_the_model_will_be_asked_with():
     talk = Talk((RED_STAR,), (Exchange("What shape is it?", "star"), Exchange("And its colour?", "red")))
     assert prompt_of(talk, "Look.") == (
         "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n<img><IMG_CONTEXT></img>\nWhat shape is it?<|im_end|>\n<|im_start|>assistant\nstar"
-        "<|im_end|>\n<|im_start|>user\nAnd its colour?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>")
+        "<|im_end|>\n<|im_start|>user\nAnd its colour?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>"
+    )
     assert prompt_of(Talk((RED_STAR, RED_STAR), talk.exchanges[:1]), "").count("<IMG_CONTEXT>") == 2
 
 
@@ -103,7 +114,10 @@ def test_answers_alone_are_learned(tokenizer):
     talk = Talk((RED_STAR,), (Exchange("What shape is it?", "star"), Exchange("And its colour?", "red")))
     rows = iter([torch.ones(2, 16, chat_training.WIDTH)])
     embedded, wanted = talker._embedded(tokenizer.encode(prompt_of(talk)).ids, rows)
-    assert len(embedded) == len(wanted) and tokenizer.decode(wanted[wanted >= 0].tolist(), skip_special_tokens=False) == "star<|im_end|>red<|im_end|>"
+    assert (
+        len(embedded) == len(wanted)
+        and tokenizer.decode(wanted[wanted >= 0].tolist(), skip_special_tokens=False) == "star<|im_end|>red<|im_end|>"
+    )
     assert (embedded == 1).all(dim=1).sum() == 2 * 16
 
 
@@ -114,13 +128,15 @@ def test_what_it_reads_is_what_the_library_reads(tokenizer, tmp_path):
     with torch.no_grad():
         for parameter in talker.parameters():
             parameter.copy_(parameter.half().float())
-    chat = load_chat(chat_training.write(talker, tokenizer, tmp_path / "chat.safetensors")).cond_stage_model.chat.float()
+    chat = load_chat(
+        chat_training.write(talker, tokenizer, tmp_path / "chat.safetensors")
+    ).cond_stage_model.chat.float()
     picture = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        states, = talker.seeing.tower(picture)
+        (states,) = talker.seeing.tower(picture)
         seen = talker.seeing.project(states)
         assert torch.allclose(chat.see(picture), seen, atol=1e-4)
         prompt = chat.embed([1, 2, seen[0][:1], 3])
         ours = chat.language.logits(chat.language.model(None, embeds=prompt)[0])
         theirs = talker.language(inputs_embeds=prompt).last_hidden_state @ talker.language.embed_tokens.weight.T
-    assert torch.allclose(ours, theirs[:, -ours.shape[1]:], atol=1e-3)
+    assert torch.allclose(ours, theirs[:, -ours.shape[1] :], atol=1e-3)

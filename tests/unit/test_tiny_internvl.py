@@ -1,32 +1,40 @@
 """The tiny InternVL: what it is trained on, how it is written, and that its pair of encoders classifies pictures in every trained language."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from pack.visionllm_nodes.tinyworld.tiny_model import VISIONLLM
+from mulan_nodes.mulan.internvl.internvl_files import open_internvl, unexpected
+from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
+from mulan_nodes.tools.tinyworld import captions, contrastive_training, world
+from mulan_nodes.tools.tinyworld.contrastive_examination import GOAL, QUESTIONS, examine, look
+from mulan_nodes.tools.tinyworld.contrastive_training import Pair, draw_anywhere, wordings
+from mulan_nodes.tools.tinyworld.pack import expand_text_encoder
+from mulan_nodes.tools.tinyworld.whole_packs import INTERNVL, WholePack
+from mulan_nodes.tools.tinyworld_visionllm.tiny_model import VISIONLLM
 from torch import nn
-
-from mulan.internvl.checkpoint import open_internvl, unexpected
-from mulan.internvl.loading import load_internvl
-from mulan.tinyworld import captions, contrastive_training, world
-from mulan.tinyworld.contrastive_examination import GOAL, QUESTIONS, examine, look
-from mulan.tinyworld.contrastive_training import Pair, draw_anywhere, wordings
-from mulan.tinyworld.pack import expand_text_encoder
-from mulan.tinyworld.whole_packs import INTERNVL, WholePack
 
 BARE_UNREAD = {"de", "hi", "en"}  # colours that begin a text are other tokens there than those the text encoder learned
 
 
 @pytest.fixture(scope="module", params=["C", "G"])
 def loaded(request, tiny_models):
-    return load_internvl(tiny_models["tiny_internvl_vision.safetensors"], request.param, tiny_models["tiny_internvl.safetensors"])
+    return load_internvl(
+        tiny_models["tiny_internvl_vision.safetensors"], request.param, tiny_models["tiny_internvl.safetensors"]
+    )
 
 
 def test_the_pair_labels_new_pictures_in_every_trained_language(loaded):
-    questions = {name: question for name, question in QUESTIONS.items() if not question.templates and not question.bare and not question.held_out}
+    questions = {
+        name: question
+        for name, question in QUESTIONS.items()
+        if not question.templates and not question.bare and not question.held_out
+    }
     found = examine(loaded, look(loaded, drawings=2), list(captions.TRAINED), questions)
-    missed = {(language, name): share for language, shares in found.items() for name, share in shares.items() if share < GOAL}
+    missed = {
+        (language, name): share for language, shares in found.items() for name, share in shares.items() if share < GOAL
+    }
     assert len(found) == 12 and len(questions) == 4 and not missed
 
 
@@ -38,12 +46,21 @@ def test_the_pair_labels_in_templates_and_without_articles(loaded):
     bare = {name: question for name, question in QUESTIONS.items() if question.bare}
     found = examine(loaded, pictures, list(captions.TRAINED), bare)
     assert min(shares["shape without article"] for shares in found.values()) >= GOAL
-    assert min(shares["colour and shape without article"] for language, shares in found.items() if language not in BARE_UNREAD) >= GOAL
+    assert (
+        min(
+            shares["colour and shape without article"]
+            for language, shares in found.items()
+            if language not in BARE_UNREAD
+        )
+        >= GOAL
+    )
 
 
 def test_chance_is_what_a_model_without_training_scores(tiny_models):
     """The examination can fail."""
-    loaded = load_internvl(tiny_models["tiny_internvl_vision.safetensors"], "C", tiny_models["tiny_internvl.safetensors"])
+    loaded = load_internvl(
+        tiny_models["tiny_internvl_vision.safetensors"], "C", tiny_models["tiny_internvl.safetensors"]
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         loaded.model.text_projection = nn.Parameter(torch.randn_like(loaded.model.text_projection.float()))
@@ -53,7 +70,11 @@ def test_chance_is_what_a_model_without_training_scores(tiny_models):
 
 def test_the_file_is_a_converted_vision_side(tiny_models):
     opened = open_internvl(tiny_models["tiny_internvl_vision.safetensors"])
-    assert opened.modes == ("C", "G") and not unexpected(opened) and opened.file.metadata["made_by"] == "python dev.py train-tiny"
+    assert (
+        opened.modes == ("C", "G")
+        and not unexpected(opened)
+        and opened.file.metadata["made_by"] == "python dev.py train-tiny"
+    )
     assert INTERNVL.pack.stat().st_size < 2e6
 
 
@@ -68,8 +89,18 @@ def test_no_text_of_training_names_a_pair_that_is_held_out():
 
 def test_phrases_without_article():
     thing, pair = world.Thing("red", "star", "big"), frozenset({"colour", "shape"})
-    bare = {language: captions.LANGUAGES[language].bare_phrase(thing, pair) for language in ("en", "zh", "tr", "de", "fr", "ar")}
-    assert bare == {"en": "red star", "zh": "红色的五角星", "tr": "kırmızı yıldız", "de": "roter Stern", "fr": "étoile rouge", "ar": "نجمة حمراء"}
+    bare = {
+        language: captions.LANGUAGES[language].bare_phrase(thing, pair)
+        for language in ("en", "zh", "tr", "de", "fr", "ar")
+    }
+    assert bare == {
+        "en": "red star",
+        "zh": "红色的五角星",
+        "tr": "kırmızı yıldız",
+        "de": "roter Stern",
+        "fr": "étoile rouge",
+        "ar": "نجمة حمراء",
+    }
 
 
 def test_things_anywhere_are_whole():
@@ -85,7 +116,10 @@ def test_texts_that_several_things_share_are_right_for_all_of_them():
     pictures = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
     right, wrong = 50 * pictures @ pictures.T, 50 * pictures @ pictures.flip(0).T
     at_best = contrastive_training._contrast(right[None], alike[None])
-    assert at_best == pytest.approx(2 / 3 * np.log(2), abs=1e-4) and contrastive_training._contrast(wrong[None], alike[None]) > 10
+    assert (
+        at_best == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
+        and contrastive_training._contrast(wrong[None], alike[None]) > 10
+    )
 
 
 def test_both_modes_learn_from_every_loss():
@@ -94,7 +128,11 @@ def test_both_modes_learn_from_every_loss():
     llama = _Llama()
     loss = pair.loss(torch.randn(3, 3, 64, 64), torch.randn(2, 3, 16), torch.eye(3).expand(2, -1, -1), llama)
     loss.backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for name, parameter in pair.named_parameters() if not name.endswith("k.bias"))
+    assert all(
+        parameter.grad is not None and parameter.grad.any()
+        for name, parameter in pair.named_parameters()
+        if not name.endswith("k.bias")
+    )
 
 
 class _Llama(nn.Module):
@@ -129,7 +167,9 @@ def test_a_pair_is_written_as_it_is_read(tmp_path, tiny_models):
         states = pair.model.states(images)
         expected = contrastive_training.unit(pair.model.embed_states(states) + pair.reader(states, text.llama))
         words = pair.model.embed_rows(text.rows(["一个红色的五角星", "a star"]))
-    assert torch.allclose(seen, expected, atol=3e-3) and torch.allclose(loaded.embed_texts(["一个红色的五角星", "a star"]), words, atol=3e-3)
+    assert torch.allclose(seen, expected, atol=3e-3) and torch.allclose(
+        loaded.embed_texts(["一个红色的五角星", "a star"]), words, atol=3e-3
+    )
 
 
 def test_a_whole_pack_is_written_once_and_renewed(tmp_path):
@@ -142,5 +182,7 @@ def test_a_whole_pack_is_written_once_and_renewed(tmp_path):
     whole.expand(tmp_path / "models")
     assert target.stat().st_mtime_ns == before
     source.write_bytes(b"two")
-    assert whole.expand(tmp_path / "models").read_bytes() == b"two" and [file.name for file in target.parent.iterdir()] == ["name"]
+    assert whole.expand(tmp_path / "models").read_bytes() == b"two" and [
+        file.name for file in target.parent.iterdir()
+    ] == ["name"]
     assert VISIONLLM.pack.is_file()

@@ -1,15 +1,24 @@
 """The tiny world: pictures read as what was drawn, captions name what they should, and narrow models equal their full-width files."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published, to_published
+from mulan_nodes.tools.tinyworld import (
+    captions,
+    companion_training,
+    companions,
+    example_pictures,
+    narrow,
+    pack,
+    scenes,
+    world,
+)
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-
-from mulan.adapter import AdapterShape, LanguageAdapter, from_published, to_published
-from mulan.tinyworld import captions, companion_training, companions, example_pictures, narrow, pack, scenes, world
 
 TOKENS = torch.tensor([320, 736, 1042, 49406, 49407])
 PREFIX = ["\u2581summar", "ize", ":"]
@@ -41,17 +50,25 @@ def test_two_colours_are_right_but_not_strictly():
 def test_held_out_pairs_leave_every_colour_and_shape_to_learn():
     seen = world.SEEN_THINGS
     assert len(world.HELD_OUT) >= 4 and not any(thing.held_out for thing in seen)
-    assert {thing.colour for thing in seen} == set(world.PALETTE) and {thing.shape for thing in seen} == set(world.SHAPES)
+    assert {thing.colour for thing in seen} == set(world.PALETTE) and {thing.shape for thing in seen} == set(
+        world.SHAPES
+    )
 
 
 def test_the_example_pictures_are_the_same_everywhere_and_show_what_is_said(tmp_path):
     files = example_pictures.write(tmp_path / "pictures")
-    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in example_pictures.write(tmp_path / "again")]
+    assert [file.read_bytes() for file in files] == [
+        file.read_bytes() for file in example_pictures.write(tmp_path / "again")
+    ]
     things = example_pictures.things()
     assert [file.name for file in files] == list(things) == sorted(things)
     for file, thing in zip(files, things.values()):
         reading = world.read(np.asarray(Image.open(file)))
-        assert (reading.colour, reading.shape, reading.size) == (thing.colour, thing.shape, thing.size) and not thing.held_out
+        assert (reading.colour, reading.shape, reading.size) == (
+            thing.colour,
+            thing.shape,
+            thing.size,
+        ) and not thing.held_out
     assert len({(thing.colour, thing.shape) for thing in things.values()}) == 12
 
 
@@ -74,11 +91,16 @@ def models() -> dict[str, torch.nn.Module]:
     """Narrow models with random weights everywhere, norms and biases included."""
     torch.manual_seed(0)
     made = {
-        "unet": narrow.denoiser(), "clip": narrow.clip(len(TOKENS)), "autoencoder": narrow.TinyAutoencoder(), "adapter": narrow.adapter(),
+        "unet": narrow.denoiser(),
+        "clip": narrow.clip(len(TOKENS)),
+        "autoencoder": narrow.TinyAutoencoder(),
+        "adapter": narrow.adapter(),
     }
     with torch.no_grad():
         for name, model in made.items():
-            strength = 0.02 if name == "autoencoder" else 0.1  # it is deep and has no norms: more would blow rounding errors up
+            strength = (
+                0.02 if name == "autoencoder" else 0.1
+            )  # it is deep and has no norms: more would blow rounding errors up
             for parameter in model.parameters():
                 parameter.add_(strength * torch.randn_like(parameter))
             model.requires_grad_(False)
@@ -104,7 +126,9 @@ def loaded(stored):
     """The full-width checkpoint as ComfyUI loads it, in float32: (model, clip, vae)."""
     import comfy.sd
 
-    model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(pack.checkpoint(stored), te_model_options={"dtype": torch.float32})
+    model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
+        pack.checkpoint(stored), te_model_options={"dtype": torch.float32}
+    )
     return model, clip, vae
 
 
@@ -125,7 +149,7 @@ def test_the_full_clip_equals_the_narrow_one(models, loaded):
         expected = models["clip"](places[None]).last_hidden_state
     got = loaded[1].encode_from_tokens(tokens)
     torch.testing.assert_close(got[..., : narrow.CONTEXT_WIDTH], expected, atol=1e-4, rtol=1e-4)
-    assert not got[..., narrow.CONTEXT_WIDTH:].any()
+    assert not got[..., narrow.CONTEXT_WIDTH :].any()
 
 
 def test_the_full_autoencoder_equals_the_narrow_one(models, loaded):
@@ -151,14 +175,17 @@ def test_the_full_adapter_equals_the_narrow_one(models, stored):
     with torch.no_grad():
         expected, got = models["adapter"](states), full(states)
     torch.testing.assert_close(got[..., : narrow.CONTEXT_WIDTH], expected, atol=1e-4, rtol=1e-4)
-    assert not got[..., narrow.CONTEXT_WIDTH:].any()
+    assert not got[..., narrow.CONTEXT_WIDTH :].any()
 
 
 def test_unet_names_are_the_hosts():
     from comfy.utils import unet_to_diffusers
 
     config = {
-        "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1],
+        "num_res_blocks": [1],
+        "channel_mult": [1],
+        "transformer_depth": [1],
+        "transformer_depth_output": [1, 1],
         "transformer_depth_middle": 0,
     }
     theirs = unet_to_diffusers(config)
@@ -171,7 +198,10 @@ def companion_models(models, tmp_path_factory) -> dict:
     """Narrow companions of the narrow UNet with random weights everywhere, and what a pack of them would hold, in float32."""
     torch.manual_seed(1)
     work = tmp_path_factory.mktemp("companions")
-    made = {"layout_controlnet": companions.control_net(models["unet"]), **{stage: companions.lora(models["unet"]) for stage in pack.LORAS}}
+    made = {
+        "layout_controlnet": companions.control_net(models["unet"]),
+        **{stage: companions.lora(models["unet"]) for stage in pack.LORAS},
+    }
     with torch.no_grad():
         for stage, model in made.items():
             for parameter in model.parameters():
@@ -214,7 +244,12 @@ def test_the_full_controlnet_equals_the_narrow_one(models, companion_models, loa
 
     net = comfy.controlnet.load_controlnet_state_dict(pack.controlnet(companion_models["stored"])).control_model.float()
     assert not caplog.records  # the host names what it misses
-    x, t, context, hints = torch.randn(2, 4, 8, 8), torch.tensor([7, 941]), torch.randn(2, 77, narrow.CONTEXT_WIDTH), torch.rand(2, 3, 64, 64)
+    x, t, context, hints = (
+        torch.randn(2, 4, 8, 8),
+        torch.tensor([7, 941]),
+        torch.randn(2, 77, narrow.CONTEXT_WIDTH),
+        torch.rand(2, 3, 64, 64),
+    )
     with torch.no_grad():
         plain = models["unet"](x, t, context).sample
         expected = companions.controlled(models["unet"], companion_models["layout_controlnet"], x, t, context, hints)
@@ -238,7 +273,11 @@ def test_a_place_is_where_its_shape_is_drawn_and_hinted_at():
     rng = np.random.default_rng(0)
     for thing in world.THINGS:
         place = scenes.Place.drawn(rng)
-        picture, mask, hint = place.draw(thing.colour, thing.shape, rng), place.mask(thing.shape), place.hint(thing.shape)
+        picture, mask, hint = (
+            place.draw(thing.colour, thing.shape, rng),
+            place.mask(thing.shape),
+            place.hint(thing.shape),
+        )
         assert place.overlap(thing.shape, picture) > 0.9 and world.read(picture).agrees(thing), (thing, place)
         assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()), place
         assert np.array_equal(hint == 255, np.repeat(mask[..., None], 3, axis=-1)) and set(np.unique(hint)) == {0, 255}

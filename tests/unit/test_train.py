@@ -1,4 +1,5 @@
 """The trainer, on problems small enough for one thread: exactness of resuming and sharding, real bases, real data, the command line."""
+
 from __future__ import annotations
 
 import json
@@ -16,16 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":  # one of the two processes of test_two_processes
-    sys.path.insert(0, str(ROOT / "tests"))
-    import library
-
-    library.load_library()
-
-from mulan import diffusion, train_base, train_data, train_run  # noqa: E402
-from mulan.adapter import AdapterShape, LanguageAdapter, from_published  # noqa: E402
-from mulan.files import open_adapter  # noqa: E402
-from mulan.train import TrainSettings, initialise, main, train_adapter  # noqa: E402
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published  # noqa: E402
+from mulan_nodes.mulan.conditioning.model_files import open_adapter  # noqa: E402
+from mulan_nodes.mulan.training import base_models as train_base
+from mulan_nodes.mulan.training import dataset as train_data
+from mulan_nodes.mulan.training import diffusion  # noqa: E402
+from mulan_nodes.mulan.training import run as train_run
+from mulan_nodes.mulan.training.trainer import TrainSettings, initialise, main, train_adapter  # noqa: E402
 
 CAPTIONS = ("red", "green", "blue", "black", "white")
 ALPHAS = torch.linspace(0.999, 0.005, 1000)
@@ -33,7 +31,9 @@ TEXT_WIDTH, WIDTH, ROWS = 12, 16, 7
 
 
 def text_states(captions: list[str]) -> torch.Tensor:
-    return torch.stack([torch.randn(ROWS, TEXT_WIDTH, generator=torch.Generator().manual_seed(sum(map(ord, c)))) for c in captions])
+    return torch.stack(
+        [torch.randn(ROWS, TEXT_WIDTH, generator=torch.Generator().manual_seed(sum(map(ord, c)))) for c in captions]
+    )
 
 
 def examples() -> list[dict]:
@@ -58,7 +58,9 @@ def settings(**changes) -> TrainSettings:
 
 def train(changes: dict, **options) -> LanguageAdapter:
     options = {"report": lambda *_: None, **options}
-    return train_adapter(fresh_adapter(), linear_denoiser(), text_states, examples(), ALPHAS, settings(**changes), **options)
+    return train_adapter(
+        fresh_adapter(), linear_denoiser(), text_states, examples(), ALPHAS, settings(**changes), **options
+    )
 
 
 def difference(one: LanguageAdapter, other: LanguageAdapter) -> float:
@@ -134,8 +136,13 @@ def test_accumulated_batches_equal_one_batch(tmp_path):
 
 def test_two_processes_equal_one(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*launch, __file__, str(tmp_path)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+    done = subprocess.run(
+        [*launch, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     both = fresh_adapter()
     both.load_state_dict(from_published(load_file(tmp_path / train_run.ADAPTER_FILE)))
@@ -144,8 +151,10 @@ def test_two_processes_equal_one(tmp_path):
 
 def test_bf16_with_weighted_high_noise_lowers_the_loss():
     losses = []
-    adapter = train({"steps": 40, "precision": "bf16", "high_noise_share": 0.4, "high_noise_weight": True},
-                    report=lambda *told: losses.append(told))
+    adapter = train(
+        {"steps": 40, "precision": "bf16", "high_noise_share": 0.4, "high_noise_weight": True},
+        report=lambda *told: losses.append(told),
+    )
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
     assert [step for step, *_ in losses] == list(range(1, 41)) and losses[-1][3] == 0
     first, last = (sum(loss for _, _, loss, _ in part) for part in (losses[:5], losses[-5:]))
@@ -159,13 +168,16 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"steps": 0}, "steps is 0, expected is at least 1"),
-    ({"prediction": "x0"}, "'x0', expected is epsilon or v_prediction"),
-    ({"empty_share": 1.5}, "a share between 0 and 1"),
-    ({"ema": 1.0}, "a decay below 1"),
-    ({"prediction": "v_prediction", "high_noise_weight": True}, "weighs high noise by itself"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 0}, "steps is 0, expected is at least 1"),
+        ({"prediction": "x0"}, "'x0', expected is epsilon or v_prediction"),
+        ({"empty_share": 1.5}, "a share between 0 and 1"),
+        ({"ema": 1.0}, "a decay below 1"),
+        ({"prediction": "v_prediction", "high_noise_weight": True}, "weighs high noise by itself"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         settings(**change)
@@ -188,7 +200,9 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 def test_samples_depend_on_their_number_alone():
     def stream(**changes):
-        return train_data.SampleStream(examples(), **{**dict(timesteps=1000, seed=3, empty_share=0.3, high_noise_share=0.4), **changes})
+        return train_data.SampleStream(
+            examples(), **{**dict(timesteps=1000, seed=3, empty_share=0.3, high_noise_share=0.4), **changes}
+        )
 
     one, other = stream(), stream()
     other.sample(40)
@@ -241,15 +255,27 @@ def small_folder(folder: Path, prediction: str = "epsilon", context_width: int =
 
     torch.manual_seed(0)
     UNet2DConditionModel(
-        block_out_channels=(32, 64), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=context_width, attention_head_dim=8, sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=context_width,
+        attention_head_dim=8,
+        sample_size=8,
     ).save_pretrained(folder / "unet")
     AutoencoderKL(
-        block_out_channels=(32, 32), layers_per_block=1, latent_channels=4, scaling_factor=0.2,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        scaling_factor=0.2,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
     ).save_pretrained(folder / "vae")
     DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
     ).save_pretrained(folder / "scheduler")
     return folder
 
@@ -261,7 +287,13 @@ def base_folder(tmp_path_factory) -> Path:
 
 def test_a_diffusers_folder_is_loaded_frozen(base_folder):
     base = train_base.load_base(base_folder)
-    assert (base.family.name, base.prediction, base.context_width, base.latent_channels, base.reduction) == ("sd15", "epsilon", 768, 4, 2)
+    assert (base.family.name, base.prediction, base.context_width, base.latent_channels, base.reduction) == (
+        "sd15",
+        "epsilon",
+        768,
+        4,
+        2,
+    )
     assert base.alphas_cumprod[[0, 999]].tolist() == pytest.approx([0.99915, 0.00466], abs=1e-5)
     latents = base.encode_pictures(torch.rand(2, 3, 16, 16) * 2 - 1)
     assert latents.shape == (2, 4, 8, 8) and base.decode(latents).shape == (2, 3, 16, 16)
@@ -273,14 +305,20 @@ def test_a_diffusers_folder_is_loaded_frozen(base_folder):
     checkpointed.denoiser(latents, torch.tensor([3, 900]), again).sum().backward()
     assert torch.allclose(again.grad, context.grad, atol=1e-5)
     half = train_base.load_base(base_folder, dtype=torch.bfloat16)
-    assert half.denoiser(latents, torch.tensor([3, 900]), context).dtype == torch.float32 and half.encoder_mark == base.encoder_mark
+    assert (
+        half.denoiser(latents, torch.tensor([3, 900]), context).dtype == torch.float32
+        and half.encoder_mark == base.encoder_mark
+    )
 
 
 def test_a_diffusers_folder_of_the_half_variant_is_loaded(tmp_path, base_folder):
     shutil.copytree(base_folder, tmp_path / "half")
     for part in ("unet", "vae"):
         weights = tmp_path / "half" / part / "diffusion_pytorch_model.safetensors"
-        save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights.with_suffix(".fp16.safetensors"))
+        save_file(
+            {name: tensor.half() for name, tensor in load_file(weights).items()},
+            weights.with_suffix(".fp16.safetensors"),
+        )
         weights.unlink()
     x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 6, 768)
     half, full = train_base.load_base(tmp_path / "half"), train_base.load_base(base_folder)
@@ -296,19 +334,34 @@ def test_the_adapter_learns_through_a_diffusers_unet(base_folder):
         return 20 * (base.denoiser(x, t, context) - base.denoiser(x, t, hidden.expand(len(x), -1, -1)))
 
     losses = []
-    train_adapter(fresh_adapter(width=768), gap, text_states, [{"latent": torch.zeros(4, 8, 8), "caption": "red"}], base.alphas_cumprod,
-                  settings(steps=30, learning_rate=3e-4, empty_share=0.0), report=lambda step, steps, loss, left: losses.append(loss))
+    train_adapter(
+        fresh_adapter(width=768),
+        gap,
+        text_states,
+        [{"latent": torch.zeros(4, 8, 8), "caption": "red"}],
+        base.alphas_cumprod,
+        settings(steps=30, learning_rate=3e-4, empty_share=0.0),
+        report=lambda step, steps, loss, left: losses.append(loss),
+    )
     first, last = sum(losses[:3]) / 3 - 1, sum(losses[-5:]) / 5 - 1
     assert first > 1 and last < 0.2 * first, losses
 
 
 SMALL = dict(
-    unet=dict(model_channels=64, channel_mult=(1, 2, 2), transformer_depth=[1, 1, 1, 1, 0, 0], transformer_depth_output=[1] * 6 + [0] * 3),
+    unet=dict(
+        model_channels=64,
+        channel_mult=(1, 2, 2),
+        transformer_depth=[1, 1, 1, 1, 0, 0],
+        transformer_depth_output=[1] * 6 + [0] * 3,
+    ),
     vae=dict(ch=32, ch_mult=[1, 2]),
 )
 PUBLISHED = dict(
     unet=dict(
-        model_channels=320, channel_mult=(1, 2, 4, 4), transformer_depth=[1] * 6 + [0] * 2, transformer_depth_output=[1] * 9 + [0] * 3,
+        model_channels=320,
+        channel_mult=(1, 2, 4, 4),
+        transformer_depth=[1] * 6 + [0] * 2,
+        transformer_depth_output=[1] * 9 + [0] * 3,
     ),
     vae=dict(ch=128, ch_mult=[1, 2, 4, 4]),
 )
@@ -322,13 +375,32 @@ def original_models(v2: bool, sizes: dict) -> tuple[torch.nn.Module, torch.nn.Mo
 
     heads = {"num_head_channels": 64, "use_linear_in_transformer": True} if v2 else {"num_heads": 8}
     unet = UNetModel(
-        image_size=32, in_channels=4, out_channels=4, num_res_blocks=2, transformer_depth_middle=1, context_dim=1024 if v2 else 768,
-        use_spatial_transformer=True, legacy=False, operations=comfy.ops.disable_weight_init, **heads, **sizes["unet"],
+        image_size=32,
+        in_channels=4,
+        out_channels=4,
+        num_res_blocks=2,
+        transformer_depth_middle=1,
+        context_dim=1024 if v2 else 768,
+        use_spatial_transformer=True,
+        legacy=False,
+        operations=comfy.ops.disable_weight_init,
+        **heads,
+        **sizes["unet"],
     )
-    vae = AutoencoderKL(embed_dim=4, ddconfig=dict(
-        double_z=True, z_channels=4, resolution=32, in_channels=3, out_ch=3, num_res_blocks=2, attn_resolutions=[], dropout=0.0,
-        **sizes["vae"],
-    ))
+    vae = AutoencoderKL(
+        embed_dim=4,
+        ddconfig=dict(
+            double_z=True,
+            z_channels=4,
+            resolution=32,
+            in_channels=3,
+            out_ch=3,
+            num_res_blocks=2,
+            attn_resolutions=[],
+            dropout=0.0,
+            **sizes["vae"],
+        ),
+    )
     return unet.train(False), vae.train(False)
 
 
@@ -357,7 +429,9 @@ def test_a_single_file_computes_what_the_host_computes(tmp_path, monkeypatch, v2
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
     unet, vae = original_checkpoint(tmp_path / f"base{suffix}", v2)
     base = train_base.load_base(tmp_path / f"base{suffix}", prediction="v_prediction" if v2 else None)
-    assert (base.family.name, base.prediction, base.reduction) == (("sd21", "v_prediction", 2) if v2 else ("sd15", "epsilon", 2))
+    assert (base.family.name, base.prediction, base.reduction) == (
+        ("sd21", "v_prediction", 2) if v2 else ("sd15", "epsilon", 2)
+    )
     assert base.alphas_cumprod[999].item() == pytest.approx(0.00466, abs=1e-5)
     x, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 800]), torch.randn(2, 5, base.context_width)
     theirs = unet(x, t, context=context)
@@ -384,7 +458,9 @@ def test_the_published_sizes_give_the_published_configuration(v2):
         vae_like = AutoencoderKL.from_single_file(tensors, **options)
     assert sum(p.numel() for p in unet_like.parameters()) == (865_910_724 if v2 else 859_520_964)
     assert unet_like.config.attention_head_dim == ([5, 10, 20, 20] if v2 else 8)
-    assert unet_like.config.block_out_channels == [320, 640, 1280, 1280] and unet_like.config.use_linear_projection == v2
+    assert (
+        unet_like.config.block_out_channels == [320, 640, 1280, 1280] and unet_like.config.use_linear_projection == v2
+    )
     assert sum(p.numel() for p in vae_like.parameters()) == 83_653_863
 
 
@@ -397,8 +473,12 @@ def test_bases_that_cannot_serve_are_refused(tmp_path, base_folder):
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, tmp_path / "lost.safetensors")
     with pytest.raises(ValueError, match="lost.safetensors"):
         train_base.load_base(tmp_path / "lost.safetensors", prediction="epsilon")
-    save_file({name: tensor for name, tensor in tensors.items() if "diffusion_model" in name}, tmp_path / "no_vae.safetensors")
-    with pytest.raises(ValueError, match="no whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'"):
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "diffusion_model" in name}, tmp_path / "no_vae.safetensors"
+    )
+    with pytest.raises(
+        ValueError, match="no whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'"
+    ):
         train_base.load_base(tmp_path / "no_vae.safetensors")
     save_file({"queries": torch.zeros(1)}, tmp_path / "adapter.safetensors")
     with pytest.raises(ValueError, match="no whole SD1.5 or SD2.1 checkpoint"):
@@ -432,7 +512,9 @@ def draw_pictures(folder: Path, captions: dict[str, str | None]) -> Path:
 
 def test_pictures_are_cut_from_the_middle_and_captioned(tmp_path):
     folder = draw_pictures(tmp_path, {"a.png": "one", "b.webp": None, "c.JPG": "three"})
-    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "b.webp", "text": "zwei"}) + "\n\n", encoding="utf-8")
+    (folder / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "b.webp", "text": "zwei"}) + "\n\n", encoding="utf-8"
+    )
     pictures = train_data.PictureFolder(folder, 8)
     assert [pictures[i]["caption"] for i in range(len(pictures))] == ["one", "zwei", "three"]
     picture = pictures[0]["picture"]
@@ -476,7 +558,9 @@ def test_latents_are_encoded_once(tmp_path, monkeypatch):
 
     def cache(size=8, mark="vae"):
         pictures = train_data.PictureFolder(folder, size)
-        return train_data.cache_latents(pictures, encode, mark, tmp_path / "cache", Accelerator(), lambda *done: told.append(done))
+        return train_data.cache_latents(
+            pictures, encode, mark, tmp_path / "cache", Accelerator(), lambda *done: told.append(done)
+        )
 
     latents = cache()
     assert encoded == [2, 2, 1] and told == [(2, 5), (4, 5), (5, 5)]
@@ -500,8 +584,26 @@ def command(tmp_path_factory, base_folder) -> list[str]:
     for file in (*(goldens / "text_encoder").iterdir(), goldens / "tokenizer" / "tokenizer.model"):
         shutil.copy(file, encoder)
     data = draw_pictures(tmp_path_factory.mktemp("data"), {f"{i}.png": caption for i, caption in enumerate(CAPTIONS)})
-    return ["--base", str(base_folder), "--text-encoder", str(encoder), "--data", str(data), "--size", "16", "--batch-size", "2",
-            "--accumulate", "1", "--warmup", "1", "--steps", "4", "--precision", "fp32"]
+    return [
+        "--base",
+        str(base_folder),
+        "--text-encoder",
+        str(encoder),
+        "--data",
+        str(data),
+        "--size",
+        "16",
+        "--batch-size",
+        "2",
+        "--accumulate",
+        "1",
+        "--warmup",
+        "1",
+        "--steps",
+        "4",
+        "--precision",
+        "fp32",
+    ]
 
 
 def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
@@ -518,7 +620,10 @@ def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     assert main([*command, "--out", str(out)]) == 1
     assert "already holds a training run" in capsys.readouterr().err
     assert main([*command, "--out", str(out), "--resume"]) == 0
-    assert main([*command, "--out", str(tmp_path / "on"), "--adapter", str(out / train_run.ADAPTER_FILE), "--steps", "1"]) == 0
+    assert (
+        main([*command, "--out", str(tmp_path / "on"), "--adapter", str(out / train_run.ADAPTER_FILE), "--steps", "1"])
+        == 0
+    )
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path, command, capsys):

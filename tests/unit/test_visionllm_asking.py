@@ -1,20 +1,21 @@
 """Asking a whole (random) VisionLLM through the library: what holds whatever it has learned, and what bad input gets."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import random_visionllm
 import torch
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
+from mulan_nodes.visionllm_nodes.model import answers, contexts, perception, regions
+from mulan_nodes.visionllm_nodes.model import prompt_templates as conversation
+from mulan_nodes.visionllm_nodes.model.generation import sampling
+from mulan_nodes.visionllm_nodes.model.prefix_cache import PictureMemory
+from mulan_nodes.visionllm_nodes.model.prompt_templates import chat
+from mulan_nodes.visionllm_nodes.model.visionllm_files import open_visionllm
+from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 from PIL import Image
 from safetensors.torch import load_file, save_file
-
-from mulan.tensor_files import WrongFile
-from pack.visionllm_nodes.model import answers, contexts, conversation, perception, regions
-from pack.visionllm_nodes.model.checkpoint import open_visionllm
-from pack.visionllm_nodes.model.conversation import chat
-from pack.visionllm_nodes.model.loading import load_visionllm
-from pack.visionllm_nodes.model.picture_memory import PictureMemory
-from pack.visionllm_nodes.model.writing import sampling
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +43,26 @@ def test_detection_is_ordered_and_within_its_bounds(loaded, picture):
 def test_names_beyond_one_prompt_are_asked_in_several(loaded, picture):
     names = [f"thing {number}" for number in range(300)]
     found = perception.detect(loaded, picture, names, count=20, masks=False)
-    apart = [perception.detect(loaded, picture, names[first:first + perception.NAMES_AT_ONCE], count=20, masks=False)
-             for first in range(0, 300, perception.NAMES_AT_ONCE)]
+    apart = [
+        perception.detect(loaded, picture, names[first : first + perception.NAMES_AT_ONCE], count=20, masks=False)
+        for first in range(0, 300, perception.NAMES_AT_ONCE)
+    ]
     expected = torch.cat([part.scores for part in apart]).sort(descending=True).values[:20]
     assert len(found) == 20 and torch.allclose(found.scores, expected)
     best = max(range(len(apart)), key=lambda number: apart[number].scores[0])
     assert found.labels[0] == apart[best].labels[0] + best * perception.NAMES_AT_ONCE
 
 
-@pytest.mark.parametrize("names, words", [
-    ([], "empty"), (["star", " "], "empty"), (["star", "dog", "star"], "star"), ([f"n{i}" for i in range(90)] + ["n3"], "n3"), (["[DET]"], r"\[DET\]"),
-])
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        ([], "empty"),
+        (["star", " "], "empty"),
+        (["star", "dog", "star"], "star"),
+        ([f"n{i}" for i in range(90)] + ["n3"], "n3"),
+        (["[DET]"], r"\[DET\]"),
+    ],
+)
 def test_lists_of_names_that_cannot_be_asked_about(loaded, picture, names, words):
     with pytest.raises(ValueError, match=words):
         perception.detect(loaded, picture, names)
@@ -86,7 +96,12 @@ def test_a_picture_with_no_numbers_is_refused(loaded, picture):
 
 def test_regions(loaded, picture):
     size = loaded.settings.tower
-    marks = torch.cat((regions.of_boxes(torch.tensor([[10.0, 10, 50, 60]]), 90, 130, size), regions.of_masks(torch.ones(1, 7, 9), size)))[:, 0]
+    marks = torch.cat(
+        (
+            regions.of_boxes(torch.tensor([[10.0, 10, 50, 60]]), 90, 130, size),
+            regions.of_masks(torch.ones(1, 7, 9), size),
+        )
+    )[:, 0]
     found = perception.find_regions(loaded, picture, marks)
     assert len(found) == 2 and found.labels.tolist() == [0, 1] and found.names == ("region1", "region2")
     alone = perception.find_regions(loaded, picture, marks[:1])
@@ -110,15 +125,23 @@ def test_a_second_question_equals_a_fresh_one(checkpoint, loaded, picture):
     second = perception.detect(loaded, picture, ["red circle"], count=5)
     assert len(loaded.memory) == 1
     fresh = perception.detect(load_visionllm(checkpoint), picture, ["red circle"], count=5)
-    assert torch.allclose(second.scores, fresh.scores, atol=1e-5) and torch.allclose(second.boxes, fresh.boxes, atol=1e-3)
+    assert torch.allclose(second.scores, fresh.scores, atol=1e-5) and torch.allclose(
+        second.boxes, fresh.boxes, atol=1e-3
+    )
 
 
 def test_the_picture_is_read_once(loaded, picture, monkeypatch):
     loaded.memory.clear()
     passes = []
     forward = loaded.model.language.forward
-    monkeypatch.setattr(loaded.model.language, "forward", lambda embeddings, *rest, **kw: passes.append(embeddings.shape[1]) or forward(embeddings, *rest, **kw))
-    monkeypatch.setattr(loaded.model.language, "logits", lambda states: pytest.fail("a question of perception needs no words"))
+    monkeypatch.setattr(
+        loaded.model.language,
+        "forward",
+        lambda embeddings, *rest, **kw: passes.append(embeddings.shape[1]) or forward(embeddings, *rest, **kw),
+    )
+    monkeypatch.setattr(
+        loaded.model.language, "logits", lambda states: pytest.fail("a question of perception needs no words")
+    )
     perception.ground(loaded, picture, "the star")
     first, passes[:] = list(passes), []
     perception.ground(loaded, picture, "the dog")
@@ -140,7 +163,9 @@ def test_memory_is_bounded_and_freed_by_the_host(loaded, picture):
 def test_answers_side_by_side_equal_each_alone(loaded, picture):
     questions = [chat("what is it?"), chat("and how many of them are there, and of what colour?"), chat("why?")]
     together = answers.answer(loaded, [picture], questions, limit=20)
-    assert [reply.text for reply in together] == [answers.answer(loaded, [picture], [question], limit=20)[0].text for question in questions]
+    assert [reply.text for reply in together] == [
+        answers.answer(loaded, [picture], [question], limit=20)[0].text for question in questions
+    ]
     assert all(reply.text and not reply.finished for reply in together)
 
 
@@ -149,12 +174,18 @@ def test_sampled_answers_are_seeded_and_greedy_ones_repeat(loaded, picture):
         return answers.answer(loaded, [picture], [chat("what is it?")], limit=20, **how)[0].text
 
     assert said() == said()
-    assert said(choose=sampling(1.5, 0.95, 1)) == said(choose=sampling(1.5, 0.95, 1)) != said(choose=sampling(1.5, 0.95, 2))
+    assert (
+        said(choose=sampling(1.5, 0.95, 1))
+        == said(choose=sampling(1.5, 0.95, 1))
+        != said(choose=sampling(1.5, 0.95, 2))
+    )
 
 
 def test_texts_grow_token_by_token(loaded, picture):
     seen = []
-    reply, = answers.answer(loaded, [picture], [chat("what is it?")], limit=15, on_text=lambda texts: seen.append(texts[0]))
+    (reply,) = answers.answer(
+        loaded, [picture], [chat("what is it?")], limit=15, on_text=lambda texts: seen.append(texts[0])
+    )
     assert len(seen) == 15 and seen[-1] == reply.text and len(set(seen)) > 5
 
 
@@ -200,7 +231,7 @@ def test_checkpoints_that_cannot_serve(checkpoint, tmp_path):
 
     whole = (checkpoint / "model.safetensors").read_bytes()
     with pytest.raises(WrongFile, match="cut short or damaged"):
-        open_visionllm(copy(model=whole[:len(whole) // 2]))
+        open_visionllm(copy(model=whole[: len(whole) // 2]))
     with pytest.raises(WrongFile, match="is no VisionLLM v2 checkpoint"):
         folder = copy()
         save_file({"a": torch.zeros(1)}, folder / "model.safetensors")

@@ -1,34 +1,31 @@
 """The converter of VisionLLM v2: what it writes answers as its source does, in one file that needs nothing beside it."""
+
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_base
 import comfy.sd
 import pytest
-import random_visionllm
 import torch
 from diffusers import UNet2DConditionModel
+from mulan_nodes.mulan.checkpoints import quantization as quantise
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile, open_tensors
+from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+from mulan_nodes.mulan.conversion.convert import CannotWrite
+from mulan_nodes.mulan.conversion.visionllm import convert, is_one
+from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
+from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
+from mulan_nodes.visionllm_nodes.model.visionllm_files import TOKENIZER, open_visionllm, unexpected
+from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mulan import quantise
-from mulan.convert import CannotWrite
-from mulan.files import open_text_encoder
-from mulan.tensor_files import WrongFile, open_tensors
-from pack.visionllm_nodes.model.checkpoint import TOKENIZER, open_visionllm, unexpected
-from pack.visionllm_nodes.model.convert import convert, is_one
-from pack.visionllm_nodes.model.loading import load_visionllm
-from pack.visionllm_nodes.model.visionllm import Prompt
-
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "parity"))
-
-from visionllm_case import Case, recipe  # noqa: E402
+from mulan_nodes.tests.parity.visionllm_case import Case, recipe  # noqa: E402
 
 GOLDENS = ROOT / "tests" / "parity" / "goldens" / "visionllm"
 FORMS = ("one file", "safetensors shards", "bin shards")
@@ -40,6 +37,7 @@ PICTURE = 56  # pixels
 
 
 # --- sources -------------------------------------------------------------------------------------------------------------
+
 
 def sharded(source: Path, folder: Path, suffix: str) -> Path:
     """The folder `source` again, its weights in two shards."""
@@ -63,7 +61,9 @@ def sources(tmp_path_factory) -> dict[str, Path]:
     tensors = load_file(one / "model.safetensors")
     save_file({**tensors, INDEX: torch.zeros(25, 25, dtype=torch.int64)}, one / "model.safetensors")
     (one / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG), "utf-8")
-    return dict(zip(FORMS, (one, sharded(one, folder / "Shards", ".safetensors"), sharded(one, folder / "Bin", ".bin"))))
+    return dict(
+        zip(FORMS, (one, sharded(one, folder / "Shards", ".safetensors"), sharded(one, folder / "Bin", ".bin")))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,30 @@ def large_make(tmp_path_factory) -> Path:
     tokenizer = random_visionllm.sentencepiece_model(random_visionllm.PIECES)
     rows, width = 400, language.facts["config"]["hidden_size"]
     shapes = {f"vis_encoder.{name}": shape for name, shape in tower.facts["weights"]["tensors"].items()}
-    shapes |= {f"llm.{name}": [rows, width] if len(shape) == 2 and shape[0] == language.facts["config"]["vocab_size"] else shape
-               for name, shape in language.facts["weights"]["tensors"].items()}
+    shapes |= {
+        f"llm.{name}": [rows, width]
+        if len(shape) == 2 and shape[0] == language.facts["config"]["vocab_size"]
+        else shape
+        for name, shape in language.facts["weights"]["tensors"].items()
+    }
     shapes |= bridge.facts["weights_per_bridge"]["internvl_mlp"]["tensors"]
     shapes |= {f"emb_embeddings_{task}.weight": [4, width] for task in ("det", "pose")}
     folder.mkdir()
-    save_file({name: torch.from_numpy(tensor) for name, tensor in recipe.state_dict({"tensors": shapes}, 1).items()}, folder / "model.safetensors")
+    save_file(
+        {name: torch.from_numpy(tensor) for name, tensor in recipe.state_dict({"tensors": shapes}, 1).items()},
+        folder / "model.safetensors",
+    )
     (folder / "tokenizer.model").write_bytes(tokenizer)
-    (folder / "config.json").write_text(json.dumps({
-        "vis_output_layer": -1, "llm_config": language.facts["config"], "vis_encoder_config": tower.facts["config"]}), "utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "vis_output_layer": -1,
+                "llm_config": language.facts["config"],
+                "vis_encoder_config": tower.facts["config"],
+            }
+        ),
+        "utf-8",
+    )
     return folder
 
 
@@ -91,8 +106,13 @@ def editing_unet() -> UNet2DConditionModel:
     """InstructPix2Pix's UNet with two of its four levels and one of its two blocks, as wide as the host knows it by."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        in_channels=8, block_out_channels=(320, 320), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=768, attention_head_dim=8,
+        in_channels=8,
+        block_out_channels=(320, 320),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=768,
+        attention_head_dim=8,
     ).requires_grad_(False)
 
 
@@ -103,11 +123,22 @@ def with_diffusion(sources, editing_unet, tmp_path_factory) -> Path:
     shutil.copytree(sources["one file"], folder)
     width = open_visionllm(folder).parts["language"].config.width
     mapping = Case(GOLDENS, "gen_edit_mapping")
-    shapes = {name: [shape[0], width] if name.endswith("emb_proj.0.weight") else shape
-              for module in mapping.facts["weights_per_module"].values() for name, shape in module["tensors"].items()}
+    shapes = {
+        name: [shape[0], width] if name.endswith("emb_proj.0.weight") else shape
+        for module in mapping.facts["weights_per_module"].values()
+        for name, shape in module["tensors"].items()
+    }
     mappers = {name: torch.from_numpy(tensor) for name, tensor in recipe.state_dict({"tensors": shapes}, 2).items()}
-    stock = {f"{place}.weight": torch.zeros(8, 8) for place in ("sd.sd_unet.conv_in", "sd.sd_vae.post_quant_conv", "sd.sd_text_encoder.text_model.x",
-                                                               "ip2p.sd_vae.post_quant_conv", "ip2p.sd_text_encoder.text_model.x")}
+    stock = {
+        f"{place}.weight": torch.zeros(8, 8)
+        for place in (
+            "sd.sd_unet.conv_in",
+            "sd.sd_vae.post_quant_conv",
+            "sd.sd_text_encoder.text_model.x",
+            "ip2p.sd_vae.post_quant_conv",
+            "ip2p.sd_text_encoder.text_model.x",
+        )
+    }
     unet = {f"ip2p.sd_unet.{name}": tensor.half() for name, tensor in editing_unet.state_dict().items()}
     save_file({**load_file(folder / "model.safetensors"), **mappers, **stock, **unet}, folder / "model.safetensors")
     return folder
@@ -138,6 +169,7 @@ def difference(ours: torch.Tensor, wanted: torch.Tensor) -> float:
 
 # --- what is written -----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def wanted(sources) -> torch.Tensor:
     return states(sources["one file"])
@@ -147,7 +179,11 @@ def wanted(sources) -> torch.Tensor:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_in_every_format_reads_as_its_source(form, format, sources, wanted, tmp_path):
     made = convert(sources[form], tmp_path, format)
-    assert made.path == tmp_path / f"{sources[form].name}_{format}.safetensors" and made.folder == "visionllm" and not made.beside
+    assert (
+        made.path == tmp_path / f"{sources[form].name}_{format}.safetensors"
+        and made.folder == "visionllm"
+        and not made.beside
+    )
     assert made.path.stat().st_size == made.size and f"(language model of 3 layers, width 48) in {format}" in made.title
     assert difference(states(made.path), wanted) < TOLERANCES[format]
 
@@ -184,7 +220,9 @@ def test_names_stay_and_only_what_is_read_is_written(format, sources, tmp_path):
 
 def test_the_file_needs_nothing_beside_it(sources, tmp_path):
     published = shutil.copytree(sources["one file"], tmp_path / "VisionLLMv2")
-    added = {name: id for name, id in load_visionllm(published, device="cpu").ids.items() if id >= random_visionllm.PIECES}
+    added = {
+        name: id for name, id in load_visionllm(published, device="cpu").ids.items() if id >= random_visionllm.PIECES
+    }
     (published / "added_tokens.json").write_text(json.dumps(added), "utf-8")
     (tmp_path / "alone").mkdir()
     opened = open_visionllm(convert(published, tmp_path / "alone").path)
@@ -196,7 +234,9 @@ def test_the_file_needs_nothing_beside_it(sources, tmp_path):
     assert told == json.loads((published / "config.json").read_text("utf-8"))
     with safe_open(opened.file.path, "pt") as file:
         metadata = file.metadata()
-    assert metadata["quantization"] == "int8_tensorwise" and metadata["source"].startswith("VisionLLMv2, from OpenGVLab/VisionLLMv2")
+    assert metadata["quantization"] == "int8_tensorwise" and metadata["source"].startswith(
+        "VisionLLMv2, from OpenGVLab/VisionLLMv2"
+    )
     assert "MuLan Nodes 0." in metadata["made_by"] and "LLaMA" in metadata["license"]
 
 
@@ -205,7 +245,9 @@ def test_a_converted_file_in_float16_can_be_converted_on(sources, wanted, tmp_pa
     again = convert(half, tmp_path / "again.safetensors", "int8").path
     assert difference(states(again), wanted) < TOLERANCES["int8"]
     assert open_visionllm(again).told == open_visionllm(half).told
-    with pytest.raises(WrongFile, match="again.safetensors .* holds weights in 8 bits already: convert the published checkpoint"):
+    with pytest.raises(
+        WrongFile, match="again.safetensors .* holds weights in 8 bits already: convert the published checkpoint"
+    ):
         convert(again, tmp_path / "third.safetensors")
 
 
@@ -214,28 +256,42 @@ def test_values_too_large_for_float16_are_kept_in_bfloat16(sources, tmp_path):
 
     def enlarge(tensors):
         tensors[name][3] = 1e5
+
     made = convert(changed(sources["one file"], tmp_path / "Large", enlarge), tmp_path)
     weights = load_file(made.path)
     assert weights[name].dtype == torch.bfloat16 and abs(weights[name][3].item() - 1e5) < 500
-    assert {tensor.dtype for other, tensor in weights.items() if other.startswith("gdino.") and other != name} == {torch.float16}
-    assert f"In bfloat16, because their values are too large for float16: 1 tensors, the first is ['{name}']." in made.notes
+    assert {tensor.dtype for other, tensor in weights.items() if other.startswith("gdino.") and other != name} == {
+        torch.float16
+    }
+    assert (
+        f"In bfloat16, because their values are too large for float16: 1 tensors, the first is ['{name}']."
+        in made.notes
+    )
 
 
 def test_strangers_are_left_out_and_said(sources, tmp_path):
-    made = convert(changed(sources["one file"], tmp_path / "Stray", lambda tensors: tensors.update({"optimizer.step": torch.ones(3)})), tmp_path)
+    made = convert(
+        changed(
+            sources["one file"], tmp_path / "Stray", lambda tensors: tensors.update({"optimizer.step": torch.ones(3)})
+        ),
+        tmp_path,
+    )
     assert "Left out: 1 tensors that no part of the model reads, the first is ['optimizer.step']." in made.notes
     assert "optimizer.step" not in load_file(made.path)
 
 
 # --- the UNet that edits -------------------------------------------------------------------------------------------------
 
+
 @torch.no_grad()
 def test_the_unet_that_edits_is_the_host_s(with_diffusion, editing_unet, tmp_path):
     made = convert(with_diffusion, tmp_path)
-    unet, = made.beside
+    (unet,) = made.beside
     assert unet.path == tmp_path / "VisionLLMv2_instructpix2pix.safetensors" and unet.folder == "diffusion_models"
-    assert unet.path.stat().st_size == unet.size and any(note.startswith("Left out: Stable Diffusion 1.5 as it is published") and "5 tensors" in note
-                                                         for note in made.notes)
+    assert unet.path.stat().st_size == unet.size and any(
+        note.startswith("Left out: Stable Diffusion 1.5 as it is published") and "5 tensors" in note
+        for note in made.notes
+    )
     assert not [name for name in open_tensors(made.path).shapes if ".sd_" in name]
     assert {"generate", "edit"} < open_visionllm(made.path).parts.keys()
 
@@ -255,7 +311,11 @@ def test_a_unet_that_is_not_whole_is_named(with_diffusion, tmp_path):
         tensors["ip2p.sd_unet.conv_in.weight"] = tensors["ip2p.sd_unet.conv_in.weight"][:, :4].contiguous()
 
     for name, change, words in (
-        ("Lost", lose, "incomplete or damaged: 1 tensors .* the first is middle_block.2.in_layers.2.weight in ComfyUI's names"),
+        (
+            "Lost",
+            lose,
+            "incomplete or damaged: 1 tensors .* the first is middle_block.2.in_layers.2.weight in ComfyUI's names",
+        ),
         ("Plain", four_channels, "the UNet .* is not InstructPix2Pix's of Stable Diffusion 1.5"),
     ):
         with pytest.raises(WrongFile, match=words):
@@ -264,6 +324,7 @@ def test_a_unet_that_is_not_whole_is_named(with_diffusion, tmp_path):
 
 
 # --- whole or not at all -------------------------------------------------------------------------------------------------
+
 
 def test_both_files_appear_or_none(with_diffusion, tmp_path):
     seen = []
@@ -288,7 +349,9 @@ def test_both_files_appear_or_none(with_diffusion, tmp_path):
 
 def test_a_disk_with_room_for_one_of_two_is_told(with_diffusion, tmp_path, monkeypatch):
     free = convert(with_diffusion, tmp_path).beside[0].size + 1000
-    monkeypatch.setattr("mulan.safetensors_stream.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(
+        "mulan_nodes.mulan.checkpoints.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
+    )
     with pytest.raises(OSError, match="x.safetensors with x_instructpix2pix.safetensors takes .* make room"):
         convert(with_diffusion, tmp_path / "x.safetensors")
     assert not list(tmp_path.glob("x*"))
@@ -296,13 +359,18 @@ def test_a_disk_with_room_for_one_of_two_is_told(with_diffusion, tmp_path, monke
 
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("format", quantise.FORMATS)
 @pytest.mark.parametrize("name", ["llm.model.layers.1.mlp.up_proj.weight", "vl_bridge.0.bias"])
 def test_damaged_weights_are_named(name, format, sources, tmp_path):
     def damage(tensors):
         tensors[name].view(-1)[5] = float("nan")
+
     damaged = changed(sources["one file"], tmp_path / "Damaged", damage)
-    with pytest.raises(WrongFile, match=rf"Damaged .* is damaged: {name} holds values that are infinite or no numbers \(NaN\). Download it again"):
+    with pytest.raises(
+        WrongFile,
+        match=rf"Damaged .* is damaged: {name} holds values that are infinite or no numbers \(NaN\). Download it again",
+    ):
         convert(damaged, tmp_path / "out.safetensors", format)
     assert not list(tmp_path.glob("out*"))
 
@@ -329,16 +397,24 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
     (json_cut / "tokenizer_config.json").write_text('{"legacy": tr', "utf-8")
     config_cut = copy("one file", "ConfigCut")
     (config_cut / "config.json").write_text('{"llm_config"', "utf-8")
-    holes = changed(sources["one file"], tmp_path / "Holes", lambda tensors: tensors.pop("llm.model.layers.1.mlp.up_proj.weight"))
+    holes = changed(
+        sources["one file"], tmp_path / "Holes", lambda tensors: tensors.pop("llm.model.layers.1.mlp.up_proj.weight")
+    )
     clip = tmp_path / "clip.safetensors"
     save_file({"text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(4, 768)}, clip)
-    for path, words in ((cut, "lacks 1 of its shards, the first is model-00002-of-00002.safetensors"), (short, "cut short or damaged"),
-                        (short_bin, "cut short or damaged"), (bare, "Bare .* has no tokenizer"),
-                        (foreign, "tokenizer.model cannot serve: .* no sentencepiece"),
-                        (larger, "tokenizer.model knows .* tokens, and the language model embeds .* another model's"),
-                        (json_cut, "tokenizer_config.json .* is no JSON"), (config_cut, "config.json is no JSON"),
-                        (holes, "incomplete: 1 tensors are missing, the first is llm.model.layers.1.mlp.up_proj.weight"),
-                        (clip, "clip.safetensors .* is no VisionLLM v2 checkpoint"), (tmp_path / "gone", "there is no .*gone")):
+    for path, words in (
+        (cut, "lacks 1 of its shards, the first is model-00002-of-00002.safetensors"),
+        (short, "cut short or damaged"),
+        (short_bin, "cut short or damaged"),
+        (bare, "Bare .* has no tokenizer"),
+        (foreign, "tokenizer.model cannot serve: .* no sentencepiece"),
+        (larger, "tokenizer.model knows .* tokens, and the language model embeds .* another model's"),
+        (json_cut, "tokenizer_config.json .* is no JSON"),
+        (config_cut, "config.json is no JSON"),
+        (holes, "incomplete: 1 tensors are missing, the first is llm.model.layers.1.mlp.up_proj.weight"),
+        (clip, "clip.safetensors .* is no VisionLLM v2 checkpoint"),
+        (tmp_path / "gone", "there is no .*gone"),
+    ):
         with pytest.raises(WrongFile, match=words):
             convert(path, tmp_path / "out.safetensors")
     assert not list(tmp_path.glob("out*"))
@@ -347,8 +423,12 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
 def test_targets_that_will_not_do(sources, tmp_path):
     source = sources["one file"]
     before = convert(source, tmp_path).path.read_bytes()
-    for target, words in ((tmp_path, "VisionLLMv2-tiny_int8.safetensors exists: delete it"), (source / "x.safetensors", "is in the source folder"),
-                          (tmp_path / "x.pt", "name a .safetensors file"), (tmp_path / "no" / "x.safetensors", "folder .*no does not exist")):
+    for target, words in (
+        (tmp_path, "VisionLLMv2-tiny_int8.safetensors exists: delete it"),
+        (source / "x.safetensors", "is in the source folder"),
+        (tmp_path / "x.pt", "name a .safetensors file"),
+        (tmp_path / "no" / "x.safetensors", "folder .*no does not exist"),
+    ):
         with pytest.raises(CannotWrite, match=words):
             convert(source, target)
     with pytest.raises(CannotWrite, match="format is 'int4', expected is one of int8, fp8, fp16"):
@@ -358,11 +438,15 @@ def test_targets_that_will_not_do(sources, tmp_path):
 
 def test_mulan_s_loader_says_what_it_is(sources, tmp_path):
     for path in (sources["bin shards"], convert(sources["one file"], tmp_path).path):
-        with pytest.raises(WrongFile, match="is a VisionLLM v2 model .it belongs in models/visionllm.; expected is InternVL's LLaMA text encoder"):
+        with pytest.raises(
+            WrongFile,
+            match="is a VisionLLM v2 model .it belongs in models/visionllm.; expected is InternVL's LLaMA text encoder",
+        ):
             open_text_encoder(path)
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
+
 
 def test_the_command_knows_it_by_its_tensors(dev, host, with_diffusion, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -370,7 +454,11 @@ def test_the_command_knows_it_by_its_tensors(dev, host, with_diffusion, tmp_path
     assert dev.run_convert(host, dev.parse(["convert", str(with_diffusion), "--format", "fp8"])) == 0
     told = capsys.readouterr().out
     for written, place in (("VisionLLMv2_fp8", "visionllm"), ("VisionLLMv2_instructpix2pix", "diffusion_models")):
-        assert (tmp_path / f"{written}.safetensors").is_file() and f"{written}.safetensors: " in told and f"Its place is models/{place}." in told
+        assert (
+            (tmp_path / f"{written}.safetensors").is_file()
+            and f"{written}.safetensors: " in told
+            and f"Its place is models/{place}." in told
+        )
     assert "Left out: Stable Diffusion 1.5 as it is published" in told
     with pytest.raises(SystemExit, match="Nothing was written: .*VisionLLMv2_fp8.safetensors exists"):
         dev.run_convert(host, dev.parse(["convert", str(with_diffusion), "--format", "fp8"]))

@@ -1,15 +1,28 @@
 """Pictures, regions and answers at their limits: tiny, wide, grey, transparent, empty, not a number."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from mulan_nodes.mulan.images.tiling import as_pixels, choose_tiles
+from mulan_nodes.visionllm_nodes.model import regions
+from mulan_nodes.visionllm_nodes.model.image_inputs import (
+    PictureSettings,
+    fixed_point_resize,
+    grounding_picture,
+    padded,
+    pose_picture,
+    tower_pictures,
+)
+from mulan_nodes.visionllm_nodes.model.postprocess import (
+    best,
+    best_per_prompt,
+    boxes_in_pixels,
+    instance_masks,
+    semantic_map,
+)
 from PIL import Image
-
-from mulan.tiles import as_pixels, choose_tiles
-from pack.visionllm_nodes.model import regions
-from pack.visionllm_nodes.model.pictures import PictureSettings, fixed_point_resize, grounding_picture, padded, pose_picture, tower_pictures
-from pack.visionllm_nodes.model.postprocess import best, best_per_prompt, boxes_in_pixels, instance_masks, semantic_map
 
 SMALL = PictureSettings(tower=28, tiles=4, short=64, long=96, semantic_short=48, semantic_long=120)
 
@@ -22,10 +35,24 @@ def test_every_kind_of_picture_is_the_same_picture():
     pixels = noise(20, 30)
     floats = torch.from_numpy(pixels).float() / 255
     with_alpha = torch.cat((floats, torch.rand(20, 30, 1)), -1)
-    for picture in (pixels, torch.from_numpy(pixels), floats, floats.double(), with_alpha, Image.fromarray(pixels), with_alpha.half()):
+    for picture in (
+        pixels,
+        torch.from_numpy(pixels),
+        floats,
+        floats.double(),
+        with_alpha,
+        Image.fromarray(pixels),
+        with_alpha.half(),
+    ):
         assert np.array_equal(as_pixels(picture), pixels)
     grey = noise(20, 30, 1)
-    for picture in (grey, grey[:, :, 0], torch.from_numpy(grey).float() / 255, Image.fromarray(grey[:, :, 0]), np.concatenate((grey, grey // 2), 2)):
+    for picture in (
+        grey,
+        grey[:, :, 0],
+        torch.from_numpy(grey).float() / 255,
+        Image.fromarray(grey[:, :, 0]),
+        np.concatenate((grey, grey // 2), 2),
+    ):
         assert np.array_equal(as_pixels(picture), grey.repeat(3, 2))
     assert np.array_equal(as_pixels(Image.fromarray(noise(20, 30, 4), "RGBA")), noise(20, 30, 4)[:, :, :3])
     assert as_pixels(torch.full((2, 2, 3), 1.5)).min() == 255 and as_pixels(torch.full((2, 2, 3), -0.5)).max() == 0
@@ -37,7 +64,13 @@ def test_what_is_no_picture():
         broken[1, 2, 0] = value
         with pytest.raises(ValueError, match="no numbers"):
             as_pixels(broken)
-    for wrong in (torch.rand(1, 4, 4, 3), torch.rand(0, 4, 3), torch.rand(4, 4, 5), np.zeros((4, 4, 3), np.int32), torch.rand(4)):
+    for wrong in (
+        torch.rand(1, 4, 4, 3),
+        torch.rand(0, 4, 3),
+        torch.rand(4, 4, 5),
+        np.zeros((4, 4, 3), np.int32),
+        torch.rand(4),
+    ):
         with pytest.raises(ValueError, match="a picture must have the shape"):
             as_pixels(wrong)
     with pytest.raises(ValueError, match="anyres, pad or square"):
@@ -50,11 +83,19 @@ def test_extreme_sizes(size):
     for aspect in ("anyres", "pad", "square"):
         tiles = tower_pictures(picture, SMALL, aspect)
         assert tiles.shape[1:] == (3, 28, 28) and torch.isfinite(tiles).all() and len(tiles) <= 5
-    shown = [grounding_picture(picture, SMALL), grounding_picture(picture, SMALL, semantic=True), pose_picture(picture, SMALL)]
+    shown = [
+        grounding_picture(picture, SMALL),
+        grounding_picture(picture, SMALL, semantic=True),
+        pose_picture(picture, SMALL),
+    ]
     for tensor, longest in zip(shown, (96, 120, 96)):
-        assert tensor.shape[0] == 3 and max(tensor.shape) <= longest + max(size) / min(size) and min(tensor.shape[1:]) >= 1
+        assert (
+            tensor.shape[0] == 3 and max(tensor.shape) <= longest + max(size) / min(size) and min(tensor.shape[1:]) >= 1
+        )
     batch, mask = padded(shown, 32)
-    assert batch.shape[2] % 32 == batch.shape[3] % 32 == 0 and mask.flatten(1).sum(1).tolist() == [tensor[0].numel() for tensor in shown]
+    assert batch.shape[2] % 32 == batch.shape[3] % 32 == 0 and mask.flatten(1).sum(1).tolist() == [
+        tensor[0].numel() for tensor in shown
+    ]
     assert not batch.permute(0, 2, 3, 1)[~mask].any()
 
 
@@ -73,14 +114,16 @@ def test_fixed_point_resize():
     halved = fixed_point_resize(pixels[:12, :16], 6, 8).astype(int)
     quads = pixels[:12, :16].astype(int).reshape(6, 2, 8, 2, 3).sum((1, 3))
     assert np.array_equal(halved, (quads + 2) // 4)
-    smooth = torch.nn.functional.interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), size=(40, 50), mode="bilinear")[0]
+    smooth = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), size=(40, 50), mode="bilinear"
+    )[0]
     assert np.abs(fixed_point_resize(pixels, 40, 50).astype(float) - smooth.permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_tiles_in_reading_order_and_the_whole_last():
     picture = np.zeros((56, 56, 3), np.uint8)
     for number, (y, x) in enumerate(((0, 0), (0, 28), (28, 0), (28, 28))):
-        picture[y:y + 28, x:x + 28] = 60 * number
+        picture[y : y + 28, x : x + 28] = 60 * number
     assert choose_tiles(56, 56, 28, 4) == (2, 2)
     tiles = tower_pictures(picture, SMALL)
     middles = tiles[:, 0, 14, 14]
@@ -89,7 +132,10 @@ def test_tiles_in_reading_order_and_the_whole_last():
 
 
 def test_regions_of_boxes():
-    (whole, corner, clipped), size = regions.of_boxes([[0, 0, 200, 100], [0, 0, 0, 0], [190, 90, 500, 500]], 100, 200, 28)[:, 0], 28
+    (whole, corner, clipped), size = (
+        regions.of_boxes([[0, 0, 200, 100], [0, 0, 0, 0], [190, 90, 500, 500]], 100, 200, 28)[:, 0],
+        28,
+    )
     assert whole.all() and corner.sum() == 1 and corner[0, 0]
     assert clipped.nonzero().min(0).values.tolist() == [25, 26] and clipped[-1, -1] and clipped.sum() == 6
     assert regions.of_points([[199.9, 0]], 100, 200, size)[0, 0].nonzero().tolist() == [[0, 27]]
@@ -116,7 +162,12 @@ def test_regions_of_masks():
 def test_a_region_beyond_the_best_has_score_zero():
     logits = torch.tensor([[5.0, -5.0], [4.0, -6.0], [3.0, -7.0]])
     found = best_per_prompt(logits, 3)
-    assert found.scores[0] > 0.9 and found.scores[1] == 0 and found.queries.tolist() == [0, 0] and found.labels.tolist() == [0, 1]
+    assert (
+        found.scores[0] > 0.9
+        and found.scores[1] == 0
+        and found.queries.tolist() == [0, 0]
+        and found.labels.tolist() == [0, 1]
+    )
     assert (best_per_prompt(logits, 300).scores > 0).all()
     assert len(best(logits, 300).scores) == 6 and len(best(logits[:, :0], 3).scores) == 0
 
@@ -125,7 +176,7 @@ def test_masks_in_pieces_are_the_same(monkeypatch):
     torch.manual_seed(3)
     logits, masks = 4 * torch.randn(9, 4), 4 * torch.randn(9, 8, 10)
     whole = instance_masks(masks, (30, 37), (50, 61)), semantic_map(logits, masks, (30, 37), (50, 61))
-    monkeypatch.setattr("pack.visionllm_nodes.model.postprocess.AT_ONCE", 1)
+    monkeypatch.setattr("mulan_nodes.visionllm_nodes.model.postprocess.AT_ONCE", 1)
     pieces = instance_masks(masks, (30, 37), (50, 61)), semantic_map(logits, masks, (30, 37), (50, 61))
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces)) and whole[1].unique().numel() > 1
     assert instance_masks(masks[:0], (30, 37), (50, 61)).shape == (0, 50, 61)

@@ -1,4 +1,5 @@
 """VisionLLM v2's tokens, tokenizer and questions, where people give it something unusual."""
+
 from __future__ import annotations
 
 import io
@@ -6,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-
-from pack.visionllm_nodes.model import conversation as ask
-from pack.visionllm_nodes.model import tokens
-from pack.visionllm_nodes.model.tokenizer import VisionTokenizer
+from mulan_nodes.visionllm_nodes.model import prompt_templates as ask
+from mulan_nodes.visionllm_nodes.model import special_tokens as tokens
+from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
 SCRIPTS = ["cat", "日本の犬", "кошка", "قطة", "แมว", "🐕‍🦺", "Ça_va-bien/ß"]
@@ -20,8 +20,15 @@ def model() -> bytes:
     """LLaMA's rules (BPE, bytes for what is unknown, no normalising) on a vocabulary of a few words."""
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([ask.VICUNA.opening, ask.detection(["cat", "dog"]).human, ask.interactive(2).human]), model_writer=made,
-        vocab_size=380, model_type="bpe", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2)
+        sentence_iterator=iter([ask.VICUNA.opening, ask.detection(["cat", "dog"]).human, ask.interactive(2).human]),
+        model_writer=made,
+        vocab_size=380,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
     return made.getvalue()
 
 
@@ -35,7 +42,10 @@ def test_added_tokens_follow_the_vocabulary(tokenizer):
     assert len(tokenizer) == tokenizer.base_size + 26
     for tool in tokens.TOOLS:
         ids = tokenizer.encode(tokens.slot(tool), bos=False)
-        assert ids[-tokens.count(tool) - 1] == tokenizer.ids[tool] and len([id for id in ids if id in tokenizer.names]) == tokens.count(tool) + 1
+        assert (
+            ids[-tokens.count(tool) - 1] == tokenizer.ids[tool]
+            and len([id for id in ids if id in tokenizer.names]) == tokens.count(tool) + 1
+        )
 
 
 def test_text_comes_back(tokenizer):
@@ -60,7 +70,9 @@ def test_white_space_goes_with_an_added_token(tokenizer):
 def test_legacy_decides_the_space_behind_an_added_token(model):
     old, new = (VisionTokenizer(model, legacy=legacy) for legacy in (True, False))
     assert old.encode("the cat") == new.encode("the cat")
-    assert old.encode("[DET]cat")[-1:] != new.encode("[DET]cat")[-1:] or len(old.encode("[DET]cat")) != len(new.encode("[DET]cat"))
+    assert old.encode("[DET]cat")[-1:] != new.encode("[DET]cat")[-1:] or len(old.encode("[DET]cat")) != len(
+        new.encode("[DET]cat")
+    )
 
 
 def test_pictures_become_patches(tokenizer):
@@ -81,9 +93,14 @@ def test_a_prompt_grows_behind_the_picture(tokenizer):
 def test_files_decide(model):
     size = VisionTokenizer(model).base_size
     ids = {name: size + 3 + number for number, name in enumerate(tokens.ADDED)}
-    decoder = {str(id): {"content": name, "lstrip": True} for name, id in ids.items()} | {"1": {"content": "<s>"}, "2": {"content": "</s>"}}
-    for read in (VisionTokenizer.of_files(model, {"added_tokens_decoder": decoder, "legacy": False}, None),
-                 VisionTokenizer.of_files(model, {"legacy": False}, ids)):
+    decoder = {str(id): {"content": name, "lstrip": True} for name, id in ids.items()} | {
+        "1": {"content": "<s>"},
+        "2": {"content": "</s>"},
+    }
+    for read in (
+        VisionTokenizer.of_files(model, {"added_tokens_decoder": decoder, "legacy": False}, None),
+        VisionTokenizer.of_files(model, {"legacy": False}, ids),
+    ):
         assert {name: read.ids[name] for name in ids} == ids and read.legacy is False and len(read) == size + 29
     for config in (None, {}, {"legacy": None}, {"added_tokens_decoder": {"1": {"content": "<s>"}}}):
         read = VisionTokenizer.of_files(model, config, None)
@@ -105,15 +122,28 @@ def test_wrong_tokenizers_are_named(model):
 
 
 def test_lists_of_names():
-    for asked in (ask.detection, ask.semantic_segmentation, lambda names: ask.pose(names, ask.COCO_17), lambda names: ask.pose(["dog"], names)):
-        for wrong, message in (([], "empty"), (["cat", " "], "empty"), (["cat", "dog", "cat"], "'cat' stands 2 times"),
-                               ("cat", "a list"), (["a [DET] b"], r"holds '\[DET\]'")):
+    for asked in (
+        ask.detection,
+        ask.semantic_segmentation,
+        lambda names: ask.pose(names, ask.COCO_17),
+        lambda names: ask.pose(["dog"], names),
+    ):
+        for wrong, message in (
+            ([], "empty"),
+            (["cat", " "], "empty"),
+            (["cat", "dog", "cat"], "'cat' stands 2 times"),
+            ("cat", "a list"),
+            (["a [DET] b"], r"holds '\[DET\]'"),
+        ):
             with pytest.raises(ValueError, match=message):
                 asked(wrong)
         many = [f"kind {number}" for number in range(300)]
         assert sum(asked(many).gpt.count(tokens.slot(tool)) for tool in tokens.TOOLS[:4]) in (300, 301, 317)
     assert ask.distinct([" cat", "dog ", "", "cat", "Cat"]) == ["cat", "dog", "Cat"]
-    assert all(name in ask.detection(SCRIPTS).human and name + tokens.slot("[DET]") in ask.detection(SCRIPTS).gpt for name in SCRIPTS)
+    assert all(
+        name in ask.detection(SCRIPTS).human and name + tokens.slot("[DET]") in ask.detection(SCRIPTS).gpt
+        for name in SCRIPTS
+    )
 
 
 def test_cleaning():
@@ -126,7 +156,15 @@ def test_cleaning():
 
 
 def test_nothing_to_ask():
-    for asked in (ask.grounding, ask.reasoning, ask.short_answer, ask.chat, ask.generation, ask.editing, ask.letter_answer):
+    for asked in (
+        ask.grounding,
+        ask.reasoning,
+        ask.short_answer,
+        ask.chat,
+        ask.generation,
+        ask.editing,
+        ask.letter_answer,
+    ):
         for text in ("", "  ", "where is <image>?"):
             with pytest.raises(ValueError):
                 asked(text)
@@ -139,7 +177,11 @@ def test_nothing_to_ask():
 
 def test_formats_and_history():
     turns = ask.chat("And now?", [("What is it?", "A cat.")])
-    assert ask.VICUNA.prompt(turns).endswith("questions. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: And now? ASSISTANT:")
-    assert ask.INTERNLM2.prompt(turns).endswith("<|im_end|><|im_start|>user\n<image>\nWhat is it?<|im_end|><|im_start|>assistant\nA cat.<|im_end|>"
-                                                "<|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n")
+    assert ask.VICUNA.prompt(turns).endswith(
+        "questions. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: And now? ASSISTANT:"
+    )
+    assert ask.INTERNLM2.prompt(turns).endswith(
+        "<|im_end|><|im_start|>user\n<image>\nWhat is it?<|im_end|><|im_start|>assistant\nA cat.<|im_end|>"
+        "<|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n"
+    )
     assert "<image>" not in ask.VICUNA.prompt(ask.chat("Hello", picture=False))

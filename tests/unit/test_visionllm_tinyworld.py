@@ -1,19 +1,19 @@
 """The tiny VisionLLM's world: boxes, masks and corners are those of the drawing, sentences are unambiguous, losses are least at the truth."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from pack.visionllm_nodes.model import tokens
-from pack.visionllm_nodes.model.conversation import VICUNA
-from pack.visionllm_nodes.tinyworld import descriptions, evaluation, losses, questions, scenes, vocabulary
-from pack.visionllm_nodes.tinyworld.batches import IGNORED, RowMaker, region_mask
-from pack.visionllm_nodes.tinyworld.descriptions import Description
-from pack.visionllm_nodes.tinyworld.evaluation import Found
-from pack.visionllm_nodes.tinyworld.reader_training import patch_contents
-from pack.visionllm_nodes.tinyworld.seeing_training import wanted
-
-from mulan.tinyworld.world import HELD_OUT, PALETTE, Thing
+from mulan_nodes.tools.tinyworld.world import HELD_OUT, PALETTE, Thing
+from mulan_nodes.tools.tinyworld_visionllm import descriptions, evaluation, losses, questions, scenes, vocabulary
+from mulan_nodes.tools.tinyworld_visionllm.batches import IGNORED, RowMaker, region_mask
+from mulan_nodes.tools.tinyworld_visionllm.descriptions import Description
+from mulan_nodes.tools.tinyworld_visionllm.evaluation import Found
+from mulan_nodes.tools.tinyworld_visionllm.reader_training import patch_contents
+from mulan_nodes.tools.tinyworld_visionllm.seeing_training import wanted
+from mulan_nodes.visionllm_nodes.model import special_tokens as tokens
+from mulan_nodes.visionllm_nodes.model.prompt_templates import VICUNA
 
 
 def some_scenes(count=40, seed=3):
@@ -66,17 +66,29 @@ def test_a_sentence_fits_one_shape():
     drawn, rng = some_scenes()
     for scene in drawn:
         described = descriptions.referring(scene, rng)
-        found, = described.found(scene)
+        (found,) = described.found(scene)
         item = scene.items[found]
         if not described.side:
-            assert described.name in f"{item.thing.size} {item.thing.colour} {item.thing.shape} shape" or described.name.split()[-1] == "shape" \
+            assert (
+                described.name in f"{item.thing.size} {item.thing.colour} {item.thing.shape} shape"
+                or described.name.split()[-1] == "shape"
                 or set(described.name.split()) <= {item.thing.size, item.thing.colour, item.thing.shape}
+            )
         else:
-            others = [other for other in scene.items if other is not item and Description(described.colour, described.shape, described.size).found(
-                scenes.Scene(scene.picture, (other,)))]
+            others = [
+                other
+                for other in scene.items
+                if other is not item
+                and Description(described.colour, described.shape, described.size).found(
+                    scenes.Scene(scene.picture, (other,))
+                )
+            ]
             axis = "x" if described.side in ("left", "right") else "y"
             gaps = [getattr(other, axis) - getattr(item, axis) for other in others]
-            assert others and all(gap >= descriptions.CLEARLY if described.side in ("left", "top") else -gap >= descriptions.CLEARLY for gap in gaps)
+            assert others and all(
+                gap >= descriptions.CLEARLY if described.side in ("left", "top") else -gap >= descriptions.CLEARLY
+                for gap in gaps
+            )
 
 
 def test_training_never_says_a_held_out_pair():
@@ -207,9 +219,9 @@ def test_other_scores():
 
 
 def test_the_packed_model_sees():
-    from pack.visionllm_nodes.model.loading import load_visionllm
-    from pack.visionllm_nodes.tinyworld import examination
-    from pack.visionllm_nodes.tinyworld.tiny_model import PACK
+    from mulan_nodes.tools.tinyworld_visionllm import examination
+    from mulan_nodes.tools.tinyworld_visionllm.tiny_model import PACK
+    from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
     assert PACK.stat().st_size <= 5e6
     found = examination.examine(load_visionllm(PACK, device="cpu"), examination.held_out_scenes(20)).scores

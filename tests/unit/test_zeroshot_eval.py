@@ -1,19 +1,19 @@
 """`dev.py eval zeroshot`: folders of classes, their names in a language, what is reported, and the paper's figures beside it."""
+
 from __future__ import annotations
 
 import json
 from argparse import Namespace
 from pathlib import Path
 
-import measure_zeroshot
 import numpy as np
 import pytest
+from mulan_nodes.mulan.internvl.internvl_model import LoadedInternVL
+from mulan_nodes.tools import evaluate_zeroshot as measure_zeroshot
+from mulan_nodes.tools.tinyworld import world
+from mulan_nodes.tools.zeroshot.dataset import Dataset, WrongDataset
+from mulan_nodes.tools.zeroshot.paper import PUBLISHED, published
 from PIL import Image
-from zeroshot.dataset import Dataset, WrongDataset
-from zeroshot.paper import PUBLISHED, published
-
-from mulan.internvl.loaded import LoadedInternVL
-from mulan.tinyworld import world
 
 THINGS = {"red circle": ("red", "circle"), "blue star": ("blue", "star")}
 
@@ -36,6 +36,7 @@ def dataset(tmp_path) -> Path:
 @pytest.fixture
 def evaluate(host, tiny_models, tmp_path, capsys):
     """Runs the command's function and gives what it wrote."""
+
     def run(dataset: Path | None, **more) -> str:
         options = {"language": None, "checkpoint": None, "text_encoder": None, "mode": None, **more}
         measure_zeroshot.evaluation(host, True, tmp_path / "output", Namespace(dataset=dataset, **options))
@@ -48,8 +49,10 @@ def evaluate(host, tiny_models, tmp_path, capsys):
 
 def row(table: str, *begin: str) -> list[str]:
     """The cells of the one row that begins so."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
-    found, = [cells for cells in rows if cells[:len(begin)] == list(begin)]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
+    (found,) = [cells for cells in rows if cells[: len(begin)] == list(begin)]
     return found
 
 
@@ -61,7 +64,9 @@ def test_folders_are_classes_and_their_names_are_labels(dataset, evaluate):
 
 
 def test_names_of_a_language_come_from_the_folder(dataset, evaluate):
-    (dataset / "classnames_zh.json").write_text(json.dumps({"red_circle": "红色的圆形", "blue_star": "蓝色的五角星"}), "utf-8")
+    (dataset / "classnames_zh.json").write_text(
+        json.dumps({"red_circle": "红色的圆形", "blue_star": "蓝色的五角星"}), "utf-8"
+    )
     (dataset / "classnames.json").write_text(json.dumps(["синяя звезда", "красный круг"]), "utf-8")
     told = evaluate(dataset, language=["cn", "ru"], mode="G")
     assert "mode G" in told and row(told, "zh")[2] == row(told, "ru")[2] == "1.0000"
@@ -69,7 +74,9 @@ def test_names_of_a_language_come_from_the_folder(dataset, evaluate):
 
 
 def test_wrong_labels_score_nothing(dataset, evaluate):
-    (dataset / "classnames.json").write_text(json.dumps({"red_circle": "a blue star", "blue_star": "a red circle"}), "utf-8")
+    (dataset / "classnames.json").write_text(
+        json.dumps({"red_circle": "a blue star", "blue_star": "a red circle"}), "utf-8"
+    )
     told = evaluate(dataset)
     assert row(told, "en")[2:4] == ["0.0000", "1.0000"] and row(told, "red_circle")[2] == "0.00"
 
@@ -98,7 +105,11 @@ def test_a_second_run_looks_at_new_pictures_only(dataset, evaluate, monkeypatch)
     before = evaluate(dataset)
     assert looked == [4, 4]
     draw(dataset / "red_circle", "red", "circle", 5)
-    assert evaluate(dataset).replace("| 5 |", "| 4 |").replace("9 pictures", "8 pictures") == before and looked == [4, 4, 1]
+    assert evaluate(dataset).replace("| 5 |", "| 4 |").replace("9 pictures", "8 pictures") == before and looked == [
+        4,
+        4,
+        1,
+    ]
 
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(dataset, evaluate, monkeypatch):
@@ -124,7 +135,10 @@ def test_imagenet_has_names_in_five_languages(tmp_path):
     assert dataset.labels("en") == ("tench", "goldfish", "toilet paper")
     assert dataset.labels("zh")[:2] == ("丁鲷", "金鱼") and dataset.labels("ja")[0] == "テンチ"
     assert dataset.labels("it")[1] == "un pesce rosso" and dataset.labels("ar")[0] == "سمك التنش"
-    with pytest.raises(WrongDataset, match="are ImageNet's, whose names are here in ar, en, it, ja, zh, not in de: write classnames_de.json"):
+    with pytest.raises(
+        WrongDataset,
+        match="are ImageNet's, whose names are here in ar, en, it, ja, zh, not in de: write classnames_de.json",
+    ):
         dataset.labels("de")
     (tmp_path / "classnames_de.json").write_text('["Schleie", "Goldfisch", "Toilettenpapier"]', "utf-8")
     assert dataset.labels("de") == ("Schleie", "Goldfisch", "Toilettenpapier")
@@ -137,11 +151,16 @@ def test_imagenet_v2_numbers_its_classes(tmp_path):
     assert dataset.classes[:3] == ("0", "1", "10") and dataset.labels("en")[:3] == ("tench", "goldfish", "brambling")
 
 
-@pytest.mark.parametrize("told, message", [
-    ("{", "classnames.json is no JSON"), ('"a"', "must hold an object with a name for each folder, or a list of 2 names"),
-    ('["a"]', "or a list of 2 names"), ('{"red_circle": "a"}', "has no name for the folder blue_star"),
-    ('{"red_circle": "a", "blue_star": " "}', "has no name for the folder blue_star"),
-])
+@pytest.mark.parametrize(
+    "told, message",
+    [
+        ("{", "classnames.json is no JSON"),
+        ('"a"', "must hold an object with a name for each folder, or a list of 2 names"),
+        ('["a"]', "or a list of 2 names"),
+        ('{"red_circle": "a"}', "has no name for the folder blue_star"),
+        ('{"red_circle": "a", "blue_star": " "}', "has no name for the folder blue_star"),
+    ],
+)
 def test_wrong_names_are_told(dataset, told, message):
     (dataset / "classnames.json").write_text(told, "utf-8")
     with pytest.raises(WrongDataset, match=message):
@@ -163,9 +182,12 @@ def test_what_is_no_data_set_ends_with_the_reason(dataset, evaluate, tmp_path):
 
 def test_published_figures_stand_beside_and_nothing_is_claimed(dataset, evaluate, monkeypatch):
     told = evaluate(dataset)
-    assert row(told, "ImageNet-1K", "ar") == ["ImageNet-1K", "ar", "0.4486", "no"] and row(told, "ObjectNet")[2:] == ["0.806", "no"]
+    assert row(told, "ImageNet-1K", "ar") == ["ImageNet-1K", "ar", "0.4486", "no"] and row(told, "ObjectNet")[2:] == [
+        "0.806",
+        "no",
+    ]
     assert published(1000, 50_000) is PUBLISHED[0] and published(1000, 49_999) is None
-    monkeypatch.setattr("zeroshot.report.published", lambda classes, pictures: PUBLISHED[0])
+    monkeypatch.setattr("mulan_nodes.tools.zeroshot.report.published", lambda classes, pictures: PUBLISHED[0])
     told = evaluate(dataset, checkpoint="tiny_internvl_vision.safetensors", text_encoder="tiny_internvl.safetensors")
     assert "InternVL-C on ImageNet-1K, published" in told and row(told, "en")[-1] == "0.83178"
     assert row(told, "ImageNet-1K", "en")[-1] == "1.0000, tiny_internvl_vision.safetensors, mode C"
@@ -175,7 +197,10 @@ def test_published_figures_stand_beside_and_nothing_is_claimed(dataset, evaluate
 def test_without_a_data_set_the_tiny_world_is_asked(evaluate, monkeypatch):
     monkeypatch.setattr(measure_zeroshot, "DRAWINGS", 1)
     told = evaluate(None, language=["tr", "it"])
-    assert told.index("InternVL-C, tiny") < told.index("InternVL-G, tiny") and told.count("| Turkish | 1.00 | 1.00 | 1.00 |") == 2
+    assert (
+        told.index("InternVL-C, tiny") < told.index("InternVL-G, tiny")
+        and told.count("| Turkish | 1.00 | 1.00 | 1.00 |") == 2
+    )
     assert told.count("| Italian (never trained) |") == 2 and "reproduced here" in told
     with pytest.raises(SystemExit, match="the tiny world has no words in pl"):
         evaluate(None, language=["pl"])
@@ -184,7 +209,12 @@ def test_without_a_data_set_the_tiny_world_is_asked(evaluate, monkeypatch):
 def test_the_command_line(dev, capsys):
     assert dev.parse(["eval"]).what is None and dev.parse(["eval", "visionllm"]).what == "visionllm"
     options = dev.parse(["eval", "zeroshot", "--dataset", "data", "--language", "en", "zh", "--mode", "G"])
-    assert (options.dataset, options.language, options.mode, options.checkpoint) == (Path("data"), ["en", "zh"], "G", None)
+    assert (options.dataset, options.language, options.mode, options.checkpoint) == (
+        Path("data"),
+        ["en", "zh"],
+        "G",
+        None,
+    )
     for wrong in (["eval", "--dataset", "data"], ["eval", "mulan", "--language", "en"], ["eval", "sixty"]):
         with pytest.raises(SystemExit):
             dev.parse(wrong)

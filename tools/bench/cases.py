@@ -1,4 +1,5 @@
 """What both sides encode. Plain Python: mulankit's environment imports it too."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -41,5 +42,7 @@ CASES = {
     "other_negative": Case("a prompt and another negative", PROMPTS[:1], (NEGATIVE,), goal=0.85),
     "twelve": Case("twelve prompts, mulankit one after another", PROMPTS, theirs="singly", goal=0.8),
     "twelve_as_list": Case("twelve prompts, mulankit with the list", PROMPTS),
-    "twelve_guided": Case("twelve prompts and their empty negatives, mulankit with the lists", PROMPTS, ("",) * len(PROMPTS)),
+    "twelve_guided": Case(
+        "twelve prompts and their empty negatives, mulankit with the lists", PROMPTS, ("",) * len(PROMPTS)
+    ),
 }

@@ -1,4 +1,5 @@
 """What `dev.py bench --internvl` does: InternVL's texts, pictures and orders beside the plain ways to the same, rounds, output."""
+
 from __future__ import annotations
 
 import argparse
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.internvl_report import markdown
-from bench.run import machine
-from bench.sections import Rounds, Say, checked, difference, parser_of, run
-from bench.worker import peak_bytes, profiled, timed
+from .internvl_report import markdown
+from .run import machine
+from .sections import Rounds, Say, checked, difference, parser_of, run
+from .worker import peak_bytes, profiled, timed
 
 if TYPE_CHECKING:
-    from bench.internvl_work import Folders, Way
+    from .internvl_work import Folders, Way
 
     Look = Callable[[Way], tuple[torch.Tensor | list[int], dict]]  # runs a way -> its result, and figures by name
 
@@ -33,23 +34,48 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
     """`known` and the figures so far, after each section; the last are all. The host is open already."""
-    from bench.internvl_work import QUICK, SIZES, TEMPLATES, WHOLE, Amounts, Folders, Pictures, Texts, load, orders, write_checkpoint
+    from .internvl_work import (
+        QUICK,
+        SIZES,
+        TEMPLATES,
+        WHOLE,
+        Amounts,
+        Folders,
+        Pictures,
+        Texts,
+        load,
+        orders,
+        write_checkpoint,
+    )
 
     amounts, sizes = (Amounts.few(), QUICK) if options.quick else (Amounts(), SIZES)
     cache.mkdir(parents=True, exist_ok=True)
     only, either = load(write_checkpoint(cache, sizes, say))
     texts, pictures = Texts(only, amounts), Pictures(only, either, amounts)
-    results = {**known, "machine": machine(), "threads": options.threads, "repeat": options.repeat, "amounts": asdict(amounts),
-               "sizes": {name: sizes[name] for name in WHOLE}, "whole": WHOLE}
+    results = {
+        **known,
+        "machine": machine(),
+        "threads": options.threads,
+        "repeat": options.repeat,
+        "amounts": asdict(amounts),
+        "sizes": {name: sizes[name] for name in WHOLE},
+        "whole": WHOLE,
+    }
     run = partial(compared, repeat=options.repeat, say=say)
     sections = {
         "texts": lambda: {"tokens": texts.tokens(texts.texts), "ways": run(texts.labels(), look=texts.rows)},
-        "zeroshot": lambda: {"templates": len(TEMPLATES), "tokens": texts.tokens(texts.sentences), "ways": run(texts.zeroshot(), look=texts.rows)},
+        "zeroshot": lambda: {
+            "templates": len(TEMPLATES),
+            "tokens": texts.tokens(texts.sentences),
+            "ways": run(texts.zeroshot(), look=texts.rows),
+        },
         "pictures": lambda: {mode: run(ways, look=peak) for mode, ways in pictures.modes().items()},
         "ranking": lambda: run(orders(amounts)),
         "folder": lambda: measure_folders(Folders(only, pictures, cache, amounts), options.repeat, say),
-        "profiles": lambda: {"texts": profiled(texts.labels()["ours"]),
-                             **{f"pictures in mode {mode}": profiled(ways["ours"]) for mode, ways in pictures.modes().items()}},
+        "profiles": lambda: {
+            "texts": profiled(texts.labels()["ours"]),
+            **{f"pictures in mode {mode}": profiled(ways["ours"]) for mode, ways in pictures.modes().items()},
+        },
     }
     for name in options.only or SECTIONS:
         say(name)
@@ -57,7 +83,9 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
         yield results
 
 
-def compared(ways: dict[str, Way], repeat: int, say: Say, look: Look = lambda way: (way(), {})) -> dict[str, dict[str, float]]:
+def compared(
+    ways: dict[str, Way], repeat: int, say: Say, look: Look = lambda way: (way(), {})
+) -> dict[str, dict[str, float]]:
     """Per way, of which the first is ours: seconds, how far its result is from ours, and what `look` has seen.
 
     The first pass, under `look`, warms up and is compared: the run stops where results differ.
@@ -90,4 +118,7 @@ def measure_folders(folders: Folders, repeat: int, say: Say) -> dict:
             if number:
                 rounds.note(name, times=times)
         say(f"  round {number} of {repeat}")
-    return {"bytes": folders.bytes, **{name: {"pictures": count, **rounds.median(name)} for name, count in counts.items()}}
+    return {
+        "bytes": folders.bytes,
+        **{name: {"pictures": count, **rounds.median(name)} for name, count in counts.items()},
+    }

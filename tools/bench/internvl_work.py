@@ -1,4 +1,5 @@
 """What InternVL is measured at, ours and beside it the plain ways: texts, pictures, zero-shot classification, orders, and a folder seen before."""
+
 from __future__ import annotations
 
 import tempfile
@@ -8,28 +9,52 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import random_internvl
 import torch
+from mulan_nodes.mulan.conditioning.text_encoder import last_row
+from mulan_nodes.mulan.conditioning.tokenizer import PAD
+from mulan_nodes.mulan.internvl.embedding_cache import CLOCK, StoredVectors, stored_path
+from mulan_nodes.mulan.internvl.image_folder import embed_folder
+from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
+from mulan_nodes.mulan.internvl.internvl_model import LONGEST, LoadedInternVL, text_ids
+from mulan_nodes.mulan.internvl.ranking import direction, rank
+from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, PLACE, embed_labels
 from PIL import Image
 from torch.nn import functional as F
 
-from mulan.internvl.folder import embed_folder
-from mulan.internvl.loaded import LONGEST, LoadedInternVL, text_ids
-from mulan.internvl.loading import load_internvl
-from mulan.internvl.ranking import direction, rank
-from mulan.internvl.stored import CLOCK, StoredVectors, stored_path
-from mulan.internvl.zeroshot import BUILT_IN, PLACE, embed_labels
-from mulan.text_encoder import last_row
-from mulan.tinyworld.captions import CHOICES, LANGUAGES
-from mulan.tinyworld.world import THINGS
-from mulan.tokenizer import PAD
+from ..random_checkpoints import internvl as random_internvl
+from ..tinyworld.captions import CHOICES, LANGUAGES
+from ..tinyworld.world import THINGS
 
 Way = Callable[[], torch.Tensor | list[int]]  # one of several to the same result
 
 QUICK = random_internvl.recipe.CASES["one"]
-SIZES = dict(seed=1, width=512, feed_forward=2048, layers=6, heads=4, patch=14, picture=224, qkv_bias=False, text_width=768, text_feed_forward=2064,
-             text_layers=4, text_heads=6, norm_eps=1e-6, queries=96, embedding=768, pool_heads=16, every=2)
-WHOLE = {"width": 3200, "feed_forward": 12800, "layers": 48, "text_width": 4096, "text_feed_forward": 11008, "text_layers": 32}
+SIZES = dict(
+    seed=1,
+    width=512,
+    feed_forward=2048,
+    layers=6,
+    heads=4,
+    patch=14,
+    picture=224,
+    qkv_bias=False,
+    text_width=768,
+    text_feed_forward=2064,
+    text_layers=4,
+    text_heads=6,
+    norm_eps=1e-6,
+    queries=96,
+    embedding=768,
+    pool_heads=16,
+    every=2,
+)
+WHOLE = {
+    "width": 3200,
+    "feed_forward": 12800,
+    "layers": 48,
+    "text_width": 4096,
+    "text_feed_forward": 11008,
+    "text_layers": 32,
+}
 TEMPLATES = BUILT_IN["en"].sentences  # 80
 TOP = 10
 FRAMING = "whole"
@@ -71,15 +96,26 @@ class Texts:
 
     def __init__(self, loaded: LoadedInternVL, amounts: Amounts):
         self._loaded = loaded
-        every = sorted({language.noun_phrase(thing, named) for language in LANGUAGES.values() for thing in THINGS for named in CHOICES})
-        chosen = np.random.default_rng(1).permutation(len(every))[:amounts.texts]
+        every = sorted(
+            {
+                language.noun_phrase(thing, named)
+                for language in LANGUAGES.values()
+                for thing in THINGS
+                for named in CHOICES
+            }
+        )
+        chosen = np.random.default_rng(1).permutation(len(every))[: amounts.texts]
         self.texts = [every[number] for number in chosen]
-        self._labels = [LANGUAGES["en"].bare_phrase(thing, frozenset(("colour", "shape"))) for thing in THINGS[::2]][:amounts.labels]
+        self._labels = [LANGUAGES["en"].bare_phrase(thing, frozenset(("colour", "shape"))) for thing in THINGS[::2]][
+            : amounts.labels
+        ]
 
     def labels(self) -> dict[str, Way]:
-        return {"ours": lambda: self._loaded.embed_texts(self.texts),
-                "one by one": lambda: torch.cat([self._loaded.embed_texts([text]) for text in self.texts]),
-                "padded": lambda: self._padded(self.texts)}
+        return {
+            "ours": lambda: self._loaded.embed_texts(self.texts),
+            "one by one": lambda: torch.cat([self._loaded.embed_texts([text]) for text in self.texts]),
+            "padded": lambda: self._padded(self.texts),
+        }
 
     def zeroshot(self) -> dict[str, Way]:
         def ours() -> torch.Tensor:
@@ -88,6 +124,7 @@ class Texts:
 
         def again() -> torch.Tensor:
             return embed_labels(self._loaded, self._labels, TEMPLATES)
+
         return {"ours": ours, "again": again, "padded": self._label_by_label}
 
     @property
@@ -97,7 +134,9 @@ class Texts:
     def rows(self, way: Way) -> tuple[torch.Tensor, dict[str, int]]:
         """A way's result and how many rows of the LLaMA it computes for that, padding included."""
         counts = []
-        handle = self._loaded.encoder.register_forward_pre_hook(lambda _, windows: counts.append(sum(map(len, windows[0]))))
+        handle = self._loaded.encoder.register_forward_pre_hook(
+            lambda _, windows: counts.append(sum(map(len, windows[0])))
+        )
         try:
             return way(), {"rows": sum(counts)}
         finally:
@@ -110,14 +149,17 @@ class Texts:
         """As upstream's tokenizer gives texts to its model: each filled up to 80 tokens. So many at a time are as many rows as ours."""
         rows = []
         for start in range(0, len(texts), together):
-            ids = [text_ids(self._loaded.tokenizer, text) for text in texts[start:start + together]]
+            ids = [text_ids(self._loaded.tokenizer, text) for text in texts[start : start + together]]
             states = self._loaded.encoder.states([(*of_text, *[PAD] * (LONGEST - len(of_text))) for of_text in ids])
             rows += [last_row(of_text, of_rows) for of_text, of_rows in zip(ids, states)]
         return self._loaded.model.embed_rows(torch.stack(rows))
 
     def _label_by_label(self) -> torch.Tensor:
         """As clip_benchmark does: the sentences of one label in one batch."""
-        of_labels = [self._padded([template.replace(PLACE, label) for template in TEMPLATES], len(TEMPLATES)) for label in self._labels]
+        of_labels = [
+            self._padded([template.replace(PLACE, label) for template in TEMPLATES], len(TEMPLATES))
+            for label in self._labels
+        ]
         return torch.stack([F.normalize(vectors.mean(dim=0), dim=0) for vectors in of_labels])
 
 
@@ -132,9 +174,15 @@ class Pictures:
         self.pictures = [torch.from_numpy(np.asarray(image, dtype=np.float32) / 255) for image in self._images]
 
     def modes(self) -> dict[str, dict[str, Way]]:
-        return {mode: {"ours": lambda loaded=loaded: loaded.embed_pictures(self.pictures, FRAMING),
-                       "one by one": lambda loaded=loaded: torch.cat([loaded.embed_pictures([picture], FRAMING) for picture in self.pictures])}
-                for mode, loaded in self._loaded.items()}
+        return {
+            mode: {
+                "ours": lambda loaded=loaded: loaded.embed_pictures(self.pictures, FRAMING),
+                "one by one": lambda loaded=loaded: torch.cat(
+                    [loaded.embed_pictures([picture], FRAMING) for picture in self.pictures]
+                ),
+            }
+            for mode, loaded in self._loaded.items()
+        }
 
     def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,8 +201,12 @@ def orders(amounts: Amounts) -> dict[str, Way]:
         scores = [float(vector @ query[0]) for vector in vectors]
         return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:TOP]
 
-    return {"ours": lambda: rank(vectors @ direction(query), TOP), "all": lambda: rank(vectors @ direction(query))[:TOP],
-            "topk": lambda: (vectors @ query[0]).topk(TOP).indices.tolist(), "loop": loop}
+    return {
+        "ours": lambda: rank(vectors @ direction(query), TOP),
+        "all": lambda: rank(vectors @ direction(query))[:TOP],
+        "topk": lambda: (vectors @ query[0]).topk(TOP).indices.tolist(),
+        "loop": loop,
+    }
 
 
 class Folders:
@@ -189,7 +241,9 @@ class Folders:
         path = stored_path(self._kept_in, self._seen, self._loaded.mode, FRAMING, owner)
         path.unlink(missing_ok=True)
         stored, random = StoredVectors(path, owner), torch.Generator().manual_seed(4)
-        vectors = F.normalize(torch.randn(amounts.vectors, self._loaded.model.config.embedding, generator=random), dim=1)
+        vectors = F.normalize(
+            torch.randn(amounts.vectors, self._loaded.model.config.embedding, generator=random), dim=1
+        )
         for vector, file in zip(vectors, self._seen.iterdir(), strict=True):
             stored[stored.key(file)] = vector
         stored.save()

@@ -1,33 +1,29 @@
 """This pack as a side of the comparison: `load_clip` and `encode_prompts`, the code that the nodes run, on the host's classes."""
+
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[0] = str(TESTS)
-
-from bench.cases import CASES, Case  # noqa: E402
-from bench.worker import CallCounter, LeastFree, memory, profiled, serve, take_stdout, timed  # noqa: E402
+from mulan_nodes.tools.bench.cases import CASES, Case
+from mulan_nodes.tools.bench.worker import CallCounter, LeastFree, memory, profiled, serve, take_stdout, timed  # noqa: E402
 
 ANSWERS = take_stdout()
 
-import library  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from mulan_nodes.tools import comfyui  # noqa: E402
 
 
 class Ours:
     """One CLIP in one process. `host_arguments` go to ComfyUI's command line; the clip modules are imported behind them."""
 
     def __init__(self, options: argparse.Namespace):
-        library.load_library()
-        library.open_host(options.comfyui, *options.host_arguments)
+        comfyui.open_comfyui(*options.host_arguments)
         self.dynamic = _dynamic_memory()
-        import mulan.clip
+        from mulan_nodes.mulan.conditioning import clip
 
-        self._options, self._clip_module = options, mulan.clip
+        self._options, self._clip_module = options, clip
 
     def imported(self) -> dict:
         return memory()
@@ -62,7 +58,14 @@ class Ours:
         def work():
             for layer in layers:
                 attention, mlp = layer.self_attn, layer.mlp
-                for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj):
+                for linear in (
+                    attention.q_proj,
+                    attention.k_proj,
+                    attention.v_proj,
+                    attention.o_proj,
+                    mlp.gate_proj,
+                    mlp.up_proj,
+                ):
                     torch.nn.functional.linear(narrow, linear.weight)
                 torch.nn.functional.linear(wide, mlp.down_proj.weight)
 
@@ -73,16 +76,20 @@ class Ours:
         """The adapter's calls while a picture is denoised by the host's sampler, encoding not counted."""
         import comfy.sample
         import comfy.sd
-        from mulan.adapter import LanguageAdapter
+        from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 
         model = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=False)[0]
         positive, negative = self._encode(CASES["empty_negative"])
-        adapter = next(module for module in self._clip.cond_stage_model.modules() if isinstance(module, LanguageAdapter))
+        adapter = next(
+            module for module in self._clip.cond_stage_model.modules() if isinstance(module, LanguageAdapter)
+        )
         counter = CallCounter(adapter)
         try:
             latent = torch.zeros(1, 4, 8, 8)
             noise = comfy.sample.prepare_noise(latent, 1)
-            comfy.sample.sample(model, noise, steps, 7.5, "ddim", "normal", positive, negative, latent, disable_pbar=True, seed=1)
+            comfy.sample.sample(
+                model, noise, steps, 7.5, "ddim", "normal", positive, negative, latent, disable_pbar=True, seed=1
+            )
         finally:
             counter.remove()
         return {"calls": counter.calls, "seconds": counter.seconds}
@@ -92,14 +99,19 @@ class Ours:
         import comfy.model_management as management
 
         device = management.get_torch_device()
-        return {"name": str(management.get_torch_device_name(device)), "total": management.get_total_memory(device),
-                "free": self._free(), "dynamic": self.dynamic}
+        return {
+            "name": str(management.get_torch_device_name(device)),
+            "total": management.get_total_memory(device),
+            "free": self._free(),
+            "dynamic": self.dynamic,
+        }
 
     @torch.inference_mode()
     def encode_watched(self, case: str) -> dict:
         """As `encode`, synchronised; with the bytes of the card taken at the peak, the process's own context included."""
         before = self._options.free_before
         with LeastFree(self._free) as least:
+
             def work():
                 contexts = self._contexts(CASES[case])
                 if torch.cuda.is_available():
@@ -158,7 +170,13 @@ def main() -> None:
     parser.add_argument("--free-before", type=int, default=0, help="bytes of the card free before this process")
     parser.add_argument("--host-arguments", nargs=argparse.REMAINDER, default=[])
     side = Ours(parser.parse_args())
-    serve(ANSWERS, {name: getattr(side, name) for name in ("imported", "load", "encode", "floor", "sample", "card", "encode_watched")})
+    serve(
+        ANSWERS,
+        {
+            name: getattr(side, name)
+            for name in ("imported", "load", "encode", "floor", "sample", "card", "encode_watched")
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,36 +1,47 @@
 """What `dev.py bench` does: files, processes, rounds, goals, output."""
+
 from __future__ import annotations
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import library
 import numpy as np
 import psutil
 import torch
 
-from bench import report, weights
-from bench.cases import CASES
-from bench.worker import Worker, WorkerFailed
-from bench.weights import Sizes
+from ... import dev
+from .. import comfyui
+from . import report, weights
+from .cases import CASES
+from .weights import Sizes
+from .worker import Worker, WorkerFailed
 
 HERE = Path(__file__).resolve().parent
 FULL_LAYERS = 32
 STEPS = 10
 SHORT_REPEAT = 3  # measurements a round of one or two prompts, which other programs disturb more
-ROWS = {"one": 80, "two": 160, "empty_negative": 80, "other_negative": 160, "twelve": 960, "twelve_as_list": 960, "twelve_guided": 960}
-CARDS = (("whole", None), ("12 GB", 12 * 2 ** 30), ("8 GB", 8 * 2 ** 30))
+ROWS = {
+    "one": 80,
+    "two": 160,
+    "empty_negative": 80,
+    "other_negative": 160,
+    "twelve": 960,
+    "twelve_as_list": 960,
+    "twelve_guided": 960,
+}
+CARDS = (("whole", None), ("12 GB", 12 * 2**30), ("8 GB", 8 * 2**30))
 EQUAL = 2e-5  # as the parity tests'
 
 
@@ -72,8 +83,13 @@ class Bench:
     @property
     def environment(self) -> dict[str, str]:
         threads = str(self.threads)
-        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HOME": str(self.cache / "huggingface"), "HF_HUB_OFFLINE": "1",
-                "PYTHONUTF8": "1"}
+        return {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "HF_HOME": str(self.cache / "huggingface"),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONUTF8": "1",
+        }
 
     @property
     def log(self) -> Path:
@@ -96,16 +112,37 @@ class Bench:
         return known
 
     def mulankit(self, text_encoder: Path, adapter: Path, dtype: str) -> Worker:
-        command = [self.upstream_python, HERE / "upstream.py", "--text-encoder", text_encoder, "--adapter", adapter, "--dtype", dtype]
+        command = [
+            self.upstream_python,
+            HERE / "upstream.py",
+            "--text-encoder",
+            text_encoder,
+            "--adapter",
+            adapter,
+            "--dtype",
+            dtype,
+        ]
         return Worker("mulankit", command, self.log, self.environment)
 
     def ours(self, text_encoder: Path, adapter: Path, *host_arguments: str, free_before: int = 0) -> Worker:
-        command = [sys.executable, HERE / "ours.py", "--comfyui", self.host, "--text-encoder", text_encoder, "--adapter", adapter,
-                   "--free-before", free_before, "--host-arguments", *host_arguments]
+        command = [
+            sys.executable,
+            HERE / "ours.py",
+            "--comfyui",
+            self.host,
+            "--text-encoder",
+            text_encoder,
+            "--adapter",
+            adapter,
+            "--free-before",
+            free_before,
+            "--host-arguments",
+            *host_arguments,
+        ]
         return Worker("ours", command, self.log, self.environment)
 
 
-def main(arguments: list[str], host: Path, cache: Path, output: Path, upstream_environment: Callable[[], Path]) -> int:
+def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
     options = parse(arguments)
     output.mkdir(exist_ok=True)
     sizes = Sizes(options.layers or (1 if options.quick else FULL_LAYERS if options.gpu else 2))
@@ -117,35 +154,83 @@ def main(arguments: list[str], host: Path, cache: Path, output: Path, upstream_e
         if options.gpu:
             bench.keep(gpu=measure_gpu(bench, options.device))
         else:
-            measure(replace(bench, upstream_python=upstream_environment()), options.profile)
+            measure(replace(bench, upstream_python=mulankit_environment(cache / "mulankit")), options.profile)
     except WorkerFailed as failure:
         sys.exit(str(failure))
-    print(f"\n{bench.table.read_text('utf-8')}\nThe table: {os.path.relpath(bench.table)}\nEvery figure: {os.path.relpath(bench.figures)}")
+    print(
+        f"\n{bench.table.read_text('utf-8')}\nThe table: {os.path.relpath(bench.table)}\nEvery figure: {os.path.relpath(bench.figures)}"
+    )
     return 0
 
 
+def mulankit_environment(folder: Path) -> Path:
+    """Make an environment with mulankit 1.0.2 and the versions it needs, unless it is there; return its Python."""
+    wanted = HERE / "requirements.txt"
+    python, installed = folder / dev.PYTHON.relative_to(dev.VENV), folder / "installed.txt"
+    if not installed.is_file() or installed.read_text("utf-8") != wanted.read_text("utf-8"):
+        advice = "It needs Python 3.11 or 3.12 and the Python package index: check the network and the disk (6 GB), and try again."
+        new = [dev.uv(), "venv", "--quiet", "--clear", "--python", ">=3.11,<3.13", folder]
+        dev.step("making an environment for mulankit", new, advice)
+        install = [dev.uv(), "pip", "install", "--python", python, "--requirement", wanted]
+        dev.step("installing mulankit", install, advice)
+        shutil.copy(wanted, installed)
+    return python
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="dev.py bench", description="Measure this pack beside mulankit 1.0.2 on random weights: output/bench.md.")
+    parser = argparse.ArgumentParser(
+        prog="dev.py bench", description="Measure this pack beside mulankit 1.0.2 on random weights: output/bench.md."
+    )
     parser.add_argument("--layers", type=int, metavar="N", help="of the text encoder's 32 (default: 2; with --gpu all)")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)")
+    parser.add_argument(
+        "--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of either side (default: 1)")
-    parser.add_argument("--profile", action="store_true", help="show where the time goes for every goal, not only for those missed")
-    parser.add_argument("--gpu", action="store_true", help="measure the whole text encoder on this machine's GPU instead, and on smaller cards")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: go through --gpu without a GPU; its figures mean nothing")
-    parser.add_argument("--visionllm", action="store_true", help="measure VisionLLM v2 instead (dev.py bench --visionllm --help)")
-    parser.add_argument("--internvl", action="store_true", help="measure InternVL instead (dev.py bench --internvl --help)")
-    parser.add_argument("--quick", action="store_true", help="a small text encoder: shows that everything runs; its figures mean nothing")
+    parser.add_argument(
+        "--profile", action="store_true", help="show where the time goes for every goal, not only for those missed"
+    )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="measure the whole text encoder on this machine's GPU instead, and on smaller cards",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="cpu: go through --gpu without a GPU; its figures mean nothing",
+    )
+    parser.add_argument(
+        "--visionllm", action="store_true", help="measure VisionLLM v2 instead (dev.py bench --visionllm --help)"
+    )
+    parser.add_argument(
+        "--internvl", action="store_true", help="measure InternVL instead (dev.py bench --internvl --help)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small text encoder: shows that everything runs; its figures mean nothing",
+    )
     return parser.parse_args(arguments)
 
 
 # --- beside mulankit, on the CPU -----------------------------------------------------------------------------------------
 
+
 def measure(bench: Bench, profile_all: bool) -> None:
-    library.open_host(bench.host, "--cpu")  # for the converter's own measure of its error
+    comfyui.open_comfyui("--cpu")  # for the converter's own measure of its error
     torch.set_num_threads(bench.threads)
-    bench.say(f"files: a text encoder of {bench.sizes.layers} layers, {bench.sizes.width} wide, in {os.path.relpath(bench.cache)}")
+    bench.say(
+        f"files: a text encoder of {bench.sizes.layers} layers, {bench.sizes.width} wide, in {os.path.relpath(bench.cache)}"
+    )
     files = write_files(bench)
-    about = {"machine": machine(), "sizes": asdict(bench.sizes), "threads": bench.threads, "repeat": bench.repeat, "files": sizes_of(files)}
+    about = {
+        "machine": machine(),
+        "sizes": asdict(bench.sizes),
+        "threads": bench.threads,
+        "repeat": bench.repeat,
+        "files": sizes_of(files),
+    }
     # What an earlier run measured of other sizes goes.
     bench.keep(**about, encoding=None, differences=None, sampling=None, loading=None, quantisation=None, profiles={})
     bench.keep(**measure_encoding(bench, files))
@@ -159,11 +244,15 @@ def write_files(bench: Bench) -> dict[str, Path]:
     folder = bench.cache / bench.sizes.name
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        "float32": weights.write_published(folder / "published-float32", bench.sizes, torch.float32, vision=False, say=bench.say),
-        "published": weights.write_published(folder / "published", bench.sizes, torch.float16, vision=True, say=bench.say),
+        "float32": weights.write_published(
+            folder / "published-float32", bench.sizes, torch.float32, vision=False, say=bench.say
+        ),
+        "published": weights.write_published(
+            folder / "published", bench.sizes, torch.float16, vision=True, say=bench.say
+        ),
         "adapter": weights.write_adapter(folder / "adapter", bench.sizes),
     }
-    from mulan.convert import convert
+    from mulan_nodes.mulan.conversion.convert import convert
 
     for form in ("fp16", "int8", "fp8"):
         files[form] = folder / f"{form}.safetensors"
@@ -174,7 +263,10 @@ def write_files(bench: Bench) -> dict[str, Path]:
 
 
 def sizes_of(files: dict[str, Path]) -> dict[str, int]:
-    return {name: sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path])) for name, path in files.items()}
+    return {
+        name: sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]))
+        for name, path in files.items()
+    }
 
 
 def measure_encoding(bench: Bench, files: dict[str, Path]) -> dict:
@@ -191,7 +283,9 @@ def measure_encoding(bench: Bench, files: dict[str, Path]) -> dict:
     with ExitStack() as stack:
         bench.say("encoding: starting both sides")
         theirs = stack.enter_context(bench.mulankit(files["float32"], files["adapter"], "float32"))
-        ours = {name: stack.enter_context(bench.ours(file, files["adapter"], "--cpu")) for name, file in variants.items()}
+        ours = {
+            name: stack.enter_context(bench.ours(file, files["adapter"], "--cpu")) for name, file in variants.items()
+        }
         for worker in (theirs, *ours.values()):
             worker.ask("load")
         for case in CASES:  # the first pass warms up and is compared
@@ -214,12 +308,22 @@ def measure_encoding(bench: Bench, files: dict[str, Path]) -> dict:
                         if name != "ours" and case in short:
                             note(name, case, ours[name].ask("encode", case=case))
                 ratio = times["ours"][case]["cpu"][-1] / times["mulankit"][case]["cpu"][-1]
-                bench.say(f"  round {number} of {bench.repeat}, {CASES[case].title}: {ratio:.2f}x of mulankit's CPU time")
+                bench.say(
+                    f"  round {number} of {bench.repeat}, {CASES[case].title}: {ratio:.2f}x of mulankit's CPU time"
+                )
         checkpoint = tiny_checkpoint(bench)
-        sampling = {"steps": STEPS, "mulankit": theirs.ask("sample", steps=STEPS),
-                    "ours": ours["ours"].ask("sample", steps=STEPS, checkpoint=str(checkpoint))}
-    medians = {side: {case: {clock: statistics.median(values) for clock, values in clocks.items()} for case, clocks in cases.items()}
-               for side, cases in times.items()}
+        sampling = {
+            "steps": STEPS,
+            "mulankit": theirs.ask("sample", steps=STEPS),
+            "ours": ours["ours"].ask("sample", steps=STEPS, checkpoint=str(checkpoint)),
+        }
+    medians = {
+        side: {
+            case: {clock: statistics.median(values) for clock, values in clocks.items()}
+            for case, clocks in cases.items()
+        }
+        for side, cases in times.items()
+    }
     return {"encoding": medians, "encoding_rounds": times, "differences": differences, "sampling": sampling}
 
 
@@ -228,7 +332,9 @@ def difference(one: Path, other: Path) -> float:
     a, b = np.load(one), np.load(other)
     largest = float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")
     if not largest <= EQUAL:
-        raise WorkerFailed(f"the contexts differ by {largest:.1e}, {EQUAL:.0e} is allowed: the two sides do not compute the same, no time is worth comparing")
+        raise WorkerFailed(
+            f"the contexts differ by {largest:.1e}, {EQUAL:.0e} is allowed: the two sides do not compute the same, no time is worth comparing"
+        )
     return largest
 
 
@@ -244,12 +350,22 @@ def measure_loading(bench: Bench, files: dict[str, Path]) -> dict:
         for name, way in LOADINGS.items():
             with starting(bench, files, way) as worker:
                 before, load, first = worker.ask("imported"), worker.ask("load"), worker.ask("encode", case="one")
-            measured.setdefault(name, []).append({
-                "load_cpu": load["cpu"], "load_wall": load["wall"], "first_cpu": load["cpu"] + first["cpu"], "first_wall": load["wall"] + first["wall"],
-                **{kind: first[kind] - before[kind] for kind in ("anonymous", "file")}, "peak": first["peak"] - before["anonymous"] - before["file"],
-            })
-            bench.say(f"  round {number} of {bench.repeat}, {', '.join(report.WAYS[name])}: loaded in {load['cpu']:.2f} s of CPU time")
-    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in measured.items()}
+            measured.setdefault(name, []).append(
+                {
+                    "load_cpu": load["cpu"],
+                    "load_wall": load["wall"],
+                    "first_cpu": load["cpu"] + first["cpu"],
+                    "first_wall": load["wall"] + first["wall"],
+                    **{kind: first[kind] - before[kind] for kind in ("anonymous", "file")},
+                    "peak": first["peak"] - before["anonymous"] - before["file"],
+                }
+            )
+            bench.say(
+                f"  round {number} of {bench.repeat}, {', '.join(report.WAYS[name])}: loaded in {load['cpu']:.2f} s of CPU time"
+            )
+    return {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in measured.items()
+    }
 
 
 def starting(bench: Bench, files: dict[str, Path], way: Loading) -> Worker:
@@ -260,14 +376,16 @@ def starting(bench: Bench, files: dict[str, Path], way: Loading) -> Worker:
 
 def measure_quantisation(bench: Bench, files: dict[str, Path]) -> dict:
     """Relative error of the hidden states of each converted file, the mean over the converter's sentences."""
-    from mulan.encoder_error import encoder_error
-    from mulan.files import open_text_encoder
+    from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+    from mulan_nodes.mulan.conversion.encoder_error import encoder_error
 
     errors = {}
     with torch.inference_mode():
         for form in ("fp16", "int8", "fp8"):
             bench.say(f"  error of {form}")
-            by_language = encoder_error(partial(open_text_encoder, files[form]), partial(open_text_encoder, files["published"]))
+            by_language = encoder_error(
+                partial(open_text_encoder, files[form]), partial(open_text_encoder, files["published"])
+            )
             errors[form] = statistics.mean(by_language.values())
     return errors
 
@@ -293,8 +411,14 @@ def profiles(bench: Bench, files: dict[str, Path], goals: Sequence[str]) -> dict
 def machine() -> dict:
     """What figures depend on, and nothing that tells whose machine it is."""
     names = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.processor() or platform.machine(), "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
-            "memory": psutil.virtual_memory().total, "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "memory": psutil.virtual_memory().total,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def cpu_lines() -> list[str]:
@@ -304,33 +428,54 @@ def cpu_lines() -> list[str]:
 
 # --- on a GPU ------------------------------------------------------------------------------------------------------------
 
+
 def measure_gpu(bench: Bench, device: str) -> dict:
     """The whole text encoder in int8 and fp16, on the card as it is and with the rest of it taken, dynamic VRAM on and off."""
     if device == "cuda" and not torch.cuda.is_available():
-        sys.exit("This machine has no GPU that torch can use. --device cpu goes through the same steps without one; its figures mean nothing.")
+        sys.exit(
+            "This machine has no GPU that torch can use. --device cpu goes through the same steps without one; its figures mean nothing."
+        )
     folder = bench.cache / bench.sizes.name
     folder.mkdir(parents=True, exist_ok=True)
     bench.say(f"files: a text encoder of {bench.sizes.layers} layers in int8 and fp16")
     adapter = weights.write_adapter(folder / "adapter", bench.sizes)
-    files = {form: weights.write_own(folder / f"repeated-{form}.safetensors", bench.sizes, form, bench.say) for form in ("int8", "fp16")}
+    files = {
+        form: weights.write_own(folder / f"repeated-{form}.safetensors", bench.sizes, form, bench.say)
+        for form in ("int8", "fp16")
+    }
     rows = []
     for card, size in CARDS:
         with rest_of_card_taken(device, size) as free:
             for form, file in files.items():
-                for dynamic in ((True, False) if device == "cuda" else (False,)):
-                    rows.append({"card": card, "form": form, **measure_on_card(bench, file, adapter, device, dynamic, free)})
-                    bench.say(f"  {card}, {form}, dynamic VRAM {'on' if rows[-1]['dynamic'] else 'off'}: {summary(rows[-1])}")
+                for dynamic in (True, False) if device == "cuda" else (False,):
+                    rows.append(
+                        {"card": card, "form": form, **measure_on_card(bench, file, adapter, device, dynamic, free)}
+                    )
+                    bench.say(
+                        f"  {card}, {form}, dynamic VRAM {'on' if rows[-1]['dynamic'] else 'off'}: {summary(rows[-1])}"
+                    )
     card = next((row for row in rows if row.get("name")), {"name": "unknown", "total": 0})
-    return {"device": device, "machine": machine(), "layers": bench.sizes.layers, "card": card["name"], "total": card["total"], "rows": rows}
+    return {
+        "device": device,
+        "machine": machine(),
+        "layers": bench.sizes.layers,
+        "card": card["name"],
+        "total": card["total"],
+        "rows": rows,
+    }
 
 
 @contextmanager
 def rest_of_card_taken(device: str, size: int | None) -> Iterator[int]:
     """Another process holds all of the card but `size` bytes, so that allocating more fails as on a smaller one; gives the bytes free."""
-    with subprocess.Popen([sys.executable, HERE / "ballast.py", device, str(size or 0)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ballast:
+    with subprocess.Popen(
+        [sys.executable, HERE / "ballast.py", device, str(size or 0)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as ballast:
         answer = ballast.stdout.readline()
         if not answer:
-            raise WorkerFailed("the rest of the card could not be taken: another program uses it. Close it and try again.")
+            raise WorkerFailed(
+                "the rest of the card could not be taken: another program uses it. Close it and try again."
+            )
         try:
             yield int(answer)
         finally:
@@ -350,9 +495,15 @@ def measure_on_card(bench: Bench, file: Path, adapter: Path, device: str, dynami
     runs = [first, *again, *twelve]
     if not all(run["finite"] for run in runs):
         return {**card, "error": "the contexts are not finite"}
-    return {**card, "load": load["wall"], "first": first["wall"], "one": statistics.median(run["wall"] for run in again),
-            "twelve": statistics.median(run["wall"] for run in twelve), "peak": max(run["peak"] for run in runs)}
+    return {
+        **card,
+        "load": load["wall"],
+        "first": first["wall"],
+        "one": statistics.median(run["wall"] for run in again),
+        "twelve": statistics.median(run["wall"] for run in twelve),
+        "peak": max(run["peak"] for run in runs),
+    }
 
 
 def summary(row: dict) -> str:
-    return row.get("error") or f"{row['one']:.2f} s a prompt, peak {row['peak'] / 2 ** 30:.1f} GiB"
+    return row.get("error") or f"{row['one']:.2f} s a prompt, peak {row['peak'] / 2**30:.1f} GiB"

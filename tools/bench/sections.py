@@ -1,4 +1,5 @@
 """What the benches of VisionLLM and InternVL share: sections whose figures are written as they come, rounds, and results that must agree."""
+
 from __future__ import annotations
 
 import argparse
@@ -10,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import library
 import torch
+
+from .. import comfyui
 
 EQUAL = 1e-5  # relative to the largest value
 Say = Callable[[str], None]
@@ -19,25 +21,45 @@ Measure = Callable[[argparse.Namespace, Path, dict, Say], Iterator[dict]]
 
 
 def parser_of(name: str, about: str, sections: tuple[str, ...]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"dev.py bench --{name}", description=f"Measure {about} on random weights: output/bench_{name}.md.")
-    parser.add_argument("--only", choices=sections, nargs="+", help="measure these, and keep what an earlier run measured of the others")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)")
+    parser = argparse.ArgumentParser(
+        prog=f"dev.py bench --{name}", description=f"Measure {about} on random weights: output/bench_{name}.md."
+    )
+    parser.add_argument(
+        "--only", choices=sections, nargs="+", help="measure these, and keep what an earlier run measured of the others"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few of everything: shows that it runs; its figures mean nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tiny model and few of everything: shows that it runs; its figures mean nothing",
+    )
     return parser
 
 
-def run(name: str, options: argparse.Namespace, measure: Measure, markdown: Callable[[dict], str], host: Path, cache: Path, output: Path) -> int:
+def run(
+    name: str,
+    options: argparse.Namespace,
+    measure: Measure,
+    markdown: Callable[[dict], str],
+    host: Path,
+    cache: Path,
+    output: Path,
+) -> int:
     """Writes table and figures after each section, and prints the table at the end."""
     output.mkdir(exist_ok=True)
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler, which also measures memory, would tell of each start
-    library.open_host(host, "--cpu")
+    comfyui.open_comfyui("--cpu")
     torch.set_num_threads(options.threads)
     started = time.monotonic()
     figures, table = output / f"bench_{name}.json", output / f"bench_{name}.md"
     known = json.loads(figures.read_text("utf-8")) if options.only and figures.is_file() else {}
     results = {}
-    for results in measure(options, cache, known, lambda line: print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)):
+    for results in measure(
+        options, cache, known, lambda line: print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
+    ):
         figures.write_text(json.dumps(results, indent=1), "utf-8")
         table.write_text(markdown(results), "utf-8")
     print(f"\n{markdown(results)}\nThe table: {os.path.relpath(table)}\nEvery figure: {os.path.relpath(figures)}")
@@ -64,5 +86,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def checked(what: str, value: float) -> float:
     if not value <= EQUAL:
-        sys.exit(f"{what}: the results differ by {value:.1e} of the largest value, {EQUAL:.0e} is allowed: no time is worth comparing.")
+        sys.exit(
+            f"{what}: the results differ by {value:.1e} of the largest value, {EQUAL:.0e} is allowed: no time is worth comparing."
+        )
     return value

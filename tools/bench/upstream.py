@@ -2,16 +2,14 @@
 
 Runs in an environment of its own: nothing of this repository but `cases` and `worker` is imported.
 """
+
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from bench.cases import CASES, Case  # noqa: E402
-from bench.worker import CallCounter, memory, profiled, serve, take_stdout, timed  # noqa: E402
+# A script in an environment without this package: its own folder is on sys.path.
+from cases import CASES, Case
+from worker import CallCounter, memory, profiled, serve, take_stdout, timed  # noqa: E402
 
 ANSWERS = take_stdout()
 
@@ -34,6 +32,7 @@ class Upstream:
 
     def load(self, profile: bool = False):
         """Load as a user does: the text encoder comes in the dtype of the pipeline's own."""
+
         def work():
             transform(self._pipe, adapter_path=self._options.adapter, text_encoder_path=self._options.text_encoder)
 
@@ -60,7 +59,14 @@ class Upstream:
         counter = CallCounter(self._pipe.unet.adapter)
         self._pipe.encode_prompt, original = lambda *_, **__: (positive, negative), self._pipe.encode_prompt
         try:
-            self._pipe(case.prompts[0], num_inference_steps=steps, height=64, width=64, output_type="latent", guidance_scale=7.5)
+            self._pipe(
+                case.prompts[0],
+                num_inference_steps=steps,
+                height=64,
+                width=64,
+                output_type="latent",
+                guidance_scale=7.5,
+            )
         finally:
             self._pipe.encode_prompt = original
             counter.remove()
@@ -83,13 +89,36 @@ class Upstream:
 def tiny_pipeline() -> StableDiffusionPipeline:
     """All but the text is as small as diffusers builds it: it is not measured."""
     torch.manual_seed(0)
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=1, vocab_size=1000))
-    unet = UNet2DConditionModel(sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=768, attention_head_dim=8,
-                                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
-    vae = AutoencoderKL(block_out_channels=(32, 64), latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
-                        up_block_types=("UpDecoderBlock2D",) * 2)
-    return StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=None, unet=unet, scheduler=DDIMScheduler(), safety_checker=None,
-                                   feature_extractor=None, requires_safety_checker=False)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=1, vocab_size=1000
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64),
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=None,
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def main() -> None:

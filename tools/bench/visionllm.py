@@ -1,4 +1,5 @@
 """What `dev.py bench --visionllm` does: VisionLLM v2 beside the ways that recompute what it keeps, rounds, output."""
+
 from __future__ import annotations
 
 import argparse
@@ -8,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from bench.run import machine
-from bench.sections import Rounds, Say, checked, difference, parser_of, run
-from bench.visionllm_report import markdown
-from bench.visionllm_weights import WHOLE, Depth, write_published
-from bench.worker import peak_bytes, profiled, timed
+from .run import machine
+from .sections import Rounds, Say, checked, difference, parser_of, run
+from .visionllm_report import markdown
+from .visionllm_weights import WHOLE, Depth, write_published
+from .worker import peak_bytes, profiled, timed
 
 LAYERS, TOWER_LAYERS = 2, 4
 SECTIONS = ("parts", "asking", "writing", "profiles")
@@ -24,19 +25,25 @@ def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = parser_of("visionllm", "VisionLLM v2", SECTIONS)
-    parser.add_argument("--layers", type=int, default=LAYERS, metavar="N", help=f"of the language model's {WHOLE.language} (default: {LAYERS})")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=LAYERS,
+        metavar="N",
+        help=f"of the language model's {WHOLE.language} (default: {LAYERS})",
+    )
     return parser.parse_args(arguments)
 
 
 def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
     """`known` and the figures so far, after each section; the last are all. The host is open already."""
-    from bench.visionllm_asking import Asking
-    from bench.visionllm_parts import Canvas
+    from .visionllm_asking import Asking
+    from .visionllm_parts import Canvas
 
     cache.mkdir(parents=True, exist_ok=True)
     canvas = Canvas()
     if options.quick:
-        import random_visionllm
+        from ..random_checkpoints import visionllm as random_visionllm
 
         folder = random_visionllm.checkpoint(cache / "visionllm-tiny")
         canvas = replace(canvas, levels=((10, 12), (5, 6), (3, 3), (2, 2)), chosen=2)
@@ -45,14 +52,26 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
     asking = Asking(folder)
     language, tower = (asking.loaded.file.parts[name].config for name in ("language", "tower"))
     results = {
-        **known, "machine": machine(), "threads": options.threads, "repeat": options.repeat, "canvas": asdict(canvas),
-        "sizes": {"width": language.width, "feed_forward": language.feed_forward, "layers": language.layers, "tower_layers": tower.layers,
-                  "queries": asking.loaded.model.grounding.config.queries, "decoder_layers": asking.loaded.model.grounding.config.layers},
+        **known,
+        "machine": machine(),
+        "threads": options.threads,
+        "repeat": options.repeat,
+        "canvas": asdict(canvas),
+        "sizes": {
+            "width": language.width,
+            "feed_forward": language.feed_forward,
+            "layers": language.layers,
+            "tower_layers": tower.layers,
+            "queries": asking.loaded.model.grounding.config.queries,
+            "decoder_layers": asking.loaded.model.grounding.config.layers,
+        },
         "whole": asdict(WHOLE),
     }
     sections = {
-        "parts": lambda: measure_parts(asking, canvas, options.repeat, say), "asking": lambda: measure_asking(asking, options.repeat, say),
-        "writing": lambda: measure_writing(asking, options.repeat, say), "profiles": lambda: profiles(asking, say),
+        "parts": lambda: measure_parts(asking, canvas, options.repeat, say),
+        "asking": lambda: measure_asking(asking, options.repeat, say),
+        "writing": lambda: measure_writing(asking, options.repeat, say),
+        "profiles": lambda: profiles(asking, say),
     }
     for name in options.only or SECTIONS:
         results = {**results, name: sections[name]()}
@@ -61,31 +80,43 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
 
 @torch.no_grad()
 def measure_parts(asking, canvas, repeat: int, say: Say) -> dict:
-    from bench.visionllm_parts import deformable_attention, masks
+    from .visionllm_parts import deformable_attention, masks
 
     decoder = asking.loaded.model.grounding
-    made = {"deformable": deformable_attention(canvas), "masks": masks(decoder, canvas, with_features=False),
-            "masks_with_features": masks(decoder, canvas, with_features=True)}
+    made = {
+        "deformable": deformable_attention(canvas),
+        "masks": masks(decoder, canvas, with_features=False),
+        "masks_with_features": masks(decoder, canvas, with_features=True),
+    }
     found, rounds = {}, Rounds()
     for name, part in made.items():
-        found[name] = {"differ": checked(name, difference(part.ours(), part.same(part.theirs()))),
-                       "ours": {"peak": peak_bytes(part.ours)}, "theirs": {"peak": peak_bytes(part.theirs)}}
+        found[name] = {
+            "differ": checked(name, difference(part.ours(), part.same(part.theirs()))),
+            "ours": {"peak": peak_bytes(part.ours)},
+            "theirs": {"peak": peak_bytes(part.theirs)},
+        }
         say(f"{name}: peak {found[name]['ours']['peak'] / found[name]['theirs']['peak']:.3f}x")
     for number in range(1, repeat + 1):
         for name, part in made.items():
             for side, work in (("theirs", part.theirs), ("ours", part.ours)):
                 rounds.note(name, side, times=timed(work)[0])
         say(f"  round {number} of {repeat}")
-    return {name: {**part, **{side: part[side] | rounds.median(name, side) for side in ("ours", "theirs")}} for name, part in found.items()}
+    return {
+        name: {**part, **{side: part[side] | rounds.median(name, side) for side in ("ours", "theirs")}}
+        for name, part in found.items()
+    }
 
 
 def measure_asking(asking, repeat: int, say: Say) -> dict:
     """Per number of views: the first question about a picture, and the second; of the most views with the decoder, which is the same for all."""
-    from bench.visionllm_asking import PHRASES, VIEWS
+    from .visionllm_asking import PHRASES, VIEWS
 
     found, rounds = {}, Rounds()
     for views in VIEWS:  # the first pass warms up and is compared
-        found[views] = {"tokens": asking.tokens(views, PHRASES[1]), "differ": checked(f"{views} views", asking.error(views, PHRASES[1]))}
+        found[views] = {
+            "tokens": asking.tokens(views, PHRASES[1]),
+            "differ": checked(f"{views} views", asking.error(views, PHRASES[1])),
+        }
         say(f"{views} views: states differ by {found[views]['differ']:.1e}")
     for number in range(1, repeat + 1):
         for views in VIEWS:
@@ -101,7 +132,7 @@ def measure_asking(asking, repeat: int, say: Say) -> dict:
 
 def measure_writing(asking, repeat: int, say: Say) -> dict:
     """Answers in words: with the cache and without, several questions side by side and one by one."""
-    from bench.visionllm_asking import LIMIT, NAIVE_LIMIT, QUESTIONS
+    from .visionllm_asking import LIMIT, NAIVE_LIMIT, QUESTIONS
 
     rounds = Rounds()
     same = asking.answer(QUESTIONS[:1], NAIVE_LIMIT)[1][0] == asking.answer_without_cache(QUESTIONS[0])[1]
@@ -118,15 +149,23 @@ def measure_writing(asking, repeat: int, say: Say) -> dict:
         rounds.note("together", times=times)
         rounds.note("naive", times=asking.answer_without_cache(QUESTIONS[0])[0])
         say(f"  round {number} of {repeat}")
-    return {"limit": LIMIT, "naive_limit": NAIVE_LIMIT, "same_text": same, "same_texts": sum(a == b for a, b in zip(texts, together, strict=True)),
-            "questions": len(QUESTIONS), **{name: rounds.median(name) for name in ("cached", "naive", "apart", "together")}}
+    return {
+        "limit": LIMIT,
+        "naive_limit": NAIVE_LIMIT,
+        "same_text": same,
+        "same_texts": sum(a == b for a, b in zip(texts, together, strict=True)),
+        "questions": len(QUESTIONS),
+        **{name: rounds.median(name) for name in ("cached", "naive", "apart", "together")},
+    }
 
 
 def profiles(asking, say: Say) -> dict:
     """What a second question to a decoder and an answer in words spend their time on."""
-    from bench.visionllm_asking import PHRASES, QUESTIONS, VIEWS
+    from .visionllm_asking import PHRASES, QUESTIONS, VIEWS
 
     say("profiles")
     asking.question(VIEWS[-1], PHRASES[0], fresh=False, decode=False)  # the picture may be forgotten by now
-    return {"second": profiled(lambda: asking.question(VIEWS[-1], PHRASES[1], fresh=False, decode=True)),
-            "answer": profiled(lambda: asking.answer(QUESTIONS[:1]))}
+    return {
+        "second": profiled(lambda: asking.question(VIEWS[-1], PHRASES[1], fresh=False, decode=True)),
+        "answer": profiled(lambda: asking.answer(QUESTIONS[:1])),
+    }

@@ -1,4 +1,5 @@
 """Questions about one picture: to decoders and in words, as the nodes ask them, and in words without a cache."""
+
 from __future__ import annotations
 
 import time
@@ -8,23 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mulan_nodes.visionllm_nodes.model import answers, perception
+from mulan_nodes.visionllm_nodes.model import prompt_templates as conversation
+from mulan_nodes.visionllm_nodes.model.prefill import View, ask, prompt_of, remember, split, tokens_of
+from mulan_nodes.visionllm_nodes.model.prompt_templates import Turn
+from mulan_nodes.visionllm_nodes.model.special_tokens import PATCH, REGION
+from mulan_nodes.visionllm_nodes.model.super_link import read
+from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
+from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
-from bench.worker import timed
-from pack.visionllm_nodes.model import answers, conversation, perception
-from pack.visionllm_nodes.model.conversation import Turn
-from pack.visionllm_nodes.model.loading import load_visionllm
-from pack.visionllm_nodes.model.looking import View, ask, prompt_of, remember, split, tokens_of
-from pack.visionllm_nodes.model.super_link import read
-from pack.visionllm_nodes.model.tokens import PATCH, REGION
-from pack.visionllm_nodes.model.visionllm import Prompt
+from .worker import timed
 
 Times = dict[str, float]  # cpu and wall, seconds
 
 VIEWS = (1, 5)
 PARTS = ("tower", "language", "grounding")
 PHRASES = ("red circle", "blue square present in the image")
-QUESTIONS = ("Where is the red circle in the image?", "Can you identify the blue square?", "What are the results for the user?",
-             "Where can we locate the square and the circle?")
+QUESTIONS = (
+    "Where is the red circle in the image?",
+    "Can you identify the blue square?",
+    "What are the results for the user?",
+    "Where can we locate the square and the circle?",
+)
 LIMIT = 24
 NAIVE_LIMIT = 3  # each of these tokens costs as much as a first question
 
@@ -37,7 +43,10 @@ class Asking:
         scale = self.loaded.settings.tower / 336
         noise = np.random.default_rng(1)
         sizes = {1: (240, 320), 5: (480, 640)}
-        self.pictures = {views: noise.integers(0, 256, (*(round(side * scale) for side in size), 3), dtype=np.uint8) for views, size in sizes.items()}
+        self.pictures = {
+            views: noise.integers(0, 256, (*(round(side * scale) for side in size), 3), dtype=np.uint8)
+            for views, size in sizes.items()
+        }
 
     @torch.no_grad()
     def question(self, views: int, phrase: str, *, fresh: bool, decode: bool) -> dict[str, Times]:
@@ -45,11 +54,13 @@ class Asking:
 
         `fresh`: with nothing remembered.
         """
+
         def work():
             if decode:
                 perception.ground(self.loaded, self.pictures[views], phrase)
             else:
                 ask(self.loaded, View(self.loaded, self.pictures[views]), [conversation.grounding(phrase)])
+
         if fresh:
             self.loaded.memory.clear()
         with self._timing_parts() as parts:
@@ -70,8 +81,10 @@ class Asking:
             def leave(*_):
                 times[name]["cpu"] += time.process_time() - started["cpu"]
                 times[name]["wall"] += time.perf_counter() - started["wall"]
+
             module = getattr(self.loaded.model, name)
             handles.extend((module.register_forward_pre_hook(enter), module.register_forward_hook(leave)))
+
         for name in PARTS:
             watch(name)
         try:
@@ -89,7 +102,7 @@ class Asking:
     def error(self, views: int, phrase: str) -> float:
         """What the decoder is asked with, behind the cache and in one pass over the whole prompt: how they differ, relative to the largest value."""
         turn = conversation.grounding(phrase)
-        behind, = ask(self.loaded, View(self.loaded, self.pictures[views]), [turn])
+        (behind,) = ask(self.loaded, View(self.loaded, self.pictures[views]), [turn])
         ids = self._prompt(views, turn)
         prompt = self._whole(views, ids)
         states, _ = self.loaded.model.read([prompt], self.loaded.ids[PATCH], self.loaded.ids[REGION])
@@ -101,27 +114,32 @@ class Asking:
     def answer(self, questions: Sequence[str], limit: int = LIMIT) -> tuple[Times, list[str]]:
         """Answers side by side, of exactly `limit` tokens each, to the picture of one view, which is remembered."""
         turns = [conversation.chat(question) for question in questions]
-        times, replies = timed(lambda: answers.answer(self.loaded, [self.pictures[1]], turns, limit=limit, choose=self._word))
+        times, replies = timed(
+            lambda: answers.answer(self.loaded, [self.pictures[1]], turns, limit=limit, choose=self._word)
+        )
         return times, [reply.text for reply in replies]
 
     @torch.no_grad()
     def answer_without_cache(self, question: str, limit: int = NAIVE_LIMIT) -> tuple[Times, str]:
         """The loop that passes over the whole prompt for every token. It too sees the picture once, and makes logits of the last place only."""
-        turn, = conversation.chat(question)
+        (turn,) = conversation.chat(question)
         prompt = self._prompt(1, turn)
         ids = list(prompt)
 
         def work():
             for _ in range(limit):
-                states, _ = self.loaded.model.read([self._whole(1, ids)], self.loaded.ids[PATCH], self.loaded.ids[REGION])
+                states, _ = self.loaded.model.read(
+                    [self._whole(1, ids)], self.loaded.ids[PATCH], self.loaded.ids[REGION]
+                )
                 ids.append(int(self._word(self.loaded.model.language.logits(states[:, -1]))))
+
         times, _ = timed(work)
-        return times, self.loaded.tokenizer.decode(ids[len(prompt):], special=True).strip()
+        return times, self.loaded.tokenizer.decode(ids[len(prompt) :], special=True).strip()
 
     def _word(self, logits: torch.Tensor) -> torch.Tensor:
         """The likeliest of the tokenizer's own pieces: random weights would end the answer at any time, or write what has no text."""
         first = 1 + max(self.loaded.tokenizer.bos, self.loaded.tokenizer.eos, self.loaded.tokenizer.unk)
-        return logits[:, first:self.loaded.tokenizer.base_size].argmax(dim=-1) + first
+        return logits[:, first : self.loaded.tokenizer.base_size].argmax(dim=-1) + first
 
     def _prompt(self, views: int, turn: Turn) -> list[int]:
         return prompt_of(self.loaded, [turn], [tokens_of(self.loaded, View(self.loaded, self.pictures[views]))])

@@ -1,14 +1,14 @@
 """Two parts of the decoders beside how others compute them: deformable attention, and the branch that makes masks."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from mulan_nodes.visionllm_nodes.model.deformable_attention import sample_pyramid
+from mulan_nodes.visionllm_nodes.model.grounding_decoder import Grounding, GroundingDecoder
 from transformers.models.grounding_dino.modeling_grounding_dino import MultiScaleDeformableAttention
-
-from pack.visionllm_nodes.model.deformable import sample_pyramid
-from pack.visionllm_nodes.model.grounding import Grounding, GroundingDecoder
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,27 @@ class Compared:
 def deformable_attention(canvas: Canvas) -> Compared:
     """Every cell of the pyramid looks at points around itself, as in the encoder: spread over about two cells of each level."""
     random = torch.Generator().manual_seed(1)
-    cells = [torch.stack(torch.meshgrid(*((torch.arange(side) + 0.5) / side for side in level), indexing="ij")[::-1], -1).flatten(0, 1)
-             for level in canvas.levels]
+    cells = [
+        torch.stack(
+            torch.meshgrid(*((torch.arange(side) + 0.5) / side for side in level), indexing="ij")[::-1], -1
+        ).flatten(0, 1)
+        for level in canvas.levels
+    ]
     centres = torch.cat(cells)[None, :, None, None, None]
     count, shape = centres.shape[1], (canvas.heads, len(canvas.levels), canvas.points)
     sizes = torch.tensor([(columns, rows) for rows, columns in canvas.levels], dtype=torch.float32)
     points = centres + 2 * torch.randn(1, count, *shape, 2, generator=random) / sizes[:, None]
-    weights = torch.randn(1, count, canvas.heads, len(canvas.levels) * canvas.points, generator=random).softmax(-1).unflatten(-1, shape[1:])
+    weights = (
+        torch.randn(1, count, canvas.heads, len(canvas.levels) * canvas.points, generator=random)
+        .softmax(-1)
+        .unflatten(-1, shape[1:])
+    )
     value = torch.randn(1, count, canvas.heads, canvas.channels, generator=random)
     theirs = MultiScaleDeformableAttention()
-    return Compared(lambda: sample_pyramid(value, canvas.levels, points, weights),
-                    lambda: theirs(value, sizes.flip(-1).long(), list(canvas.levels), None, points, weights, 64))
+    return Compared(
+        lambda: sample_pyramid(value, canvas.levels, points, weights),
+        lambda: theirs(value, sizes.flip(-1).long(), list(canvas.levels), None, points, weights, 64),
+    )
 
 
 def masks(decoder: GroundingDecoder, canvas: Canvas, *, with_features: bool) -> Compared:
@@ -57,7 +67,7 @@ def masks(decoder: GroundingDecoder, canvas: Canvas, *, with_features: bool) -> 
     config = decoder.config
     rows, columns = canvas.levels[0]
     states = torch.randn(config.layers, 1, config.queries, config.width, generator=random)
-    index = torch.randperm(config.queries, generator=random)[None, :canvas.chosen]
+    index = torch.randperm(config.queries, generator=random)[None, : canvas.chosen]
     finest = torch.randn(1, decoder.backbone.widths[0], 2 * rows, 2 * columns, generator=random)
     encoded = torch.randn(1, config.width, rows, columns, generator=random)
     made = torch.randn(1, config.mask_width, 2 * rows, 2 * columns, generator=random)
@@ -72,4 +82,5 @@ def masks(decoder: GroundingDecoder, canvas: Canvas, *, with_features: bool) -> 
         of_picture = features()
         decoder.mask_logits(decoder.contents[None], of_picture)
         return [decoder.mask_logits(layer, of_picture) for layer in states]
+
     return Compared(ours, theirs, lambda layers: layers[-1][:, index[0]])

@@ -1,4 +1,5 @@
 """Random weights of VisionLLM v2 7B as a published folder: every width of the real one, few of its layers, and a small vocabulary's tokenizer."""
+
 from __future__ import annotations
 
 import json
@@ -10,9 +11,9 @@ from math import prod
 from pathlib import Path
 
 import torch
-from random_visionllm import PARITY, sentencepiece_model
+from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsStream, Slot
 
-from mulan.safetensors_stream import SafetensorsStream, Slot
+from ..random_checkpoints.visionllm import PARITY, sentencepiece_model
 
 RECIPE = "1"  # part of the folder's name: raise it when what is written here changes
 MANIFEST = PARITY / "manifests" / "visionllm" / "visionllmv2_7b_swin_t.json"
@@ -45,7 +46,9 @@ def write_published(cache: Path, depth: Depth, say: Say) -> Path:
         say(f"files: {folder.name}, {4 * sum(map(prod, shapes.values())) / 1e9:.1f} GB")
         (folder / "config.json").write_text("{}", "utf-8")
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(PIECES))
-        with SafetensorsStream(weights, {name: Slot(torch.float32, shape) for name, shape in shapes.items()}, {"format": "pt"}) as file:
+        with SafetensorsStream(
+            weights, {name: Slot(torch.float32, shape) for name, shape in shapes.items()}, {"format": "pt"}
+        ) as file:
             for name, shape in shapes.items():
                 file.write(name, random_tensor(name, shape))
     return folder
@@ -58,6 +61,7 @@ def kept_shapes(manifest: dict, depth: Depth) -> dict[str, tuple[int, ...]]:
         if name.startswith(LEFT_OUT) or name.endswith(_RECOMPUTED) or name in manifest["aliases"]:
             return False
         return layer is None or int(layer[2]) < most[layer[1]]
+
     return {name: tuple(shape) for name, shape in manifest["tensors"].items() if kept(name)}
 
 

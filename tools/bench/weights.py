@@ -2,6 +2,7 @@
 
 Written once and streamed tensor by tensor, so that the files may be larger than the memory.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,14 +15,13 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-
-from mulan.adapter import AdapterShape, LanguageAdapter, to_published
-from mulan.quantise import FORMATS, pieces, slots
-from mulan.safetensors_stream import SafetensorsStream, Slot
+from mulan_nodes.mulan.checkpoints.quantization import FORMATS, pieces, slots
+from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsStream, Slot
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 
 RECIPE = "1"  # part of the folder's name: raise it when what is written here changes
-SHARD_BYTES = 2 * 10 ** 9
-TOKENIZER = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer"
+SHARD_BYTES = 2 * 10**9
+TOKENIZER = Path(__file__).resolve().parents[2] / "tests" / "parity" / "goldens" / "mulan" / "tokenizer"
 
 Say = Callable[[str], None]
 
@@ -42,17 +42,17 @@ class Sizes:
     @property
     def layer_parameters(self) -> int:
         """Of one decoder layer that text uses."""
-        return 4 * self.width ** 2 + 3 * self.width * self.feed_forward + 2 * self.width
+        return 4 * self.width**2 + 3 * self.width * self.feed_forward + 2 * self.width
 
     @property
     def unused_parameters(self) -> int:
         """Of the cross-attention that text never uses, per decoder layer; every second one has it."""
-        return (2 * self.width ** 2 + 2 * self.width * 3200 + self.width + 3200) // 2
+        return (2 * self.width**2 + 2 * self.width * 3200 + self.width + 3200) // 2
 
     @property
     def matrix_flop_per_row(self) -> int:
         """Of the linear layers, all layers, one row."""
-        return 2 * self.layers * (4 * self.width ** 2 + 3 * self.width * self.feed_forward)
+        return 2 * self.layers * (4 * self.width**2 + 3 * self.width * self.feed_forward)
 
     @property
     def name(self) -> str:
@@ -73,26 +73,47 @@ def write_published(folder: Path, sizes: Sizes, dtype: torch.dtype, vision: bool
 
     vision: with the vision tower's share of so many layers (zeros; nobody computes with them, but mulankit opens those shards too).
     """
+
     def fill(partial: Path) -> None:
         config = {
-            "model_type": "internvl", "architectures": ["InternVLModel"], "clip_embed_dim": 768, "num_query_token": 96,
-            "cross_attention_frequency": 2, "use_qllama_lora": 0, "use_backbone_lora": 0,
+            "model_type": "internvl",
+            "architectures": ["InternVLModel"],
+            "clip_embed_dim": 768,
+            "num_query_token": 96,
+            "cross_attention_frequency": 2,
+            "use_qllama_lora": 0,
+            "use_backbone_lora": 0,
             "qllama_config": {
-                "model_type": "llama", "vocab_size": sizes.vocabulary, "hidden_size": sizes.width, "intermediate_size": sizes.feed_forward,
-                "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
-                "hidden_act": "silu", "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+                "model_type": "llama",
+                "vocab_size": sizes.vocabulary,
+                "hidden_size": sizes.width,
+                "intermediate_size": sizes.feed_forward,
+                "num_hidden_layers": sizes.layers,
+                "num_attention_heads": sizes.heads,
+                "rms_norm_eps": 1e-6,
+                "max_position_embeddings": 2048,
+                "hidden_act": "silu",
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
             },
         }
         (partial / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             shutil.copy(TOKENIZER / name, partial)
         (partial / "tokenizer.model").write_bytes(sentencepiece_model(sizes.vocabulary))
-        tensors = [*_text_tensors(sizes, dtype, "qllama."), *_unused_text_tensors(sizes, dtype), *(_vision_tensors(sizes, dtype) if vision else ())]
+        tensors = [
+            *_text_tensors(sizes, dtype, "qllama."),
+            *_unused_text_tensors(sizes, dtype),
+            *(_vision_tensors(sizes, dtype) if vision else ()),
+        ]
         shards, weight_map = list(_shards(tensors)), {}
         for number, shard in enumerate(shards, 1):
             name = f"model-{number:05}-of-{len(shards):05}.safetensors"
             say(f"  {folder.name}/{name}, {sum(tensor.slot.size for tensor in shard) / 1e9:.1f} GB")
-            with SafetensorsStream(partial / name, {tensor.name: tensor.slot for tensor in shard}, {"format": "pt"}) as file:
+            with SafetensorsStream(
+                partial / name, {tensor.name: tensor.slot for tensor in shard}, {"format": "pt"}
+            ) as file:
                 for tensor in shard:
                     file.write(tensor.name, tensor.make())
             weight_map |= {tensor.name: name for tensor in shard}
@@ -104,11 +125,15 @@ def write_published(folder: Path, sizes: Sizes, dtype: torch.dtype, vision: bool
 
 def write_adapter(folder: Path, sizes: Sizes) -> Path:
     """A random SD1.5 adapter as published: a flat state dict in a .pth. mulankit reads the family from its name."""
+
     def fill(partial: Path) -> None:
         torch.manual_seed(1)
         adapter = LanguageAdapter(AdapterShape(text_width=sizes.width, width=768, queries=120, feed_forward=3072))
         torch.nn.init.normal_(adapter.queries)
-        torch.save({name: tensor.clone() for name, tensor in to_published(adapter.state_dict()).items()}, partial / "sd15_adapter.pth")
+        torch.save(
+            {name: tensor.clone() for name, tensor in to_published(adapter.state_dict()).items()},
+            partial / "sd15_adapter.pth",
+        )
 
     return _once(folder, fill) / "sd15_adapter.pth"
 
@@ -126,7 +151,9 @@ def write_own(path: Path, sizes: Sizes, form: str, say: Say) -> Path:
     with SafetensorsStream(path, layout, metadata) as file:
         file.write("spiece_model", torch.frombuffer(bytearray(model), dtype=torch.uint8))
         for tensor in _text_tensors(replace(sizes, layers=1), torch.float16, ""):
-            for name, rows, first in pieces(tensor.name, tensor.make(), quantisation if _is_matrix(tensor.name) else None):
+            for name, rows, first in pieces(
+                tensor.name, tensor.make(), quantisation if _is_matrix(tensor.name) else None
+            ):
                 numbers = range(sizes.layers) if name.startswith(stem) else (0,)
                 for number in numbers:
                     file.write(name.replace(stem, f"model.layers.{number}.", 1), rows, first)
@@ -196,8 +223,11 @@ def _vision_tensors(sizes: Sizes, dtype: torch.dtype) -> Iterator[Tensor]:
         yield _zeros(f"{stem}.mlp.fc2.weight", (3200, 12800), dtype)
 
 
-def _random(name: str, shape: tuple[int, ...], dtype: torch.dtype, offset: float = 0.0, scale: float | None = None) -> Tensor:
+def _random(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, offset: float = 0.0, scale: float | None = None
+) -> Tensor:
     """Normal values; a matrix's keep the size of what goes through it."""
+
     def make() -> torch.Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         values = torch.randn(shape, generator=generator).mul_(scale or shape[-1] ** -0.5).add_(offset)

@@ -2,6 +2,7 @@
 
 `Worker` is the end that gives orders, `serve` the end that takes them. Both sides measure with the same functions.
 """
+
 from __future__ import annotations
 
 import json
@@ -32,8 +33,14 @@ class Worker:
 
     def __enter__(self) -> Worker:
         with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                                             env={**os.environ, **self._environment}, encoding="utf-8")
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                encoding="utf-8",
+            )
         return self
 
     def __exit__(self, *_) -> None:
@@ -57,7 +64,14 @@ class Worker:
         answer = json.loads(line) if line else {"error": "the process ended"}
         if "error" in answer:
             end = self.log.read_text("utf-8", "replace").splitlines()[-20:]
-            raise WorkerFailed("\n".join([f"{self.name} could not {order}: {answer['error']}. The end of its log:", *("    " + line for line in end)]))
+            raise WorkerFailed(
+                "\n".join(
+                    [
+                        f"{self.name} could not {order}: {answer['error']}. The end of its log:",
+                        *("    " + line for line in end),
+                    ]
+                )
+            )
         return answer["answer"]
 
 
@@ -108,8 +122,15 @@ def profiled(work: Callable, rows: int = 6) -> list[dict]:
         work()
     events = sorted(profile.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
     whole = sum(event.self_cpu_time_total for event in events) or 1
-    return [{"operation": event.key, "calls": event.count, "seconds": event.self_cpu_time_total / 1e6, "share": event.self_cpu_time_total / whole}
-            for event in events[:rows]]
+    return [
+        {
+            "operation": event.key,
+            "calls": event.count,
+            "seconds": event.self_cpu_time_total / 1e6,
+            "share": event.self_cpu_time_total / whole,
+        }
+        for event in events[:rows]
+    ]
 
 
 def peak_bytes(work: Callable) -> int:

@@ -1,34 +1,71 @@
 """A VisionLLM v2 with random weights as a published folder: everything of the real one but its size and its wits."""
+
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from pathlib import Path
 
 import sentencepiece
 import torch
+from mulan_nodes.tests.parity.visionllm_case import Case
 from safetensors.torch import save_file
 
-PARITY = Path(__file__).parent / "parity"
+from ..comfyui import ROOT
+
+PARITY = ROOT / "tests" / "parity"
 PIECES = 320
 ADDED = 26
-ADDED_NAMES = ("[PAD]", "<image>", "<im_patch>", "<region>", "<img>", "</img>", "<reg>", "</reg>", "<det>", "</det>", "<grd>", "</grd>",
-               "[DET]", "[GRD]", "[SEG]", "[POSE]", "[GEN]", "[EDIT]")  # the [EMB]s follow
+ADDED_NAMES = (
+    "[PAD]",
+    "<image>",
+    "<im_patch>",
+    "<region>",
+    "<img>",
+    "</img>",
+    "<reg>",
+    "</reg>",
+    "<det>",
+    "</det>",
+    "<grd>",
+    "</grd>",
+    "[DET]",
+    "[GRD]",
+    "[SEG]",
+    "[POSE]",
+    "[GEN]",
+    "[EDIT]",
+)  # the [EMB]s follow
 SETTINGS = {"tiles": 4, "short": 96, "long": 160, "semantic_short": 96, "semantic_long": 160}
 
-WORDS = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to "
-         "the user's questions. USER: ASSISTANT: Can you analyze the image and identify the red circle, blue square present? Yes, here are the "
-         "results for in the image. Where can we locate the")
+WORDS = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to "
+    "the user's questions. USER: ASSISTANT: Can you analyze the image and identify the red circle, blue square present? Yes, here are the "
+    "results for in the image. Where can we locate the"
+)
 
 
 def sentencepiece_model(pieces: int) -> bytes:
     """A LLaMA-like tokenizer model of exactly so many pieces, with bytes for whatever its letters lack (at least 300)."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(WORDS.split() * 20), model_writer=model, vocab_size=pieces, model_type="bpe", byte_fallback=True,
-        normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False, character_coverage=1.0,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, hard_vocab_limit=False, minloglevel=2, num_threads=1)
+        sentence_iterator=iter(WORDS.split() * 20),
+        model_writer=model,
+        vocab_size=pieces,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+    )
     return model.getvalue()
 
 
@@ -37,41 +74,65 @@ def checkpoint(folder: Path, mappers: bool = False, writes: str | None = None, *
 
     `mappers`: also those to Stable Diffusion and InstructPix2Pix. `writes`: the added token that it answers everything with, again and again.
     """
-    spec = importlib.util.spec_from_file_location("visionllm_case", PARITY / "visionllm_case.py")
-    cases = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cases)
-    golden = cases.Case(PARITY / "goldens" / "visionllm", "model")
+    golden = Case(PARITY / "goldens" / "visionllm", "model")
     known, manifest = golden.facts["config"], dict(golden.facts["weights"])
     tokenizer = sentencepiece_model(PIECES)
     rows = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).get_piece_size() + ADDED
-    words = {name: [rows, shape[1]] for name, shape in manifest["tensors"].items() if name in ("llm.model.embed_tokens.weight", "llm.lm_head.weight")}
+    words = {
+        name: [rows, shape[1]]
+        for name, shape in manifest["tensors"].items()
+        if name in ("llm.model.embed_tokens.weight", "llm.lm_head.weight")
+    }
     manifest["tensors"] = {**manifest["tensors"], **words}
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous().clone() for name, tensor in golden.weights(manifest).items()}
     if mappers:
-        tensors |= {f"{part}.{name}": tensor for part in ("sd", "ip2p") for name, tensor in mapper(known["llm"]["hidden_size"]).items()}
+        tensors |= {
+            f"{part}.{name}": tensor
+            for part in ("sd", "ip2p")
+            for name, tensor in mapper(known["llm"]["hidden_size"]).items()
+        }
     if writes:
         make_write(tensors, rows - ADDED + ADDED_NAMES.index(writes))
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({
-        **known["model"], "llm_config": known["llm"], "vis_encoder_config": known["clip"], "unipose_config": known["unipose"],
-        "gdino_config": {**known["gdino"], "backbone_config": known["gdino_backbone"]}, "picture_settings": SETTINGS, **told,
-    }), "utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                **known["model"],
+                "llm_config": known["llm"],
+                "vis_encoder_config": known["clip"],
+                "unipose_config": known["unipose"],
+                "gdino_config": {**known["gdino"], "backbone_config": known["gdino_backbone"]},
+                "picture_settings": SETTINGS,
+                **told,
+            }
+        ),
+        "utf-8",
+    )
     (folder / "tokenizer.model").write_bytes(tokenizer)
     return folder
 
 
 def mapper(width: int) -> dict[str, torch.Tensor]:
     """Random tensors of a mapper from states of this width, under upstream's names."""
-    from mulan.adapter import AdapterShape, LanguageAdapter, to_published
+    from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 
-    made = to_published(LanguageAdapter(AdapterShape(text_width=width, width=768, queries=77, feed_forward=64)).state_dict())
+    made = to_published(
+        LanguageAdapter(AdapterShape(text_width=width, width=768, queries=77, feed_forward=64)).state_dict()
+    )
     generator = torch.Generator().manual_seed(0)
-    renamed = {name.replace("proj.", "emb_proj.", 1) if name.startswith("proj.") else name.replace("transformer.", "llm2sd_mapper.", 1): tensor
-               for name, tensor in made.items()}
+    renamed = {
+        name.replace("proj.", "emb_proj.", 1)
+        if name.startswith("proj.")
+        else name.replace("transformer.", "llm2sd_mapper.", 1): tensor
+        for name, tensor in made.items()
+    }
     renamed["llm2sd_mapper_queries"] = renamed.pop("queries")
-    return {name: torch.randn(tensor.shape, generator=generator) * 0.05 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            for name, tensor in renamed.items()}
+    return {
+        name: torch.randn(tensor.shape, generator=generator) * 0.05
+        + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        for name, tensor in renamed.items()
+    }
 
 
 def make_write(tensors: dict[str, torch.Tensor], id: int) -> None:

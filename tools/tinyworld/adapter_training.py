@@ -1,4 +1,5 @@
 """Trains the tiny MuLan adapter with the project's own trainer: English captions of the pairs that are not held out, nothing else."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
+from mulan_nodes.mulan.training import trainer as train
 from transformers import LlamaModel
 
-from .. import train
-from ..adapter import LanguageAdapter
 from . import captions, narrow, world
 from .base_training import Base, alphas_cumprod, latents_of, score_of
 from .stages import SEED, draw_corpus
@@ -54,14 +55,14 @@ class TextStates:
 
     def _end(self, text: str) -> int:
         """The row of eos."""
-        row, = token_rows(self.tokenizer, [text])
+        (row,) = token_rows(self.tokenizer, [text])
         return len(row) - 1 - (PREFIX_PIECES if text.startswith(PREFIX) else 0)
 
     @torch.no_grad()
     def _encode(self, text: str) -> torch.Tensor:
-        row, = token_rows(self.tokenizer, [text])
+        (row,) = token_rows(self.tokenizer, [text])
         states = states_of(self.model, [row], torch.arange(len(row), WINDOW))[0]
-        return torch.cat([states[:1], states[1 + PREFIX_PIECES:]]) if text.startswith(PREFIX) else states[: self.ROWS]
+        return torch.cat([states[:1], states[1 + PREFIX_PIECES :]]) if text.startswith(PREFIX) else states[: self.ROWS]
 
 
 class Examples(torch.utils.data.Dataset):
@@ -79,24 +80,42 @@ class Examples(torch.utils.data.Dataset):
         picture = index // CAPTIONS_PER_PICTURE
         thing, variant = divmod(picture, self.variants)
         text = captions.caption(world.SEEN_THINGS[thing], "en", rng, captions.choose_attributes(rng, drop=0.25))
-        return {"latent": self.latents[thing, variant], "caption": text if rng.random() < UNPREFIXED_SHARE else PREFIX + text}
+        return {
+            "latent": self.latents[thing, variant],
+            "caption": text if rng.random() < UNPREFIXED_SHARE else PREFIX + text,
+        }
 
 
 def train_adapter(
-    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 2000,
+    work_dir: Path,
+    autoencoder: narrow.TinyAutoencoder,
+    text_encoder: LlamaModel,
+    base: Base,
+    steps: int = 2000,
 ) -> LanguageAdapter:
     """Leaves adapter/adapter.safetensors (published names, narrow, float32) in `work_dir`.
 
     An interrupted run goes on from its last state, with other noise on the words than it would have had.
     """
-    text_states = TextStates(text_encoder, sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model")))
+    text_states = TextStates(
+        text_encoder, sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model"))
+    )
     base.requires_grad_(False)
     torch.manual_seed(SEED)
     adapter = narrow.adapter()
     train.initialise(adapter, SEED)
     settings = train.TrainSettings(
-        steps=steps, batch_size=32, learning_rate=1.5e-3, seed=SEED, high_noise_share=0.4, high_noise_weight=True, ema=0.995,
-        save_every=500, validate_every=1000, out_dir=work_dir / "adapter", result_dtype="fp32",
+        steps=steps,
+        batch_size=32,
+        learning_rate=1.5e-3,
+        seed=SEED,
+        high_noise_share=0.4,
+        high_noise_weight=True,
+        ema=0.995,
+        save_every=500,
+        validate_every=1000,
+        out_dir=work_dir / "adapter",
+        result_dtype="fp32",
     )
 
     def report(step, steps, loss, seconds_left):
@@ -105,15 +124,26 @@ def train_adapter(
 
     def validate(step, adapter):
         for language in captions.LANGUAGES if step == steps else ("en", "zh", "hi"):
-            print(f"adapter: {language}: {adapter_score(autoencoder, text_states, base, adapter, language)}", flush=True)
+            print(
+                f"adapter: {language}: {adapter_score(autoencoder, text_states, base, adapter, language)}", flush=True
+            )
 
     return train.train_adapter(
-        adapter, base, text_states.disturbed, Examples(autoencoder), alphas_cumprod(), settings, report=report, validate=validate, resume=True,
+        adapter,
+        base,
+        text_states.disturbed,
+        Examples(autoencoder),
+        alphas_cumprod(),
+        settings,
+        report=report,
+        validate=validate,
+        resume=True,
     )
 
 
 def adapter_score(autoencoder, text_states: TextStates, base: Base, adapter: LanguageAdapter, language: str) -> str:
     """See `score_of`, through the multilingual text encoder and the adapter."""
+
     def context_of(texts):
         return adapter(text_states([text and PREFIX + text for text in texts]))
 

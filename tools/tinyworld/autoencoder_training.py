@@ -1,4 +1,5 @@
 """Trains the tiny autoencoder between pictures and latents."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -57,7 +58,10 @@ def autoencoder_score(model: narrow.TinyAutoencoder) -> str:
     """How many restored pictures, drawn anew, read as what was drawn."""
     pictures = draw_corpus(SEED + 1, variants=4)
     restored = as_pictures(model.taesd_decoder(model.taesd_encoder(as_input(pictures.flatten(0, 1)))))
-    readings = [(world.read(picture), thing) for picture, thing in zip(restored, [thing for thing in world.THINGS for _ in range(4)])]
+    readings = [
+        (world.read(picture), thing)
+        for picture, thing in zip(restored, [thing for thing in world.THINGS for _ in range(4)])
+    ]
     right = np.mean([reading.agrees(thing) for reading, thing in readings])
     strictly = np.mean([reading.agrees_strictly(thing) for reading, thing in readings])
     return f"colour and shape right in {right:.3f} of restored pictures, strictly in {strictly:.3f}"

@@ -1,4 +1,5 @@
 """Trains the tiny diffusion base: a UNet and its own English CLIP together, on the latents of the tiny autoencoder."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -6,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mulan_nodes.mulan.training import trainer as adapter_training
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer
 
-from .. import train as adapter_training
 from . import captions, narrow, world
 from .stages import SEED, as_input, as_pictures, draw_corpus, is_finished, train_stage
 
 CLIP_ROWS = 77
 STEPS, CFG = 20, 4.0  # of the pictures that scores are taken from
-SETTINGS = adapter_training.TrainSettings(steps=1, batch_size=1, learning_rate=1.0, high_noise_share=0.4, high_noise_weight=True)
+SETTINGS = adapter_training.TrainSettings(
+    steps=1, batch_size=1, learning_rate=1.0, high_noise_share=0.4, high_noise_weight=True
+)
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -28,7 +31,9 @@ def clip_tokens() -> dict[str, list[int]]:
     """Every English caption -> its 77 ids in CLIP's own vocabulary, padded as SD1.5 pads. Needs ComfyUI's folder on the path."""
     comfy = importlib.util.find_spec("comfy")
     if comfy is None:
-        raise ModuleNotFoundError("the tiny base needs CLIP's vocabulary from ComfyUI, but sys.path has no module `comfy`: add ComfyUI's folder")
+        raise ModuleNotFoundError(
+            "the tiny base needs CLIP's vocabulary from ComfyUI, but sys.path has no module `comfy`: add ComfyUI's folder"
+        )
     tokenizer = CLIPTokenizer.from_pretrained(Path(comfy.submodule_search_locations[0]) / "sd1_tokenizer")
     texts = captions.all_captions(world.THINGS, "en")
     return dict(zip(texts, tokenizer(texts, padding="max_length", max_length=CLIP_ROWS)["input_ids"]))
@@ -73,14 +78,22 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
     def loss_of(rng):
         things = rng.integers(len(latents), size=32)
         clean = latents[things, rng.integers(latents.shape[1], size=32)]
-        texts = [captions.caption(world.THINGS[i], "en", rng, captions.choose_attributes(rng, drop=0.1)) for i in things]
+        texts = [
+            captions.caption(world.THINGS[i], "en", rng, captions.choose_attributes(rng, drop=0.1)) for i in things
+        ]
         texts = ["" if empty else text for empty, text in zip(rng.random(32) < 0.1, texts)]
         first = np.where(rng.random(32) < 0.4, 600, 0)
         timesteps = torch.from_numpy(rng.integers(first, 1000))
         noise = torch.randn_like(clean)
         noisy = adapter_training.add_noise(clean, noise, alphas[timesteps])
-        return adapter_training.diffusion_loss(model(noisy, timesteps, model.context(texts)), clean, noise, alphas[timesteps], SETTINGS.prediction,
-                                               SETTINGS.high_noise_weight)
+        return adapter_training.diffusion_loss(
+            model(noisy, timesteps, model.context(texts)),
+            clean,
+            noise,
+            alphas[timesteps],
+            SETTINGS.prediction,
+            SETTINGS.high_noise_weight,
+        )
 
     def score(copied):
         return score_of(autoencoder, copied, copied.context)
@@ -93,7 +106,9 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
 def score_of(autoencoder, denoiser, context_of, language: str = "en", empty: str = "") -> str:
     """One picture of every thing (DDIM, 20 steps, cfg 4), prompted in `language`, read back."""
     texts = [captions.full_caption(thing, language, i) for i, thing in enumerate(world.THINGS)]
-    latents = adapter_training.sample(denoiser, context_of(texts), context_of([empty]), alphas_cumprod(), STEPS, CFG, SEED, (4, 8, 8))
+    latents = adapter_training.sample(
+        denoiser, context_of(texts), context_of([empty]), alphas_cumprod(), STEPS, CFG, SEED, (4, 8, 8)
+    )
     readings = list(map(world.read, as_pictures(autoencoder.taesd_decoder(latents))))
 
     def share(holds, things=world.THINGS):

@@ -1,4 +1,5 @@
 """What the tiny InternVL that talks answers about pictures it has never seen."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -17,18 +18,28 @@ ASKED = (*KINDS, FOLLOWING, OF_TWO)
 LONGEST = 48  # tokens of an answer
 
 
-def examine(clip: comfy.sd.CLIP, languages: Sequence[str], things: Sequence[world.Thing], count: int, asked: Sequence[str] = ASKED,
-            on_language: Callable[[str], None] = lambda language: None) -> dict[str, dict[str, float]]:
+def examine(
+    clip: comfy.sd.CLIP,
+    languages: Sequence[str],
+    things: Sequence[world.Thing],
+    count: int,
+    asked: Sequence[str] = ASKED,
+    on_language: Callable[[str], None] = lambda language: None,
+) -> dict[str, dict[str, float]]:
     """Language -> kind of question -> the share of `count` answers that are right to the letter, about new drawings of the things."""
     found = {}
     for language in languages:
         rng = np.random.default_rng(SEED)
-        found[language] = {kind: float(np.mean([_is_right(clip, kind, language, things, rng) for _ in range(count)])) for kind in asked}
+        found[language] = {
+            kind: float(np.mean([_is_right(clip, kind, language, things, rng) for _ in range(count)])) for kind in asked
+        }
         on_language(language)
     return found
 
 
-def _is_right(clip: comfy.sd.CLIP, kind: str, language: str, things: Sequence[world.Thing], rng: np.random.Generator) -> bool:
+def _is_right(
+    clip: comfy.sd.CLIP, kind: str, language: str, things: Sequence[world.Thing], rng: np.random.Generator
+) -> bool:
     thing, other = (things[index] for index in rng.integers(len(things), size=2))
     drawn = [thing]
     history: list[Exchange] = []
@@ -43,10 +54,14 @@ def _is_right(clip: comfy.sd.CLIP, kind: str, language: str, things: Sequence[wo
     else:
         exchange = ask(thing, kind, language, rng, things)
     pictures = [torch.from_numpy(world.draw(each, rng)).float() / 255 for each in drawn]
-    return reply(clip, exchange.question, pictures, [(said.question, said.answer) for said in history]) == exchange.answer
+    return (
+        reply(clip, exchange.question, pictures, [(said.question, said.answer) for said in history]) == exchange.answer
+    )
 
 
-def reply(clip: comfy.sd.CLIP, question: str, pictures: Sequence[torch.Tensor] = (), history: Sequence[tuple[str, str]] = ()) -> str:
+def reply(
+    clip: comfy.sd.CLIP, question: str, pictures: Sequence[torch.Tensor] = (), history: Sequence[tuple[str, str]] = ()
+) -> str:
     """The most likely answer. Pictures [H, W, 3] float, 0 to 1."""
     tokens = clip.tokenize(question, pictures=pictures, history=history)
     return clip.decode(clip.generate(tokens, do_sample=False, max_length=LONGEST))

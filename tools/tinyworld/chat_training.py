@@ -2,14 +2,23 @@
 
 The language model is transformers' Qwen3, whose tensors have the published names; the tower and the projector are those that ComfyUI will run.
 """
+
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
+from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
+from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig
+from mulan_nodes.mulan.internvl.intern_vit_keys import sources as tower_sources
+from mulan_nodes.mulan.internvl_chat.chat_keys import LANGUAGE, PROJECTOR, VISION
+from mulan_nodes.mulan.internvl_chat.chat_language_model import LanguageConfig
+from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, Projector
+from mulan_nodes.mulan.internvl_chat.chat_preprocessing import tiles_of
+from mulan_nodes.mulan.internvl_chat.chat_template import END, SEEN, SEEN_END, SEEN_START, START, dialogue, with_places
+from mulan_nodes.mulan.internvl_chat.chat_tokenizer import PIECES
 from PIL import Image
 from safetensors.torch import load_file, save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -17,15 +26,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3Model
 
-from ..internvl.intern_vit import InternViT, InternViTConfig
-from ..internvl.published_vit import sources as tower_sources
-from ..internvl_chat.conversation import END, SEEN, SEEN_END, SEEN_START, START, dialogue, with_places
-from ..internvl_chat.language import LanguageConfig
-from ..internvl_chat.model import ChatConfig, Projector
-from ..internvl_chat.pictures import tiles_of
-from ..internvl_chat.published import LANGUAGE, PROJECTOR, VISION
-from ..internvl_chat.words import PIECES
-from ..tensor_files import CONFIG
 from . import world
 from .contrastive_training import as_seen, begin_tower, draw_anywhere
 from .stages import SEED, draw_corpus, is_finished, train_stage
@@ -33,8 +33,17 @@ from .talks import MOST, Talk, all_words, draw_talk, draw_talk_of_two
 from .whole_packs import CHAT
 
 ESTIMATE = "Training the tiny InternVL that talks takes about twenty minutes of one CPU core; interrupted, it goes on where it was."
-TOWER = InternViTConfig(width=96, feed_forward=192, layers=3, heads=6, patch=8, picture=world.PICTURE_SIZE, rms_norm=False, qk_norm=False,
-                        qkv_bias=True)
+TOWER = InternViTConfig(
+    width=96,
+    feed_forward=192,
+    layers=3,
+    heads=6,
+    patch=8,
+    picture=world.PICTURE_SIZE,
+    rms_norm=False,
+    qk_norm=False,
+    qkv_bias=True,
+)
 VOCABULARY = 1500  # of the byte-level BPE; the added tokens follow
 ADDED = ("<|endoftext|>", START, END, SEEN_START, SEEN_END, SEEN)
 WIDTH, LAYERS, HEADS, KEY_VALUE_HEADS, FEED_FORWARD = 128, 4, 4, 2, 320
@@ -76,28 +85,61 @@ class Seeing(nn.Module):
 
 
 def chat_config(vocabulary: int) -> ChatConfig:
-    return ChatConfig(TOWER, LanguageConfig(vocabulary, WIDTH, FEED_FORWARD, LAYERS, HEADS, KEY_VALUE_HEADS, WIDTH // HEADS, 1e-6, 1e4, LONGEST,
-                                            qk_norm=True, tied=True))
+    return ChatConfig(
+        TOWER,
+        LanguageConfig(
+            vocabulary,
+            WIDTH,
+            FEED_FORWARD,
+            LAYERS,
+            HEADS,
+            KEY_VALUE_HEADS,
+            WIDTH // HEADS,
+            1e-6,
+            1e4,
+            LONGEST,
+            qk_norm=True,
+            tied=True,
+        ),
+    )
 
 
 def language_model(vocabulary: int) -> Qwen3Model:
     config = chat_config(vocabulary).language
-    return Qwen3Model(Qwen3Config(
-        vocab_size=vocabulary, hidden_size=config.width, intermediate_size=config.feed_forward, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, num_key_value_heads=config.key_value_heads, head_dim=config.head, rms_norm_eps=config.norm_eps,
-        rope_theta=config.rope_theta, max_position_embeddings=LONGEST, use_cache=False,
-    ))
+    return Qwen3Model(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=config.width,
+            intermediate_size=config.feed_forward,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.key_value_heads,
+            head_dim=config.head,
+            rms_norm_eps=config.norm_eps,
+            rope_theta=config.rope_theta,
+            max_position_embeddings=LONGEST,
+            use_cache=False,
+        )
+    )
 
 
 def train_tokenizer() -> Tokenizer:
     """A byte-level BPE by Qwen2's rules, with the published special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator([*all_words(), SYSTEM, "system user assistant Image-1: Image-2: "], trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.train_from_iterator(
+        [*all_words(), SYSTEM, "system user assistant Image-1: Image-2: "],
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        ),
+    )
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in ADDED])
     return tokenizer
 
@@ -128,7 +170,7 @@ class Talker(nn.Module):
         answers, inside = [], False
         for number, id in enumerate(ids):
             answers.append(id if inside else -100)
-            inside = (inside and id != self._end) or ids[number + 1 - len(self._begin):number + 1] == self._begin
+            inside = (inside and id != self._end) or ids[number + 1 - len(self._begin) : number + 1] == self._begin
         words = self.language.embed_tokens(torch.tensor(ids))
         parts, wanted, begin = [], [], 0
         for place in [number for number, id in enumerate(ids) if id == self._seen]:
@@ -170,12 +212,20 @@ def _train(stage: str, work_dir: Path, model: nn.Module, make_loss, steps: int, 
 
 def _drawings() -> torch.Tensor:
     """uint8 [things, drawings, 3, S, S]: in the middle, then anywhere."""
-    return torch.cat((draw_corpus(SEED, things=world.SEEN_THINGS), draw_corpus(SEED + 1, things=world.SEEN_THINGS, draw=draw_anywhere)), dim=1)
+    return torch.cat(
+        (
+            draw_corpus(SEED, things=world.SEEN_THINGS),
+            draw_corpus(SEED + 1, things=world.SEEN_THINGS, draw=draw_anywhere),
+        ),
+        dim=1,
+    )
 
 
 def _seeing_loss(seeing: Seeing):
     pictures, things = _drawings(), world.SEEN_THINGS
-    numbers = {name: number for names in (world.PALETTE, world.SHAPES, world.SIZES) for number, name in enumerate(names)}
+    numbers = {
+        name: number for names in (world.PALETTE, world.SHAPES, world.SIZES) for number, name in enumerate(names)
+    }
     named = torch.tensor([[numbers[thing.colour], numbers[thing.shape], numbers[thing.size]] for thing in things])
 
     def loss_of(rng):
@@ -191,8 +241,15 @@ def _talking_loss(talker: Talker):
     pictures, things = _drawings(), world.SEEN_THINGS
     number_of = {thing: number for number, thing in enumerate(things)}
     seen = torch.stack([talker.seeing.tower(as_seen(of_thing))[0] for of_thing in pictures])[:, :, None]
-    enlarged = {times: torch.stack([torch.stack([_tiles_seen(talker, picture, times) for picture in of_thing[:TILED_DRAWINGS]])
-                                    for of_thing in pictures]) for times in (2, 3)}
+    enlarged = {
+        times: torch.stack(
+            [
+                torch.stack([_tiles_seen(talker, picture, times) for picture in of_thing[:TILED_DRAWINGS]])
+                for of_thing in pictures
+            ]
+        )
+        for times in (2, 3)
+    }
 
     def loss_of(rng):
         if rng.random() < ENLARGED:
@@ -203,7 +260,9 @@ def _talking_loss(talker: Talker):
         draw = draw_talk_of_two if rng.random() < TWO_PICTURES else draw_talk
         talks = [draw(rng, things, exchanges) for _ in range(count)]
         chosen = [states[number_of[thing], rng.integers(states.shape[1])] for talk in talks for thing in talk.things]
-        return talker.loss([prompt_of(talk, SYSTEM if rng.random() >= FORGOTTEN_SYSTEM else "") for talk in talks], chosen)
+        return talker.loss(
+            [prompt_of(talk, SYSTEM if rng.random() >= FORGOTTEN_SYSTEM else "") for talk in talks], chosen
+        )
 
     return loss_of
 
@@ -220,13 +279,25 @@ def write(talker: Talker, tokenizer: Tokenizer, path: Path) -> Path:
     seeing, language = talker.seeing, talker.language.config
     tower, projector = seeing.tower.state_dict(), seeing.projector.state_dict()
     tensors = {VISION + name: tower[ours] for ours, source in tower_sources(TOWER).items() for name in source.names}
-    tensors |= {f"{PROJECTOR}{number}.{kind}": projector[f"{ours}.{kind}"]
-                for ours, number in (("norm", 0), ("up", 1), ("out", 3)) for kind in ("weight", "bias")}
+    tensors |= {
+        f"{PROJECTOR}{number}.{kind}": projector[f"{ours}.{kind}"]
+        for ours, number in (("norm", 0), ("up", 1), ("out", 3))
+        for kind in ("weight", "bias")
+    }
     tensors |= {f"{LANGUAGE}model.{name}": tensor for name, tensor in talker.language.state_dict().items()}
     told = {
-        "model_type": "internvl_chat", "template": "internvl2_5", "system_message": SYSTEM, "vision_config": {"num_attention_heads": TOWER.heads},
-        "llm_config": {"model_type": "qwen3", "num_attention_heads": HEADS, "head_dim": WIDTH // HEADS, "rms_norm_eps": language.rms_norm_eps,
-                       "rope_theta": chat_config(VOCABULARY).language.rope_theta, "max_position_embeddings": LONGEST},
+        "model_type": "internvl_chat",
+        "template": "internvl2_5",
+        "system_message": SYSTEM,
+        "vision_config": {"num_attention_heads": TOWER.heads},
+        "llm_config": {
+            "model_type": "qwen3",
+            "num_attention_heads": HEADS,
+            "head_dim": WIDTH // HEADS,
+            "rms_norm_eps": language.rms_norm_eps,
+            "rope_theta": chat_config(VOCABULARY).language.rope_theta,
+            "max_position_embeddings": LONGEST,
+        },
     }
     halves = {name: tensor.half().contiguous().clone() for name, tensor in tensors.items()}
     halves["tokenizer.json"] = torch.frombuffer(bytearray(tokenizer.to_str().encode()), dtype=torch.uint8)

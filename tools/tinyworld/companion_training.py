@@ -3,6 +3,7 @@
 All three learn as those on the web did: beside a frozen base, on contexts of its own English CLIP. Nothing of MuLan takes part, so
 what they do under prompts in other languages is MuLan's doing.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mulan_nodes.mulan.training.diffusion import Denoiser, add_noise, diffusion_loss, sample
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..diffusion import Denoiser, add_noise, diffusion_loss, sample
 from . import captions, companions, scenes, world
 from .base_training import CFG, STEPS, Base, alphas_cumprod, latents_of
 from .companions import Shipped, read_shipped
@@ -47,7 +48,9 @@ class Captions:
 
     def __init__(self, shipped: Shipped):
         with torch.no_grad():
-            self.contexts = {text: shipped.base.context([text])[0] for text in captions.all_captions(world.THINGS, "en")}
+            self.contexts = {
+                text: shipped.base.context([text])[0] for text in captions.all_captions(world.THINGS, "en")
+            }
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         return torch.stack([self.contexts[text] for text in texts])
@@ -67,14 +70,19 @@ def draw_timesteps(rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(rng.integers(np.where(rng.random(BATCH) < HIGH_NOISE_SHARE, HIGH_NOISE_FROM, 0), 1000))
 
 
-def noise_loss(predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], clean: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def noise_loss(
+    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], clean: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
     """The diffusion loss of clean latents [BATCH, 4, 8, 8] under `predict` (x_t, t)."""
     timesteps = draw_timesteps(rng)
     alphas, noise = alphas_cumprod()[timesteps], torch.randn_like(clean)
-    return diffusion_loss(predict(add_noise(clean, noise, alphas), timesteps), clean, noise, alphas, "epsilon", weigh_high_noise=True)
+    return diffusion_loss(
+        predict(add_noise(clean, noise, alphas), timesteps), clean, noise, alphas, "epsilon", weigh_high_noise=True
+    )
 
 
 # --- the style: four small ones instead of one -----------------------------------------------------------------------------
+
 
 def train_pattern_lora(work_dir: Path, shipped: Shipped, contexts: Captions, steps: int = 600) -> None:
     """Under the caption of a thing, four of it. (Of drawn patterns the autoencoder itself restores .88 of the quarters readably.)"""
@@ -97,27 +105,45 @@ def train_pattern_lora(work_dir: Path, shipped: Shipped, contexts: Captions, ste
         with companions.applied(averaged, shipped.base.unet):
             return pattern_score(shipped)
 
-    train_stage("pattern_lora", work_dir, lora, loss_of, steps=steps, learning_rate=2e-3, average=0.99, score=score, score_every=250)
+    train_stage(
+        "pattern_lora",
+        work_dir,
+        lora,
+        loss_of,
+        steps=steps,
+        learning_rate=2e-3,
+        average=0.99,
+        score=score,
+        score_every=250,
+    )
 
 
 def draw_things(shipped: Shipped, context_of, language: str, denoiser: Denoiser | None = None) -> np.ndarray:
     """A picture of every pair that MuLan was trained with, uint8 [B, 64, 64, 3]."""
     texts = [captions.full_caption(thing, language, number) for number, thing in enumerate(SCORED)]
     with torch.no_grad():
-        latents = sample(denoiser or shipped.base, context_of(texts), context_of([""]), alphas_cumprod(), STEPS, CFG, SEED, (4, 8, 8))
+        latents = sample(
+            denoiser or shipped.base, context_of(texts), context_of([""]), alphas_cumprod(), STEPS, CFG, SEED, (4, 8, 8)
+        )
         return as_pictures(shipped.autoencoder.taesd_decoder(latents))
 
 
 def pattern_score(shipped: Shipped) -> str:
     said = []
-    for name, context_of, language in (("own CLIP", shipped.base.context, "en"), ("MuLan", shipped.mulan_context, "zh")):
+    for name, context_of, language in (
+        ("own CLIP", shipped.base.context, "en"),
+        ("MuLan", shipped.mulan_context, "zh"),
+    ):
         pictures = draw_things(shipped, context_of, language)
         right = np.mean([scenes.share_of_quarters(picture, thing) for picture, thing in zip(pictures, SCORED)])
-        said.append(f"{name} {language}: {np.mean(list(map(scenes.is_pattern, pictures))):.2f} are patterns, {right:.2f} of the quarters right")
+        said.append(
+            f"{name} {language}: {np.mean(list(map(scenes.is_pattern, pictures))):.2f} are patterns, {right:.2f} of the quarters right"
+        )
     return "; ".join(said)
 
 
 # --- four steps instead of twenty: the LCM LoRA ---------------------------------------------------------------------------
+
 
 def teacher_paths(shipped: Shipped, contexts: Captions, count: int, seed: int) -> dict[str, torch.Tensor]:
     """Where the base goes from noise, in `TEACHER_STEPS` steps of DDIM with its usual guidance.
@@ -137,15 +163,28 @@ def teacher_paths(shipped: Shipped, contexts: Captions, count: int, seed: int) -
     for start in (first, again):
         noise = torch.randn(ends.shape, generator=generator)
         begins = noise if start is first else add_noise(ends, noise, TEACHER_ALPHAS[start])
-        paths.append(torch.cat([_path(shipped.base, *of_batch, empty) for of_batch in zip(*(t.split(128) for t in (begins, start, told)))]))
+        paths.append(
+            torch.cat(
+                [
+                    _path(shipped.base, *of_batch, empty)
+                    for of_batch in zip(*(t.split(128) for t in (begins, start, told)))
+                ]
+            )
+        )
         ends = paths[-1][:, -1]
         print(f"lcm_lora: {len(ends)} of the teacher's paths", flush=True)
     numbers = {text: number for number, text in enumerate(contexts.contexts)}
-    return {"x": torch.cat(paths), "start": torch.cat([first, again]), "context": torch.tensor([numbers[text] for text in texts] * 2)}
+    return {
+        "x": torch.cat(paths),
+        "start": torch.cat([first, again]),
+        "context": torch.tensor([numbers[text] for text in texts] * 2),
+    }
 
 
 @torch.no_grad()
-def _path(base: Base, begins: torch.Tensor, start: torch.Tensor, told: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+def _path(
+    base: Base, begins: torch.Tensor, start: torch.Tensor, told: torch.Tensor, empty: torch.Tensor
+) -> torch.Tensor:
     """[B, 4, 8, 8] at the steps `start` -> [B, TEACHER_STEPS + 1, 4, 8, 8]."""
     x, points = begins, [begins]
     for step in range(TEACHER_STEPS):
@@ -185,7 +224,9 @@ def train_lcm_lora(work_dir: Path, shipped: Shipped, contexts: Captions, steps: 
         chosen = torch.from_numpy(rng.integers(len(paths["x"]), size=BATCH))
         at = torch.from_numpy(rng.integers(paths["start"][chosen], TEACHER_STEPS))
         with companions.applied(lora, shipped.base.unet):
-            ends = end_of_path(shipped.base, paths["x"][chosen, at], TEACHER_TIMESTEPS[at], context_table[paths["context"][chosen]])
+            ends = end_of_path(
+                shipped.base, paths["x"][chosen, at], TEACHER_TIMESTEPS[at], context_table[paths["context"][chosen]]
+            )
         error = ends - paths["x"][chosen, -1]
         return ((error.square() + HUBER**2).sqrt() - HUBER).mean()
 
@@ -193,7 +234,9 @@ def train_lcm_lora(work_dir: Path, shipped: Shipped, contexts: Captions, steps: 
         with companions.applied(averaged, shipped.base.unet):
             return lcm_score(shipped)
 
-    train_stage("lcm_lora", work_dir, lora, loss_of, steps=steps, learning_rate=1e-3, average=0.99, score=score, score_every=250)
+    train_stage(
+        "lcm_lora", work_dir, lora, loss_of, steps=steps, learning_rate=1e-3, average=0.99, score=score, score_every=250
+    )
 
 
 @torch.no_grad()
@@ -210,7 +253,10 @@ def draw_in_few_steps(shipped: Shipped, context: torch.Tensor, steps: int = 4) -
 
 def lcm_score(shipped: Shipped) -> str:
     said = []
-    for name, context_of, language in (("own CLIP", shipped.base.context, "en"), ("MuLan", shipped.mulan_context, "zh")):
+    for name, context_of, language in (
+        ("own CLIP", shipped.base.context, "en"),
+        ("MuLan", shipped.mulan_context, "zh"),
+    ):
         context = context_of([captions.full_caption(thing, language, number) for number, thing in enumerate(SCORED)])
         for steps in (1, 4):
             readings = map(world.read, draw_in_few_steps(shipped, context, steps))
@@ -221,6 +267,7 @@ def lcm_score(shipped: Shipped) -> str:
 
 # --- where the thing is to be: the ControlNet ------------------------------------------------------------------------------
 
+
 def train_layout_controlnet(work_dir: Path, shipped: Shipped, contexts: Captions, steps: int = 900) -> None:
     """The hint says where and how big, by any of the shapes; what is drawn there, only the prompt says."""
     torch.manual_seed(SEED)
@@ -228,18 +275,35 @@ def train_layout_controlnet(work_dir: Path, shipped: Shipped, contexts: Captions
         return
     rng = np.random.default_rng(SEED)
     places = [[scenes.Place.drawn(rng) for _ in range(PLACES)] for _ in PAIRS]
-    pictures = np.stack([[place.draw(colour, shape, rng) for place in of_pair] for (colour, shape), of_pair in zip(PAIRS, places)])
+    pictures = np.stack(
+        [[place.draw(colour, shape, rng) for place in of_pair] for (colour, shape), of_pair in zip(PAIRS, places)]
+    )
     latents = latents_of(shipped.autoencoder, torch.from_numpy(pictures).permute(0, 1, 4, 2, 3))
     net = companions.control_net(shipped.base.unet).to(memory_format=torch.channels_last)
 
     def loss_of(rng):
         pairs, chosen = rng.integers(len(PAIRS), size=BATCH), rng.integers(PLACES, size=BATCH)
-        hints = as_hints([places[pair][number].hint(str(rng.choice(world.SHAPES))) for pair, number in zip(pairs, chosen)])
+        hints = as_hints(
+            [places[pair][number].hint(str(rng.choice(world.SHAPES))) for pair, number in zip(pairs, chosen)]
+        )
         context = contexts.drawn(pairs, rng)
-        return noise_loss(lambda x, t: companions.controlled(shipped.base.unet, net, x, t, context, hints), latents[pairs, chosen], rng)
+        return noise_loss(
+            lambda x, t: companions.controlled(shipped.base.unet, net, x, t, context, hints),
+            latents[pairs, chosen],
+            rng,
+        )
 
-    train_stage("layout_controlnet", work_dir, net, loss_of, steps=steps, learning_rate=2e-3, average=0.99,
-                score=lambda averaged: layout_score(shipped, averaged), score_every=300)
+    train_stage(
+        "layout_controlnet",
+        work_dir,
+        net,
+        loss_of,
+        steps=steps,
+        learning_rate=2e-3,
+        average=0.99,
+        score=lambda averaged: layout_score(shipped, averaged),
+        score_every=300,
+    )
 
 
 def as_hints(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -257,9 +321,14 @@ def layout_score(shipped: Shipped, net: nn.Module) -> str:
         return companions.controlled(shipped.base.unet, net, x, timesteps, context, hints)
 
     said = []
-    for name, context_of, language in (("own CLIP", shipped.base.context, "en"), ("MuLan", shipped.mulan_context, "zh")):
+    for name, context_of, language in (
+        ("own CLIP", shipped.base.context, "en"),
+        ("MuLan", shipped.mulan_context, "zh"),
+    ):
         pictures = draw_things(shipped, context_of, language, denoiser)
         right = np.mean([world.read(picture).agrees(thing) for picture, thing in zip(pictures, SCORED)])
-        overlap = np.mean([place.overlap(thing.shape, picture) for place, thing, picture in zip(places, SCORED, pictures)])
+        overlap = np.mean(
+            [place.overlap(thing.shape, picture) for place, thing, picture in zip(places, SCORED, pictures)]
+        )
         said.append(f"{name} {language}: {right:.2f} right, intersection over union {overlap:.2f}")
     return "; ".join(said)

@@ -2,6 +2,7 @@
 
 Only training and tests need this; the files that come of it need nothing but the host.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,10 +14,10 @@ from pathlib import Path
 import sentencepiece
 import torch
 from diffusers import ControlNetModel
+from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter, from_published
 from safetensors.torch import load_file
 from torch import nn
 
-from ..adapter import LanguageAdapter, from_published
 from . import narrow, pack
 from .adapter_training import TextStates
 from .base_training import Base
@@ -42,10 +43,16 @@ class Shipped:
 
 
 def read_shipped(path: Path = pack.PACK) -> Shipped:
-    stored = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+    stored = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
+    }
 
     def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {name.removeprefix(prefix): pack.unscaled_queries(name, tensor) for name, tensor in stored.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): pack.unscaled_queries(name, tensor)
+            for name, tensor in stored.items()
+            if name.startswith(prefix)
+        }
 
     base, autoencoder, adapter, text = Base(), narrow.TinyAutoencoder(), narrow.adapter(), llama()
     unet = part(pack.UNET)
@@ -53,7 +60,9 @@ def read_shipped(path: Path = pack.PACK) -> Shipped:
     base.clip.load_state_dict(part(pack.CLIP))
     autoencoder.load_state_dict(part(pack.AUTOENCODER))
     adapter.load_state_dict(from_published(part("adapter.")))
-    text.load_state_dict({name: tensor for name, tensor in part("model.").items() if not name.startswith("diffusion_model.")})
+    text.load_state_dict(
+        {name: tensor for name, tensor in part("model.").items() if not name.startswith("diffusion_model.")}
+    )
     for model in (base, autoencoder, adapter):
         model.requires_grad_(False)
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=stored["spiece_model"].numpy().tobytes())
@@ -66,7 +75,9 @@ class LowRank(nn.Module):
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int = LORA_RANK):
         super().__init__()
         if isinstance(layer, nn.Conv2d):
-            self.lora_down = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False)
+            self.lora_down = nn.Conv2d(
+                layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False
+            )
             self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         else:
             self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
@@ -84,13 +95,17 @@ def lora(unet: nn.Module) -> nn.ModuleDict:
 
 
 def _lora_layers(unet: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    return {f"lora_unet_{name.replace('.', '_')}": layer for name, layer in unet.named_modules()
-            if name.startswith(("down_blocks.", "up_blocks.")) and isinstance(layer, (nn.Linear, nn.Conv2d))}
+    return {
+        f"lora_unet_{name.replace('.', '_')}": layer
+        for name, layer in unet.named_modules()
+        if name.startswith(("down_blocks.", "up_blocks.")) and isinstance(layer, (nn.Linear, nn.Conv2d))
+    }
 
 
 @contextmanager
 def applied(lora: nn.ModuleDict, unet: nn.Module) -> Iterator[None]:
     """Inside, the UNet computes with the LoRA at strength 1."""
+
     def hook(part):
         return lambda _, inputs, output: output + part(*inputs)
 
@@ -105,8 +120,14 @@ def applied(lora: nn.ModuleDict, unet: nn.Module) -> Iterator[None]:
 def control_net(unet: nn.Module) -> ControlNetModel:
     """A ControlNet for the narrow UNet, its encoder a copy of the UNet's: diffusers' class with padded norms."""
     net = ControlNetModel(
-        block_out_channels=(narrow.UNET_WIDTH,), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",), mid_block_type="UNetMidBlock2D",
-        cross_attention_dim=narrow.CONTEXT_WIDTH, attention_head_dim=8, norm_num_groups=32, conditioning_embedding_out_channels=HINT_WIDTHS,
+        block_out_channels=(narrow.UNET_WIDTH,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type="UNetMidBlock2D",
+        cross_attention_dim=narrow.CONTEXT_WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=32,
+        conditioning_embedding_out_channels=HINT_WIDTHS,
     )
     net.time_proj = unet.time_proj
     net.time_embedding.linear_1 = nn.Linear(narrow.UNET_FULL_WIDTH, 4 * narrow.UNET_WIDTH)
@@ -116,7 +137,9 @@ def control_net(unet: nn.Module) -> ControlNetModel:
     return net
 
 
-def controlled(unet: nn.Module, net: ControlNetModel, x, timesteps, context, hints, strength: float = 1.0) -> torch.Tensor:
+def controlled(
+    unet: nn.Module, net: ControlNetModel, x, timesteps, context, hints, strength: float = 1.0
+) -> torch.Tensor:
     """The UNet's prediction for x_t [B, 4, 8, 8] with what the ControlNet makes of the hints [B, 3, 64, 64] added, as the host does it.
 
     The host adds in place. In this UNet no middle block stands between the last skip and the way up, so both are one tensor there,
@@ -124,4 +147,6 @@ def controlled(unet: nn.Module, net: ControlNetModel, x, timesteps, context, hin
     """
     (first, last), middle = net(x, timesteps, context, hints, conditioning_scale=strength, return_dict=False)
     both = last + middle
-    return unet(x, timesteps, context, down_block_additional_residuals=(first, both), mid_block_additional_residual=both).sample
+    return unet(
+        x, timesteps, context, down_block_additional_residuals=(first, both), mid_block_additional_residual=both
+    ).sample

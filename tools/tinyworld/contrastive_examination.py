@@ -1,4 +1,5 @@
 """What an InternVL makes of the tiny world: pictures it has never seen are classified by words of each language."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -6,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from mulan_nodes.mulan.internvl.internvl_model import LoadedInternVL
+from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, embed_labels
 
-from ..internvl.loaded import LoadedInternVL
-from ..internvl.zeroshot import BUILT_IN, NO_TEMPLATES, embed_labels
 from . import captions, world
 from .captions import Language
 
@@ -59,13 +60,21 @@ def look(loaded: LoadedInternVL, drawings: int, seed: int = SEED) -> Pictures:
     return Pictures(things, loaded.embed_pictures(drawn))
 
 
-def examine(loaded: LoadedInternVL, pictures: Pictures, languages: Sequence[str], questions: Mapping[str, Question] = QUESTIONS,
-            on_language: Callable[[str], None] = lambda language: None) -> dict[str, dict[str, float]]:
+def examine(
+    loaded: LoadedInternVL,
+    pictures: Pictures,
+    languages: Sequence[str],
+    questions: Mapping[str, Question] = QUESTIONS,
+    on_language: Callable[[str], None] = lambda language: None,
+) -> dict[str, dict[str, float]]:
     """Language -> question -> the share of pictures whose best label is right. Templates are not asked of languages that have none."""
     found = {}
     for language in languages:
-        found[language] = {name: _share(loaded, pictures, question, language) for name, question in questions.items()
-                           if not question.templates or language in BUILT_IN}
+        found[language] = {
+            name: _share(loaded, pictures, question, language)
+            for name, question in questions.items()
+            if not question.templates or language in BUILT_IN
+        }
         on_language(language)
     return found
 
@@ -75,5 +84,9 @@ def _share(loaded: LoadedInternVL, pictures: Pictures, question: Question, langu
     labels = list(dict.fromkeys(question.label(thing, words) for thing in world.THINGS))
     vectors = embed_labels(loaded, labels, BUILT_IN[language].sentences if question.templates else NO_TEMPLATES)
     best = (pictures.vectors @ vectors.T).argmax(dim=1).tolist()
-    right = [labels[answer] == question.label(thing, words) for thing, answer in zip(pictures.things, best) if thing.held_out == question.held_out]
+    right = [
+        labels[answer] == question.label(thing, words)
+        for thing, answer in zip(pictures.things, best)
+        if thing.held_out == question.held_out
+    ]
     return sum(right) / len(right)

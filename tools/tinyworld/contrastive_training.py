@@ -3,6 +3,7 @@
 A batch is one drawing of every thing that is not held out. Its texts name each thing in one wording after another: a language, a set of
 attributes, a sentence. Where attributes are left out, things share a text, and all of them are right answers to it.
 """
+
 from __future__ import annotations
 
 import json
@@ -13,19 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
+from mulan_nodes.mulan.conditioning.clip import load_text_encoder
+from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+from mulan_nodes.mulan.conditioning.text_encoder import last_row
+from mulan_nodes.mulan.internvl import internvl_keys as published
+from mulan_nodes.mulan.internvl.contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig
+from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig
+from mulan_nodes.mulan.internvl.internvl_model import text_ids
+from mulan_nodes.mulan.internvl.preprocessing import MEAN, STD
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.nn import functional as F
 
-from ..clip import load_text_encoder
-from ..files import open_text_encoder
-from ..internvl import published_contrastive as published
-from ..internvl.contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig, unit
-from ..internvl.intern_vit import InternViT, InternViTConfig
-from ..internvl.loaded import text_ids
-from ..internvl.pictures import MEAN, STD
-from ..tensor_files import CONFIG
-from ..text_encoder import last_row
 from . import captions, pack, scenes, world
 from .stages import SEED, draw_corpus, is_finished, train_stage
 from .whole_packs import INTERNVL
@@ -53,10 +53,19 @@ class Pair(nn.Module):
     def __init__(self, text_width: int, text_heads: int, norm_eps: float):
         super().__init__()
         self.model = ContrastiveModel(ContrastiveConfig(TOWER, text_width, EMBEDDING, POOL_HEADS), operations=nn)
-        self.reader = QueryReader(ReaderConfig(
-            width=text_width, picture_width=TOWER.width, queries=QUERIES, heads=text_heads, layers=READ_IN, embedding=EMBEDDING,
-            pool_heads=POOL_HEADS, norm_eps=norm_eps,
-        ), operations=nn)
+        self.reader = QueryReader(
+            ReaderConfig(
+                width=text_width,
+                picture_width=TOWER.width,
+                queries=QUERIES,
+                heads=text_heads,
+                layers=READ_IN,
+                embedding=EMBEDDING,
+                pool_heads=POOL_HEADS,
+                norm_eps=norm_eps,
+            ),
+            operations=nn,
+        )
         _begin(self)
 
     def loss(self, images: torch.Tensor, rows: torch.Tensor, alike: torch.Tensor, llama: nn.Module) -> torch.Tensor:
@@ -130,7 +139,9 @@ def draw_anywhere(thing: world.Thing, rng: np.random.Generator) -> np.ndarray:
     """The thing somewhere in a picture, about as big as ever."""
     radius = world.SIZES[thing.size] * rng.uniform(0.9, 1.1)
     margin = radius + scenes.MARGIN
-    return scenes.Place(*rng.uniform(margin, world.PICTURE_SIZE - margin, 2), radius).draw(thing.colour, thing.shape, rng)
+    return scenes.Place(*rng.uniform(margin, world.PICTURE_SIZE - margin, 2), radius).draw(
+        thing.colour, thing.shape, rng
+    )
 
 
 def as_seen(pictures: torch.Tensor) -> torch.Tensor:
@@ -153,14 +164,21 @@ def train_internvl(work_dir: Path, steps: int = 2500) -> Path:
 def _train(work_dir: Path, pair: Pair, text: FrozenText, steps: int) -> None:
     things = world.SEEN_THINGS
     rng = np.random.default_rng(SEED)
-    pictures = torch.cat((draw_corpus(SEED, things=things), draw_corpus(SEED + 1, things=things, draw=draw_anywhere)), dim=1)
+    pictures = torch.cat(
+        (draw_corpus(SEED, things=things), draw_corpus(SEED + 1, things=things, draw=draw_anywhere)), dim=1
+    )
     all_texts = list(wordings(things))
     alike = torch.tensor([[[one == other for other in texts] for one in texts] for texts, *_ in all_texts]).float()
     flat = text.rows([caption for texts in all_texts for of_wording in texts for caption in of_wording])
-    rows = [of_choice.unflatten(0, (-1, len(things))) for of_choice in flat.split([len(texts) * len(things) for texts in all_texts])]
+    rows = [
+        of_choice.unflatten(0, (-1, len(things)))
+        for of_choice in flat.split([len(texts) * len(things) for texts in all_texts])
+    ]
 
     def loss_of(rng):
-        chosen = pictures[torch.arange(len(things)), torch.from_numpy(rng.integers(pictures.shape[1], size=len(things)))]
+        chosen = pictures[
+            torch.arange(len(things)), torch.from_numpy(rng.integers(pictures.shape[1], size=len(things)))
+        ]
         picked = [of_choice[0 if rng.random() < BARE else rng.integers(1, len(of_choice))] for of_choice in rows]
         return pair.loss(as_seen(chosen), torch.stack(picked), alike, text.llama)
 
@@ -170,7 +188,8 @@ def _train(work_dir: Path, pair: Pair, text: FrozenText, steps: int) -> None:
 def write(pair: Pair, text: FrozenText, path: Path) -> Path:
     """Writes the vision side under its published names, in float16, as `dev.py convert` would."""
     told = {
-        "attn_pool_num_heads": POOL_HEADS, "vision_config": {"num_attention_heads": TOWER.heads},
+        "attn_pool_num_heads": POOL_HEADS,
+        "vision_config": {"num_attention_heads": TOWER.heads},
         "qllama_config": {"num_attention_heads": text.file.config.heads, "rms_norm_eps": text.file.config.norm_eps},
     }
     tensors = {}

@@ -1,4 +1,5 @@
 """A folder of pictures for examples that label, sort and search one. Names of files do not tell what they show."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -4,16 +4,16 @@ A full-width layer whose other channels are zero does the same as a narrow layer
 all channels: the padded norms here count the missing ones as zeros. Attention scales by the full head's width: `pack.py` makes
 up for that in the query weights. So a narrow model is trained, and scattered into a full-width file that any host loads.
 """
+
 from __future__ import annotations
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import Timesteps
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
-
-from ..adapter import AdapterShape, LanguageAdapter
 
 AUTOENCODER_WIDTH = 24
 UNET_WIDTH, UNET_FULL_WIDTH = 64, 320
@@ -95,12 +95,27 @@ class TinyAutoencoder(nn.Module):
             return [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
 
         self.taesd_encoder = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), *blocks(1), down(), *blocks(3), down(), *blocks(3), down(), *blocks(3),
+            nn.Conv2d(3, width, 3, padding=1),
+            *blocks(1),
+            down(),
+            *blocks(3),
+            down(),
+            *blocks(3),
+            down(),
+            *blocks(3),
             nn.Conv2d(width, 4, 3, padding=1),
         )
         self.taesd_decoder = nn.Sequential(
-            Clamp(), nn.Conv2d(4, width, 3, padding=1), nn.ReLU(),
-            *blocks(3), *up(), *blocks(3), *up(), *blocks(3), *up(), *blocks(1),
+            Clamp(),
+            nn.Conv2d(4, width, 3, padding=1),
+            nn.ReLU(),
+            *blocks(3),
+            *up(),
+            *blocks(3),
+            *up(),
+            *blocks(3),
+            *up(),
+            *blocks(1),
             nn.Conv2d(width, 3, 3, padding=1),
         )
 
@@ -108,8 +123,14 @@ class TinyAutoencoder(nn.Module):
 def denoiser() -> nn.Module:
     """SD1.5's UNet with one level and no middle block, 64 of 320 channels wide: diffusers' class with padded norms."""
     unet = UNet2DConditionModel(
-        block_out_channels=(UNET_WIDTH,), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",), mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=CONTEXT_WIDTH, attention_head_dim=8, norm_num_groups=32,
+        block_out_channels=(UNET_WIDTH,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=CONTEXT_WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=32,
     )
     unet.time_proj = Timesteps(UNET_FULL_WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
     unet.time_embedding.linear_1 = nn.Linear(UNET_FULL_WIDTH, 4 * UNET_WIDTH)
@@ -119,17 +140,27 @@ def denoiser() -> nn.Module:
 
 def clip(tokens: int) -> nn.Module:
     """CLIP-L's text model, 96 of 768 channels and 2 of 12 layers, over `tokens` of its vocabulary, bos and eos last."""
-    model = CLIPTextModel(CLIPTextConfig(
-        vocab_size=tokens, hidden_size=CONTEXT_WIDTH, intermediate_size=CLIP_FEED_FORWARD, num_hidden_layers=CLIP_LAYERS,
-        num_attention_heads=CLIP_HEADS, hidden_act="quick_gelu", bos_token_id=tokens - 2, eos_token_id=tokens - 1,
-    ))
+    model = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=tokens,
+            hidden_size=CONTEXT_WIDTH,
+            intermediate_size=CLIP_FEED_FORWARD,
+            num_hidden_layers=CLIP_LAYERS,
+            num_attention_heads=CLIP_HEADS,
+            hidden_act="quick_gelu",
+            bos_token_id=tokens - 2,
+            eos_token_id=tokens - 1,
+        )
+    )
     pad_norms(model, CONTEXT_FULL_WIDTH // CONTEXT_WIDTH)
     return model
 
 
 def adapter() -> LanguageAdapter:
     """MuLan's adapter for SD1.5, 96 of 768 channels wide."""
-    model = LanguageAdapter(AdapterShape(text_width=TEXT_WIDTH, width=CONTEXT_WIDTH, queries=QUERIES, feed_forward=ADAPTER_FEED_FORWARD))
+    model = LanguageAdapter(
+        AdapterShape(text_width=TEXT_WIDTH, width=CONTEXT_WIDTH, queries=QUERIES, feed_forward=ADAPTER_FEED_FORWARD)
+    )
     pad_norms(model, CONTEXT_FULL_WIDTH // CONTEXT_WIDTH)
     return model
 
@@ -141,5 +172,5 @@ def pad_norms(model: nn.Module, padding: int) -> None:
             if isinstance(child, nn.GroupNorm):
                 setattr(parent, name, PaddedGroupNorm(child.num_groups, child.num_channels, padding, child.eps))
             elif isinstance(child, nn.LayerNorm):
-                live, = child.normalized_shape
+                (live,) = child.normalized_shape
                 setattr(parent, name, PaddedLayerNorm(live, live * padding, child.eps))

@@ -4,6 +4,7 @@ There are two packs, of the models themselves and of their companions (LoRAs, a 
 live channels of each tensor, in float16 and under their final names. `expand` scatters them into zero tensors of the published sizes
 (see `narrow.py` for why the result computes the same).
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -108,40 +109,66 @@ _HIDDEN = Axis.first(256, 1280)
 LAYOUTS = {
     UNET: Layout(
         by_length={64: _CHANNELS, 128: _CHANNELS.twice(), 256: _HIDDEN, 512: _HIDDEN.twice(), 96: Axis.first(96, 768)},
-        heads=Axis.blocks(8, 8, 40), into_heads=("to_q", "to_k", "to_v"), out_of_heads=("to_out",),
+        heads=Axis.blocks(8, 8, 40),
+        into_heads=("to_q", "to_k", "to_v"),
+        out_of_heads=("to_out",),
     ),
     CLIP: Layout(
         by_length={96: Axis.first(96, 768), 384: Axis.first(384, 3072)},
-        heads=Axis.blocks(12, 8, 64), into_heads=("q_proj", "k_proj", "v_proj"), out_of_heads=("out_proj",),
+        heads=Axis.blocks(12, 8, 64),
+        into_heads=("q_proj", "k_proj", "v_proj"),
+        out_of_heads=("out_proj",),
     ),
     AUTOENCODER: Layout(by_length={24: Axis.first(24, 64)}, heads=Axis.first(0, 0), into_heads=(), out_of_heads=()),
     "adapter.": Layout(
         by_length={96: Axis.first(96, 768), 192: Axis.first(192, 3072)},
-        heads=Axis.blocks(8, 12, 96), into_heads=("in_proj",), out_of_heads=("out_proj",), packed=3,
+        heads=Axis.blocks(8, 12, 96),
+        into_heads=("in_proj",),
+        out_of_heads=("out_proj",),
+        packed=3,
     ),
 }
 # A ControlNet is made of the UNet's blocks behind convolutions of its own, which no norm follows.
-LAYOUTS[CONTROL] = replace(LAYOUTS[UNET], by_length={
-    **LAYOUTS[UNET].by_length, 12: Axis.first(12, 16), 20: Axis.first(20, 32), 40: Axis.first(40, 96), 48: Axis.first(48, 256),
-})
+LAYOUTS[CONTROL] = replace(
+    LAYOUTS[UNET],
+    by_length={
+        **LAYOUTS[UNET].by_length,
+        12: Axis.first(12, 16),
+        20: Axis.first(20, 32),
+        40: Axis.first(40, 96),
+        48: Axis.first(48, 256),
+    },
+)
 # The full model divides by the square root of its own head's width, the narrow one by that of the live part: the queries make up for it.
 QUERY_SCALES = {"to_q.": math.sqrt(40 / 8), "q_proj.": math.sqrt(64 / 8), "in_proj_": math.sqrt(96 / 12)}
 
 # diffusers' names in one level of a UNet -> SD1.5's own
 _UNET_NAMES = (
-    ("down_blocks.0.resnets.0.", "input_blocks.1.0."), ("down_blocks.0.attentions.0.", "input_blocks.1.1."),
-    ("up_blocks.0.resnets.0.", "output_blocks.0.0."), ("up_blocks.0.attentions.0.", "output_blocks.0.1."),
-    ("up_blocks.0.resnets.1.", "output_blocks.1.0."), ("up_blocks.0.attentions.1.", "output_blocks.1.1."),
-    ("time_embedding.linear_1.", "time_embed.0."), ("time_embedding.linear_2.", "time_embed.2."),
-    ("conv_in.", "input_blocks.0.0."), ("conv_norm_out.", "out.0."), ("conv_out.", "out.2."),
+    ("down_blocks.0.resnets.0.", "input_blocks.1.0."),
+    ("down_blocks.0.attentions.0.", "input_blocks.1.1."),
+    ("up_blocks.0.resnets.0.", "output_blocks.0.0."),
+    ("up_blocks.0.attentions.0.", "output_blocks.0.1."),
+    ("up_blocks.0.resnets.1.", "output_blocks.1.0."),
+    ("up_blocks.0.attentions.1.", "output_blocks.1.1."),
+    ("time_embedding.linear_1.", "time_embed.0."),
+    ("time_embedding.linear_2.", "time_embed.2."),
+    ("conv_in.", "input_blocks.0.0."),
+    ("conv_norm_out.", "out.0."),
+    ("conv_out.", "out.2."),
 )
 _RESNET_NAMES = (
-    (".norm1.", ".in_layers.0."), (".conv1.", ".in_layers.2."), (".time_emb_proj.", ".emb_layers.1."), (".norm2.", ".out_layers.0."),
-    (".conv2.", ".out_layers.3."), (".conv_shortcut.", ".skip_connection."),
+    (".norm1.", ".in_layers.0."),
+    (".conv1.", ".in_layers.2."),
+    (".time_emb_proj.", ".emb_layers.1."),
+    (".norm2.", ".out_layers.0."),
+    (".conv2.", ".out_layers.3."),
+    (".conv_shortcut.", ".skip_connection."),
 )
 _CONTROL_NAMES = (
-    ("mid_block.resnets.0.", "middle_block.0."), ("controlnet_mid_block.", "middle_block_out.0."),
-    ("controlnet_cond_embedding.conv_in.", "input_hint_block.0."), ("controlnet_cond_embedding.conv_out.", "input_hint_block.14."),
+    ("mid_block.resnets.0.", "middle_block.0."),
+    ("controlnet_mid_block.", "middle_block_out.0."),
+    ("controlnet_cond_embedding.conv_in.", "input_hint_block.0."),
+    ("controlnet_cond_embedding.conv_out.", "input_hint_block.14."),
     *((f"controlnet_cond_embedding.blocks.{block}.", f"input_hint_block.{2 * block + 2}.") for block in range(6)),
     *((f"controlnet_down_blocks.{block}.", f"zero_convs.{block}.0.") for block in range(2)),
 )
@@ -172,7 +199,11 @@ def build_companions(work_dir: Path, out: Path = COMPANIONS) -> Path:
 
 
 def _build(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    _write(out, {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, metadata)
+    _write(
+        out,
+        {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
+        metadata,
+    )
     return out
 
 
@@ -188,18 +219,26 @@ def gather(work_dir: Path) -> dict[str, torch.Tensor]:
         **{UNET + unet_name(name): tensor for name, tensor in part(base, "unet.").items()},
         **{CLIP + name: tensor for name, tensor in part(base, "clip.").items()},
         **{AUTOENCODER + name: tensor for name, tensor in load_file(work_dir / "autoencoder.safetensors").items()},
-        **{f"adapter.{name}": tensor for name, tensor in load_file(work_dir / "adapter" / "adapter.safetensors").items()},
+        **{
+            f"adapter.{name}": tensor
+            for name, tensor in load_file(work_dir / "adapter" / "adapter.safetensors").items()
+        },
         **{f"model.{name}": tensor for name, tensor in part(text, "llama.").items()},
     }
     tensors = {name: _scaled_queries(name, tensor) for name, tensor in tensors.items()}
     tensors["clip_tokens"] = base["token_ids"].int()
-    tensors["spiece_model"] = torch.frombuffer(bytearray((work_dir / "tokenizer.model").read_bytes()), dtype=torch.uint8)
+    tensors["spiece_model"] = torch.frombuffer(
+        bytearray((work_dir / "tokenizer.model").read_bytes()), dtype=torch.uint8
+    )
     return tensors
 
 
 def gather_companions(work_dir: Path) -> dict[str, torch.Tensor]:
     """The companions' tensors: LoRAs under kohya's names behind their stage's, the ControlNet under SD1.5's own names."""
-    control = {CONTROL + control_name(name): tensor for name, tensor in load_file(work_dir / "layout_controlnet.safetensors").items()}
+    control = {
+        CONTROL + control_name(name): tensor
+        for name, tensor in load_file(work_dir / "layout_controlnet.safetensors").items()
+    }
     tensors = {name: _scaled_queries(name, tensor) for name, tensor in control.items()}
     for stage in LORAS:
         for name, tensor in load_file(work_dir / f"{stage}.safetensors").items():
@@ -241,11 +280,13 @@ def expand(models_dir: Path, progress: Callable[[Path], None] | None = None) -> 
 
 def expand_text_encoder(models_dir: Path) -> Path:
     """The text encoder alone."""
-    path, = _expand(PACK, {TEXT_ENCODER: text_encoder}, Path(models_dir), None)
+    (path,) = _expand(PACK, {TEXT_ENCODER: text_encoder}, Path(models_dir), None)
     return path
 
 
-def _expand(pack: Path, files: dict[str, Callable], models_dir: Path, progress: Callable[[Path], None] | None) -> list[Path]:
+def _expand(
+    pack: Path, files: dict[str, Callable], models_dir: Path, progress: Callable[[Path], None] | None
+) -> list[Path]:
     version = hashlib.sha256(pack.read_bytes()).hexdigest()[:16]
     with safe_open(pack, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}
@@ -279,10 +320,14 @@ def checkpoint(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     clip = _widened(stored, CLIP)
     embedding = f"{CLIP}embeddings.token_embedding.weight"
     rows = clip[embedding]
-    clip[embedding] = torch.zeros(CLIP_VOCABULARY, rows.shape[1], dtype=rows.dtype).index_copy_(0, stored["clip_tokens"].long(), rows)
+    clip[embedding] = torch.zeros(CLIP_VOCABULARY, rows.shape[1], dtype=rows.dtype).index_copy_(
+        0, stored["clip_tokens"].long(), rows
+    )
     layers = f"{CLIP}encoder.layers."
     trained = 1 + max(int(name.removeprefix(layers).split(".")[0]) for name in clip if name.startswith(layers))
-    layer_0 = {name.removeprefix(f"{layers}0."): tensor for name, tensor in clip.items() if name.startswith(f"{layers}0.")}
+    layer_0 = {
+        name.removeprefix(f"{layers}0."): tensor for name, tensor in clip.items() if name.startswith(f"{layers}0.")
+    }
     for layer in range(trained, CLIP_LAYERS):  # all zero, a layer adds nothing to what goes past it
         clip |= {f"{layers}{layer}.{name}": torch.zeros_like(tensor) for name, tensor in layer_0.items()}
     autoencoder = _widened(stored, AUTOENCODER) | {f"{AUTOENCODER}vae_scale": torch.tensor(LATENT_SCALE)}
@@ -306,9 +351,13 @@ def lora(stored: dict[str, torch.Tensor], stage: str) -> dict[str, torch.Tensor]
         down, up = stored[name], stored[name.replace("lora_down", "lora_up")]
         layer = name.removeprefix(f"{stage}.").removesuffix(".lora_down.weight")
         out_axis, in_axis = LAYOUTS[UNET].axes(f"{layer}.weight", (len(up), down.shape[1]))
-        tensors[f"{layer}.lora_down.weight"] = scatter(down, [*_whole(down.shape[:1]), in_axis, *_whole(down.shape[2:])])
+        tensors[f"{layer}.lora_down.weight"] = scatter(
+            down, [*_whole(down.shape[:1]), in_axis, *_whole(down.shape[2:])]
+        )
         tensors[f"{layer}.lora_up.weight"] = scatter(up, [out_axis, *_whole(up.shape[1:])])
-        tensors[f"{layer}.alpha"] = torch.tensor(float(len(down)))  # the rank: the LoRA is neither amplified nor weakened
+        tensors[f"{layer}.alpha"] = torch.tensor(
+            float(len(down))
+        )  # the rank: the LoRA is neither amplified nor weakened
     return tensors
 
 

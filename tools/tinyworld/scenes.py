@@ -2,6 +2,7 @@
 
 Pictures are uint8 arrays [64, 64, 3], as in `world.py`.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ _CLEAR_SHARE = 0.9
 def draw_pattern(colour: str, shape: str, rng: np.random.Generator) -> np.ndarray:
     """Four of the shape, two by two."""
     shift, radius = rng.uniform(-0.75, 0.75, 2), PATTERN_RADIUS * rng.uniform(0.95, 1.05)
-    return world.paint(sum(world.coverage(shape, x + shift[0], y + shift[1], radius) for x, y in PATTERN_CENTRES), colour, rng)
+    return world.paint(
+        sum(world.coverage(shape, x + shift[0], y + shift[1], radius) for x, y in PATTERN_CENTRES), colour, rng
+    )
 
 
 def quarters(picture: np.ndarray) -> list[np.ndarray]:
@@ -43,7 +46,9 @@ def is_pattern(picture: np.ndarray) -> bool:
     """Every quarter shows something, and the cross between them hardly anything."""
     middle = slice(_HALF - 1, _HALF + 1)
     cross = np.concatenate([picture[middle].reshape(-1, 3), picture[:, middle].reshape(-1, 3)])
-    return bool(np.mean(cross.min(axis=-1) > _CLEAR) > _CLEAR_SHARE) and all(world.read(part).shape for part in quarters(picture))
+    return bool(np.mean(cross.min(axis=-1) > _CLEAR) > _CLEAR_SHARE) and all(
+        world.read(part).shape for part in quarters(picture)
+    )
 
 
 def share_of_quarters(picture: np.ndarray, thing: world.Thing) -> float:

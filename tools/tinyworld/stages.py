@@ -4,6 +4,7 @@ Every stage writes `<stage>.safetensors` into the work folder and is skipped whe
 a checkpoint beside it, from which an interrupted run goes on exactly as it would have. Pictures, captions and noise are drawn from
 the seed and the step alone.
 """
+
 from __future__ import annotations
 
 import copy
@@ -42,8 +43,16 @@ def as_pictures(images: torch.Tensor) -> np.ndarray:
 
 
 def train_stage(
-    name: str, work_dir: Path, model: nn.Module, loss_of: Callable[[np.random.Generator], torch.Tensor], *,
-    steps: int, learning_rate: float, average: float = 0.0, score: Callable[[nn.Module], str] | None = None, score_every: int = 1000,
+    name: str,
+    work_dir: Path,
+    model: nn.Module,
+    loss_of: Callable[[np.random.Generator], torch.Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    average: float = 0.0,
+    score: Callable[[nn.Module], str] | None = None,
+    score_every: int = 1000,
 ) -> None:
     """Trains `model` (AdamW, warm-up then cosine, clipped gradients), or goes on from its checkpoint, and leaves the result in it.
 
@@ -81,7 +90,12 @@ def train_stage(
             copied.load_state_dict(averaged)
             print(f"{name}: {score(copied)}", flush=True)
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged, "step": step + 1}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "averaged": averaged,
+                "step": step + 1,
+            }
             torch.save(state, unfinished_path)
             unfinished_path.replace(checkpoint_path)
     model.load_state_dict(averaged)

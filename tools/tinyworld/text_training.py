@@ -4,6 +4,7 @@ Two things are not InternVL's; both are there because the adapter reads every ro
 contrastive loss is on the states of padding rows, which a loss on the last row alone would leave untrained. And captions of one thing in
 several languages are pulled together, because a few dozen words a language are too few for that to happen by itself.
 """
+
 from __future__ import annotations
 
 import io
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
@@ -36,9 +37,22 @@ def train_tokenizer() -> bytes:
     words = sorted({word for language in captions.TRAINED for word in captions.vocabulary(language)})
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 20), model_writer=model, vocab_size=VOCABULARY, model_type="bpe", byte_fallback=True,
-        normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False, character_coverage=1.0,
-        unk_id=PAD, bos_id=BOS, eos_id=EOS, pad_id=-1, user_defined_symbols=["\u2581summar", "ize", ":"], minloglevel=2, num_threads=1,
+        sentence_iterator=iter(words * 20),
+        model_writer=model,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        unk_id=PAD,
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_id=-1,
+        user_defined_symbols=["\u2581summar", "ize", ":"],
+        minloglevel=2,
+        num_threads=1,
     )
     return model.getvalue()
 
@@ -50,10 +64,20 @@ def token_rows(tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]
 
 def llama() -> LlamaModel:
     """The text encoder: LLaMA with full attention, without the language-model head."""
-    return LlamaModel(LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, rms_norm_eps=1e-6, max_position_embeddings=WINDOW, pad_token_id=None, use_cache=False,
-    ))
+    return LlamaModel(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=3,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            rms_norm_eps=1e-6,
+            max_position_embeddings=WINDOW,
+            pad_token_id=None,
+            use_cache=False,
+        )
+    )
 
 
 def states_of(model: LlamaModel, rows: list[list[int]], padding: torch.Tensor) -> torch.Tensor:
@@ -75,9 +99,13 @@ class Contrast(nn.Module):
         self.llama = llama()
         channels = (3, 32, 64, 96, 128)
         self.picture_encoder = nn.Sequential(
-            *[layer for before, after in zip(channels, channels[1:])
-              for layer in (nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU())],
-            nn.Flatten(), nn.Linear(channels[-1] * 16, EMBEDDING),
+            *[
+                layer
+                for before, after in zip(channels, channels[1:])
+                for layer in (nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU())
+            ],
+            nn.Flatten(),
+            nn.Linear(channels[-1] * 16, EMBEDDING),
         )
         self.word_head = nn.Linear(self.llama.config.hidden_size, EMBEDDING)
         self.padding_head = nn.Linear(self.llama.config.hidden_size, EMBEDDING)
@@ -87,7 +115,7 @@ class Contrast(nn.Module):
         """images [N, 3, 64, 64]; rows: captions of those N things in one language, then in the next... -> loss."""
         states = states_of(self.llama, rows, padding)
         last_words = states[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
-        of_padding = states[:, -len(padding):]
+        of_padding = states[:, -len(padding) :]
         pictures = F.normalize(self.picture_encoder(images), dim=-1)
         word_loss = self._contrast(pictures, self.word_head(last_words)[:, None])
         padding_loss = self._contrast(pictures, self.padding_head(of_padding))
@@ -130,7 +158,9 @@ def train_text_encoder(work_dir: Path, steps: int = 1500) -> LlamaModel:
     languages = list(captions.TRAINED)
 
     def loss_of(rng):
-        images = as_input(pictures[torch.arange(len(pictures)), torch.from_numpy(rng.integers(pictures.shape[1], size=len(pictures)))])
+        images = as_input(
+            pictures[torch.arange(len(pictures)), torch.from_numpy(rng.integers(pictures.shape[1], size=len(pictures)))]
+        )
         texts = []
         for thing in world.SEEN_THINGS:
             named = captions.choose_attributes(rng, drop=0.25)
@@ -154,7 +184,7 @@ def agreement_with_english(model: LlamaModel, tokenizer) -> list[str]:
 
     def states(language, template):
         texts = [PREFIX + captions.full_caption(thing, language, template) for thing in world.THINGS]
-        return states_of(model, token_rows(tokenizer, texts), padding)[:, -len(padding):].flatten(1)
+        return states_of(model, token_rows(tokenizer, texts), padding)[:, -len(padding) :].flatten(1)
 
     english = states("en", 0)
     held_out = torch.tensor([thing.held_out for thing in world.THINGS])
@@ -163,5 +193,7 @@ def agreement_with_english(model: LlamaModel, tokenizer) -> list[str]:
         nearest = torch.cdist(states(language, 1), english).argmin(dim=1).tolist()
         found = [world.THINGS[index] for index in nearest]
         right = torch.tensor([(a.colour, a.shape) == (b.colour, b.shape) for a, b in zip(found, world.THINGS)]).float()
-        lines.append(f"{language}: {right[~held_out].mean():.2f} of seen pairs, {right[held_out].mean():.2f} of held-out ones")
+        lines.append(
+            f"{language}: {right[~held_out].mean():.2f} of seen pairs, {right[held_out].mean():.2f} of held-out ones"
+        )
     return lines

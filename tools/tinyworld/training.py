@@ -1,4 +1,5 @@
 """Trains the tiny world's models on a CPU, stage by stage, and packs them."""
+
 from __future__ import annotations
 
 from pathlib import Path

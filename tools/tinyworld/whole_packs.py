@@ -1,4 +1,5 @@
 """Tiny models whose pack is the very file that ComfyUI loads, and where it lists them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,4 +24,6 @@ class WholePack:
 
 
 INTERNVL = WholePack(Path(__file__).with_name("tiny_internvl.safetensors"), "internvl/tiny_internvl_vision.safetensors")
-CHAT = WholePack(Path(__file__).with_name("tiny_internvl_chat.safetensors"), "internvl_chat/tiny_internvl_chat.safetensors")
+CHAT = WholePack(
+    Path(__file__).with_name("tiny_internvl_chat.safetensors"), "internvl_chat/tiny_internvl_chat.safetensors"
+)

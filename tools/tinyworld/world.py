@@ -2,6 +2,7 @@
 
 Pictures are uint8 arrays [64, 64, 3]. Every shape is centred; colour, background, centre and radius vary a little.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ THINGS = tuple(Thing(colour, shape, size) for colour in PALETTE for shape in SHA
 SEEN_THINGS = tuple(thing for thing in THINGS if not thing.held_out)
 
 
-def coverage(shape: str, centre_x: float, centre_y: float, radius: float, supersampling: int = _SUPERSAMPLING) -> np.ndarray:
+def coverage(
+    shape: str, centre_x: float, centre_y: float, radius: float, supersampling: int = _SUPERSAMPLING
+) -> np.ndarray:
     """The share of each pixel that the shape covers: float array [64, 64]."""
     axis = (np.arange(PICTURE_SIZE * supersampling) + 0.5) / supersampling
     inside = _INSIDE[shape]((axis[None, :] - centre_x) / radius, (axis[:, None] - centre_y) / radius)
@@ -111,7 +114,9 @@ def coverage(shape: str, centre_x: float, centre_y: float, radius: float, supers
 def draw(thing: Thing, rng: np.random.Generator) -> np.ndarray:
     """One picture of `thing`, uint8 [64, 64, 3]."""
     centre_x, centre_y = PICTURE_SIZE / 2 + rng.uniform(-1.5, 1.5, 2)
-    return paint(coverage(thing.shape, centre_x, centre_y, SIZES[thing.size] * rng.uniform(0.94, 1.06)), thing.colour, rng)
+    return paint(
+        coverage(thing.shape, centre_x, centre_y, SIZES[thing.size] * rng.uniform(0.94, 1.06)), thing.colour, rng
+    )
 
 
 def paint(covered: np.ndarray, colour: str, rng: np.random.Generator) -> np.ndarray:

@@ -1,30 +1,37 @@
 """The tiny VisionLLM's sizes, and how its weights begin. Everything else about it is the published architecture."""
+
 from __future__ import annotations
 
 import math
 
 import torch
+from mulan_nodes.visionllm_nodes.model.bridge import Bridge, BridgeConfig
+from mulan_nodes.visionllm_nodes.model.deformable_attention import DeformableAttention
+from mulan_nodes.visionllm_nodes.model.fusion import EncoderConfig, FusionLayer
+from mulan_nodes.visionllm_nodes.model.grounding_decoder import GroundingConfig, GroundingDecoder
+from mulan_nodes.visionllm_nodes.model.image_inputs import PictureSettings
+from mulan_nodes.visionllm_nodes.model.language_model import LanguageConfig, LanguageModel
+from mulan_nodes.visionllm_nodes.model.layers import MLP
+from mulan_nodes.visionllm_nodes.model.pose_decoder import PoseConfig, PoseDecoder
+from mulan_nodes.visionllm_nodes.model.region_encoder import RegionConfig, RegionEncoder
+from mulan_nodes.visionllm_nodes.model.super_link import SuperLink, SuperLinkConfig
+from mulan_nodes.visionllm_nodes.model.swin import Swin, SwinConfig, WindowAttention
+from mulan_nodes.visionllm_nodes.model.vision_tower import TowerConfig, VisionTower
+from mulan_nodes.visionllm_nodes.model.visionllm import VisionLLM
 from torch import nn
 
-from ..model.bridge import Bridge, BridgeConfig
-from ..model.deformable import DeformableAttention
-from ..model.fusion import EncoderConfig, FusionLayer
-from ..model.grounding import GroundingConfig, GroundingDecoder
-from ..model.language_model import LanguageConfig, LanguageModel
-from ..model.layers import MLP
-from ..model.pictures import PictureSettings
-from ..model.pose import PoseConfig, PoseDecoder
-from ..model.region_encoder import RegionConfig, RegionEncoder
-from ..model.super_link import SuperLink, SuperLinkConfig
-from ..model.swin import Swin, SwinConfig, WindowAttention
-from ..model.vision_tower import TowerConfig, VisionTower
-from ..model.visionllm import VisionLLM
 from .scenes import PICTURE_SIZE
 
 TOWER_PICTURE = 112  # pixels; the picture of 128 is shrunk to it
 TOWER_LAYER = -1
-SETTINGS = PictureSettings(tower=TOWER_PICTURE, tiles=1, short=PICTURE_SIZE, long=2 * PICTURE_SIZE,
-                           semantic_short=PICTURE_SIZE, semantic_long=2 * PICTURE_SIZE)
+SETTINGS = PictureSettings(
+    tower=TOWER_PICTURE,
+    tiles=1,
+    short=PICTURE_SIZE,
+    long=2 * PICTURE_SIZE,
+    semantic_short=PICTURE_SIZE,
+    semantic_long=2 * PICTURE_SIZE,
+)
 WIDTH = 128  # of the language model
 HEADS = 4  # of every transformer but the decoders' text layers, which have half of it
 SLOTS = 5  # keypoints at a time
@@ -35,22 +42,55 @@ TOWER = TowerConfig(width=96, feed_forward=192, layers=4, heads=HEADS, picture=T
 BRIDGE = BridgeConfig(width=TOWER.width, out_width=WIDTH, layers=2, normed=False)
 REGION = RegionConfig(widths=(16, 48), width=TOWER.width, out_width=WIDTH)
 SUPER_LINK = SuperLinkConfig(width=WIDTH, rows={"det": 4, "pose": 4})
-ENCODER = EncoderConfig(width=64, layers=2, heads=HEADS, feed_forward=128, text_heads=HEADS // 2, text_feed_forward=32,
-                        fusion_heads=HEADS // 2, fusion_width=32, levels=4, points=2)
+ENCODER = EncoderConfig(
+    width=64,
+    layers=2,
+    heads=HEADS,
+    feed_forward=128,
+    text_heads=HEADS // 2,
+    text_feed_forward=32,
+    fusion_heads=HEADS // 2,
+    fusion_width=32,
+    levels=4,
+    points=2,
+)
 
 
 def _backbone(normed: tuple[bool, ...]) -> SwinConfig:
     return SwinConfig(width=12, depths=(1, 2, 2, 1), heads=(1, 2, 4, 4), window=4, hidden=24, normed=normed)
 
 
-GROUNDING = GroundingConfig(backbone=_backbone((True, True, True, True)), encoder=ENCODER, query_width=WIDTH, queries=60,
-                            layers=3, heads=HEADS, feed_forward=128, points=2, mask_width=32)
-POSE = PoseConfig(backbone=_backbone((False, True, True, True)), query_width=WIDTH, encoder=ENCODER, temperature=20, layers=3, heads=HEADS,
-                  feed_forward=128, points=2, queries=60, slots=SLOTS, box_layers=1, groups=GROUPS)
+GROUNDING = GroundingConfig(
+    backbone=_backbone((True, True, True, True)),
+    encoder=ENCODER,
+    query_width=WIDTH,
+    queries=60,
+    layers=3,
+    heads=HEADS,
+    feed_forward=128,
+    points=2,
+    mask_width=32,
+)
+POSE = PoseConfig(
+    backbone=_backbone((False, True, True, True)),
+    query_width=WIDTH,
+    encoder=ENCODER,
+    temperature=20,
+    layers=3,
+    heads=HEADS,
+    feed_forward=128,
+    points=2,
+    queries=60,
+    slots=SLOTS,
+    box_layers=1,
+    groups=GROUPS,
+)
 
 
 def language_config(vocabulary: int) -> LanguageConfig:
-    return LanguageConfig(vocabulary=vocabulary, width=WIDTH, feed_forward=176, layers=4, heads=HEADS, key_value_heads=HEADS)
+    return LanguageConfig(
+        vocabulary=vocabulary, width=WIDTH, feed_forward=176, layers=4, heads=HEADS, key_value_heads=HEADS
+    )
 
 
 def build_grounding() -> GroundingDecoder:
@@ -63,9 +103,16 @@ def build_pose() -> PoseDecoder:
 
 def build_reader(vocabulary: int) -> VisionLLM:
     """All but the decoders."""
-    return begun(VisionLLM(
-        VisionTower(TOWER, operations=nn), TOWER_LAYER, Bridge(BRIDGE, operations=nn), LanguageModel(language_config(vocabulary), operations=nn),
-        SuperLink(SUPER_LINK, operations=nn), RegionEncoder(REGION, operations=nn)))
+    return begun(
+        VisionLLM(
+            VisionTower(TOWER, operations=nn),
+            TOWER_LAYER,
+            Bridge(BRIDGE, operations=nn),
+            LanguageModel(language_config(vocabulary), operations=nn),
+            SuperLink(SUPER_LINK, operations=nn),
+            RegionEncoder(REGION, operations=nn),
+        )
+    )
 
 
 @torch.no_grad()
@@ -102,7 +149,10 @@ def begun(model: nn.Module) -> nn.Module:
 
 
 def _begin_language(model: LanguageModel) -> None:
-    for norm in (model.norm, *(norm for layer in model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm))):
+    for norm in (
+        model.norm,
+        *(norm for layer in model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)),
+    ):
         nn.init.ones_(norm.weight)
 
 

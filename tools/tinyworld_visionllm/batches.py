@@ -1,4 +1,5 @@
 """From scenes and exercises to what the models take: tower pictures, decoder pictures, region masks, token rows with labels."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from mulan_nodes.visionllm_nodes.model import special_tokens as tokens
+from mulan_nodes.visionllm_nodes.model.image_inputs import pose_picture, tower_pictures
+from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
+from mulan_nodes.visionllm_nodes.model.prompt_templates import PICTURE, VICUNA, Turn
+from mulan_nodes.visionllm_nodes.model.super_link import Link
 from PIL import Image
 
-from ..model import tokens
-from ..model.conversation import PICTURE, VICUNA, Turn
-from ..model.pictures import pose_picture, tower_pictures
-from ..model.super_link import Link
-from ..model.tokenizer import VisionTokenizer
 from .architecture import SETTINGS, TOWER, TOWER_PICTURE
 from .questions import Exercise
 from .scenes import PICTURE_SIZE, Scene
@@ -41,7 +42,9 @@ def region_mask(scene: Scene, item: int, rng: np.random.Generator) -> np.ndarray
         mask[y0 : y1 + 1, x0 : x1 + 1] = True
         return mask
     if kind == 1:
-        small = Image.fromarray(shape.mask.astype(np.float32)).resize((TOWER_PICTURE, TOWER_PICTURE), Image.Resampling.BILINEAR)
+        small = Image.fromarray(shape.mask.astype(np.float32)).resize(
+            (TOWER_PICTURE, TOWER_PICTURE), Image.Resampling.BILINEAR
+        )
         return np.asarray(small) != 0
     rows, columns = np.nonzero(shape.mask)
     point = rng.integers(len(rows))
@@ -80,5 +83,9 @@ class RowMaker:
         for place in range(len(asked) - 1, len(ids) - 1):
             if ids[place + 1] not in self._not_written:
                 labels[place] = ids[place + 1]
-        links = [Link(self._tools[id], place + 1, tokens.PERCEPTION_COUNT) for place, id in enumerate(ids) if id in self._tools]
+        links = [
+            Link(self._tools[id], place + 1, tokens.PERCEPTION_COUNT)
+            for place, id in enumerate(ids)
+            if id in self._tools
+        ]
         return Row(ids, labels, links)

@@ -1,4 +1,5 @@
 """Words for the shapes of a picture: names that fit several of them, sentences that fit exactly one, in several languages."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -6,8 +7,8 @@ from itertools import product
 
 import numpy as np
 
-from ...mulan.tinyworld import captions
-from ...mulan.tinyworld.world import HELD_OUT, PALETTE, SHAPES
+from ..tinyworld import captions
+from ..tinyworld.world import HELD_OUT, PALETTE, SHAPES
 from .scenes import SIZES, Scene
 
 CLEARLY = 8.0  # pixels by which the leftmost shape must be left of the next one, and so on
@@ -57,22 +58,34 @@ class Description:
     def found(self, scene: Scene) -> tuple[int, ...]:
         """The items of the scene that fit. With a side: exactly one or, where it would not be clear which, none."""
         fitting = [
-            index for index, item in enumerate(scene.items)
-            if all(not said or said == own for said, own in (
-                (self.colour, item.thing.colour), (self.shape, item.thing.shape), (self.size, item.thing.size)))
+            index
+            for index, item in enumerate(scene.items)
+            if all(
+                not said or said == own
+                for said, own in (
+                    (self.colour, item.thing.colour),
+                    (self.shape, item.thing.shape),
+                    (self.size, item.thing.size),
+                )
+            )
         ]
         if not self.side:
             return tuple(fitting)
         if len(fitting) < 2:  # nobody says "the leftmost" of a single one
             return ()
         axis, largest, _, _ = _SIDES[self.side]
-        places = {index: ((scene.items[index].x, scene.items[index].y)[axis]) * (-1 if largest else 1) for index in fitting}
+        places = {
+            index: ((scene.items[index].x, scene.items[index].y)[axis]) * (-1 if largest else 1) for index in fitting
+        }
         first, second = sorted(fitting, key=places.get)[:2]
         return (first,) if places[second] - places[first] >= CLEARLY else ()
 
 
-NAMES = tuple(Description(colour, shape, size) for colour, shape, size in product(("", *PALETTE), ("", *SHAPES), ("", *SIZES))
-              if colour or shape or size)
+NAMES = tuple(
+    Description(colour, shape, size)
+    for colour, shape, size in product(("", *PALETTE), ("", *SHAPES), ("", *SIZES))
+    if colour or shape or size
+)
 
 
 def names_for(scene: Scene, rng: np.random.Generator, count: int) -> list[Description]:
@@ -99,7 +112,9 @@ def referring(scene: Scene, rng: np.random.Generator) -> Description:
     while True:
         thing = scene.items[rng.integers(len(scene.items))].thing
         said = [rng.random() < share for share in (0.6, 0.8, 0.4)]
-        description = Description(*(getattr(thing, name) if say else "" for name, say in zip(("colour", "shape", "size"), said)))
+        description = Description(
+            *(getattr(thing, name) if say else "" for name, say in zip(("colour", "shape", "size"), said))
+        )
         if rng.random() < 0.4:
             description = replace(description, side=SIDES[rng.integers(4)])
         if len(description.found(scene)) == 1 and (description.side or any(said)):

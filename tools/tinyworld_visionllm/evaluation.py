@@ -1,4 +1,5 @@
 """Scores: average precision, accuracies, mask overlap, keypoints, answers. Pure functions of numpy arrays, boxes as x0, y0, x1, y1 pixels."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -72,6 +73,8 @@ def keypoint_accuracy(found: np.ndarray, truth: np.ndarray, box: np.ndarray, wit
 
 def exact_match(answer: str, truth: str) -> bool:
     """The same words, whatever the case, the spaces and a full stop."""
+
     def bare(text):
         return " ".join(text.lower().strip().rstrip(".").split())
+
     return bare(answer) == bare(truth)

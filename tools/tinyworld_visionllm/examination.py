@@ -1,4 +1,5 @@
 """What the tiny VisionLLM scores on pictures it never saw, asked through the functions that the nodes use."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -6,20 +7,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from mulan_nodes.visionllm_nodes.model import perception, regions
+from mulan_nodes.visionllm_nodes.model import prompt_templates as conversation
+from mulan_nodes.visionllm_nodes.model.answers import answer
+from mulan_nodes.visionllm_nodes.model.special_tokens import DETECT, GROUND, POSE, SEGMENT
+from mulan_nodes.visionllm_nodes.model.tool_use import instruct
+from mulan_nodes.visionllm_nodes.model.visionllm_loader import LoadedVisionLLM
 
-from ...mulan.tinyworld.world import SHAPES
-from ..model import conversation, perception, regions
-from ..model.answers import answer
-from ..model.instruct import instruct
-from ..model.loading import LoadedVisionLLM
-from ..model.tokens import DETECT, GROUND, POSE, SEGMENT
+from ..tinyworld.world import SHAPES
 from . import evaluation, questions, scenes
 from .descriptions import Description, referring
 from .evaluation import Found
 from .scenes import KEYPOINTS, Scene
 
 SEED = 7100
-GOALS = {"detection AP50": 0.9, "grounding accuracy@0.5": 0.9, "mask mIoU": 0.8, "keypoints PCK@0.1": 0.9, "questions exact match": 0.9}
+GOALS = {
+    "detection AP50": 0.9,
+    "grounding accuracy@0.5": 0.9,
+    "mask mIoU": 0.8,
+    "keypoints PCK@0.1": 0.9,
+    "questions exact match": 0.9,
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,10 @@ class Scores:
     counts: dict[str, int]
 
     def lines(self) -> list[str]:
-        return [f"{name}: {score:.3f} of {self.counts[name]}" + (f" (goal {GOALS[name]})" if name in GOALS else "")
-                for name, score in self.scores.items()]
+        return [
+            f"{name}: {score:.3f} of {self.counts[name]}" + (f" (goal {GOALS[name]})" if name in GOALS else "")
+            for name, score in self.scores.items()
+        ]
 
 
 def held_out_scenes(count: int, things=scenes.SEEN, seed: int = SEED) -> list[Scene]:
@@ -39,8 +49,12 @@ def held_out_scenes(count: int, things=scenes.SEEN, seed: int = SEED) -> list[Sc
     return [scenes.draw_scene(rng, things) for _ in range(count)]
 
 
-def examine(loaded: LoadedVisionLLM, pictured: Sequence[Scene], seed: int = SEED + 1,
-            on_scene: Callable[[int], None] = lambda number: None) -> Scores:
+def examine(
+    loaded: LoadedVisionLLM,
+    pictured: Sequence[Scene],
+    seed: int = SEED + 1,
+    on_scene: Callable[[int], None] = lambda number: None,
+) -> Scores:
     """All tasks on each scene; `on_scene` is told the number of each that is done."""
     rng = np.random.default_rng(seed)
     detected: dict[str, list[Found]] = {}
@@ -76,7 +90,9 @@ def _detect(loaded, scene: Scene, rng, detected: dict[str, list[Found]]) -> None
         for column, one in enumerate(asked):
             chosen = found.labels == column
             truth = np.array([scene.items[item].box for item in one.found(scene)]).reshape(-1, 4)
-            detected.setdefault(one.name, []).append(Found(found.boxes[chosen].numpy(), found.scores[chosen].numpy(), truth))
+            detected.setdefault(one.name, []).append(
+                Found(found.boxes[chosen].numpy(), found.scores[chosen].numpy(), truth)
+            )
 
 
 def _ground(loaded, scene: Scene, rng, mark) -> None:
@@ -98,15 +114,19 @@ def _find_regions(loaded, scene: Scene, rng, mark) -> None:
     items = [scene.items[number] for number in rng.permutation(len(scene.items))[:2]]
     rows, columns = np.nonzero(items[1].mask)
     point = rng.integers(len(rows))
-    marked = torch.cat((regions.of_boxes(torch.tensor(items[0].box[None]), height, width, loaded.settings.tower),
-                        regions.of_points(torch.tensor([[columns[point], rows[point]]]), height, width, loaded.settings.tower)))[:, 0]
+    marked = torch.cat(
+        (
+            regions.of_boxes(torch.tensor(items[0].box[None]), height, width, loaded.settings.tower),
+            regions.of_points(torch.tensor([[columns[point], rows[point]]]), height, width, loaded.settings.tower),
+        )
+    )[:, 0]
     found = perception.find_regions(loaded, scene.picture, marked)
     for item, box, mask in zip(items, found.boxes.numpy(), found.masks.numpy()):
         mark("regions accuracy@0.5", evaluation.box_accuracy(box[None], item.box[None]))
         mark("mask mIoU", evaluation.mask_overlap(mask, item.mask))
     for kind in ("region_category", "region_caption"):
         turn, truth = _of_region(kind, items[0])
-        reply, = answer(loaded, [scene.picture], [[turn]], marks=marked[:1], limit=12)
+        (reply,) = answer(loaded, [scene.picture], [[turn]], marks=marked[:1], limit=12)
         mark(f"{kind.replace('_', ' ')} exact match", evaluation.exact_match(reply.spoken, truth))
 
 
@@ -137,7 +157,9 @@ def _pose(loaded, scene: Scene, rng, mark) -> None:
         near = np.flatnonzero(evaluation.overlaps(boxes, item.box[None])[:, 0] >= 0.5)
         right = np.zeros(len(KEYPOINTS[shape]), bool)
         if len(near):
-            right = evaluation.keypoint_accuracy(found.keypoints[near[scores[near].argmax()]].numpy(), item.keypoints, item.box)
+            right = evaluation.keypoint_accuracy(
+                found.keypoints[near[scores[near].argmax()]].numpy(), item.keypoints, item.box
+            )
         mark("keypoints PCK@0.1", *right)
 
 
@@ -164,7 +186,10 @@ def _instruct(loaded, scene: Scene, rng, mark) -> None:
     wanted = [tool for tool in (DETECT, GROUND, SEGMENT, POSE) if tool in exercise.turn.gpt]
     called = [tool for tool in (DETECT, GROUND, SEGMENT, POSE) if any(call.tool == tool for call in result.reply.tools)]
     mark("instructions: tools called right", wanted == called)
-    mark("instructions: whole answer right", evaluation.exact_match(result.reply.spoken, _spoken(loaded, exercise.turn.gpt)))
+    mark(
+        "instructions: whole answer right",
+        evaluation.exact_match(result.reply.spoken, _spoken(loaded, exercise.turn.gpt)),
+    )
 
 
 def _spoken(loaded, text: str) -> str:

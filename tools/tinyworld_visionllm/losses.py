@@ -3,6 +3,7 @@
 Boxes are cxcywh in 0..1. Every loss is a sum over objects; the caller divides by how many there are. Sources: DETR (matching, GIoU),
 Deformable DETR (focal classification), MaskFormer (dice).
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,7 +23,11 @@ def corners(boxes: torch.Tensor) -> torch.Tensor:
 def generalized_iou(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Boxes [..., 4] cxcywh, shapes that broadcast -> [...], 1 where they are equal, down to -1."""
     one, other = corners(one), corners(other)
-    overlap = (torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])).clamp(min=0).prod(dim=-1)
+    overlap = (
+        (torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2]))
+        .clamp(min=0)
+        .prod(dim=-1)
+    )
     hull = (torch.maximum(one[..., 2:], other[..., 2:]) - torch.minimum(one[..., :2], other[..., :2])).prod(dim=-1)
     union = (one[..., 2:] - one[..., :2]).prod(dim=-1) + (other[..., 2:] - other[..., :2]).prod(dim=-1) - overlap
     return overlap / union.clamp(min=1e-7) - (hull - union) / hull.clamp(min=1e-7)
@@ -37,8 +42,14 @@ def focal(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def match(logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, objects: torch.Tensor, present: torch.Tensor,
-          times: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def match(
+    logits: torch.Tensor,
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    objects: torch.Tensor,
+    present: torch.Tensor,
+    times: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The cheapest one-to-one pairs of each picture's queries and objects.
 
     logits [B, Q, K], boxes [B, Q, 4], labels [B, N, K] (1: the name fits the object), objects [B, N, 4], present bool [B, N] (False: padding)
@@ -47,25 +58,40 @@ def match(logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, objec
     # The cost of a name that fits: the focal loss of a hit less that of a miss; the mean over the object's names.
     cost_of_names = focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits))
     cost_of_names = cost_of_names @ (labels / labels.sum(dim=2, keepdim=True).clamp(min=1)).mT
-    cost = (CLASS_WEIGHT * cost_of_names + BOX_WEIGHT * torch.cdist(boxes, objects, p=1)
-            - GIOU_WEIGHT * generalized_iou(boxes[:, :, None], objects[:, None])).numpy()
+    cost = (
+        CLASS_WEIGHT * cost_of_names
+        + BOX_WEIGHT * torch.cdist(boxes, objects, p=1)
+        - GIOU_WEIGHT * generalized_iou(boxes[:, :, None], objects[:, None])
+    ).numpy()
     pictures, queries, columns = [], [], []
     for picture, count in enumerate(present.sum(dim=1).tolist()):  # padding is at the end
         rows, pairs = linear_sum_assignment(np.tile(cost[picture, :, :count], times))
         pictures += [picture] * len(rows)
         queries += rows.tolist()
         columns += (pairs % max(count, 1)).tolist()
-    return torch.tensor(pictures, dtype=torch.long), torch.tensor(queries, dtype=torch.long), torch.tensor(columns, dtype=torch.long)
+    return (
+        torch.tensor(pictures, dtype=torch.long),
+        torch.tensor(queries, dtype=torch.long),
+        torch.tensor(columns, dtype=torch.long),
+    )
 
 
-def detection(logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, objects: torch.Tensor,
-              pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def detection(
+    logits: torch.Tensor,
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    objects: torch.Tensor,
+    pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
     """Focal, L1 and GIoU losses: of all queries' logits, of the matched queries' boxes. Arguments as `match`'s, `pairs` is its result."""
     pictures, queries, columns = pairs
     names = torch.zeros_like(logits).index_put((pictures, queries), labels[pictures, columns])
     found, there = boxes[pictures, queries], objects[pictures, columns]
-    return (CLASS_WEIGHT * focal(logits, names).sum() + BOX_WEIGHT * (found - there).abs().sum()
-            + GIOU_WEIGHT * (1 - generalized_iou(found, there)).sum())
+    return (
+        CLASS_WEIGHT * focal(logits, names).sum()
+        + BOX_WEIGHT * (found - there).abs().sum()
+        + GIOU_WEIGHT * (1 - generalized_iou(found, there)).sum()
+    )
 
 
 def masks(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -77,7 +103,9 @@ def masks(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     dice = 1 - (2 * (shares * flat).sum(dim=1) + 1) / (shares.sum(dim=1) + flat.sum(dim=1) + 1)
     # Background outweighs a small shape: each half counts as much as the other.
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").flatten(1)
-    balanced = (entropy * flat).sum(dim=1) / flat.sum(dim=1).clamp(min=1) + (entropy * (1 - flat)).sum(dim=1) / (1 - flat).sum(dim=1).clamp(min=1)
+    balanced = (entropy * flat).sum(dim=1) / flat.sum(dim=1).clamp(min=1) + (entropy * (1 - flat)).sum(dim=1) / (
+        1 - flat
+    ).sum(dim=1).clamp(min=1)
     return (5 * dice + 2 * balanced).sum()
 
 

@@ -1,4 +1,5 @@
 """The trained parts -> one file under the published names, which loads as a converted checkpoint does."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -8,16 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
+from mulan_nodes.mulan.checkpoints.weight_source import Source
+from mulan_nodes.visionllm_nodes.model.image_inputs import PictureSettings
+from mulan_nodes.visionllm_nodes.model.keys import bridge, clip, grounding, llama, pose, region_encoder, super_link
+from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
+from mulan_nodes.visionllm_nodes.model.visionllm_files import SPIECE, TOKENIZER
 from safetensors.torch import save
 from torch import nn
 
-from ...mulan.published import Source
-from ...mulan.tensor_files import CONFIG
-from ..model.checkpoint import SPIECE, TOKENIZER
-from ..model.pictures import PictureSettings
-from ..model.published import bridge, clip, grounding, llama, pose, region_encoder, super_link
-from ..model.tokenizer import VisionTokenizer
-from .architecture import BRIDGE, GROUNDING, GROUPS, HEADS, POSE, REGION, SETTINGS, SUPER_LINK, TOWER, TOWER_LAYER, language_config
+from .architecture import (
+    BRIDGE,
+    GROUNDING,
+    GROUPS,
+    HEADS,
+    POSE,
+    REGION,
+    SETTINGS,
+    SUPER_LINK,
+    TOWER,
+    TOWER_LAYER,
+    language_config,
+)
 from .tiny_model import PACK
 
 METADATA = {
@@ -30,10 +43,15 @@ METADATA = {
 
 def told(tokenizer: VisionTokenizer) -> dict:
     """What upstream's config.json says and no tensor does, and the settings that the published model has no need of."""
-    changed = {field.name: getattr(SETTINGS, field.name) for field in dataclasses.fields(PictureSettings)
-               if getattr(SETTINGS, field.name) != field.default}
+    changed = {
+        field.name: getattr(SETTINGS, field.name)
+        for field in dataclasses.fields(PictureSettings)
+        if getattr(SETTINGS, field.name) != field.default
+    }
     return {
-        "model_type": "visionllmv2", "vis_output_layer": TOWER_LAYER, "vl_bridge_type": "mlp2x_gelu",
+        "model_type": "visionllmv2",
+        "vis_output_layer": TOWER_LAYER,
+        "vl_bridge_type": "mlp2x_gelu",
         "vis_encoder_config": {"num_attention_heads": HEADS, "hidden_act": TOWER.activation},
         "llm_config": {"num_attention_heads": HEADS, "rms_norm_eps": language_config(len(tokenizer)).norm_eps},
         "gdino_config": {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS},
@@ -46,16 +64,22 @@ def told(tokenizer: VisionTokenizer) -> dict:
 def published(parts: Mapping[str, nn.Module], vocabulary: int) -> dict[str, torch.Tensor]:
     """Parts of the model by our names -> tensors by upstream's names."""
     names = {
-        "tower": ("vis_encoder.", clip, TOWER), "bridge": ("vl_bridge.", bridge, BRIDGE), "language": ("llm.", llama, language_config(vocabulary)),
-        "super_link": (super_link.PREFIX, super_link, SUPER_LINK), "region_encoder": ("region_encoder.", region_encoder, REGION),
-        "grounding": ("gdino.", grounding, GROUNDING), "pose": ("unipose.", pose, POSE),
+        "tower": ("vis_encoder.", clip, TOWER),
+        "bridge": ("vl_bridge.", bridge, BRIDGE),
+        "language": ("llm.", llama, language_config(vocabulary)),
+        "super_link": (super_link.PREFIX, super_link, SUPER_LINK),
+        "region_encoder": ("region_encoder.", region_encoder, REGION),
+        "grounding": ("gdino.", grounding, GROUNDING),
+        "pose": ("unipose.", pose, POSE),
     }
     tensors = {}
     for part, module in parts.items():
         prefix, naming, config = names[part]
         values, sources = module.state_dict(), naming.sources(config)
         if values.keys() != sources.keys():
-            raise ValueError(f"the {part} has other tensors than its published names: {sorted(values.keys() ^ sources.keys())[:3]}")
+            raise ValueError(
+                f"the {part} has other tensors than its published names: {sorted(values.keys() ^ sources.keys())[:3]}"
+            )
         for ours, source in sources.items():
             tensors |= dict(zip((prefix + name for name in source.names), _apart(values[ours], source)))
     return tensors

@@ -2,6 +2,7 @@
 
 The words around names and sentences are those of `model.conversation`, where the nodes take theirs from.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -9,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from mulan_nodes.visionllm_nodes.model import prompt_templates as conversation
+from mulan_nodes.visionllm_nodes.model import special_tokens as tokens
+from mulan_nodes.visionllm_nodes.model.prompt_templates import Turn
 
-from ...mulan.tinyworld.world import HELD_OUT, PALETTE, SHAPES
-from ..model import conversation, tokens
-from ..model.conversation import Turn
+from ..tinyworld.world import HELD_OUT, PALETTE, SHAPES
 from .descriptions import OTHER_LANGUAGES, SIDES, Description, names_for, referring
 from .scenes import KEYPOINTS, SIZES, Scene
 
@@ -41,7 +43,9 @@ def detection(scene: Scene, rng: np.random.Generator) -> Exercise:
     return _of_names(scene, names_for(scene, rng, int(rng.integers(1, MOST_NAMES + 1))), rng)
 
 
-def _of_names(scene: Scene, described: list[Description], rng: np.random.Generator, ask: Callable = conversation.detection) -> Exercise:
+def _of_names(
+    scene: Scene, described: list[Description], rng: np.random.Generator, ask: Callable = conversation.detection
+) -> Exercise:
     """English names, or those of one other language."""
     language = OTHER_LANGUAGES[rng.integers(len(OTHER_LANGUAGES))] if rng.random() < 0.15 else ""
     names = [one.sentence_in(language) if language else one.name for one in described]
@@ -73,17 +77,26 @@ def pose(scene: Scene, rng: np.random.Generator) -> Exercise:
 
 
 def keypoints_of(scene: Scene, described: Description, names: tuple[str, ...]) -> Exercise:
-    return Exercise(conversation.pose([described.name], names), (described.found(scene),), (described,), described.shape, names)
+    return Exercise(
+        conversation.pose([described.name], names), (described.found(scene),), (described,), described.shape, names
+    )
 
 
 def interactive(scene: Scene, rng: np.random.Generator) -> Exercise:
     regions = rng.permutation(len(scene.items))[: rng.integers(1, 4)].tolist()
-    return Exercise(conversation.interactive(len(regions)), tuple((item,) for item in regions), (None,) * len(regions), regions=tuple(regions))
+    return Exercise(
+        conversation.interactive(len(regions)),
+        tuple((item,) for item in regions),
+        (None,) * len(regions),
+        regions=tuple(regions),
+    )
 
 
 def segmentation(scene: Scene, rng: np.random.Generator) -> Exercise:
     """Only its words are special: the decoder is asked as for names."""
-    return _of_names(scene, names_for(scene, rng, int(rng.integers(2, MOST_NAMES + 1))), rng, conversation.semantic_segmentation)
+    return _of_names(
+        scene, names_for(scene, rng, int(rng.integers(2, MOST_NAMES + 1))), rng, conversation.semantic_segmentation
+    )
 
 
 def region_category(scene: Scene, rng: np.random.Generator) -> Exercise:
@@ -129,7 +142,9 @@ def _ask_colour(scene: Scene, rng: np.random.Generator):
     if len(described.found(scene)) != 1 or not (described.shape or described.size or described.side):
         return None
     sentences = described.sentences()
-    return f"What colour is {sentences[rng.integers(len(sentences))]}?", scene.items[described.found(scene)[0]].thing.colour
+    return f"What colour is {sentences[rng.integers(len(sentences))]}?", scene.items[
+        described.found(scene)[0]
+    ].thing.colour
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator):
@@ -137,7 +152,11 @@ def _ask_shape(scene: Scene, rng: np.random.Generator):
     size = SIZES[rng.integers(2)] if rng.random() < 0.3 else ""
     described = Description(colour, "", size)
     found = described.found(scene)
-    return (f"What shape is the {size} {colour} one?".replace("  ", " "), scene.items[found[0]].thing.shape) if len(found) == 1 else None
+    return (
+        (f"What shape is the {size} {colour} one?".replace("  ", " "), scene.items[found[0]].thing.shape)
+        if len(found) == 1
+        else None
+    )
 
 
 def _ask_place(scene: Scene, rng: np.random.Generator):
@@ -150,7 +169,9 @@ def _ask_count(scene: Scene, rng: np.random.Generator):
     kind = rng.random()
     if kind < 0.1:
         return "How many shapes are there?", COUNTS[len(scene.items)]
-    common = Counter(item.thing.shape for item in scene.items).most_common(1)[0][0]  # often the shape that there are several of
+    common = Counter(item.thing.shape for item in scene.items).most_common(1)[0][
+        0
+    ]  # often the shape that there are several of
     shape = common if rng.random() < 0.5 else SHAPES[rng.integers(len(SHAPES))]
     if kind < 0.8:
         return f"How many {shape}s are there?", COUNTS[len(Description(shape=shape).found(scene))]
@@ -173,11 +194,22 @@ def _ask_whether(scene: Scene, rng: np.random.Generator):
     return f"Is there a {described.name}?", "yes" if yes else "no"
 
 
-QUESTIONS = {"colour": _ask_colour, "shape": _ask_shape, "place": _ask_place, "count": _ask_count, "whether": _ask_whether}
+QUESTIONS = {
+    "colour": _ask_colour,
+    "shape": _ask_shape,
+    "place": _ask_place,
+    "count": _ask_count,
+    "whether": _ask_whether,
+}
 _QUESTION_ORDER = ("colour", "shape", "place", "count", "count", "whether", "whether")
 
 # What people say without a form, per tool: the answer is the model's own, so it is the model that decides which decoder runs.
-_FREE_NAMES = ("Find the {names}.", "Show me every {names}.", "Please detect the {names} in this picture.", "Where are the {names}?")
+_FREE_NAMES = (
+    "Find the {names}.",
+    "Show me every {names}.",
+    "Please detect the {names} in this picture.",
+    "Where are the {names}?",
+)
 _FREE_SENTENCES = ("Find {one}.", "Point at {one}, please.", "Which one is {one}?", "Show me {one}.")
 _FREE_MASKS = ("Segment the {names}.", "Cut out the {names}, please.", "Draw masks of the {names}.")
 _FREE_POSES = ("Where are the {points} of the {names}?", "Mark the {points} of every {names}.")
@@ -191,23 +223,43 @@ def instruction(scene: Scene, rng: np.random.Generator) -> Exercise:
         described = referring(scene, rng)
         sentences = described.sentences()
         said = _choose(_FREE_SENTENCES, rng).format(one=sentences[rng.integers(len(sentences))])
-        return Exercise(Turn(conversation.PICTURE + said, f"Yes, it is {tokens.slot(tokens.GROUND)}."), (described.found(scene),), (described,))
+        return Exercise(
+            Turn(conversation.PICTURE + said, f"Yes, it is {tokens.slot(tokens.GROUND)}."),
+            (described.found(scene),),
+            (described,),
+        )
     if kind == 1:
-        return _free(pose(scene, rng), lambda asked: _choose(_FREE_POSES, rng).format(points=_POINTS[asked.shape], names=asked.meant[0].name))
+        return _free(
+            pose(scene, rng),
+            lambda asked: _choose(_FREE_POSES, rng).format(points=_POINTS[asked.shape], names=asked.meant[0].name),
+        )
     described = names_for(scene, rng, int(rng.integers(1, 4)))
-    exercise = Exercise(conversation.detection([one.name for one in described]), tuple(one.found(scene) for one in described), tuple(described))
+    exercise = Exercise(
+        conversation.detection([one.name for one in described]),
+        tuple(one.found(scene) for one in described),
+        tuple(described),
+    )
     if kind == 2:
-        exercise = Exercise(conversation.semantic_segmentation([one.name for one in described]), exercise.found, exercise.meant)
+        exercise = Exercise(
+            conversation.semantic_segmentation([one.name for one in described]), exercise.found, exercise.meant
+        )
     forms = _FREE_NAMES if kind == 3 else _FREE_MASKS
-    return _free(exercise, lambda asked: _choose(forms, rng).format(names=_enumerated([one.name for one in asked.meant])))
+    return _free(
+        exercise, lambda asked: _choose(forms, rng).format(names=_enumerated([one.name for one in asked.meant]))
+    )
 
 
 def _free(exercise: Exercise, said: Callable[[Exercise], str]) -> Exercise:
     if exercise.shape:  # all of the shape's keypoints, in their order: nothing in the sentence says otherwise
         described = exercise.meant[0]
         answer = conversation.pose([described.name], KEYPOINTS[described.shape]).gpt
-        return Exercise(Turn(conversation.PICTURE + said(exercise), answer), exercise.found, exercise.meant, described.shape,
-                        KEYPOINTS[described.shape])
+        return Exercise(
+            Turn(conversation.PICTURE + said(exercise), answer),
+            exercise.found,
+            exercise.meant,
+            described.shape,
+            KEYPOINTS[described.shape],
+        )
     return Exercise(Turn(conversation.PICTURE + said(exercise), exercise.turn.gpt), exercise.found, exercise.meant)
 
 
@@ -216,6 +268,14 @@ def _choose(forms: tuple[str, ...], rng: np.random.Generator) -> str:
 
 
 TASKS: dict[str, Callable[[Scene, np.random.Generator], Exercise]] = {
-    "detection": detection, "grounding": grounding, "pose": pose, "interactive": interactive, "segmentation": segmentation,
-    "region_category": region_category, "region_caption": region_caption, "caption": caption, "vqa": visual_question, "instruction": instruction,
+    "detection": detection,
+    "grounding": grounding,
+    "pose": pose,
+    "interactive": interactive,
+    "segmentation": segmentation,
+    "region_category": region_category,
+    "region_caption": region_caption,
+    "caption": caption,
+    "vqa": visual_question,
+    "instruction": instruction,
 }

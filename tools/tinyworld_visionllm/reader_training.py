@@ -4,6 +4,7 @@ The language model learns its answers, tool tokens included. What no answer teac
 what stands in each patch of the picture (so that seeing need not be learned through words), and what the states behind each tool token
 mean (so that the decoders, which are trained on a finished language model, find it there).
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from ...mulan.tinyworld.stages import SEED, is_finished, train_stage
-from ...mulan.tinyworld.world import PALETTE, SHAPES
-from ..model.tokenizer import VisionTokenizer
+from ..tinyworld.stages import SEED, is_finished, train_stage
+from ..tinyworld.world import PALETTE, SHAPES
 from . import questions, scenes
 from .architecture import TOWER, WIDTH, build_reader
 from .batches import IGNORED, RowMaker
@@ -29,7 +30,14 @@ from .scenes import PICTURE_SIZE, SIZES, Scene
 BATCH = 16
 SHORT_QUESTIONS = 5  # per picture
 LONG_QUESTIONS = 9  # per batch
-LONG_TASKS = {"detection": 0.2, "grounding": 0.25, "pose": 0.15, "interactive": 0.15, "segmentation": 0.05, "instruction": 0.2}
+LONG_TASKS = {
+    "detection": 0.2,
+    "grounding": 0.25,
+    "pose": 0.15,
+    "interactive": 0.15,
+    "segmentation": 0.05,
+    "instruction": 0.2,
+}
 SHORT_TASKS = {"vqa": 0.8, "region_category": 0.08, "region_caption": 0.08, "caption": 0.04}
 
 _COLOURS, _SHAPES, _SIZES, _SIDES = (("", *names) for names in (PALETTE, SHAPES, SIZES, SIDES))
@@ -50,13 +58,19 @@ class Probes(nn.Module):
         """tokens [B, patches, width]: the shape that covers most of each patch, and whether its centre is there."""
         targets = torch.from_numpy(np.stack([patch_contents(scene) for scene in pictured])).long()
         *kinds, centre = self.patch(tokens).split((len(_COLOURS), len(_SHAPES), len(_SIZES), 1), dim=-1)
-        loss = sum(F.cross_entropy(kind.flatten(0, 1), targets[..., index].flatten()) for index, kind in enumerate(kinds))
+        loss = sum(
+            F.cross_entropy(kind.flatten(0, 1), targets[..., index].flatten()) for index, kind in enumerate(kinds)
+        )
         return loss + 2 * F.binary_cross_entropy_with_logits(centre[..., 0], targets[..., 3].float())
 
     def of_meaning(self, states: torch.Tensor, meant: Sequence[Description]) -> torch.Tensor:
         """states [N, width] and what each stands for."""
-        targets = torch.tensor([[_COLOURS.index(one.colour), _SHAPES.index(one.shape), _SIZES.index(one.size), _SIDES.index(one.side)]
-                                for one in meant])
+        targets = torch.tensor(
+            [
+                [_COLOURS.index(one.colour), _SHAPES.index(one.shape), _SIZES.index(one.size), _SIDES.index(one.side)]
+                for one in meant
+            ]
+        )
         kinds = self.meaning(states).split((len(_COLOURS), len(_SHAPES), len(_SIZES), len(_SIDES)), dim=-1)
         return sum(F.cross_entropy(kind, targets[:, index]) for index, kind in enumerate(kinds))
 
@@ -70,7 +84,11 @@ def patch_contents(scene: Scene) -> np.ndarray:
     for item in scene.items:
         share = item.mask.reshape(side, cell, side, cell).mean(axis=(1, 3))
         here = share > most
-        contents[here, :3] = [_COLOURS.index(item.thing.colour), _SHAPES.index(item.thing.shape), _SIZES.index(item.thing.size)]
+        contents[here, :3] = [
+            _COLOURS.index(item.thing.colour),
+            _SHAPES.index(item.thing.shape),
+            _SIZES.index(item.thing.size),
+        ]
         most = np.maximum(most, share)
         contents[int(item.y / cell), int(item.x / cell), 3] = 1
     return contents.reshape(-1, 4)
@@ -88,19 +106,31 @@ class Reader(nn.Module):
     def loss(self, rng: np.random.Generator) -> torch.Tensor:
         pictured = [scenes.draw_scene(rng, scenes.SEEN) for _ in range(BATCH)]
         pictures = look(self.model, self.maker, pictured)
-        short = [Asked(number, TASKS[rng.choice(list(SHORT_TASKS), p=list(SHORT_TASKS.values()))](scene, rng))
-                 for number, scene in enumerate(pictured) for _ in range(SHORT_QUESTIONS)]
-        long = [Asked(number, TASKS[rng.choice(list(LONG_TASKS), p=list(LONG_TASKS.values()))](scene, rng))
-                for number, scene in enumerate(pictured[:LONG_QUESTIONS])]
-        return (self.probes.of_patches(pictures.tokens, pictured) + 2 * self._words(pictures, pictured, short, rng)
-                + self._words(pictures, pictured, long, rng))
+        short = [
+            Asked(number, TASKS[rng.choice(list(SHORT_TASKS), p=list(SHORT_TASKS.values()))](scene, rng))
+            for number, scene in enumerate(pictured)
+            for _ in range(SHORT_QUESTIONS)
+        ]
+        long = [
+            Asked(number, TASKS[rng.choice(list(LONG_TASKS), p=list(LONG_TASKS.values()))](scene, rng))
+            for number, scene in enumerate(pictured[:LONG_QUESTIONS])
+        ]
+        return (
+            self.probes.of_patches(pictures.tokens, pictured)
+            + 2 * self._words(pictures, pictured, short, rng)
+            + self._words(pictures, pictured, long, rng)
+        )
 
-    def _words(self, pictures: Pictures, pictured: Sequence[Scene], asked: Sequence[Asked], rng: np.random.Generator) -> torch.Tensor:
+    def _words(
+        self, pictures: Pictures, pictured: Sequence[Scene], asked: Sequence[Asked], rng: np.random.Generator
+    ) -> torch.Tensor:
         states, rows, labels = read(self.model, self.maker, pictures, pictured, asked, rng)
         written = labels != IGNORED
         # Every answer counts the same, long or short.
         share = (written / (written.sum(dim=1, keepdim=True).clamp(min=1) * len(rows)))[written]
-        loss = (F.cross_entropy(self.model.language.logits(states[written]), labels[written], reduction="none") * share).sum()
+        loss = (
+            F.cross_entropy(self.model.language.logits(states[written]), labels[written], reduction="none") * share
+        ).sum()
         queries = [states[number, link.places].mean(dim=0) for number, row in enumerate(rows) for link in row.links]
         if not queries:
             return loss
@@ -124,10 +154,14 @@ class Reader(nn.Module):
         loss = self.probes.of_meaning(queries[[place for place, _ in meant]], [one for _, one in meant])
         if boxes:
             wanted = torch.from_numpy(np.stack([box for _, box in boxes])).float()
-            loss = loss + 3 * (self.probes.place(queries[[place for place, _ in boxes]]).sigmoid() - wanted).abs().mean()
+            loss = (
+                loss + 3 * (self.probes.place(queries[[place for place, _ in boxes]]).sigmoid() - wanted).abs().mean()
+            )
         if keypoints:
-            loss = loss + 0.5 * F.cross_entropy(self.probes.keypoint(queries[[place for place, _ in keypoints]]),
-                                                torch.tensor([index for _, index in keypoints]))
+            loss = loss + 0.5 * F.cross_entropy(
+                self.probes.keypoint(queries[[place for place, _ in keypoints]]),
+                torch.tensor([index for _, index in keypoints]),
+            )
         return loss
 
 
@@ -138,7 +172,10 @@ def score(reader: Reader, things=scenes.SEEN, seed: int = 7001, pictures: int = 
     pictured = [scenes.draw_scene(rng, things) for _ in range(pictures)]
     seen = look(reader.model, reader.maker, pictured)
     parts = []
-    kinds = {**questions.QUESTIONS, **{name: TASKS[name] for name in ("region_category", "region_caption", "instruction", "grounding")}}
+    kinds = {
+        **questions.QUESTIONS,
+        **{name: TASKS[name] for name in ("region_category", "region_caption", "instruction", "grounding")},
+    }
     for name, ask in kinds.items():
         asked = []
         for number, scene in enumerate(pictured):
@@ -161,5 +198,15 @@ def train_reader(work_dir: Path, tokenizer: VisionTokenizer, steps: int) -> Read
     if is_finished("reader", work_dir):
         reader.load_state_dict(load_file(work_dir / "reader.safetensors"))
         return reader
-    train_stage("reader", work_dir, reader, reader.loss, steps=steps, learning_rate=1.5e-3, average=0.998, score=score, score_every=500)
+    train_stage(
+        "reader",
+        work_dir,
+        reader,
+        reader.loss,
+        steps=steps,
+        learning_rate=1.5e-3,
+        average=0.998,
+        score=score,
+        score_every=500,
+    )
     return reader

@@ -1,4 +1,5 @@
 """Many questions about each of several pictures in one pass: the opening and the picture are read once, the rows behind them together."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from mulan_nodes.visionllm_nodes.model.language_model import KeyValues
+from mulan_nodes.visionllm_nodes.model.special_tokens import PATCH, REGION
+from mulan_nodes.visionllm_nodes.model.visionllm import VisionLLM
 
-from ..model.language_model import KeyValues
-from ..model.tokens import PATCH, REGION
-from ..model.visionllm import VisionLLM
 from .batches import Row, RowMaker, region_mask, tower_views
 from .questions import Exercise
 from .scenes import Scene
@@ -45,8 +46,14 @@ def look(model: VisionLLM, maker: RowMaker, scenes: Sequence[Scene]) -> Pictures
     return Pictures(views, states[1:], tokens, cache)
 
 
-def read(model: VisionLLM, maker: RowMaker, pictures: Pictures, scenes: Sequence[Scene], asked: Sequence[Asked],
-         rng: np.random.Generator) -> tuple[torch.Tensor, list[Row], torch.Tensor]:
+def read(
+    model: VisionLLM,
+    maker: RowMaker,
+    pictures: Pictures,
+    scenes: Sequence[Scene],
+    asked: Sequence[Asked],
+    rng: np.random.Generator,
+) -> tuple[torch.Tensor, list[Row], torch.Tensor]:
     """States [R, longest row, width] of the rows behind their pictures, the rows, their labels [R, longest row]."""
     rows = [maker.row(one.exercise) for one in asked]
     longest = max(len(row.ids) for row in rows)

@@ -3,6 +3,7 @@
 Pictures are uint8 arrays [128, 128, 3]. Colours, shapes and sizes are those of the tiny world (`mulan.tinyworld.world`); a shape stands
 anywhere, slightly turned, and touches no other. Coordinates are pixels, (0, 0) is the picture's top left corner, y grows downwards.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...mulan.tinyworld.world import BACKGROUND, HELD_OUT, PALETTE, SHAPES, Thing
+from ..tinyworld.world import BACKGROUND, HELD_OUT, PALETTE, SHAPES, Thing
 
 PICTURE_SIZE = 128
 RADII = {"small": (9.5, 12.5), "big": (18.0, 22.0)}
@@ -120,7 +121,9 @@ def _paint(items: list[Item], rng: np.random.Generator) -> np.ndarray:
     picture = np.full((PICTURE_SIZE, PICTURE_SIZE, 3), BACKGROUND + rng.uniform(-10, 10), np.float32)
     for item in items:
         covered = item.coverage()[..., None]
-        picture += covered * (np.array(PALETTE[item.thing.colour], np.float32) + rng.uniform(-12, 12, 3).astype(np.float32) - picture)
+        picture += covered * (
+            np.array(PALETTE[item.thing.colour], np.float32) + rng.uniform(-12, 12, 3).astype(np.float32) - picture
+        )
     return picture.clip(0, 255).round().astype(np.uint8)
 
 

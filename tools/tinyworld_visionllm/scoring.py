@@ -1,14 +1,15 @@
 """Quick scores of a decoder while it trains, without the nodes' own path (which `examination.py` goes)."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from mulan_nodes.visionllm_nodes.model.grounding_decoder import GroundingDecoder
+from mulan_nodes.visionllm_nodes.model.pose_decoder import PoseDecoder
 from torch.nn import functional as F
 
-from ..model.grounding import GroundingDecoder
-from ..model.pose import PoseDecoder
 from . import evaluation, losses, scenes
 from .batches import decoder_images
 from .evaluation import Found
@@ -48,7 +49,9 @@ def score_grounding(decoder: GroundingDecoder, ask: Callable, things=scenes.SEEN
                     at = best[number, column]
                     right.append(evaluation.box_accuracy(_boxes(found.boxes[number, at][None]), truth))
                     overlaps.append(evaluation.mask_overlap(masks[number, column].numpy(), scene.items[items[0]].mask))
-        parts.append(f"{task}: AP50 {evaluation.average_precision(answers):.3f}, accuracy {np.mean(right):.3f}, mask {np.mean(overlaps):.3f}")
+        parts.append(
+            f"{task}: AP50 {evaluation.average_precision(answers):.3f}, accuracy {np.mean(right):.3f}, mask {np.mean(overlaps):.3f}"
+        )
     return "; ".join(parts)
 
 
@@ -61,7 +64,9 @@ def score_pose(decoder: PoseDecoder, ask: Callable, things=scenes.SEEN) -> str:
         exercises.append(keypoints_of(scene, exercise.meant[0], KEYPOINTS[exercise.shape]))
     (names, named), (keypoints, asked) = ask(seen, exercises, rng)
     images = decoder_images(seen)
-    found = decoder(images, torch.ones(images.shape[0], *images.shape[2:], dtype=torch.bool), names, named, keypoints, asked)
+    found = decoder(
+        images, torch.ones(images.shape[0], *images.shape[2:], dtype=torch.bool), names, named, keypoints, asked
+    )
     right, answers = [], []
     for number, (scene, exercise) in enumerate(zip(seen, exercises)):
         items = exercise.found[0]
@@ -73,6 +78,8 @@ def score_pose(decoder: PoseDecoder, ask: Callable, things=scenes.SEEN) -> str:
             if not len(near):
                 right += [False] * len(exercise.keypoints)
                 continue
-            points = found.keypoints[number, near[scores[near].argmax()], : len(exercise.keypoints)].numpy() * PICTURE_SIZE
+            points = (
+                found.keypoints[number, near[scores[near].argmax()], : len(exercise.keypoints)].numpy() * PICTURE_SIZE
+            )
             right += evaluation.keypoint_accuracy(points, shape.keypoints, shape.box).tolist()
     return f"pose: AP50 {evaluation.average_precision(answers):.3f}, PCK@0.1 {np.mean(right):.3f}"

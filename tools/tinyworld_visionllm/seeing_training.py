@@ -3,6 +3,7 @@
 A decoder begins on stand-ins, learned vectors for what a name means, so that it can learn to see while the language model still learns to
 read; then it goes on with the states of the language model, which stays as it is.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mulan_nodes.visionllm_nodes.model.grounding_decoder import GroundingDecoder
+from mulan_nodes.visionllm_nodes.model.pose_decoder import PoseDecoder
 from safetensors.torch import load_file
 from torch import nn
 
-from ...mulan.tinyworld.stages import is_finished, train_stage
-from ...mulan.tinyworld.world import PALETTE, SHAPES
-from ..model.grounding import GroundingDecoder
-from ..model.pose import PoseDecoder
+from ..tinyworld.stages import is_finished, train_stage
+from ..tinyworld.world import PALETTE, SHAPES
 from . import losses, scenes
 from .architecture import WIDTH
 from .batches import decoder_images
@@ -32,7 +33,9 @@ PROPOSAL_TIMES = 4  # proposals that each shape gets: more than one, so that mor
 GROUNDING_TASKS = {"detection": 0.4, "grounding": 0.35, "interactive": 0.15, "segmentation": 0.05, "instruction": 0.05}
 
 Queries = tuple[torch.Tensor, torch.Tensor]  # [B, most, 4, width], bool [B, most]
-Ask = Callable[[Sequence[Scene], Sequence[Exercise], np.random.Generator], tuple[Queries, Queries]]  # of names, then of keypoints
+Ask = Callable[
+    [Sequence[Scene], Sequence[Exercise], np.random.Generator], tuple[Queries, Queries]
+]  # of names, then of keypoints
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,12 @@ class Wanted:
     items: list[list[int]]
 
     def repeated(self, times: int) -> Wanted:
-        return Wanted(self.boxes.repeat(times, 1, 1), self.labels.repeat(times, 1, 1), self.present.repeat(times, 1), self.items * times)
+        return Wanted(
+            self.boxes.repeat(times, 1, 1),
+            self.labels.repeat(times, 1, 1),
+            self.present.repeat(times, 1),
+            self.items * times,
+        )
 
     @property
     def count(self) -> int:
@@ -60,10 +68,18 @@ def wanted(pictured: Sequence[Scene], exercises: Sequence[Exercise]) -> Wanted:
     boxes, labels, all_items = [], [], []
     for scene, exercise in zip(pictured, exercises):
         items = sorted({item for found in exercise.found for item in found})
-        corners = torch.tensor(np.array([scene.items[item].box for item in items]).reshape(-1, 4) / PICTURE_SIZE, dtype=torch.float32)
+        corners = torch.tensor(
+            np.array([scene.items[item].box for item in items]).reshape(-1, 4) / PICTURE_SIZE, dtype=torch.float32
+        )
         boxes.append(torch.cat(((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), dim=1))
-        labels.append(torch.tensor([[float(item in found) for found in exercise.found] + [0.0] * (names - len(exercise.found))
-                                    for item in items]).reshape(len(items), names))
+        labels.append(
+            torch.tensor(
+                [
+                    [float(item in found) for found in exercise.found] + [0.0] * (names - len(exercise.found))
+                    for item in items
+                ]
+            ).reshape(len(items), names)
+        )
         all_items.append(items)
     stacked, present = padded(boxes)
     return Wanted(stacked, padded(labels)[0], present, all_items)
@@ -85,11 +101,19 @@ class StandIns(nn.Module):
         self.place = nn.Sequential(nn.Linear(4, 64), nn.GELU(), nn.Linear(64, WIDTH))
         self.slots = nn.Parameter(torch.randn(4, WIDTH) * 0.3)
 
-    def ask(self, pictured: Sequence[Scene], exercises: Sequence[Exercise], rng: np.random.Generator) -> tuple[Queries, Queries]:
-        names = [torch.stack([self._name(scene, meant, found) for meant, found in zip(exercise.meant, exercise.found)])
-                 for scene, exercise in zip(pictured, exercises)]
-        keypoints = [self.keypoints(torch.tensor([_keypoint(exercise.shape, name) for name in exercise.keypoints], dtype=torch.long))
-                     for exercise in exercises]
+    def ask(
+        self, pictured: Sequence[Scene], exercises: Sequence[Exercise], rng: np.random.Generator
+    ) -> tuple[Queries, Queries]:
+        names = [
+            torch.stack([self._name(scene, meant, found) for meant, found in zip(exercise.meant, exercise.found)])
+            for scene, exercise in zip(pictured, exercises)
+        ]
+        keypoints = [
+            self.keypoints(
+                torch.tensor([_keypoint(exercise.shape, name) for name in exercise.keypoints], dtype=torch.long)
+            )
+            for exercise in exercises
+        ]
         return tuple(padded([rows[:, None] + self.slots for rows in group]) for group in (names, keypoints))
 
     def _name(self, scene: Scene, meant: Description | None, found: tuple[int, ...]) -> torch.Tensor:
@@ -100,7 +124,13 @@ class StandIns(nn.Module):
         else:
             place = 0
         values = (meant.colour, PALETTE), (meant.shape, SHAPES), (meant.size, SIZES), (meant.side, SIDES)
-        return sum(table.weight[1 + list(names).index(value) if value else 0] for table, (value, names) in zip(self.words, values)) + place
+        return (
+            sum(
+                table.weight[1 + list(names).index(value) if value else 0]
+                for table, (value, names) in zip(self.words, values)
+            )
+            + place
+        )
 
 
 def _keypoint(shape: str, name: str) -> int:
@@ -117,7 +147,9 @@ def asker(reader: Reader) -> Ask:
         states, rows, _ = read(reader.model, reader.maker, seen, pictured, asked, rng)
         queries = [torch.stack([states[number, link.places] for link in row.links]) for number, row in enumerate(rows)]
         counts = [len(exercise.found) for exercise in exercises]
-        return padded([row[:count] for row, count in zip(queries, counts)]), padded([row[count:] for row, count in zip(queries, counts)])
+        return padded([row[:count] for row, count in zip(queries, counts)]), padded(
+            [row[count:] for row, count in zip(queries, counts)]
+        )
 
     return ask
 
@@ -148,9 +180,17 @@ def grounding_loss(decoder: GroundingDecoder, ask: Ask, rng: np.random.Generator
         of_layer, pairs = boxes_loss(logits, boxes, target)
         loss = loss + of_layer
     pictures, at, objects = pairs
-    masks = torch.from_numpy(np.stack([pictured[picture].items[target.items[picture][number]].mask
-                                       for picture, number in zip(pictures.tolist(), objects.tolist())]))
-    of_masks = torch.einsum("mc,mchw->mhw", decoder.mask_head(found.states[pictures, at]), found.mask_features[pictures])
+    masks = torch.from_numpy(
+        np.stack(
+            [
+                pictured[picture].items[target.items[picture][number]].mask
+                for picture, number in zip(pictures.tolist(), objects.tolist())
+            ]
+        )
+    )
+    of_masks = torch.einsum(
+        "mc,mchw->mhw", decoder.mask_head(found.states[pictures, at]), found.mask_features[pictures]
+    )
     return loss + losses.masks(of_masks, masks) / target.count
 
 
@@ -172,7 +212,9 @@ def pose_loss(decoder: PoseDecoder, ask: Ask, rng: np.random.Generator) -> torch
             item = pictured[picture].items[target.items[picture][column]]
             order = [KEYPOINTS[exercise.shape].index(name) for name in exercise.keypoints]
             points[number, : len(order)] = torch.from_numpy(item.keypoints[order] / PICTURE_SIZE).float()
-        of_points = losses.keypoints(layer.keypoints[pictures, at][:, : asked.shape[1]], points, target.boxes[pictures, objects], asked[pictures])
+        of_points = losses.keypoints(
+            layer.keypoints[pictures, at][:, : asked.shape[1]], points, target.boxes[pictures, objects], asked[pictures]
+        )
         loss = loss + of_points / max(1, int(asked[pictures].sum())) * 3
     return loss
 

@@ -1,4 +1,5 @@
 """Labels for every picture of a data set."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from zeroshot.dataset import Dataset
+from mulan_nodes.mulan.internvl.image_folder import FolderEmbeddings, embed_folder
+from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, embed_labels
 
-from mulan.internvl.folder import FolderEmbeddings, embed_folder
-from mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, embed_labels
+from .dataset import Dataset
 
 if TYPE_CHECKING:
-    from mulan.internvl.loaded import LoadedInternVL
+    from mulan_nodes.mulan.internvl.internvl_model import LoadedInternVL
 
 FRAMING = "crop"  # as the authors classify
 
@@ -40,7 +41,9 @@ class Scores:
         return self.first[vectors.classes == number].float().mean().item()
 
 
-def embed(loaded: LoadedInternVL, dataset: Dataset, kept_in: Path, on_class: Callable[[int], None] = lambda number: None) -> Vectors:
+def embed(
+    loaded: LoadedInternVL, dataset: Dataset, kept_in: Path, on_class: Callable[[int], None] = lambda number: None
+) -> Vectors:
     """Looks at the pictures that are new since the last time. Raises ValueError where no picture of the data set can be read."""
     embeddings, classes, problems = [], [], []
     for number, name in enumerate(dataset.classes):

@@ -3,6 +3,7 @@
 imagenet.json holds the 1,000 synsets of ImageNet-1K in the order of their numbers, and the names that InternVL's authors used for them in five
 languages (the clip_benchmark folder of OpenGVLab/InternVL, MIT).
 """
+
 from __future__ import annotations
 
 import json
@@ -31,7 +32,9 @@ class Dataset:
             raise WrongDataset(f"{folder} is no folder")
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if len(classes) < 2:
-            raise WrongDataset(f"{folder} holds {len(classes)} folders; expected is a folder for each class, two at least, with its pictures inside")
+            raise WrongDataset(
+                f"{folder} holds {len(classes)} folders; expected is a folder for each class, two at least, with its pictures inside"
+            )
         return cls(folder, tuple(classes))
 
     def labels(self, language: str) -> tuple[str, ...]:
@@ -45,8 +48,10 @@ class Dataset:
             return tuple(name.replace("_", " ") for name in self.classes)
         known = _imagenet()
         if language not in known:
-            raise WrongDataset(f"the classes of {self.folder} are ImageNet's, whose names are here in {', '.join(sorted(known.keys() - {SYNSETS}))}, not "
-                               f"in {language}: write classnames_{language}.json beside them, an object with a name for each folder")
+            raise WrongDataset(
+                f"the classes of {self.folder} are ImageNet's, whose names are here in {', '.join(sorted(known.keys() - {SYNSETS}))}, not "
+                f"in {language}: write classnames_{language}.json beside them, an object with a name for each folder"
+            )
         return tuple(known[language][number] for number in numbers)
 
     def _imagenet_numbers(self) -> list[int] | None:
@@ -66,8 +71,12 @@ class Dataset:
         if isinstance(told, list) and len(told) == len(self.classes):
             told = dict(zip(self.classes, told))
         if not isinstance(told, dict):
-            raise WrongDataset(f"{file} must hold an object with a name for each folder, or a list of {len(self.classes)} names in the folders' order")
-        wrong = next((name for name in self.classes if not isinstance(told.get(name), str) or not told[name].strip()), None)
+            raise WrongDataset(
+                f"{file} must hold an object with a name for each folder, or a list of {len(self.classes)} names in the folders' order"
+            )
+        wrong = next(
+            (name for name in self.classes if not isinstance(told.get(name), str) or not told[name].strip()), None
+        )
         if wrong is not None:
             raise WrongDataset(f"{file} has no name for the folder {wrong}")
         return tuple(told[name] for name in self.classes)

@@ -1,4 +1,5 @@
 """InternVL-C's published zero-shot accuracies: OpenGVLab/InternVL, README and clip_benchmark (arXiv 2312.14238, section 4.3)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,17 +1,19 @@
 """Scores -> Markdown."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from zeroshot.classify import Scores, Vectors
-from zeroshot.dataset import Dataset
-from zeroshot.paper import PUBLISHED, Published, published
+from ..tinyworld.captions import LANGUAGES, TRAINED
+from ..tinyworld.contrastive_examination import GOAL, QUESTIONS
+from .classify import Scores, Vectors
+from .dataset import Dataset
+from .paper import PUBLISHED, Published, published
 
-from mulan.tinyworld.captions import LANGUAGES, TRAINED
-from mulan.tinyworld.contrastive_examination import GOAL, QUESTIONS
-
-NOTE = ("Without its article a label may begin with its colour, which the tiny tokenizer then cuts into other tokens than inside a sentence: the tiny "
-        "text encoder never learned those of English, Hindi and German. Behind an article or in a template they are read.")
+NOTE = (
+    "Without its article a label may begin with its colour, which the tiny tokenizer then cuts into other tokens than inside a sentence: the tiny "
+    "text encoder never learned those of English, Hindi and German. Behind an article or in a template they are read."
+)
 
 
 def of_dataset(model: str, dataset: Dataset, vectors: Vectors, found: Mapping[str, Scores]) -> str:
@@ -19,14 +21,36 @@ def of_dataset(model: str, dataset: Dataset, vectors: Vectors, found: Mapping[st
     pictures, classes = len(vectors.classes), len(dataset.classes)
     known = published(classes, pictures)
     lines = [f"{pictures} pictures of {classes} classes in {dataset.folder.name}, {model}.", ""]
-    rows = [[language, scores.templates, f"{scores.first.float().mean():.4f}", f"{scores.among_five.float().mean():.4f}",
-             f"{known.shares[language]:g}" if known and language in known.shares else ""] for language, scores in found.items()]
-    lines += table(["language", "templates", "top-1", "top-5", f"InternVL-C on {known.name}, published" if known else "published"], rows)
+    rows = [
+        [
+            language,
+            scores.templates,
+            f"{scores.first.float().mean():.4f}",
+            f"{scores.among_five.float().mean():.4f}",
+            f"{known.shares[language]:g}" if known and language in known.shares else "",
+        ]
+        for language, scores in found.items()
+    ]
+    lines += table(
+        ["language", "templates", "top-1", "top-5", f"InternVL-C on {known.name}, published" if known else "published"],
+        rows,
+    )
     lines += ["", *_published(known, found, model)]
     if vectors.problems:
         lines += ["", f"Not read ({len(vectors.problems)}):", "", *(f"- {problem}" for problem in vectors.problems)]
-    of_classes = [[name, *(cell for scores in found.values() for cell in (scores.labels[number], f"{scores.of_class(vectors, number):.2f}")),
-                   str((vectors.classes == number).sum().item())] for number, name in enumerate(dataset.classes) if (vectors.classes == number).any()]
+    of_classes = [
+        [
+            name,
+            *(
+                cell
+                for scores in found.values()
+                for cell in (scores.labels[number], f"{scores.of_class(vectors, number):.2f}")
+            ),
+            str((vectors.classes == number).sum().item()),
+        ]
+        for number, name in enumerate(dataset.classes)
+        if (vectors.classes == number).any()
+    ]
     heads = [cell for language in found for cell in (f"label ({language})", f"top-1 ({language})")]
     return "\n".join([*lines, "", *table(["folder", *heads, "pictures"], of_classes)]) + "\n"
 
@@ -35,8 +59,14 @@ def of_tiny_world(model: str, drawings: int, found: Mapping[str, Mapping[str, Ma
     """`found`: mode -> language -> question -> share."""
     lines = []
     for mode, of_mode in found.items():
-        lines += [f"InternVL-{mode}, {model}, {drawings} new drawings of each thing; the goal in trained languages is {GOAL}.", ""]
-        rows = [[_named(language), *(f"{shares[question]:.2f}" if question in shares else "" for question in QUESTIONS)] for language, shares in of_mode.items()]
+        lines += [
+            f"InternVL-{mode}, {model}, {drawings} new drawings of each thing; the goal in trained languages is {GOAL}.",
+            "",
+        ]
+        rows = [
+            [_named(language), *(f"{shares[question]:.2f}" if question in shares else "" for question in QUESTIONS)]
+            for language, shares in of_mode.items()
+        ]
         lines += [*table(["labels", *QUESTIONS], rows), ""]
     return "\n".join([*lines, NOTE, "", *_published(None, {}, model)]) + "\n"
 
@@ -50,10 +80,15 @@ def _published(known: Published | None, found: Mapping[str, Scores], model: str)
     rows = []
     for data in PUBLISHED:
         for language, share in data.shares.items():
-            here = f"{found[language].first.float().mean():.4f}, {model}" if data is known and language in found else "no"
+            here = (
+                f"{found[language].first.float().mean():.4f}, {model}" if data is known and language in found else "no"
+            )
             rows.append([data.name, language, f"{share:g}", here])
-    return ["InternVL-C's published accuracies (arXiv 2312.14238), and what this run measured of them:", "",
-            *table(["data set", "language", "published", "reproduced here"], rows)]
+    return [
+        "InternVL-C's published accuracies (arXiv 2312.14238), and what this run measured of them:",
+        "",
+        *table(["data set", "language", "published", "reproduced here"], rows),
+    ]
 
 
 def _named(language: str) -> str:

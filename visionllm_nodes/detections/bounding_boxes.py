@@ -1,19 +1,27 @@
 """BOUNDING_BOX: dicts of "x", "y", "width", "height" in pixels, with "label" and "score" where they are known; one list for each picture."""
+
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
-from ..model.results import Detection
+from .results import Detection
 
 SIDES = ("x", "y", "width", "height")
-SHAPES = "one box {x, y, width, height}, a list of boxes for every picture, or a list of such lists, one for each picture"
+SHAPES = (
+    "one box {x, y, width, height}, a list of boxes for every picture, or a list of such lists, one for each picture"
+)
 
 
 def to_bounding_boxes(detections: Sequence[Detection]) -> list[list[dict]]:
     """A list for each picture, in the order of its things; numbers are floats, cut to the picture."""
-    return [[bounding_box(box, found.size, found.names[label], score)
-             for box, label, score in zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())] for found in detections]
+    return [
+        [
+            bounding_box(box, found.size, found.names[label], score)
+            for box, label, score in zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
+        ]
+        for found in detections
+    ]
 
 
 def bounding_box(corners: Sequence[float], size: tuple[int, int], label: str, score: float) -> dict:
@@ -45,7 +53,9 @@ def frames_of(value, frames: int | None = None) -> list[list[dict]]:
         return lists
     if len(lists) == 1:
         return [[dict(box) for box in lists[0]] for _ in range(frames)]
-    raise ValueError(f"there are bounding boxes for {len(lists)} pictures, but {frames} picture{'s are' if frames > 1 else ' is'} connected")
+    raise ValueError(
+        f"there are bounding boxes for {len(lists)} pictures, but {frames} picture{'s are' if frames > 1 else ' is'} connected"
+    )
 
 
 def in_order(boxes: Iterable[dict]) -> list[dict]:

@@ -1,4 +1,5 @@
 """Colours that stay apart, on light and on dark pictures, however many there are."""
+
 from __future__ import annotations
 
 from functools import cache
@@ -26,7 +27,9 @@ def _palette() -> list[Colour]:
     candidates = np.array([(r, g, b) for r in _LEVELS for g in _LEVELS for b in _LEVELS])
     seen = _as_seen(candidates)
     saturation = np.hypot(seen[:, 1], seen[:, 2])
-    nearest = np.min([np.linalg.norm(seen - _as_seen(np.array([[grey] * 3])), axis=1) for grey in (0, 128, 255)], axis=0)
+    nearest = np.min(
+        [np.linalg.norm(seen - _as_seen(np.array([[grey] * 3])), axis=1) for grey in (0, 128, 255)], axis=0
+    )
     nearest[(saturation < 45) | (seen[:, 0] < 48)] = 0
     chosen: list[Colour] = []
     while len(chosen) < COUNT:

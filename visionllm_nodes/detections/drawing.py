@@ -1,4 +1,5 @@
 """Boxes, masks and keypoints drawn on pictures, with names in any script."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -8,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ...mulan.lettering import ASCENT, DESCENT, Lettering
-from ...mulan.tiles import as_pixels
+from ...mulan.images.text_drawing import ASCENT, DESCENT, Lettering
+from ...mulan.images.tiling import as_pixels
 from .bounding_boxes import corners_of
-from .colours import Colour, colour, ink
+from .colors import Colour, colour, ink
 from .masks import SET
 
 BY_NAME, BY_OBJECT = COLOURING = ("by name", "by object")
@@ -44,11 +45,20 @@ class Colouring:
         self._how, self._names = how, {name: number for number, name in enumerate(dict.fromkeys(names))}
 
     def of(self, name: str, number: int) -> Colour:
-        return colour(number if self._how == BY_OBJECT or len(self._names) < 2 and not name else self._names.get(name, number))
+        return colour(
+            number if self._how == BY_OBJECT or len(self._names) < 2 and not name else self._names.get(name, number)
+        )
 
 
-def draw(picture, boxes: Sequence[dict], masks: torch.Tensor | None, keypoints: dict | None, style: Style, colouring: Colouring,
-         lettering: Lettering) -> torch.Tensor:
+def draw(
+    picture,
+    boxes: Sequence[dict],
+    masks: torch.Tensor | None,
+    keypoints: dict | None,
+    style: Style,
+    colouring: Colouring,
+    lettering: Lettering,
+) -> torch.Tensor:
     """One picture (see model/pictures.py) -> float32 [H, W, 3].
 
     `masks` [N, H, W] have the colours of the boxes with their numbers. Names and scores stand at the boxes, without boxes at the keypoints' objects.
@@ -59,7 +69,9 @@ def draw(picture, boxes: Sequence[dict], masks: torch.Tensor | None, keypoints: 
         _draw_skeleton(canvas, thing, keypoints["skeleton"], colouring.of(thing["label"], number), style)
     pen = ImageDraw.Draw(canvas)
     for number, box in enumerate(boxes):
-        pen.rectangle(_drawn(corners_of(box)), outline=colouring.of(box.get("label", ""), number), width=style.line_on(canvas))
+        pen.rectangle(
+            _drawn(corners_of(box)), outline=colouring.of(box.get("label", ""), number), width=style.line_on(canvas)
+        )
     named = boxes or [thing["box"] | {"label": thing["label"], "score": thing["score"]} for thing in objects]
     labels = _Labels(canvas, style, lettering)
     labels.draw((box, colouring.of(box.get("label", ""), number)) for number, box in enumerate(named))
@@ -94,14 +106,20 @@ class _Labels:
         width, height = of_name + of_score + 2 * pad, round((ASCENT + DESCENT) * size)
         left = min(max(0, round(x1)), self._canvas.width - width)
         tops = (y1 - height, y1, y2, y2 - height)
-        places = [(left, min(max(0, round(top)), self._canvas.height - height)) for top in tops if 0 <= top <= self._canvas.height - height]
+        places = [
+            (left, min(max(0, round(top)), self._canvas.height - height))
+            for top in tops
+            if 0 <= top <= self._canvas.height - height
+        ]
         places = places or [(left, min(max(0, round(y1)), max(0, self._canvas.height - height)))]
         left, top = self._free(places, width, height) or places[0]
         self._taken.append((left, top, left + width, top + height))
         ImageDraw.Draw(self._canvas).rectangle((left, top, left + width - 1, top + height - 1), fill=paper)
         baseline = top + round(ASCENT * size)
         self._letters.draw(self._canvas, left + pad, baseline, name, size, ink(paper))
-        self._letters.draw(self._canvas, left + width - pad - self._letters.width(score, size), baseline, score, size, ink(paper))
+        self._letters.draw(
+            self._canvas, left + width - pad - self._letters.width(score, size), baseline, score, size, ink(paper)
+        )
 
     def draw_points(self, points: Iterable[dict]) -> None:
         """Names beside keypoints, white with a black shadow; one that would cover another is left out."""
@@ -115,15 +133,30 @@ class _Labels:
             if place:
                 self._taken.append((*place, place[0] + width, place[1] + height))
                 for shift, paint in ((1, (0, 0, 0)), (0, (255, 255, 255))):
-                    self._letters.draw(self._canvas, place[0] + shift, place[1] + round(ASCENT * size) + shift, point["name"], size, paint)
+                    self._letters.draw(
+                        self._canvas,
+                        place[0] + shift,
+                        place[1] + round(ASCENT * size) + shift,
+                        point["name"],
+                        size,
+                        paint,
+                    )
 
     def _free(self, places: Sequence[tuple[int, int]], width: int, height: int) -> tuple[int, int] | None:
         """The first place that covers no other name."""
-        return next((place for place in places
-                     if not any(_overlap((*place, place[0] + width, place[1] + height), other) for other in self._taken)), None)
+        return next(
+            (
+                place
+                for place in places
+                if not any(_overlap((*place, place[0] + width, place[1] + height), other) for other in self._taken)
+            ),
+            None,
+        )
 
 
-def _filled(pixels: np.ndarray, boxes: Sequence[dict], masks: torch.Tensor | None, style: Style, colouring: Colouring) -> np.ndarray:
+def _filled(
+    pixels: np.ndarray, boxes: Sequence[dict], masks: torch.Tensor | None, style: Style, colouring: Colouring
+) -> np.ndarray:
     """The pixels with masks laid over them, each with a firm edge."""
     if masks is None:
         return pixels
@@ -144,7 +177,9 @@ def _filled(pixels: np.ndarray, boxes: Sequence[dict], masks: torch.Tensor | Non
     return pixels
 
 
-def _draw_skeleton(canvas: Image.Image, thing: dict, bones: Sequence[Sequence[int]], paint: Colour, style: Style) -> None:
+def _draw_skeleton(
+    canvas: Image.Image, thing: dict, bones: Sequence[Sequence[int]], paint: Colour, style: Style
+) -> None:
     """Bones in the object's colour; points with a dark rim, so that they show on their bones."""
     pen, line, points = ImageDraw.Draw(canvas), style.line_on(canvas), thing["keypoints"]
     for a, b in bones:

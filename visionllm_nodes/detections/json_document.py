@@ -9,6 +9,7 @@ One frame for each picture; a text about several pictures together, or without a
 decimals, scores four. Masks are run lengths as COCO writes them uncompressed: column by column, the first run not set. "text",
 "skeleton", "label", "score", "keypoints" and "mask" stand only where there is something to say.
 """
+
 from __future__ import annotations
 
 import json
@@ -25,16 +26,24 @@ FORMAT = "visionllm-nodes/1"
 SIDES = ("x", "y", "width", "height")
 
 
-def frame(width: int, height: int, boxes: Sequence[dict] = (), masks: torch.Tensor | None = None, keypoints: dict | None = None,
-          text: str | None = None) -> dict:
+def frame(
+    width: int,
+    height: int,
+    boxes: Sequence[dict] = (),
+    masks: torch.Tensor | None = None,
+    keypoints: dict | None = None,
+    text: str | None = None,
+) -> dict:
     """What a document says of one picture: `boxes` with their `masks` [N, H, W], or the objects of one KEYPOINTS record, or only a text."""
     record: dict = {"width": int(width), "height": int(height)}
     if text is not None:
         record["text"] = text
     if keypoints is not None:
         record["skeleton"] = [[int(end) for end in bone] for bone in keypoints["skeleton"]]
-        record["objects"] = [_object(thing["box"] | {"label": thing["label"], "score": thing["score"]}, points=thing["keypoints"])
-                             for thing in keypoints["objects"]]
+        record["objects"] = [
+            _object(thing["box"] | {"label": thing["label"], "score": thing["score"]}, points=thing["keypoints"])
+            for thing in keypoints["objects"]
+        ]
     else:
         record["objects"] = [_object(box, None if masks is None else masks[number]) for number, box in enumerate(boxes)]
     return record
@@ -65,15 +74,32 @@ class Document:
 
     def keypoints(self) -> list[dict]:
         """KEYPOINTS of the objects that have some."""
-        return [{"width": record["width"], "height": record["height"], "skeleton": record.get("skeleton", []),
-                 "objects": [{"label": thing.get("label", ""), "score": thing.get("score", 1.0), "box": dict(zip(SIDES, thing["box"])),
-                              "keypoints": thing["keypoints"]} for thing in record["objects"] if "keypoints" in thing]} for record in self.frames]
+        return [
+            {
+                "width": record["width"],
+                "height": record["height"],
+                "skeleton": record.get("skeleton", []),
+                "objects": [
+                    {
+                        "label": thing.get("label", ""),
+                        "score": thing.get("score", 1.0),
+                        "box": dict(zip(SIDES, thing["box"])),
+                        "keypoints": thing["keypoints"],
+                    }
+                    for thing in record["objects"]
+                    if "keypoints" in thing
+                ],
+            }
+            for record in self.frames
+        ]
 
     def masks(self) -> torch.Tensor | None:
         """[N, H, W], one for each object of all pictures; None where not every object has one of one size."""
         masks = [_unpacked(thing["mask"]) for record in self.frames for thing in record["objects"] if "mask" in thing]
         whole = sum(len(record["objects"]) for record in self.frames)
-        return torch.stack(masks) if masks and len(masks) == whole and len({mask.shape for mask in masks}) == 1 else None
+        return (
+            torch.stack(masks) if masks and len(masks) == whole and len({mask.shape for mask in masks}) == 1 else None
+        )
 
 
 def read_document(text: str) -> Document:
@@ -85,7 +111,9 @@ def read_document(text: str) -> Document:
     if not isinstance(read, dict) or not str(read.get("format", "")).startswith(FORMAT.split("/")[0]):
         raise ValueError(f'this JSON is no document of detections: it must be an object with "format": "{FORMAT}"')
     if read["format"] != FORMAT:
-        raise ValueError(f'this document has the format {read["format"]!r}, and this version of MuLan Nodes knows {FORMAT!r}: update MuLan Nodes')
+        raise ValueError(
+            f"this document has the format {read['format']!r}, and this version of MuLan Nodes knows {FORMAT!r}: update MuLan Nodes"
+        )
     frames = read.get("frames")
     _is(isinstance(frames, list), "frames", "a list with an object for each picture")
     checked = [_checked_frame(record, f"frames[{number}]") for number, record in enumerate(frames)]
@@ -113,15 +141,24 @@ def _object(box: dict, mask: torch.Tensor | None = None, points: Sequence[dict] 
         record["score"] = round(float(box["score"]), 4)
     record["box"] = [round(float(box[side]), 2) for side in SIDES]
     if points is not None:
-        record["keypoints"] = [{"name": point["name"], "x": round(float(point["x"]), 2), "y": round(float(point["y"]), 2),
-                                "score": round(float(point["score"]), 4)} for point in points]
+        record["keypoints"] = [
+            {
+                "name": point["name"],
+                "x": round(float(point["x"]), 2),
+                "y": round(float(point["y"]), 2),
+                "score": round(float(point["score"]), 4),
+            }
+            for point in points
+        ]
     if mask is not None:
         record["mask"] = packed(mask)
     return record
 
 
 def _box(thing: dict) -> dict:
-    return dict(zip(SIDES, map(float, thing["box"]))) | {name: thing[name] for name in ("label", "score") if name in thing}
+    return dict(zip(SIDES, map(float, thing["box"]))) | {
+        name: thing[name] for name in ("label", "score") if name in thing
+    }
 
 
 def _checked_frame(record, where: str) -> dict:
@@ -137,28 +174,46 @@ def _checked_frame(record, where: str) -> dict:
     bones = record.get("skeleton", [])
     _is(isinstance(bones, list), f"{where}.skeleton", "a list of pairs")
     for number, bone in enumerate(bones):
-        _is(isinstance(bone, list) and len(bone) == 2 and all(_whole(end) and end >= 0 and (end < most or not objects) for end in bone),
-            f"{where}.skeleton[{number}]", "two positions of keypoints")
+        _is(
+            isinstance(bone, list)
+            and len(bone) == 2
+            and all(_whole(end) and end >= 0 and (end < most or not objects) for end in bone),
+            f"{where}.skeleton[{number}]",
+            "two positions of keypoints",
+        )
     return {**record, "objects": objects}
 
 
 def _check_object(thing, where: str) -> None:
     _is(isinstance(thing, dict), where, "an object")
     box = thing.get("box")
-    _is(isinstance(box, list) and len(box) == 4 and all(map(_number, box)) and min(box[2:]) >= 0, f"{where}.box", "four numbers x, y, width, height")
+    _is(
+        isinstance(box, list) and len(box) == 4 and all(map(_number, box)) and min(box[2:]) >= 0,
+        f"{where}.box",
+        "four numbers x, y, width, height",
+    )
     _is(isinstance(thing.get("label", ""), str), f"{where}.label", "a text")
     _is(_number(thing.get("score", 0)), f"{where}.score", "a number")
     points = thing.get("keypoints", [])
     _is(isinstance(points, list), f"{where}.keypoints", "a list")
     for number, point in enumerate(points):
-        good = isinstance(point, dict) and isinstance(point.get("name"), str) and all(_number(point.get(key)) for key in ("x", "y", "score"))
+        good = (
+            isinstance(point, dict)
+            and isinstance(point.get("name"), str)
+            and all(_number(point.get(key)) for key in ("x", "y", "score"))
+        )
         _is(good, f"{where}.keypoints[{number}]", "an object of name, x, y and score")
     if "mask" in thing:
         runs = thing["mask"]
         good = isinstance(runs, dict) and all(
-            isinstance(runs.get(key), list) and all(_whole(number) and number >= 0 for number in runs[key]) for key in ("size", "counts"))
-        _is(good and len(runs["size"]) == 2 and sum(runs["counts"]) == runs["size"][0] * runs["size"][1],
-            f"{where}.mask", "an object of size [height, width] and counts, run lengths that fill it")
+            isinstance(runs.get(key), list) and all(_whole(number) and number >= 0 for number in runs[key])
+            for key in ("size", "counts")
+        )
+        _is(
+            good and len(runs["size"]) == 2 and sum(runs["counts"]) == runs["size"][0] * runs["size"][1],
+            f"{where}.mask",
+            "an object of size [height, width] and counts, run lengths that fill it",
+        )
 
 
 def _is(good: bool, where: str, expected: str) -> None:

@@ -1,4 +1,5 @@
 """MASK [B, H, W], float32 0 or 1: of detections, of boxes, and boxes of masks."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,8 +8,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ..model.results import Detection
 from .bounding_boxes import bounding_box, to_bounding_boxes, whole_pixels
+from .results import Detection
 
 SET = 0.5  # a mask's pixel counts from here on
 
@@ -26,14 +27,18 @@ def object_masks(detections: Sequence[Detection]) -> torch.Tensor:
 def boxes_to_masks(frames: Sequence[Sequence[dict]], height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Filled boxes: -> (union [B, H, W], each [N, H, W]; a single empty one where there is no box). A box fills all pixels it touches."""
     masks = [_filled(boxes, height, width) for boxes in frames]
-    return torch.stack([_union(mask, (height, width)) for mask in masks]), _at_least_one(torch.cat(masks), (height, width))
+    return torch.stack([_union(mask, (height, width)) for mask in masks]), _at_least_one(
+        torch.cat(masks), (height, width)
+    )
 
 
 def for_boxes(masks: torch.Tensor, frames: Sequence[Sequence[dict]]) -> list[torch.Tensor]:
     """`masks` [N, H, W] of the boxes of all pictures, in their order -> those of each picture. ValueError where their numbers do not agree."""
     count = sum(map(len, frames))
     if len(masks) != count and not (count == 0 and len(masks) == 1):
-        raise ValueError(f"there are {len(masks)} masks for {count} boxes: there must be one mask for each box, in the boxes' order")
+        raise ValueError(
+            f"there are {len(masks)} masks for {count} boxes: there must be one mask for each box, in the boxes' order"
+        )
     return list(masks[:count].split([len(boxes) for boxes in frames]))
 
 
@@ -48,8 +53,17 @@ def masks_to_boxes(masks: torch.Tensor, apart: bool, smallest: int = 1) -> list[
         numbers, count = ndimage.label(areas, np.ones((3, 3))) if apart else (areas.astype(np.int32), 1)
         sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
         places = ndimage.find_objects(numbers, count)
-        kept = [number for number in sorted(range(count), key=lambda number: (-sizes[number], number)) if sizes[number] >= max(1, smallest)]
-        found.append([bounding_box((x.start, y.start, x.stop, y.stop), areas.shape, "", 1.0) for y, x in (places[number] for number in kept)])
+        kept = [
+            number
+            for number in sorted(range(count), key=lambda number: (-sizes[number], number))
+            if sizes[number] >= max(1, smallest)
+        ]
+        found.append(
+            [
+                bounding_box((x.start, y.start, x.stop, y.stop), areas.shape, "", 1.0)
+                for y, x in (places[number] for number in kept)
+            ]
+        )
     for boxes in found:
         for box in boxes:
             del box["label"]

@@ -1,9 +1,10 @@
 """Lists of names as people type them."""
+
 from __future__ import annotations
 
 import re
 
-from ..model.conversation import distinct
+from ..model.prompt_templates import distinct
 
 _BETWEEN = re.compile(r"[\n\r,;，、；،؛]")  # also the commas and semicolons of Chinese, Japanese and Arabic
 

@@ -1,4 +1,5 @@
 """Draw Detections: boxes, masks and keypoints on pictures, with names in any script."""
+
 from __future__ import annotations
 
 import comfy.utils
@@ -6,12 +7,12 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
-from ..mulan.lettering import Lettering
-from .formats.bounding_boxes import frames_of
-from .formats.drawing import COLOURING, Colouring, Style, draw
-from .formats.keypoints import checked
-from .formats.masks import for_boxes
-from .sockets import CATEGORY, KEYPOINTS
+from ...mulan.images.text_drawing import Lettering
+from ..sockets import CATEGORY, KEYPOINTS
+from .bounding_boxes import frames_of
+from .drawing import COLOURING, Colouring, Style, draw
+from .keypoints import checked
+from .masks import for_boxes
 
 
 class VisionLLMDrawDetections(io.ComfyNode):
@@ -22,23 +23,56 @@ class VisionLLMDrawDetections(io.ComfyNode):
             display_name="Draw Detections",
             category=CATEGORY,
             description="Draws boxes, masks and keypoints on pictures, or on black for ControlNet. Names may be in any script, and any number of "
-                        "things keeps colours that stay apart.",
-            search_aliases=["draw bbox", "visualize detections", "annotate", "overlay mask", "draw keypoints", "draw skeleton", "labels", "绘制检测结果",
-                            "検出を描画", "검출 그리기", "dibujar detecciones", "нарисовать рамки"],
+            "things keeps colours that stay apart.",
+            search_aliases=[
+                "draw bbox",
+                "visualize detections",
+                "annotate",
+                "overlay mask",
+                "draw keypoints",
+                "draw skeleton",
+                "labels",
+                "绘制检测结果",
+                "検出を描画",
+                "검출 그리기",
+                "dibujar detecciones",
+                "нарисовать рамки",
+            ],
             inputs=[
-                io.Image.Input("image", optional=True,
-                               tooltip="The pictures to draw on. Without them, black ones of the size of the masks or keypoints."),
-                io.BoundingBox.Input("bboxes", optional=True, force_input=True, tooltip="Boxes of any node, with their names and scores."),
-                io.Mask.Input("masks", optional=True,
-                              tooltip="A mask for each box, in their order. Without boxes: one for each picture, or all masks on the only picture."),
-                KEYPOINTS.Input("keypoints", optional=True,
-                                tooltip="Keypoints of any skeleton. A POSE_KEYPOINT goes through Pose to Keypoints first."),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The pictures to draw on. Without them, black ones of the size of the masks or keypoints.",
+                ),
+                io.BoundingBox.Input(
+                    "bboxes", optional=True, force_input=True, tooltip="Boxes of any node, with their names and scores."
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="A mask for each box, in their order. Without boxes: one for each picture, or all masks on the only picture.",
+                ),
+                KEYPOINTS.Input(
+                    "keypoints",
+                    optional=True,
+                    tooltip="Keypoints of any skeleton. A POSE_KEYPOINT goes through Pose to Keypoints first.",
+                ),
                 io.Boolean.Input("names", default=True, tooltip="Write each thing's name."),
                 io.Boolean.Input("scores", default=True, tooltip="Write each thing's score."),
                 io.Boolean.Input("keypoint_names", default=False, tooltip="Write each keypoint's name beside it."),
-                io.Combo.Input("colours", options=list(COLOURING),
-                               tooltip="One colour for each name, the same in all pictures, or one for each thing."),
-                io.Float.Input("mask_opacity", default=0.4, min=0.0, max=1.0, step=0.05, tooltip="How much masks cover the picture."),
+                io.Combo.Input(
+                    "colours",
+                    options=list(COLOURING),
+                    tooltip="One colour for each name, the same in all pictures, or one for each thing.",
+                ),
+                io.Float.Input(
+                    "mask_opacity",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much masks cover the picture.",
+                ),
                 io.Int.Input("line_width", default=0, min=0, max=100, tooltip="In pixels; 0: what suits the picture."),
                 io.Int.Input("text_size", default=0, min=0, max=500, tooltip="In pixels; 0: what suits the picture."),
             ],
@@ -46,17 +80,37 @@ class VisionLLMDrawDetections(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, names, scores, keypoint_names, colours, mask_opacity, line_width, text_size, image=None, bboxes=None, masks=None,
-                keypoints=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        names,
+        scores,
+        keypoint_names,
+        colours,
+        mask_opacity,
+        line_width,
+        text_size,
+        image=None,
+        bboxes=None,
+        masks=None,
+        keypoints=None,
+    ) -> io.NodeOutput:
         poses = None if keypoints is None else checked(keypoints)
         image = _canvas(image, masks, poses, None if bboxes is None else len(frames_of(bboxes)))
         count = len(image)
         boxes = [[] for _ in range(count)] if bboxes is None else frames_of(bboxes, count)
         if poses is not None and len(poses) != count:
-            raise ValueError(f"there are keypoints for {len(poses)} pictures, but {count} {'are' if count > 1 else 'is'} connected")
-        of_frames = [None] * count if masks is None else _for_frames(masks, boxes if bboxes is not None else None, image)
+            raise ValueError(
+                f"there are keypoints for {len(poses)} pictures, but {count} {'are' if count > 1 else 'is'} connected"
+            )
+        of_frames = (
+            [None] * count if masks is None else _for_frames(masks, boxes if bboxes is not None else None, image)
+        )
         style = Style(line_width, text_size, mask_opacity, names, scores, keypoint_names, colours)
-        things = [thing for frame in (boxes if bboxes is not None else [pose["objects"] for pose in poses or ()]) for thing in frame]
+        things = [
+            thing
+            for frame in (boxes if bboxes is not None else [pose["objects"] for pose in poses or ()])
+            for thing in frame
+        ]
         labels = [thing.get("label", "") for thing in things]
         colouring, lettering = Colouring(colours, labels), Lettering(sample=" ".join(labels))
         bar, drawn = comfy.utils.ProgressBar(count), []
@@ -64,8 +118,10 @@ class VisionLLMDrawDetections(io.ComfyNode):
             throw_exception_if_processing_interrupted()
             pose = None if poses is None else poses[number]
             if pose is not None and (pose["height"], pose["width"]) != tuple(image.shape[1:3]):
-                raise ValueError(f"the keypoints belong to pictures of {pose['width']} x {pose['height']} pixels, and these have {image.shape[2]} x "
-                                 f"{image.shape[1]}")
+                raise ValueError(
+                    f"the keypoints belong to pictures of {pose['width']} x {pose['height']} pixels, and these have {image.shape[2]} x "
+                    f"{image.shape[1]}"
+                )
             drawn.append(draw(image[number], boxes[number], of_frames[number], pose, style, colouring, lettering))
             bar.update(1)
         return io.NodeOutput(torch.stack(drawn))
@@ -85,13 +141,17 @@ def _canvas(image, masks, poses, frames: int | None) -> torch.Tensor:
 def _for_frames(masks: torch.Tensor, boxes: list | None, image: torch.Tensor) -> list[torch.Tensor]:
     """The masks of each picture."""
     if masks.shape[1:] != image.shape[1:3]:
-        raise ValueError(f"the masks are {masks.shape[2]} x {masks.shape[1]} pixels and the pictures {image.shape[2]} x {image.shape[1]}")
+        raise ValueError(
+            f"the masks are {masks.shape[2]} x {masks.shape[1]} pixels and the pictures {image.shape[2]} x {image.shape[1]}"
+        )
     if boxes is not None:
         return for_boxes(masks, boxes)
     if len(image) == 1:
         return [masks]
     if len(masks) not in (1, len(image)):
-        raise ValueError(f"there are {len(masks)} masks for {len(image)} pictures: connect their boxes too, which say where each belongs")
+        raise ValueError(
+            f"there are {len(masks)} masks for {len(image)} pictures: connect their boxes too, which say where each belongs"
+        )
     return [masks[number if len(masks) > 1 else 0][None] for number in range(len(image))]
 
 

@@ -1,4 +1,5 @@
 """Save Detections and Load Detections: boxes, masks, keypoints and texts as JSON in output/detections."""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,13 +8,12 @@ import os
 import torch
 from comfy_api.latest import io
 
-from ..nodes.node_text import show
-from ..nodes.saved_files import SavedFiles
-from .formats.bounding_boxes import frames_of
-from .formats.document import Document, document, frame, read_document
-from .formats.keypoints import checked
-from .formats.masks import boxes_to_masks, for_boxes
-from .sockets import CATEGORY, KEYPOINTS
+from ...nodes.common import SavedFiles, show
+from ..sockets import CATEGORY, KEYPOINTS
+from .bounding_boxes import frames_of
+from .json_document import Document, document, frame, read_document
+from .keypoints import checked
+from .masks import boxes_to_masks, for_boxes
 
 FILES = SavedFiles("detections", ".json", "Save Detections")
 TEXT = "the text below"
@@ -36,20 +36,42 @@ class VisionLLMSaveDetections(io.ComfyNode):
             display_name="Save Detections",
             category=CATEGORY,
             description="Writes boxes, masks and keypoints of any detector as one JSON file to output/detections, and shows the JSON, for people "
-                        "and for programs that read the history.",
-            search_aliases=["save json", "export bbox", "save bounding boxes", "save keypoints", "annotations", "dataset", "保存检测结果", "検出を保存", "저장",
-                            "guardar detecciones", "сохранить рамки"],
+            "and for programs that read the history.",
+            search_aliases=[
+                "save json",
+                "export bbox",
+                "save bounding boxes",
+                "save keypoints",
+                "annotations",
+                "dataset",
+                "保存检测结果",
+                "検出を保存",
+                "저장",
+                "guardar detecciones",
+                "сохранить рамки",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.String.Input("json", optional=True, force_input=True,
-                                tooltip="The JSON of a VisionLLM node, written as it is. Then no boxes, masks or keypoints may be connected."),
-                io.Image.Input("image", optional=True, tooltip="The pictures that the boxes belong to: the file tells their size."),
+                io.String.Input(
+                    "json",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The JSON of a VisionLLM node, written as it is. Then no boxes, masks or keypoints may be connected.",
+                ),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The pictures that the boxes belong to: the file tells their size."
+                ),
                 io.BoundingBox.Input("bboxes", optional=True, force_input=True, tooltip="Boxes of any node."),
-                io.Mask.Input("masks", optional=True, tooltip="A mask for each box, in their order; written as run lengths."),
+                io.Mask.Input(
+                    "masks", optional=True, tooltip="A mask for each box, in their order; written as run lengths."
+                ),
                 KEYPOINTS.Input("keypoints", optional=True, tooltip="Keypoints instead of boxes."),
-                io.String.Input("filename_prefix", default="detections",
-                                tooltip="The file's name in output/detections; a number follows. May have subfolders and %year%, %month%, %day%."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="detections",
+                    tooltip="The file's name in output/detections; a number follows. May have subfolders and %year%, %month%, %day%.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="json", tooltip="What was written."),
@@ -80,21 +102,47 @@ class VisionLLMLoadDetections(io.ComfyNode):
             display_name="Load Detections",
             category=CATEGORY,
             description="Reads what Save Detections or a VisionLLM node wrote: boxes, masks, keypoints and texts, without the model.",
-            search_aliases=["load json", "import bbox", "load bounding boxes", "load keypoints", "parse json", "annotations", "加载检测结果", "検出を読み込む",
-                            "불러오기", "cargar detecciones", "загрузить рамки"],
+            search_aliases=[
+                "load json",
+                "import bbox",
+                "load bounding boxes",
+                "load keypoints",
+                "parse json",
+                "annotations",
+                "加载检测结果",
+                "検出を読み込む",
+                "불러오기",
+                "cargar detecciones",
+                "загрузить рамки",
+            ],
             inputs=[
-                io.Combo.Input("file", options=[TEXT, *FILES.listed()],
-                               tooltip="A file that Save Detections wrote, in output/detections or in the input folder, or the text below."),
-                io.String.Input("json", default="", multiline=True,
-                                tooltip="The document as text, from another node or program; used where no file is chosen."),
+                io.Combo.Input(
+                    "file",
+                    options=[TEXT, *FILES.listed()],
+                    tooltip="A file that Save Detections wrote, in output/detections or in the input folder, or the text below.",
+                ),
+                io.String.Input(
+                    "json",
+                    default="",
+                    multiline=True,
+                    tooltip="The document as text, from another node or program; used where no file is chosen.",
+                ),
             ],
             outputs=[
                 io.BoundingBox.Output(display_name="bboxes", tooltip="A list for each picture."),
                 io.Mask.Output(display_name="mask", tooltip="For each picture whatever belongs to any of its things."),
-                io.Mask.Output(display_name="masks", tooltip="A mask for each box, in their order. Filled boxes where the file has no masks."),
-                KEYPOINTS.Output(display_name="keypoints", tooltip="The things that have keypoints, a record for each picture."),
-                io.String.Output(display_name="text", is_output_list=True,
-                                 tooltip="What was said of each picture, or of all; empty where nothing was."),
+                io.Mask.Output(
+                    display_name="masks",
+                    tooltip="A mask for each box, in their order. Filled boxes where the file has no masks.",
+                ),
+                KEYPOINTS.Output(
+                    display_name="keypoints", tooltip="The things that have keypoints, a record for each picture."
+                ),
+                io.String.Output(
+                    display_name="text",
+                    is_output_list=True,
+                    tooltip="What was said of each picture, or of all; empty where nothing was.",
+                ),
             ],
         )
 
@@ -110,7 +158,9 @@ class VisionLLMLoadDetections(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, json):
-        return hashlib.sha256((json or "").encode("utf-8", "replace") if file == TEXT else FILES.locate(file).read_bytes()).hexdigest()
+        return hashlib.sha256(
+            (json or "").encode("utf-8", "replace") if file == TEXT else FILES.locate(file).read_bytes()
+        ).hexdigest()
 
     @classmethod
     def execute(cls, file, json) -> io.NodeOutput:
@@ -123,14 +173,18 @@ def _written(image, bboxes, masks, keypoints) -> str:
     if keypoints is not None:
         if bboxes is not None or masks is not None:
             raise ValueError("connect either keypoints, which have boxes of their own, or bboxes with masks")
-        return document("keypoints", "", [frame(one["width"], one["height"], keypoints=one) for one in checked(keypoints)])
+        return document(
+            "keypoints", "", [frame(one["width"], one["height"], keypoints=one) for one in checked(keypoints)]
+        )
     if bboxes is None:
         raise ValueError("there is nothing to save: connect json, bboxes or keypoints")
     if image is None:
         raise ValueError("the file tells the pictures' size: connect image")
     frames = frames_of(bboxes, len(image))
     of_frames = [None] * len(frames) if masks is None else for_boxes(masks, frames)
-    return document("boxes", "", [frame(image.shape[2], image.shape[1], boxes, own) for boxes, own in zip(frames, of_frames)])
+    return document(
+        "boxes", "", [frame(image.shape[2], image.shape[1], boxes, own) for boxes, own in zip(frames, of_frames)]
+    )
 
 
 def _masks(loaded: Document, boxes: list) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,7 +196,9 @@ def _masks(loaded: Document, boxes: list) -> tuple[torch.Tensor, torch.Tensor]:
     each = loaded.masks()
     if each is None or each.shape[1:] != union.shape[1:]:
         return union, filled
-    return torch.stack([own.amax(0) if len(own) else torch.zeros_like(union[0]) for own in for_boxes(each, boxes)]), each
+    return torch.stack(
+        [own.amax(0) if len(own) else torch.zeros_like(union[0]) for own in for_boxes(each, boxes)]
+    ), each
 
 
 NODES = [VisionLLMSaveDetections, VisionLLMLoadDetections]

@@ -4,19 +4,48 @@ Readers differ. ComfyUI's own drawer needs body, face and both hands whole; comf
 So every list is whole and confidences are 1 or 0; the true scores stand beside them under "scores". AP-10K animals go under "animals", as
 comfyui_controlnet_aux reads them. In: both packs' dicts, lists that are missing or None, scores of any size, and coordinates in 0..1.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from .bounding_boxes import bounding_box
 from .keypoints import bounds
-from .skeletons import ANIMAL_17, BODY_18, BODY_BONES, FACE_68, FACE_BONES, FEET_6, HAND_21, HAND_BONES, PRESETS, plain_name
+from .skeletons import (
+    ANIMAL_17,
+    BODY_18,
+    BODY_BONES,
+    FACE_68,
+    FACE_BONES,
+    FEET_6,
+    HAND_21,
+    HAND_BONES,
+    PRESETS,
+    plain_name,
+)
 
-BODY, FEET, FACE, LEFT, RIGHT = "pose_keypoints_2d", "foot_keypoints_2d", "face_keypoints_2d", "hand_left_keypoints_2d", "hand_right_keypoints_2d"
+BODY, FEET, FACE, LEFT, RIGHT = (
+    "pose_keypoints_2d",
+    "foot_keypoints_2d",
+    "face_keypoints_2d",
+    "hand_left_keypoints_2d",
+    "hand_right_keypoints_2d",
+)
 ANIMALS, SCORES = "animals", "scores"
-PARTS = {BODY: BODY_18, FEET: FEET_6, FACE: (*FACE_68, "right pupil", "left pupil"),
-         LEFT: tuple(f"left hand {name}" for name in HAND_21), RIGHT: tuple(f"right hand {name}" for name in HAND_21)}
-BONES = {BODY: BODY_BONES, FACE: FACE_BONES, LEFT: HAND_BONES, RIGHT: HAND_BONES, ANIMALS: PRESETS["animal, 17 (AP-10K)"].bones}
+PARTS = {
+    BODY: BODY_18,
+    FEET: FEET_6,
+    FACE: (*FACE_68, "right pupil", "left pupil"),
+    LEFT: tuple(f"left hand {name}" for name in HAND_21),
+    RIGHT: tuple(f"right hand {name}" for name in HAND_21),
+}
+BONES = {
+    BODY: BODY_BONES,
+    FACE: FACE_BONES,
+    LEFT: HAND_BONES,
+    RIGHT: HAND_BONES,
+    ANIMALS: PRESETS["animal, 17 (AP-10K)"].bones,
+}
 OPTIONAL = FEET
 _ONLY_ANIMALS = {plain_name(name) for name in ANIMAL_17} - {plain_name(name) for name in BODY_18}
 
@@ -32,7 +61,11 @@ def to_pose_keypoint(frames: Sequence[dict], threshold: float = 0.0) -> list[dic
         pose: dict = {"canvas_width": frame["width"], "canvas_height": frame["height"], "people": []}
         for thing in frame["objects"]:
             objects += 1
-            found = {plain_name(point["name"]): point for point in thing["keypoints"] if point["score"] > 0 and point["score"] >= threshold}
+            found = {
+                plain_name(point["name"]): point
+                for point in thing["keypoints"]
+                if point["score"] > 0 and point["score"] >= threshold
+            }
             if _ONLY_ANIMALS & found.keys():
                 pose.setdefault(ANIMALS, []).append(_flat([found.get(plain_name(name)) for name in ANIMAL_17]))
                 pose["version"] = "ap10k"
@@ -42,9 +75,13 @@ def to_pose_keypoint(frames: Sequence[dict], threshold: float = 0.0) -> list[dic
                     pose["people"].append(person)
         made.append(pose)
     if objects and not any(pose["people"] or pose.get(ANIMALS) for pose in made):
-        names = ", ".join(point["name"] for frame in frames for thing in frame["objects"][:1] for point in thing["keypoints"])
-        raise ValueError("none of the keypoints found has a place in OpenPose's body, face and hands or in an AP-10K animal; "
-                         f"their names are {names}")
+        names = ", ".join(
+            point["name"] for frame in frames for thing in frame["objects"][:1] for point in thing["keypoints"]
+        )
+        raise ValueError(
+            "none of the keypoints found has a place in OpenPose's body, face and hands or in an AP-10K animal; "
+            f"their names are {names}"
+        )
     return made
 
 
@@ -59,7 +96,11 @@ def _person(thing: dict, found: dict[str, dict]) -> dict | None:
     body = parts[BODY]
     if body[1] is None and body[2] and body[5]:
         left, right = body[5], body[2]
-        body[1] = {"x": (left["x"] + right["x"]) / 2, "y": (left["y"] + right["y"]) / 2, "score": min(left["score"], right["score"])}
+        body[1] = {
+            "x": (left["x"] + right["x"]) / 2,
+            "y": (left["y"] + right["y"]) / 2,
+            "score": min(left["score"], right["score"]),
+        }
     hand = [found.get(plain_name(name)) for name in HAND_21]
     side = LEFT if "left" in thing["label"].lower() else RIGHT
     if any(hand) and not any(parts[side]):
@@ -67,21 +108,35 @@ def _person(thing: dict, found: dict[str, dict]) -> dict | None:
     if not any(any(points) for points in parts.values()):
         return None
     person: dict = {part: _flat(points) for part, points in parts.items() if part != OPTIONAL or any(points)}
-    scores = {part: [point["score"] if point else 0.0 for point in points] for part, points in parts.items() if any(points)}
+    scores = {
+        part: [point["score"] if point else 0.0 for point in points] for part, points in parts.items() if any(points)
+    }
     return person | {"label": thing["label"], SCORES: {"object": thing["score"]} | scores}
 
 
 def _flat(points: Iterable[dict | None]) -> list[float]:
-    return [number for point in points for number in ((float(point["x"]), float(point["y"]), 1.0) if point else (0.0, 0.0, 0.0))]
+    return [
+        number
+        for point in points
+        for number in ((float(point["x"]), float(point["y"]), 1.0) if point else (0.0, 0.0, 0.0))
+    ]
 
 
 def _frame(frame, where: str) -> dict:
     if not isinstance(frame, dict) or not {"canvas_width", "canvas_height"} <= frame.keys():
         raise ValueError(f'{where} must be a dict with "canvas_width", "canvas_height" and "people"')
     width, height = int(frame["canvas_width"]), int(frame["canvas_height"])
-    read = [_read_person(person, f"person {number} of {where}") for number, person in enumerate(frame.get("people") or [], 1)]
-    read += [{ANIMALS: _triples(animal, 17, f"animal {number} of {where}")} for number, animal in enumerate(frame.get(ANIMALS) or [], 1)]
-    used = [part for part in (*PARTS, ANIMALS) if any(any(score > 0 for *_, score in one.get(part, ())) for one in read)]
+    read = [
+        _read_person(person, f"person {number} of {where}")
+        for number, person in enumerate(frame.get("people") or [], 1)
+    ]
+    read += [
+        {ANIMALS: _triples(animal, 17, f"animal {number} of {where}")}
+        for number, animal in enumerate(frame.get(ANIMALS) or [], 1)
+    ]
+    used = [
+        part for part in (*PARTS, ANIMALS) if any(any(score > 0 for *_, score in one.get(part, ())) for one in read)
+    ]
     names = {part: PARTS.get(part, ANIMAL_17) for part in used}
     places = [(x, y) for one in read for part in used for x, y, score in one.get(part, ()) if score > 0]
     parts_of_one = bool(places) and max(width, height) > 1 and all(0 <= x <= 1 and 0 <= y <= 1 for x, y in places)
@@ -95,14 +150,27 @@ def _frame(frame, where: str) -> dict:
         points = []
         for part in used:
             triples = one.get(part) or [(0.0, 0.0, 0.0)] * len(names[part])
-            points += [{"name": name, "x": x * scale[0] if score > 0 else 0.0, "y": y * scale[1] if score > 0 else 0.0, "score": max(0.0, score)}
-                       for name, (x, y, score) in zip(names[part], triples)]
+            points += [
+                {
+                    "name": name,
+                    "x": x * scale[0] if score > 0 else 0.0,
+                    "y": y * scale[1] if score > 0 else 0.0,
+                    "score": max(0.0, score),
+                }
+                for name, (x, y, score) in zip(names[part], triples)
+            ]
         found = [point for point in points if point["score"] > 0]
         if found:
             score = one.get("score") or sum(point["score"] for point in found) / len(found)
             box = bounding_box(bounds(found), (height, width), "", score)
-            objects.append({"label": one.get("label") or ("animal" if ANIMALS in one else "person"), "score": score,
-                            "box": {side: box[side] for side in ("x", "y", "width", "height")}, "keypoints": points})
+            objects.append(
+                {
+                    "label": one.get("label") or ("animal" if ANIMALS in one else "person"),
+                    "score": score,
+                    "box": {side: box[side] for side in ("x", "y", "width", "height")},
+                    "keypoints": points,
+                }
+            )
     return {"width": width, "height": height, "objects": objects, "skeleton": skeleton}
 
 
@@ -115,7 +183,9 @@ def _read_person(person, where: str) -> dict:
         triples = _triples(person.get(part), len(names), f'"{part}" of {where}')
         true = scores.get(part)
         if true and len(true) == len(triples):
-            triples = [(x, y, float(score) if confidence > 0 else 0.0) for (x, y, confidence), score in zip(triples, true)]
+            triples = [
+                (x, y, float(score) if confidence > 0 else 0.0) for (x, y, confidence), score in zip(triples, true)
+            ]
         read[part] = triples
     return read
 
@@ -124,6 +194,8 @@ def _triples(numbers, count: int, where: str) -> list[tuple[float, float, float]
     """Up to `count` triples, flat or nested, filled up with points that were not found."""
     flat = [number for entry in numbers or () for number in (entry if isinstance(entry, (list, tuple)) else (entry,))]
     if len(flat) % 3 or len(flat) > 3 * count:
-        raise ValueError(f"{where} must hold x, y and confidence of at most {count} keypoints; it holds {len(flat)} numbers")
+        raise ValueError(
+            f"{where} must hold x, y and confidence of at most {count} keypoints; it holds {len(flat)} numbers"
+        )
     flat = [float(number) for number in flat] + [0.0] * (3 * count - len(flat))
     return list(zip(flat[::3], flat[1::3], flat[2::3]))

@@ -1,4 +1,5 @@
 """What the model found in one picture: plain records, best first."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,8 +27,14 @@ class Detection:
 
     def select(self, index: torch.Tensor) -> Detection:
         """The things at `index`, in its order."""
-        return Detection(self.size, self.names, self.labels[index], self.scores[index], self.boxes[index],
-                         None if self.masks is None else self.masks[index])
+        return Detection(
+            self.size,
+            self.names,
+            self.labels[index],
+            self.scores[index],
+            self.boxes[index],
+            None if self.masks is None else self.masks[index],
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,15 @@ class Keypoints:
 
     def select(self, index: torch.Tensor) -> Keypoints:
         """The objects at `index`, in its order."""
-        return Keypoints(self.size, self.names, self.keypoint_names, self.labels[index], self.scores[index], self.boxes[index], self.keypoints[index])
+        return Keypoints(
+            self.size,
+            self.names,
+            self.keypoint_names,
+            self.labels[index],
+            self.scores[index],
+            self.boxes[index],
+            self.keypoints[index],
+        )
 
 
 @dataclass(frozen=True)
@@ -65,10 +80,20 @@ class Segmentation:
         """Each name that has a pixel as one thing of score 1, in the names' order: its mask, and the box around all of that."""
         found = [(number, self.labels == number) for number in range(len(self.names)) if (self.labels == number).any()]
         masks = torch.stack([mask for _, mask in found])
-        boxes = [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-                 for columns, rows in ((mask.any(0).nonzero().flatten().tolist(), mask.any(1).nonzero().flatten().tolist()) for mask in masks)]
-        return Detection(tuple(self.labels.shape), self.names, torch.tensor([number for number, _ in found]), torch.ones(len(found)),
-                         torch.tensor(boxes, dtype=torch.float32), masks)
+        boxes = [
+            [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            for columns, rows in (
+                (mask.any(0).nonzero().flatten().tolist(), mask.any(1).nonzero().flatten().tolist()) for mask in masks
+            )
+        ]
+        return Detection(
+            tuple(self.labels.shape),
+            self.names,
+            torch.tensor([number for number, _ in found]),
+            torch.ones(len(found)),
+            torch.tensor(boxes, dtype=torch.float32),
+            masks,
+        )
 
 
 def joined(found: Sequence[Detection]) -> Detection:
@@ -86,4 +111,11 @@ def in_order(scores: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 def nothing(size: tuple[int, int]) -> Detection:
     """No thing in a picture of this size."""
-    return Detection(size, (), torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, *size, dtype=torch.bool))
+    return Detection(
+        size,
+        (),
+        torch.zeros(0, dtype=torch.long),
+        torch.zeros(0),
+        torch.zeros(0, 4),
+        torch.zeros(0, *size, dtype=torch.bool),
+    )

@@ -1,4 +1,5 @@
 """SEGS of the Impact Pack, for its Detailer nodes: ((height, width), [SEG, ...]) of one picture."""
+
 from __future__ import annotations
 
 from collections import namedtuple
@@ -9,10 +10,16 @@ import torch
 from .bounding_boxes import score_of, whole_pixels
 
 # Readers take the fields by these names: a crop of the IMAGE, a float32 array, a float, [x1, y1, x2, y2] of the crop and of the thing, a text.
-SEG = namedtuple("SEG", ("cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"), defaults=(None,))
+SEG = namedtuple(
+    "SEG",
+    ("cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"),
+    defaults=(None,),
+)
 
 
-def to_segs(image: torch.Tensor, boxes: Sequence[dict], masks: torch.Tensor | None = None, crop_factor: float = 3.0) -> tuple:
+def to_segs(
+    image: torch.Tensor, boxes: Sequence[dict], masks: torch.Tensor | None = None, crop_factor: float = 3.0
+) -> tuple:
     """`image` [H, W, C]; `masks` [N, H, W] of the boxes, which are filled without them. The crop is `crop_factor` times the box, in the picture.
 
     A box of which the picture shows no pixel is left out.
@@ -28,11 +35,19 @@ def to_segs(image: torch.Tensor, boxes: Sequence[dict], masks: torch.Tensor | No
         top, bottom = _stretch(y1, y2, crop_factor, height)
         if masks is None:
             mask = torch.zeros(bottom - top, right - left)
-            mask[y1 - top:y2 - top, x1 - left:x2 - left] = 1
+            mask[y1 - top : y2 - top, x1 - left : x2 - left] = 1
         else:
             mask = masks[number, top:bottom, left:right]
-        found.append(SEG(image[None, top:bottom, left:right], mask.float().cpu().numpy().copy(), score_of(box), [left, top, right, bottom],
-                         [x1, y1, x2, y2], box.get("label", "")))
+        found.append(
+            SEG(
+                image[None, top:bottom, left:right],
+                mask.float().cpu().numpy().copy(),
+                score_of(box),
+                [left, top, right, bottom],
+                [x1, y1, x2, y2],
+                box.get("label", ""),
+            )
+        )
     return (height, width), found
 
 

@@ -1,4 +1,5 @@
 """Questions that the language model answers in words."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -7,13 +8,13 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from .conversation import Turn
-from .loading import LoadedVisionLLM
-from .looking import View, prepare, progress, progress_bar, prompt_of, remember, split, tokens_of
-from .pictures import Picture
-from .tokens import PATCH, REGION
+from .generation import Answer, Choose, ToolCall, Writing, greedy
+from .image_inputs import Picture
+from .prefill import View, prepare, progress, progress_bar, prompt_of, remember, split, tokens_of
+from .prompt_templates import Turn
+from .special_tokens import PATCH, REGION
 from .visionllm import Prompt
-from .writing import Answer, Choose, ToolCall, Writing, greedy
+from .visionllm_loader import LoadedVisionLLM
 
 LIMIT = 256
 
@@ -35,8 +36,16 @@ class Reply:
 class Conversation:
     """Questions about one or several pictures, answered side by side. Iterating writes a token of each answer and gives the texts so far."""
 
-    def __init__(self, loaded: LoadedVisionLLM, pictures: Sequence[Picture], questions: Sequence[Sequence[Turn]], *,
-                 marks: torch.Tensor | None = None, limit: int = LIMIT, choose: Choose = greedy):
+    def __init__(
+        self,
+        loaded: LoadedVisionLLM,
+        pictures: Sequence[Picture],
+        questions: Sequence[Sequence[Turn]],
+        *,
+        marks: torch.Tensor | None = None,
+        limit: int = LIMIT,
+        choose: Choose = greedy,
+    ):
         """`questions`: per question its turns, the last without an answer; all are about the same pictures, whose `<image>`s they hold.
 
         `marks` bool [R, S, S] at the tower's size: the regions of the last picture that a single question names. `limit`: tokens per answer.
@@ -49,9 +58,9 @@ class Conversation:
         counts = [tokens_of(loaded, view) for view in views]
         prompts = [prompt_of(loaded, turns, counts) for turns in questions]
         begin, _ = split(loaded, prompts[0])
-        if any(ids[:len(begin)] != begin for ids in prompts):
+        if any(ids[: len(begin)] != begin for ids in prompts):
             raise ValueError("questions asked side by side must agree up to the end of the last picture")
-        rests = [ids[len(begin):] for ids in prompts]
+        rests = [ids[len(begin) :] for ids in prompts]
         prepare(loaded, views, sum(map(len, rests)) + limit * len(rests))
         after_layer = progress(loaded, 2)
         past, embedded = None, None
@@ -60,15 +69,33 @@ class Conversation:
             past, of_last = seen.cache, seen.seen
         elif views:  # several pictures have words between them: they are read together, and not kept
             looks = [loaded.model.look(view.views.to(loaded.device, loaded.dtype)) for view in views]
-            _, past = loaded.model.read([Prompt(begin, [look.tokens for look in looks])], loaded.ids[PATCH], loaded.ids[REGION], keep=True,
-                                        device=loaded.device, after_layer=after_layer)
+            _, past = loaded.model.read(
+                [Prompt(begin, [look.tokens for look in looks])],
+                loaded.ids[PATCH],
+                loaded.ids[REGION],
+                keep=True,
+                device=loaded.device,
+                after_layer=after_layer,
+            )
             of_last = looks[-1]
         if marks is not None:
-            embedded = loaded.model.look_at_regions(views[-1].views[-1].to(loaded.device, loaded.dtype), of_last, marks.to(loaded.device))
+            embedded = loaded.model.look_at_regions(
+                views[-1].views[-1].to(loaded.device, loaded.dtype), of_last, marks.to(loaded.device)
+            )
         asked = [Prompt(ids, (), embedded, loaded.model.super_link.links(ids, loaded.ids)) for ids in rests]
         self._limit = limit
-        self._writing = Writing(loaded.model, asked, loaded.ids, past, end=_end(loaded), limit=limit, choose=choose, dtype=loaded.dtype,
-                                device=loaded.device, after_layer=comfy.model_management.throw_exception_if_processing_interrupted)
+        self._writing = Writing(
+            loaded.model,
+            asked,
+            loaded.ids,
+            past,
+            end=_end(loaded),
+            limit=limit,
+            choose=choose,
+            dtype=loaded.dtype,
+            device=loaded.device,
+            after_layer=comfy.model_management.throw_exception_if_processing_interrupted,
+        )
 
     def __iter__(self) -> Iterator[list[str]]:
         advance = progress_bar(self._limit)
@@ -84,13 +111,30 @@ class Conversation:
     def _reply(self, answer: Answer) -> Reply:
         decode = self._loaded.tokenizer.decode
         places = [tool.before for tool in answer.tools]
-        leads = [decode(answer.ids[begin:end], special=True).strip() for begin, end in zip([0, *(place + 1 for place in places)], places)]
-        return Reply(decode(answer.ids, special=True).strip(), decode(answer.ids).strip(), answer.finished, tuple(answer.tools), tuple(leads))
+        leads = [
+            decode(answer.ids[begin:end], special=True).strip()
+            for begin, end in zip([0, *(place + 1 for place in places)], places)
+        ]
+        return Reply(
+            decode(answer.ids, special=True).strip(),
+            decode(answer.ids).strip(),
+            answer.finished,
+            tuple(answer.tools),
+            tuple(leads),
+        )
 
 
 @torch.no_grad()
-def answer(loaded: LoadedVisionLLM, pictures: Sequence[Picture], questions: Sequence[Sequence[Turn]], *, marks: torch.Tensor | None = None,
-           limit: int = LIMIT, choose: Choose = greedy, on_text: Callable[[list[str]], None] | None = None) -> list[Reply]:
+def answer(
+    loaded: LoadedVisionLLM,
+    pictures: Sequence[Picture],
+    questions: Sequence[Sequence[Turn]],
+    *,
+    marks: torch.Tensor | None = None,
+    limit: int = LIMIT,
+    choose: Choose = greedy,
+    on_text: Callable[[list[str]], None] | None = None,
+) -> list[Reply]:
     """Writes the answers to the end; `on_text` gets the texts so far after every token. See `Conversation`."""
     talk = Conversation(loaded, pictures, questions, marks=marks, limit=limit, choose=choose)
     for texts in talk:

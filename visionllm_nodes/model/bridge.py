@@ -2,6 +2,7 @@
 
 Source: VisionLLMv2/visionllmv2/model/modeling_visionllmv2.py (`vl_bridge`; pixel shuffle as InternVL 1.5 does it).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ class Bridge(nn.Module):
         self.config = config
         self.norm = operations.LayerNorm(config.width, **kw) if config.normed else None
         self.layers = nn.ModuleList(
-            operations.Linear(config.out_width if index else config.width, config.out_width, **kw) for index in range(config.layers))
+            operations.Linear(config.out_width if index else config.width, config.out_width, **kw)
+            for index in range(config.layers)
+        )
 
     def forward(self, x):
         """[..., width] -> [..., out_width]."""

@@ -1,16 +1,17 @@
 """The language model's own embeddings as contexts for diffusion models, in the place of CLIP's states."""
+
 from __future__ import annotations
 
 import comfy.model_management
 import torch
 
-from . import conversation
-from .loading import LoadedVisionLLM
-from .looking import View, ask, prepare, progress, prompt_of
-from .pictures import Picture
+from . import prompt_templates as conversation
+from .image_inputs import Picture
+from .prefill import View, ask, prepare, progress, prompt_of
+from .special_tokens import PATCH, REGION
 from .super_link import read
-from .tokens import PATCH, REGION
 from .visionllm import Prompt
+from .visionllm_loader import LoadedVisionLLM
 
 
 @torch.no_grad()
@@ -20,8 +21,14 @@ def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
     ids = prompt_of(loaded, [conversation.generation(prompt)], [])
     links = loaded.model.super_link.links(ids, loaded.ids)
     prepare(loaded, [], len(ids))
-    states, _ = loaded.model.read([Prompt(ids, links=links)], loaded.ids[PATCH], loaded.ids[REGION], dtype=loaded.dtype,
-                                  device=loaded.device, after_layer=progress(loaded, 1))
+    states, _ = loaded.model.read(
+        [Prompt(ids, links=links)],
+        loaded.ids[PATCH],
+        loaded.ids[REGION],
+        dtype=loaded.dtype,
+        device=loaded.device,
+        after_layer=progress(loaded, 1),
+    )
     return mapper(read(states[0], links)).float().to(comfy.model_management.intermediate_device())
 
 
@@ -29,13 +36,15 @@ def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
 def editing_context(loaded: LoadedVisionLLM, picture: Picture, prompt: str) -> torch.Tensor:
     """How InstructPix2Pix is to change the picture: float32 [1, 77, 768], in the place of CLIP's states."""
     mapper = _mapper(loaded, "edit")
-    states, = ask(loaded, View(loaded, picture), [conversation.editing(prompt)])
+    (states,) = ask(loaded, View(loaded, picture), [conversation.editing(prompt)])
     return mapper(states).float().to(comfy.model_management.intermediate_device())
 
 
 def _mapper(loaded: LoadedVisionLLM, name: str):
     mapper = getattr(loaded.model, name)
     if mapper is None:
-        raise ValueError(f"{loaded.name} has no mapper to {'Stable Diffusion' if name == 'generate' else 'InstructPix2Pix'}: "
-                         f"it was saved without it")
+        raise ValueError(
+            f"{loaded.name} has no mapper to {'Stable Diffusion' if name == 'generate' else 'InstructPix2Pix'}: "
+            f"it was saved without it"
+        )
     return mapper

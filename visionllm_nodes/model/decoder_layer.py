@@ -2,11 +2,12 @@
 
 Source: Grounding DINO (Liu et al. 2023), section 3.4; UniPose (Yang et al. 2023) has the same layer.
 """
+
 from __future__ import annotations
 
 from torch import nn
 
-from .deformable import DeformableAttention
+from .deformable_attention import DeformableAttention
 from .layers import LAYER_NORM_EPS, MLP, Attention
 from .pyramid import Pyramid
 
@@ -15,7 +16,18 @@ class DecoderLayer(nn.Module):
     """Weights: `self_attention`, `self_norm`, `text_attention`, `text_norm`, `picture_attention`, `picture_norm`, `feed_forward`,
     `feed_forward_norm`."""
 
-    def __init__(self, width: int, heads: int, feed_forward: int, levels: int, points: int, *, operations, dtype=None, device=None):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        levels: int,
+        points: int,
+        *,
+        operations,
+        dtype=None,
+        device=None,
+    ):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
         self.self_attention = Attention(width, heads, operations=operations, **kw)

@@ -2,6 +2,7 @@
 
 Source: Deformable DETR (Zhu et al. 2021), section 4.1; upstream's file ops/functions/ms_deform_attn_func.py.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,11 +24,16 @@ def sample_pyramid(value, shapes: Sequence[tuple[int, int]], points, weights):
     batch, _, heads, width = value.shape
     maps = [
         level.permute(0, 2, 3, 1).reshape(batch * heads, width, *shape)
-        for level, shape in zip(value.float().split([rows * columns for rows, columns in shapes], dim=1), shapes, strict=True)]
+        for level, shape in zip(
+            value.float().split([rows * columns for rows, columns in shapes], dim=1), shapes, strict=True
+        )
+    ]
     # a backward pass fills a gradient as large as the map for each piece
     whole = torch.is_grad_enabled() or value.device.type != "cpu"
     found = []
-    for at, share in zip(*(rows.split(rows.shape[1] if whole else PIECE, dim=1) for rows in (points, weights)), strict=True):
+    for at, share in zip(
+        *(rows.split(rows.shape[1] if whole else PIECE, dim=1) for rows in (points, weights)), strict=True
+    ):
         grids = (2 * at.float() - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # levels, B * heads, queries, P, xy
         shares = share.float().permute(3, 0, 2, 1, 4).flatten(1, 2)
         total = 0
@@ -55,10 +61,18 @@ class DeformableAttention(nn.Module):
         memory [B, S, D], memory_mask bool [B, S] (True: picture) -> [B, Q, D]."""
         value = self.value(memory).masked_fill(~memory_mask.unsqueeze(-1), 0).unflatten(-1, (self.heads, -1))
         offsets = self.offsets(queries).float().unflatten(-1, (self.heads, self.levels, self.points, 2))
-        weights = self.weights(queries).float().unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, (self.levels, self.points))
+        weights = (
+            self.weights(queries)
+            .float()
+            .unflatten(-1, (self.heads, -1))
+            .softmax(-1)
+            .unflatten(-1, (self.levels, self.points))
+        )
         centres = references[:, :, None, :, None, :2]
         if references.shape[-1] == 2:  # offsets in cells of their level
-            cells = torch.tensor([(columns, rows) for rows, columns in shapes], dtype=torch.float32, device=offsets.device)
+            cells = torch.tensor(
+                [(columns, rows) for rows, columns in shapes], dtype=torch.float32, device=offsets.device
+            )
             points = centres + offsets / cells[:, None]
         else:  # offsets in halves of the box, shared out among the points
             points = centres + offsets / self.points * references[:, :, None, :, None, 2:] * 0.5

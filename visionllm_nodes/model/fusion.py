@@ -3,6 +3,7 @@
 Source: Grounding DINO (Liu et al. 2023), section 3.2, feature enhancer; in upstream the same under gdino's `encoder` and unipose's
 `fusion_layers`, `text_layers` and `layers`.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .deformable import DeformableAttention
+from .deformable_attention import DeformableAttention
 from .layers import LAYER_NORM_EPS, MLP, Attention, sine_embedding
 from .pyramid import Pyramid, cell_references
 
@@ -50,7 +51,13 @@ class BiAttention(nn.Module):
         """vision [B, S, D], text [B, K, D], masks bool (True: real) -> what each reads of the other, of the same shapes."""
         query, key, vision_value, text_value = (
             rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for rows in (self.vision_query(vision), self.text_key(text), self.vision_value(vision), self.text_value(text)))
+            for rows in (
+                self.vision_query(vision),
+                self.text_key(text),
+                self.vision_value(vision),
+                self.text_value(text),
+            )
+        )
         of_text = F.scaled_dot_product_attention(query, key, text_value, attn_mask=text_mask[:, None, None])
         of_vision = F.scaled_dot_product_attention(key, query, vision_value, attn_mask=vision_mask[:, None, None])
         return self.vision_out(of_text.transpose(1, 2).flatten(2)), self.text_out(of_vision.transpose(1, 2).flatten(2))
@@ -64,7 +71,9 @@ class FusionLayer(nn.Module):
         kw = dict(dtype=dtype, device=device)
         self.vision_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
         self.text_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
-        self.attention = BiAttention(config.width, config.fusion_heads, config.fusion_width, operations=operations, **kw)
+        self.attention = BiAttention(
+            config.width, config.fusion_heads, config.fusion_width, operations=operations, **kw
+        )
         self.vision_scale = nn.Parameter(torch.empty(config.width, **kw))
         self.text_scale = nn.Parameter(torch.empty(config.width, **kw))
 
@@ -98,7 +107,9 @@ class DeformableLayer(nn.Module):
     def __init__(self, config: EncoderConfig, *, operations, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.attention = DeformableAttention(config.width, config.heads, config.levels, config.points, operations=operations, **kw)
+        self.attention = DeformableAttention(
+            config.width, config.heads, config.levels, config.points, operations=operations, **kw
+        )
         self.attention_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
         self.feed_forward = MLP((config.width, config.feed_forward, config.width), operations=operations, **kw)
         self.feed_forward_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
@@ -125,7 +136,9 @@ class FusedEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, *, operations, dtype=None, device=None):
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(config, operations=operations, dtype=dtype, device=device) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, operations=operations, dtype=dtype, device=device) for _ in range(config.layers)
+        )
 
     def forward(self, pyramid: Pyramid, text, text_mask):
         """text [B, K, D], text_mask bool [B, K] (True: valid; the valid ones see all of each other) -> vision [B, S, D], text [B, K, D]."""

@@ -3,6 +3,7 @@
 Source: facts of upstream's generation (`prepare_inputs_for_generation` and the cached branch of forward in modeling_visionllmv2.py): a tool
 token is fed together with its [EMB]s in one step of 5 or 65 places, and the next token follows the last of them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 
 from .language_model import KeyValues
+from .special_tokens import EMBEDDINGS, PATCH, REGION
 from .super_link import TABLE_OF
-from .tokens import EMBEDDINGS, PATCH, REGION
 from .visionllm import Prompt, VisionLLM
 
 ROOM = 256  # tokens that the cache takes before it is copied into a larger one
@@ -33,6 +34,7 @@ def sampling(temperature: float, top_p: float, seed: int) -> Choose:
         odds, ids = (logits.float().cpu() / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
         odds = odds.masked_fill(odds.cumsum(dim=-1) - odds >= top_p, 0.0)
         return ids.gather(-1, torch.multinomial(odds, 1, generator=generator)).squeeze(-1).to(logits.device)
+
     return choose
 
 
@@ -57,16 +59,28 @@ class Answer:
 class Writing:
     """One answer per prompt. Iterating writes a token of each, and gives the new ids (None where an answer is finished)."""
 
-    def __init__(self, model: VisionLLM, prompts: Sequence[Prompt], id_of: Mapping[str, int], past: KeyValues | None = None, *, end: int,
-                 limit: int, choose: Choose = greedy, dtype: torch.dtype | None = None, device: torch.device | None = None,
-                 after_layer: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        model: VisionLLM,
+        prompts: Sequence[Prompt],
+        id_of: Mapping[str, int],
+        past: KeyValues | None = None,
+        *,
+        end: int,
+        limit: int,
+        choose: Choose = greedy,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        after_layer: Callable[[], None] = lambda: None,
+    ):
         """`past`: what stands before all prompts; `end`: the id that ends an answer; `limit`: tokens at most; `device`: see `VisionLLM.embed`."""
         self.answers = [Answer() for _ in prompts]
         self._model, self._end, self._limit, self._choose, self._after_layer = model, end, limit, choose, after_layer
         self._tool_of = {id_of[tool]: tool for tool in TABLE_OF if TABLE_OF[tool] in model.super_link.config.rows}
         self._never = [id_of[name] for name in EMBEDDINGS]  # they are put in, not chosen
-        states, cache = model.read(prompts, id_of[PATCH], id_of[REGION], past, keep=True, dtype=dtype, device=device,
-                                   after_layer=after_layer)
+        states, cache = model.read(
+            prompts, id_of[PATCH], id_of[REGION], past, keep=True, dtype=dtype, device=device, after_layer=after_layer
+        )
         self._dtype = states.dtype
         lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=states.device)
         before = past.length if past else 0
@@ -98,7 +112,9 @@ class Writing:
         for answer, id in zip(self.answers, new):
             if id is not None:
                 answer.ids.append(id)
-        fed = [id if id in self._tool_of or not last else None for id in new]  # the last word's states are of no use, a tool's are
+        fed = [
+            id if id in self._tool_of or not last else None for id in new
+        ]  # the last word's states are of no use, a tool's are
         if any(id is not None for id in fed):
             self._feed(fed)
         return new
@@ -106,7 +122,9 @@ class Writing:
     def _feed(self, ids: list[int | None]) -> None:
         """One step of the language model; rows that have fewer places than others are padded, and the padding is never looked at."""
         device, rows = self._last.device, []
-        words = self._model.language.embed_tokens(torch.tensor([0 if id is None else id for id in ids], device=device)).to(self._dtype)
+        words = self._model.language.embed_tokens(
+            torch.tensor([0 if id is None else id for id in ids], device=device)
+        ).to(self._dtype)
         for word, id in zip(words, ids):
             if id is None:
                 rows.append(word[None][:0])
@@ -122,12 +140,19 @@ class Writing:
         if self._cache.layers[0][0].shape[2] < self._cache.length + most:
             self._cache = self._cache.with_room(most + ROOM)
         states, self._cache = self._model.language(
-            step, self._cache, keep=True, mask=None if self._valid.all() else self._valid, positions=self._next_position[:, None] + places,
-            after_layer=self._after_layer)
+            step,
+            self._cache,
+            keep=True,
+            mask=None if self._valid.all() else self._valid,
+            positions=self._next_position[:, None] + places,
+            after_layer=self._after_layer,
+        )
         self._next_position = self._next_position + counts
         for number, (answer, id) in enumerate(zip(self.answers, ids)):
             if id is None:
                 continue
             if id in self._tool_of:
-                answer.tools.append(ToolCall(self._tool_of[id], len(answer.ids) - 1, states[number, 1:len(rows[number])]))
+                answer.tools.append(
+                    ToolCall(self._tool_of[id], len(answer.ids) - 1, states[number, 1 : len(rows[number])])
+                )
             self._last[number] = states[number, len(rows[number]) - 1]

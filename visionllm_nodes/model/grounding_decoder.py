@@ -3,6 +3,7 @@
 Source: Grounding DINO (Liu et al. 2023) with the language model's embeddings in the place of BERT's, and Mask DINO's mask branch;
 upstream's model/grounding_dino/modeling_ov_grounding_dino_mask_dn.py.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -73,7 +74,9 @@ class NormedConv(nn.Module):
 
     def __init__(self, channels: int, width: int, window: int, *, operations, dtype=None, device=None):
         super().__init__()
-        self.conv = operations.Conv2d(channels, width, window, padding=window // 2, bias=False, dtype=dtype, device=device)
+        self.conv = operations.Conv2d(
+            channels, width, window, padding=window // 2, bias=False, dtype=dtype, device=device
+        )
         self.norm = operations.GroupNorm(GROUPS, width, dtype=dtype, device=device)
 
     def forward(self, x):
@@ -114,7 +117,9 @@ class GroundingDecoder(nn.Module):
         self.contents = nn.Parameter(torch.empty(config.queries, width, dtype=dtype, device=device))
         self.position_head = MLP((2 * width, width, width), **kw)
         self.layers = nn.ModuleList(
-            DecoderLayer(width, config.heads, config.feed_forward, levels, config.points, **kw) for _ in range(config.layers))
+            DecoderLayer(width, config.heads, config.feed_forward, levels, config.points, **kw)
+            for _ in range(config.layers)
+        )
         self.norm = operations.LayerNorm(width, eps=LAYER_NORM_EPS, dtype=dtype, device=device)
         self.box_head = MLP((width, width, width, 4), **kw)
         self.mask_head = MLP((width, width, width, config.mask_width), **kw)
@@ -131,10 +136,14 @@ class GroundingDecoder(nn.Module):
         proposals = self.proposal_head(vision, pyramid, text, query_mask, self.config.queries)
         states, boxes = self._refine(proposals.boxes.detach(), vision, pyramid, text, query_mask)
         rows, columns = pyramid.shapes[0]
-        encoded = vision[:, :rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
+        encoded = vision[:, : rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
         return Grounding(
-            all_logits=torch.stack([text_logits(layer, text, query_mask) for layer in states]), all_boxes=boxes, all_states=states,
-            mask_features=self.mask_branch(finest, encoded), proposals=proposals)
+            all_logits=torch.stack([text_logits(layer, text, query_mask) for layer in states]),
+            all_boxes=boxes,
+            all_states=states,
+            mask_features=self.mask_branch(finest, encoded),
+            proposals=proposals,
+        )
 
     def _refine(self, boxes, vision, pyramid, text, text_mask):
         """boxes [B, Q, 4] -> normed states [L, B, Q, D] and boxes [L, B, Q, 4] of every layer."""

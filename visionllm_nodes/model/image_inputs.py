@@ -3,6 +3,7 @@
 Source: upstream's dynamic_preprocess with CLIPImageProcessor, mmdet's test pipeline (an OpenCV resize), UniPose's transforms (a PIL resize).
 Pictures come in as `as_pixels` takes them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...mulan.tiles import Picture, as_pixels, normalised, resized, tiled
+from ...mulan.images.tiling import Picture, as_pixels, normalised, resized, tiled
 
 FIXED = 2048  # OpenCV's weights of a uint8 resize: 11 bits
 
@@ -84,8 +85,8 @@ def padded(pictures: Sequence[torch.Tensor], multiple: int) -> tuple[torch.Tenso
     batch = pictures[0].new_zeros(len(pictures), 3, height, width)
     mask = torch.zeros(len(pictures), height, width, dtype=torch.bool, device=batch.device)
     for row, picture in enumerate(pictures):
-        batch[row, :, :picture.shape[1], :picture.shape[2]] = picture
-        mask[row, :picture.shape[1], :picture.shape[2]] = True
+        batch[row, :, : picture.shape[1], : picture.shape[2]] = picture
+        mask[row, : picture.shape[1], : picture.shape[2]] = True
     return batch, mask
 
 
@@ -119,5 +120,7 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
         first = (whole - size) // 2
         box = [0, 0, *image.size]
         box[axis], box[axis + 2] = (edge * image.size[axis] / whole for edge in (first, first + size))
-        image = image.resize((size, image.height) if axis == 0 else (image.width, size), Image.Resampling.BICUBIC, tuple(box))
+        image = image.resize(
+            (size, image.height) if axis == 0 else (image.width, size), Image.Resampling.BICUBIC, tuple(box)
+        )
     return image

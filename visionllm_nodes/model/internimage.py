@@ -1,4 +1,5 @@
 """InternImage, the large backbone of the grounding and pose decoders (Wang et al. 2022), with its deformable convolution DCNv3."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from ...mulan.feed_forward import FeedForward
+from ...mulan.internvl.feed_forward import FeedForward
 
 EPS = 1e-6
 KERNEL = 3
@@ -39,10 +40,18 @@ def deformable_convolution(value: torch.Tensor, offsets: torch.Tensor, weights: 
     points = KERNEL * KERNEL
     groups = weights.shape[-1] // points
     offsets = rearrange(offsets.float(), "b h w (g p xy) -> p (b g) h w xy", p=points, xy=2)
-    weights = rearrange(rearrange(weights.float(), "b h w (g p) -> b h w g p", p=points).softmax(-1), "b h w g p -> p (b g) 1 h w")
+    weights = rearrange(
+        rearrange(weights.float(), "b h w (g p) -> b h w g p", p=points).softmax(-1), "b h w g p -> p (b g) 1 h w"
+    )
     source = rearrange(value.float(), "b h w (g d) -> (b g) d h w", g=groups)
-    centre = torch.stack(torch.meshgrid(
-        torch.arange(width, device=value.device) + 0.5, torch.arange(height, device=value.device) + 0.5, indexing="xy"), dim=-1)
+    centre = torch.stack(
+        torch.meshgrid(
+            torch.arange(width, device=value.device) + 0.5,
+            torch.arange(height, device=value.device) + 0.5,
+            indexing="xy",
+        ),
+        dim=-1,
+    )
     size = torch.tensor([width, height], dtype=torch.float32, device=value.device)
     total = 0
     for point in range(points):  # one at a time: nine copies of the map are not held at once
@@ -106,11 +115,26 @@ class Halve(nn.Module):
 
 
 class Level(nn.Module):
-    def __init__(self, width: int, groups: int, hidden: int, depth: int, post_norms: tuple[int, ...], *, operations, dtype=None, device=None):
+    def __init__(
+        self,
+        width: int,
+        groups: int,
+        hidden: int,
+        depth: int,
+        post_norms: tuple[int, ...],
+        *,
+        operations,
+        dtype=None,
+        device=None,
+    ):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.blocks = nn.ModuleList(InternImageBlock(width, groups, hidden, operations=operations, **kw) for _ in range(depth))
-        self.post_norms = nn.ModuleDict({str(block): operations.LayerNorm(width, eps=EPS, **kw) for block in post_norms})
+        self.blocks = nn.ModuleList(
+            InternImageBlock(width, groups, hidden, operations=operations, **kw) for _ in range(depth)
+        )
+        self.post_norms = nn.ModuleDict(
+            {str(block): operations.LayerNorm(width, eps=EPS, **kw) for block in post_norms}
+        )
         self.norm = operations.LayerNorm(width, eps=EPS, **kw)
 
     def forward(self, x):
@@ -127,10 +151,13 @@ class InternImage(nn.Module):
         kw = dict(operations=operations, dtype=dtype, device=device)
         self.config = config
         self.widths = config.widths
-        self.stem = nn.ModuleList([Halve(3, config.width // 2, bias=True, **kw), Halve(config.width // 2, config.width, bias=True, **kw)])
+        self.stem = nn.ModuleList(
+            [Halve(3, config.width // 2, bias=True, **kw), Halve(config.width // 2, config.width, bias=True, **kw)]
+        )
         self.levels = nn.ModuleList(
             Level(width, groups, config.hidden << level, depth, config.post_norms if level == 2 else (), **kw)
-            for level, (width, groups, depth) in enumerate(zip(self.widths, config.groups, config.depths)))
+            for level, (width, groups, depth) in enumerate(zip(self.widths, config.groups, config.depths))
+        )
         self.halves = nn.ModuleList(Halve(width, 2 * width, bias=False, **kw) for width in self.widths[:-1])
 
     def forward(self, images):

@@ -1,4 +1,5 @@
 """Small parts that the grounding and the pose decoder share: perceptron, attention, sine embeddings, the inverse of the sigmoid."""
+
 from __future__ import annotations
 
 import math
@@ -17,7 +18,9 @@ class MLP(nn.Module):
     def __init__(self, widths: Sequence[int], *, operations, dtype=None, device=None):
         super().__init__()
         self.layers = nn.ModuleList(
-            operations.Linear(before, after, dtype=dtype, device=device) for before, after in zip(widths, widths[1:], strict=False))
+            operations.Linear(before, after, dtype=dtype, device=device)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
 
     def forward(self, x):
         """x [..., widths[0]] -> [..., widths[-1]]."""

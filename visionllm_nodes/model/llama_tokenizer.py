@@ -3,6 +3,7 @@
 Tokens that VisionLLM v2 added take the white space on both sides with them. What `legacy` decides is the text behind one of them:
 with it each text gets sentencepiece's leading space (",": "▁,"), without it only the prompt's first does.
 """
+
 from __future__ import annotations
 
 import re
@@ -11,10 +12,12 @@ from itertools import groupby
 
 import sentencepiece
 
-from .tokens import ADDED, BASE, IMAGE, PATCH
+from .special_tokens import ADDED, BASE, IMAGE, PATCH
 
 SPACE = "\u2581"
-_NO_PREFIX = b"\x1a\x02\x18\x00"  # protobuf: normalizer_spec.add_dummy_prefix = false, merged into the model it is appended to
+_NO_PREFIX = (
+    b"\x1a\x02\x18\x00"  # protobuf: normalizer_spec.add_dummy_prefix = false, merged into the model it is appended to
+)
 _CLOSING = tuple(".,;:!?)]}'\"\n")
 
 
@@ -30,9 +33,13 @@ class VisionTokenizer:
         self.legacy = legacy
         try:
             self._words = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self._behind = self._words if legacy else sentencepiece.SentencePieceProcessor(model_proto=model + _NO_PREFIX)
+            self._behind = (
+                self._words if legacy else sentencepiece.SentencePieceProcessor(model_proto=model + _NO_PREFIX)
+            )
         except RuntimeError as error:
-            raise ValueError(f"VisionLLM's tokenizer model ({len(model)} bytes) is no sentencepiece model: {error}") from error
+            raise ValueError(
+                f"VisionLLM's tokenizer model ({len(model)} bytes) is no sentencepiece model: {error}"
+            ) from error
         self.base_size = len(self._words)
         self.bos, self.eos, self.unk = self._words.bos_id(), self._words.eos_id(), self._words.unk_id()
         if min(self.bos, self.eos, self.unk) < 0:
@@ -41,7 +48,9 @@ class VisionTokenizer:
         self.ids |= self._added(ADDED if added is None else added)
         self.names = {id: name for name, id in self.ids.items()}
         self._check()
-        self._split = re.compile("(" + "|".join(re.escape(name) for name in sorted(self.ids, key=len, reverse=True)) + ")")
+        self._split = re.compile(
+            "(" + "|".join(re.escape(name) for name in sorted(self.ids, key=len, reverse=True)) + ")"
+        )
         self._unk_pieces = len(self._behind.encode("<unk>"))
 
     @classmethod
@@ -49,7 +58,9 @@ class VisionTokenizer:
         """From tokenizer.model and what tokenizer_config.json and added_tokens.json say (None: there is no such file)."""
         config = config or {}
         decoder = config.get("added_tokens_decoder") or {}
-        told = {entry["content"] if isinstance(entry, Mapping) else str(entry): int(id) for id, entry in decoder.items()} | dict(added or {})
+        told = {
+            entry["content"] if isinstance(entry, Mapping) else str(entry): int(id) for id, entry in decoder.items()
+        } | dict(added or {})
         legacy = config.get("legacy")
         return cls(model, told if told.keys() - set(BASE) else None, True if legacy is None else bool(legacy))
 
@@ -108,7 +119,7 @@ class VisionTokenizer:
     def _encode_part(self, part: str) -> list[int]:
         if self.legacy or not part.startswith((SPACE, " ")):
             return self._behind.encode(part)
-        return self._behind.encode("<unk>" + part)[self._unk_pieces:]  # so that sentencepiece keeps the leading space
+        return self._behind.encode("<unk>" + part)[self._unk_pieces :]  # so that sentencepiece keeps the leading space
 
     def _added(self, added: Mapping[str, int] | Sequence[str]) -> dict[str, int]:
         if isinstance(added, Mapping):
@@ -129,7 +140,13 @@ class VisionTokenizer:
             raise ValueError("VisionLLM's tokenizer gives one id to several added tokens")
         for id, name in self.names.items():
             piece = self._words.id_to_piece(id) if id < self.base_size else name
-            unused = self._words.is_control(id) or self._words.is_unused(id) or "UNUSED" in piece if id < self.base_size else True
+            unused = (
+                self._words.is_control(id) or self._words.is_unused(id) or "UNUSED" in piece
+                if id < self.base_size
+                else True
+            )
             if piece != name and not unused:
-                raise ValueError(f"the added token {name} has id {id}, which is {piece!r} in a tokenizer model of {self.base_size} pieces: "
-                                 "this tokenizer model belongs to another language model")
+                raise ValueError(
+                    f"the added token {name} has id {id}, which is {piece!r} in a tokenizer model of {self.base_size} pieces: "
+                    "this tokenizer model belongs to another language model"
+                )

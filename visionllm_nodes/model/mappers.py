@@ -2,9 +2,10 @@
 
 Source: VisionLLMv2/visionllmv2/model/stable_diffusion, instruct_pix2pix. It is MuLan's adapter with other sizes.
 """
+
 from __future__ import annotations
 
-from ...mulan.adapter import AdapterShape, LanguageAdapter
+from ...mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 
 MapperConfig = AdapterShape
 

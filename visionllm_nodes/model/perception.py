@@ -2,25 +2,37 @@
 
 Source: upstream's evaluation scripts (eval_det, eval_visual_prompt, eval_semseg, eval_pose); the prompts are in conversation.py.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
 
-from . import conversation, decoding
-from .loading import LoadedVisionLLM
-from .looking import View, ask
-from .pictures import Picture
-from .results import Detection, Keypoints, Segmentation, joined
+from ..detections.results import Detection, Keypoints, Segmentation, joined
+from . import decoding
+from . import prompt_templates as conversation
+from .image_inputs import Picture
+from .prefill import View, ask
 from .selection import THINGS, Limits, select
+from .visionllm_loader import LoadedVisionLLM
 
 NAMES_AT_ONCE = 80  # names per prompt: the model was trained on up to 100, most often COCO's 80
 
 
 @torch.no_grad()
-def detect(loaded: LoadedVisionLLM, picture: Picture, names: Sequence[str], *, count: int = THINGS, threshold: float = 0.0,
-           per_name: int | None = None, overlap: float | None = None, across_names: bool = False, masks: bool = True) -> Detection:
+def detect(
+    loaded: LoadedVisionLLM,
+    picture: Picture,
+    names: Sequence[str],
+    *,
+    count: int = THINGS,
+    threshold: float = 0.0,
+    per_name: int | None = None,
+    overlap: float | None = None,
+    across_names: bool = False,
+    masks: bool = True,
+) -> Detection:
     """The `count` best things of the named kinds whose score is at least `threshold`; see `selection.Limits` for the rest.
 
     One place may appear under several names. More than `NAMES_AT_ONCE` names go in several prompts. Raises ValueError for an empty list,
@@ -33,8 +45,8 @@ def detect(loaded: LoadedVisionLLM, picture: Picture, names: Sequence[str], *, c
     canvas = decoding.grounding_canvas(loaded, view)
     found = []
     for first in range(0, len(names), NAMES_AT_ONCE):
-        turn = conversation.detection(names[first:first + NAMES_AT_ONCE])
-        states, = ask(loaded, view, [turn], canvas=canvas.pixels)
+        turn = conversation.detection(names[first : first + NAMES_AT_ONCE])
+        (states,) = ask(loaded, view, [turn], canvas=canvas.pixels)
         found.append(decoding.things(loaded, canvas, states, names, limits, first=first, masks=masks))
     if len(found) == 1:
         return found[0]
@@ -43,13 +55,15 @@ def detect(loaded: LoadedVisionLLM, picture: Picture, names: Sequence[str], *, c
 
 
 @torch.no_grad()
-def ground(loaded: LoadedVisionLLM, picture: Picture, sentence: str, *, reasoning: bool = False, masks: bool = True) -> Detection:
+def ground(
+    loaded: LoadedVisionLLM, picture: Picture, sentence: str, *, reasoning: bool = False, masks: bool = True
+) -> Detection:
     """The one thing that a phrase refers to; with `reasoning`, that a whole question or description asks for, taken as it is."""
     decoding.part(loaded, "grounding")
     turn = (conversation.reasoning if reasoning else conversation.grounding)(sentence)
     view = View(loaded, picture)
     canvas = decoding.grounding_canvas(loaded, view)
-    states, = ask(loaded, view, [turn], canvas=canvas.pixels)
+    (states,) = ask(loaded, view, [turn], canvas=canvas.pixels)
     return decoding.things(loaded, canvas, states, [sentence], Limits(count=1), masks=masks)
 
 
@@ -60,7 +74,7 @@ def segment(loaded: LoadedVisionLLM, picture: Picture, names: Sequence[str]) -> 
     view = View(loaded, picture)
     turn = conversation.semantic_segmentation(names)
     canvas = decoding.grounding_canvas(loaded, view, semantic=True)
-    states, = ask(loaded, view, [turn], canvas=canvas.pixels)
+    (states,) = ask(loaded, view, [turn], canvas=canvas.pixels)
     return decoding.name_of_each_pixel(loaded, canvas, states, names)
 
 
@@ -72,7 +86,9 @@ def find_regions(loaded: LoadedVisionLLM, picture: Picture, marks: torch.Tensor,
 
 
 @torch.no_grad()
-def find_alike(loaded: LoadedVisionLLM, picture: Picture, marks: torch.Tensor, limits: Limits, *, masks: bool = True) -> Detection:
+def find_alike(
+    loaded: LoadedVisionLLM, picture: Picture, marks: torch.Tensor, limits: Limits, *, masks: bool = True
+) -> Detection:
     """Everything that is like what the marks lie on, themselves included; marks as in `find_regions`.
 
     Upstream names tasks of this kind but publishes no words for them: these are find_regions', whose decoder scores every object of the picture.
@@ -82,8 +98,15 @@ def find_alike(loaded: LoadedVisionLLM, picture: Picture, marks: torch.Tensor, l
 
 
 @torch.no_grad()
-def pose(loaded: LoadedVisionLLM, picture: Picture, objects: Sequence[str], keypoints: Sequence[str], *, count: int = THINGS,
-         threshold: float = 0.0) -> Keypoints:
+def pose(
+    loaded: LoadedVisionLLM,
+    picture: Picture,
+    objects: Sequence[str],
+    keypoints: Sequence[str],
+    *,
+    count: int = THINGS,
+    threshold: float = 0.0,
+) -> Keypoints:
     """The named keypoints of every object of the named kinds, the `count` best objects whose score is at least `threshold`.
 
     Raises ValueError for empty lists or repeated names, and for more keypoints than the decoder has slots (68 as published).
@@ -92,7 +115,7 @@ def pose(loaded: LoadedVisionLLM, picture: Picture, objects: Sequence[str], keyp
     view = View(loaded, picture)
     turn = conversation.pose(objects, keypoints)
     canvas = decoding.pose_canvas(loaded, view)
-    states, = ask(loaded, view, [turn], canvas=canvas.pixels)
+    (states,) = ask(loaded, view, [turn], canvas=canvas.pixels)
     return decoding.keypoints(loaded, canvas, states, objects, keypoints, Limits(count, threshold))
 
 
@@ -104,11 +127,13 @@ def check_names(names: Sequence[str]) -> None:
     conversation.detection(names)
 
 
-def _ask_about_regions(loaded: LoadedVisionLLM, picture: Picture, marks: torch.Tensor) -> tuple[decoding.Canvas, torch.Tensor, tuple[str, ...]]:
+def _ask_about_regions(
+    loaded: LoadedVisionLLM, picture: Picture, marks: torch.Tensor
+) -> tuple[decoding.Canvas, torch.Tensor, tuple[str, ...]]:
     for needed in ("grounding", "region_encoder"):
         decoding.part(loaded, needed)
     view = View(loaded, picture)
     turn = conversation.interactive(len(marks))
     canvas = decoding.grounding_canvas(loaded, view)
-    states, = ask(loaded, view, [turn], marks, canvas=canvas.pixels)
+    (states,) = ask(loaded, view, [turn], marks, canvas=canvas.pixels)
     return canvas, states, tuple(f"region{number}" for number in range(1, len(marks) + 1))

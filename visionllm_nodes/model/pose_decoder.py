@@ -2,6 +2,7 @@
 
 Source: X-Pose / UniPose (Yang et al. 2023); VisionLLMv2/visionllmv2/model/unipose/modeling_unipose.py.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -44,14 +45,22 @@ class PoseConfig:
 
     def __post_init__(self):
         if not 1 <= self.box_layers < self.layers:
-            raise ValueError(f"the pose decoder has {self.layers} layers, {self.box_layers} of them for boxes: at least one must be, and not all")
+            raise ValueError(
+                f"the pose decoder has {self.layers} layers, {self.box_layers} of them for boxes: at least one must be, and not all"
+            )
         if not 1 <= self.groups <= self.queries:
-            raise ValueError(f"each of the pose decoder's groups begins as one of its {self.queries} boxes: there cannot be {self.groups} groups")
+            raise ValueError(
+                f"each of the pose decoder's groups begins as one of its {self.queries} boxes: there cannot be {self.groups} groups"
+            )
         if self.slots < 1:
             raise ValueError(f"the pose decoder needs at least one keypoint slot, not {self.slots}")
         width = self.encoder.width
-        for whole, heads in ((width, self.heads), (width, self.encoder.heads), (width, self.encoder.text_heads),
-                             (self.encoder.fusion_width, self.encoder.fusion_heads)):
+        for whole, heads in (
+            (width, self.heads),
+            (width, self.encoder.heads),
+            (width, self.encoder.text_heads),
+            (self.encoder.fusion_width, self.encoder.fusion_heads),
+        ):
             if heads < 1 or whole % heads:
                 raise ValueError(f"a width of {whole} in the pose decoder cannot be shared out among {heads} heads")
 
@@ -64,7 +73,9 @@ class PoseLayer:
     references: torch.Tensor  # [B, N, 4]: the boxes that entered the layer
     logits: torch.Tensor  # [B, queries or groups, O], -inf where there is no such object name
     boxes: torch.Tensor  # [B, queries or groups, 4] cxcywh, 0..1 of the unpadded picture
-    keypoints: torch.Tensor | None = None  # [B, groups, slots, 2] x, y in 0..1 of the unpadded picture; None in a layer of boxes
+    keypoints: torch.Tensor | None = (
+        None  # [B, groups, slots, 2] x, y in 0..1 of the unpadded picture; None in a layer of boxes
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,9 @@ class Pose:
 
     logits: torch.Tensor  # [B, G, O] float32, -inf where object_mask is False
     boxes: torch.Tensor  # [B, G, 4] float32 cxcywh, 0..1 of the unpadded picture
-    keypoints: torch.Tensor  # [B, G, K, 2] float32 x, y in 0..1 of the unpadded picture; without meaning where keypoint_mask is False
+    keypoints: (
+        torch.Tensor
+    )  # [B, G, K, 2] float32 x, y in 0..1 of the unpadded picture; without meaning where keypoint_mask is False
     layers: tuple[PoseLayer, ...]
     proposals: Proposals
     chosen: torch.Tensor  # [B, G] int64: the query that each group began as
@@ -101,7 +114,9 @@ class PoseDecoder(nn.Module):
         self.contents = operations.Embedding(config.queries, width, **kw)
         self.position_head = MLP((2 * width, width, width), **own)
         self.layers = nn.ModuleList(
-            DecoderLayer(width, config.heads, config.feed_forward, config.encoder.levels, config.points, **own) for _ in range(config.layers))
+            DecoderLayer(width, config.heads, config.feed_forward, config.encoder.levels, config.points, **own)
+            for _ in range(config.layers)
+        )
         self.norm = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
         self.box_head = MLP((width, width, width, 4), **own)
         self.keypoint_head = MLP((width, width, width, 2), **own)
@@ -123,10 +138,16 @@ class PoseDecoder(nn.Module):
         proposals = self.proposal_head(vision, pyramid, text, object_mask, self.config.queries)
 
         references = proposals.boxes.detach()
-        states = self.contents(torch.arange(self.config.queries, device=images.device)).to(vision).expand(len(images), -1, -1)
+        states = (
+            self.contents(torch.arange(self.config.queries, device=images.device))
+            .to(vision)
+            .expand(len(images), -1, -1)
+        )
         mask, chosen, answers = None, None, []
         for number, layer in enumerate(self.layers):
-            fixed = references.detach()  # upstream's: a layer's answer teaches the layer before it, but not through where it looks
+            fixed = (
+                references.detach()
+            )  # upstream's: a layer's answer teaches the layer before it, but not through where it looks
             at = box_references(fixed, pyramid)
             positions = self.position_head(sine_embedding(at[:, :, 0], vision.shape[-1] // 2).to(states.dtype))
             states = layer(states, positions, at, vision, pyramid, text, object_mask, mask)
@@ -140,13 +161,22 @@ class PoseDecoder(nn.Module):
                 mask = visible(asked, self.config.groups)[:, None]
 
         last = answers[-1]
-        return Pose(last.logits, last.boxes, last.keypoints[:, :, :keypoint_queries.shape[1]], tuple(answers), proposals, chosen)
+        return Pose(
+            last.logits,
+            last.boxes,
+            last.keypoints[:, :, : keypoint_queries.shape[1]],
+            tuple(answers),
+            proposals,
+            chosen,
+        )
 
     def _fill_slots(self, rows):
         """[B, K, ...] -> [B, slots, ...], zero (False) beyond K."""
         missing = self.config.slots - rows.shape[1]
         if missing < 0:
-            raise ValueError(f"the pose decoder finds at most {self.config.slots} keypoints at a time, {rows.shape[1]} are asked for")
+            raise ValueError(
+                f"the pose decoder finds at most {self.config.slots} keypoints at a time, {rows.shape[1]} are asked for"
+            )
         return F.pad(rows, (0, 0) * (rows.dim() - 2) + (0, missing))
 
     def _move_boxes(self, states, references):
@@ -157,11 +187,19 @@ class PoseDecoder(nn.Module):
         """What a layer's normed states say, from where the layer looked."""
         before = inverse_sigmoid(references, EPS)
         if not grouped:
-            return PoseLayer(states, references, text_logits(states, text, object_mask), self._move_boxes(states, before))
+            return PoseLayer(
+                states, references, text_logits(states, text, object_mask), self._move_boxes(states, before)
+            )
         box_states, keypoint_states = split(states, self.config.slots)
         box_before, keypoint_before = split(before, self.config.slots)
         keypoints = (self.keypoint_head(keypoint_states).float() + keypoint_before[..., :2]).sigmoid()
-        return PoseLayer(states, references, text_logits(box_states, text, object_mask), self._move_boxes(box_states, box_before), keypoints)
+        return PoseLayer(
+            states,
+            references,
+            text_logits(box_states, text, object_mask),
+            self._move_boxes(box_states, box_before),
+            keypoints,
+        )
 
     def _refined(self, states, references, grouped: bool):
         """Where the next layer looks, from the states before the norm: float32 [B, N, 4]."""

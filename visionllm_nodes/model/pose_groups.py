@@ -3,6 +3,7 @@
 All groups of a picture stand in one row of tokens, group by group: the box first, then one token per keypoint slot. Slots beyond the
 asked keypoints are padding, and padding takes part: upstream's mask lets some of it be seen by other groups.
 """
+
 from __future__ import annotations
 
 import torch
@@ -53,6 +54,8 @@ def visible(asked: torch.Tensor, groups: int) -> torch.Tensor:
     alike = real[:, :, None] == real[:, None]
     mask = open_across(groups, asked.shape[1], asked.device).repeat(len(asked), 1, 1)
     tokens = real.shape[1]
-    own = mask.view(len(asked), groups, tokens, groups, tokens).diagonal(dim1=1, dim2=3)  # [B, tokens, tokens, groups], a view
+    own = mask.view(len(asked), groups, tokens, groups, tokens).diagonal(
+        dim1=1, dim2=3
+    )  # [B, tokens, tokens, groups], a view
     own.copy_(alike[..., None].expand_as(own))
     return mask

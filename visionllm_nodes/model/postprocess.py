@@ -3,6 +3,7 @@
 Source: upstream's eval_det, eval_visual_prompt, eval_semseg and eval_pose. Nothing is suppressed and nothing thresholded:
 one query may appear with several labels. Sizes are (height, width); "shown" is the decoder's picture without its padding.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-AT_ONCE = 2 ** 26  # numbers of a mask batch that may exist together: 256 MB
+AT_ONCE = 2**26  # numbers of a mask batch that may exist together: 256 MB
 
 
 class Found(NamedTuple):
@@ -63,7 +64,9 @@ def instance_masks(logits: torch.Tensor, shown: tuple[int, int], size: tuple[int
     return torch.cat(masks) if masks else logits.new_zeros(0, *size, dtype=torch.bool)
 
 
-def semantic_map(logits: torch.Tensor, masks: torch.Tensor, shown: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+def semantic_map(
+    logits: torch.Tensor, masks: torch.Tensor, shown: tuple[int, int], size: tuple[int, int]
+) -> torch.Tensor:
     """logits [Q, K] and mask logits [Q, h, w] of all queries -> int64 [height, width]: each pixel's name, none is left without.
 
     Upstream enlarges every query's mask and then mixes them per name; both steps are linear, so here the K mixtures are enlarged instead.
@@ -85,5 +88,7 @@ def _enlarged(masks: torch.Tensor, shown: tuple[int, int], size: tuple[int, int]
         return
     largest = max(size[0] * size[1], 16 * masks.shape[-2] * masks.shape[-1])
     for few in masks.float().split(max(1, AT_ONCE // largest)) if len(masks) else ():
-        canvas = F.interpolate(few[None], scale_factor=4, mode="bilinear", align_corners=False)[..., :shown[0], :shown[1]]
+        canvas = F.interpolate(few[None], scale_factor=4, mode="bilinear", align_corners=False)[
+            ..., : shown[0], : shown[1]
+        ]
         yield F.interpolate(canvas, size=size, mode="bilinear", align_corners=False)[0]

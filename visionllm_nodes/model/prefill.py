@@ -1,4 +1,5 @@
 """Puts a picture and a question before the language model: one pass over the picture, kept; one pass over the words of each question."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,19 +10,21 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ...mulan.tiles import Picture, as_pixels
-from .conversation import Turn
+from ...mulan.images.tiling import Picture, as_pixels
+from .image_inputs import tower_pictures
 from .language_model import check_interrupt
-from .loading import LoadedVisionLLM
-from .picture_memory import Remembered, content_key
-from .pictures import tower_pictures
+from .prefix_cache import Remembered, content_key
+from .prompt_templates import Turn
+from .special_tokens import PATCH, REGION
 from .super_link import read
-from .tokens import PATCH, REGION
 from .visionllm import Prompt
+from .visionllm_loader import LoadedVisionLLM
 
 BYTES_PER_CANVAS_PIXEL = 1024  # of a decoder with its backbone: at 800 x 1333 it takes about a gigabyte
 
-_SHARE: ContextVar[tuple[int, int]] = ContextVar("share", default=(0, 1))  # which part of the work is shown progress of, and of how many
+_SHARE: ContextVar[tuple[int, int]] = ContextVar(
+    "share", default=(0, 1)
+)  # which part of the work is shown progress of, and of how many
 
 
 class View:
@@ -63,8 +66,14 @@ def remember(loaded: LoadedVisionLLM, view: View, begin: Sequence[int], after_la
     known = loaded.memory.get(key)
     if known is None:
         seen = loaded.model.look(view.views.to(loaded.device, loaded.dtype))
-        _, cache = loaded.model.read([Prompt(begin, [seen.tokens])], loaded.ids[PATCH], loaded.ids[REGION], keep=True,
-                                     device=loaded.device, after_layer=after_layer)
+        _, cache = loaded.model.read(
+            [Prompt(begin, [seen.tokens])],
+            loaded.ids[PATCH],
+            loaded.ids[REGION],
+            keep=True,
+            device=loaded.device,
+            after_layer=after_layer,
+        )
         known = Remembered(seen, cache)
         loaded.memory.put(key, known.to(_keep()))
     return known.to(loaded.device)
@@ -77,25 +86,36 @@ def split(loaded: LoadedVisionLLM, ids: Sequence[int]) -> tuple[list[int], list[
     return list(ids[:cut]), list(ids[cut:])
 
 
-def ask(loaded: LoadedVisionLLM, view: View, turns: Sequence[Turn], regions: torch.Tensor | None = None, canvas: int = 0) -> list[torch.Tensor]:
+def ask(
+    loaded: LoadedVisionLLM, view: View, turns: Sequence[Turn], regions: torch.Tensor | None = None, canvas: int = 0
+) -> list[torch.Tensor]:
     """Questions that hold their answers, about one picture -> per question what the decoders are asked with: [links, count, width].
 
     `regions` bool [R, S, S] at the tower's size, for one question with R regions; `canvas`: pixels that a decoder will work on.
     """
     prompts = [prompt_of(loaded, [turn], [tokens_of(loaded, view)]) for turn in turns]
     begin, _ = split(loaded, prompts[0])
-    rests = [ids[len(begin):] for ids in prompts]
+    rests = [ids[len(begin) :] for ids in prompts]
     prepare(loaded, [view], sum(map(len, rests)), canvas)
     after_layer = progress(loaded, 2)
     seen = remember(loaded, view, begin, after_layer)
     marks = None
     if regions is not None:
-        marks = loaded.model.look_at_regions(view.views[-1].to(loaded.device, loaded.dtype), seen.seen, regions.to(loaded.device))
+        marks = loaded.model.look_at_regions(
+            view.views[-1].to(loaded.device, loaded.dtype), seen.seen, regions.to(loaded.device)
+        )
     links = [loaded.model.super_link.links(ids, loaded.ids) for ids in rests]
     # Nothing behind the last [EMB] reaches a decoder.
-    questions = [Prompt(ids[:of[-1].start + of[-1].count], (), marks, of) for ids, of in zip(rests, links)]
-    states, _ = loaded.model.read(questions, loaded.ids[PATCH], loaded.ids[REGION], seen.cache, dtype=loaded.dtype, device=loaded.device,
-                                  after_layer=after_layer)
+    questions = [Prompt(ids[: of[-1].start + of[-1].count], (), marks, of) for ids, of in zip(rests, links)]
+    states, _ = loaded.model.read(
+        questions,
+        loaded.ids[PATCH],
+        loaded.ids[REGION],
+        seen.cache,
+        dtype=loaded.dtype,
+        device=loaded.device,
+        after_layer=after_layer,
+    )
     return [read(rows, of) for rows, of in zip(states, links)]
 
 
@@ -106,6 +126,7 @@ def progress(loaded: LoadedVisionLLM, passes: int) -> Callable[[], None]:
     def after_layer():
         check_interrupt()
         advance()
+
     return after_layer
 
 
@@ -129,6 +150,7 @@ def progress_bar(steps: int) -> Callable[[], None]:
         nonlocal done
         done = min(done + 1, steps)
         bar.update_absolute(part * steps + done)
+
     return advance
 
 

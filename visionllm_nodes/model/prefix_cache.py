@@ -1,4 +1,5 @@
 """What is kept of the last pictures, so that another question about one costs its own words only."""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,7 +27,9 @@ class Remembered:
         return self.cache.bytes + self.seen.tokens.nbytes + sum(level.nbytes for level in self.seen.levels)
 
     def to(self, device) -> Remembered:
-        return Remembered(Seen(self.seen.tokens.to(device), [level.to(device) for level in self.seen.levels]), self.cache.to(device))
+        return Remembered(
+            Seen(self.seen.tokens.to(device), [level.to(device) for level in self.seen.levels]), self.cache.to(device)
+        )
 
 
 class PictureMemory:

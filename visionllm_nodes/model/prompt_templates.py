@@ -3,6 +3,7 @@
 Source: upstream's evaluation datasets and conversation.py. The words are part of the weights, their mistakes included ("Whis is").
 Perception tasks are not generated: the answer with its tool tokens is part of the prompt, and the decoders read the embeddings behind them.
 """
+
 from __future__ import annotations
 
 import re
@@ -10,10 +11,27 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .tokens import DETECT, EDIT, GENERATE, GROUND, IMAGE, POSE, SEGMENT, plain, region, slot
+from .special_tokens import DETECT, EDIT, GENERATE, GROUND, IMAGE, POSE, SEGMENT, plain, region, slot
 
-COCO_17 = ("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow", "right elbow",
-           "left wrist", "right wrist", "left hip", "right hip", "left knee", "right knee", "left ankle", "right ankle")
+COCO_17 = (
+    "nose",
+    "left eye",
+    "right eye",
+    "left ear",
+    "right ear",
+    "left shoulder",
+    "right shoulder",
+    "left elbow",
+    "right elbow",
+    "left wrist",
+    "right wrist",
+    "left hip",
+    "right hip",
+    "left knee",
+    "right knee",
+    "left ankle",
+    "right ankle",
+)
 CROWDPOSE_14 = (*COCO_17[5:], "head", "neck")
 PICTURE = IMAGE + "\n"
 FOREGROUND = "forground object"  # upstream's spelling
@@ -45,26 +63,46 @@ class Format(NamedTuple):
         return text
 
 
-VICUNA = Format("A chat between a curious user and an artificial intelligence assistant. "
-                "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
-                "USER: ", "ASSISTANT:", " ", " ", "</s>")
-INTERNLM2 = Format("<|im_start|>system\nYou are an AI assistant whose name is InternLM (书生·浦语).<|im_end|>",
-                   "<|im_start|>user\n", "<|im_start|>assistant\n", "", "<|im_end|>", "<|im_end|>")
+VICUNA = Format(
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
+    "USER: ",
+    "ASSISTANT:",
+    " ",
+    " ",
+    "</s>",
+)
+INTERNLM2 = Format(
+    "<|im_start|>system\nYou are an AI assistant whose name is InternLM (书生·浦语).<|im_end|>",
+    "<|im_start|>user\n",
+    "<|im_start|>assistant\n",
+    "",
+    "<|im_end|>",
+    "<|im_end|>",
+)
 
 
 def detection(names: Sequence[str]) -> Turn:
     """Every instance of each name; one [DET] per name, in their order. Names are used as they are written."""
-    return Turn(f"{PICTURE}Can you analyze the image and identify the {_listed(names)} present?", _results(names, DETECT))
+    return Turn(
+        f"{PICTURE}Can you analyze the image and identify the {_listed(names)} present?", _results(names, DETECT)
+    )
 
 
 def salient(name: str = FOREGROUND) -> Turn:
     """The one object that stands out, or with CAMOUFLAGE the one that hides."""
-    return Turn(f"{PICTURE}Can you identify and segment all occurrences of {_listed([name])} in the given picture?", _results([name], DETECT))
+    return Turn(
+        f"{PICTURE}Can you identify and segment all occurrences of {_listed([name])} in the given picture?",
+        _results([name], DETECT),
+    )
 
 
 def grounding(expression: str) -> Turn:
     """The one thing that a phrase refers to; the phrase is cleaned as RefCOCO's were."""
-    return Turn(f"{PICTURE}Where can we locate the {_said(clean_expression(plain(expression)))} in the image?", f"Yes, it is {slot(GROUND)}.")
+    return Turn(
+        f"{PICTURE}Where can we locate the {_said(clean_expression(plain(expression)))} in the image?",
+        f"Yes, it is {slot(GROUND)}.",
+    )
 
 
 def reasoning(sentence: str) -> Turn:
@@ -75,8 +113,10 @@ def reasoning(sentence: str) -> Turn:
 def semantic_segmentation(names: Sequence[str]) -> Turn:
     """A name for every pixel; one [SEG] per name."""
     listed = _listed(names).lower()
-    return Turn(f"{PICTURE}Could you aid me in generating unique masks for every category present in {listed} in this image?",
-                _results(names, SEGMENT))
+    return Turn(
+        f"{PICTURE}Could you aid me in generating unique masks for every category present in {listed} in this image?",
+        _results(names, SEGMENT),
+    )
 
 
 def pose(objects: Sequence[str], keypoints: Sequence[str]) -> Turn:
@@ -85,7 +125,9 @@ def pose(objects: Sequence[str], keypoints: Sequence[str]) -> Turn:
     asked = f"Can you examine the image and pinpoint the keypoint locations of the {_listed(keypoints, 'keypoints')}?"
     found = ", ".join(name + slot(POSE) for name in keypoints)
     human, gpt = detection(objects)
-    return Turn(f"{human} {asked}", f"{gpt} Utilizing keypoints detection, the image analysis reveals the location of {found}.")
+    return Turn(
+        f"{human} {asked}", f"{gpt} Utilizing keypoints detection, the image analysis reveals the location of {found}."
+    )
 
 
 def interactive(regions: int) -> Turn:
@@ -94,15 +136,19 @@ def interactive(regions: int) -> Turn:
         raise ValueError("there is no region to ask about")
     names = [f"region{number}" for number in range(1, regions + 1)]
     marked = ", ".join(map(region, names))
-    return Turn(f"{PICTURE}Can you examine the image and segment the corresponding objects denoted as {marked}?",
-                f"Sure, these objects are {', '.join(name + slot(DETECT) for name in names)}.")
+    return Turn(
+        f"{PICTURE}Can you examine the image and segment the corresponding objects denoted as {marked}?",
+        f"Sure, these objects are {', '.join(name + slot(DETECT) for name in names)}.",
+    )
 
 
 def region_category(coco: bool = False) -> Turn:
     """What a marked region shows, in a word or phrase; with `coco` one of COCO's 80 names."""
     if coco:
-        return Turn(f"{PICTURE}Whis is the object category of {region('region1')}? "
-                    "Answer with the category name from COCO-80, and use single word or phrase.")
+        return Turn(
+            f"{PICTURE}Whis is the object category of {region('region1')}? "
+            "Answer with the category name from COCO-80, and use single word or phrase."
+        )
     return Turn(f"{PICTURE}What is the category of {region('region1')}? Using only one word or phrase.")
 
 

@@ -2,6 +2,7 @@
 
 Source: Deformable DETR (Zhu et al. 2021), sections 4.1 and 4.2 (two-stage), as Grounding DINO and UniPose use them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ class Pyramid:
 
     def level_mask(self, level: int):
         """bool [B, height, width]."""
-        return self.mask.split([rows * columns for rows, columns in self.shapes], dim=1)[level].unflatten(1, self.shapes[level])
+        return self.mask.split([rows * columns for rows, columns in self.shapes], dim=1)[level].unflatten(
+            1, self.shapes[level]
+        )
 
 
 class LevelProjection(nn.Module):
@@ -58,7 +61,9 @@ class PyramidBuilder(nn.Module):
         self.temperature = temperature
         planned = [(count, False) for count in channels] + [(channels[-1], True)]
         self.projections = nn.ModuleList(
-            LevelProjection(count, width, halve, operations=operations, dtype=dtype, device=device) for count, halve in planned)
+            LevelProjection(count, width, halve, operations=operations, dtype=dtype, device=device)
+            for count, halve in planned
+        )
         self.level_embedding = nn.Parameter(torch.empty(len(planned), width, dtype=dtype, device=device))
 
     def forward(self, maps: Sequence[torch.Tensor], pixel_mask) -> Pyramid:
@@ -67,20 +72,27 @@ class PyramidBuilder(nn.Module):
         masks = [F.interpolate(pixel_mask[None].float(), size=level.shape[-2:])[0] > 0.5 for level in levels]
         positions = [
             picture_positions(mask, level.shape[1], self.temperature).to(level) + embedding
-            for mask, level, embedding in zip(masks, levels, self.level_embedding.to(levels[0]), strict=True)]
+            for mask, level, embedding in zip(masks, levels, self.level_embedding.to(levels[0]), strict=True)
+        ]
         return Pyramid(
             features=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
             positions=torch.cat(positions, dim=1),
             mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
             shapes=tuple(tuple(level.shape[-2:]) for level in levels),
-            ratios=torch.stack([torch.stack([mask[:, 0].float().mean(1), mask[:, :, 0].float().mean(1)], dim=-1) for mask in masks], dim=1),
+            ratios=torch.stack(
+                [torch.stack([mask[:, 0].float().mean(1), mask[:, :, 0].float().mean(1)], dim=-1) for mask in masks],
+                dim=1,
+            ),
         )
 
 
 def _centres(rows: int, columns: int, device):
     """float32 [rows * columns, 2]: x, y of each cell's centre, in cells."""
     y, x = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float32, device=device) + 0.5, torch.arange(columns, dtype=torch.float32, device=device) + 0.5, indexing="ij")
+        torch.arange(rows, dtype=torch.float32, device=device) + 0.5,
+        torch.arange(columns, dtype=torch.float32, device=device) + 0.5,
+        indexing="ij",
+    )
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
@@ -108,7 +120,7 @@ def first_boxes(pyramid: Pyramid):
         mask = pyramid.level_mask(level)
         size = torch.stack([mask[:, 0].sum(1), mask[:, :, 0].sum(1)], dim=-1)
         centres = _centres(rows, columns, mask.device) / size[:, None]
-        boxes.append(torch.cat([centres, torch.full_like(centres, FIRST_SIDE * 2.0 ** level)], dim=-1))
+        boxes.append(torch.cat([centres, torch.full_like(centres, FIRST_SIDE * 2.0**level)], dim=-1))
     boxes = torch.cat(boxes, dim=1)
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & pyramid.mask
     return torch.log(boxes / (1 - boxes)).masked_fill(~usable.unsqueeze(-1), float("inf")), usable
@@ -147,5 +159,6 @@ class ProposalHead(nn.Module):
 
         def chosen(rows):
             return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
         boxes = (self.box(chosen(cells)).float() + chosen(first)).sigmoid()
         return Proposals(index, chosen(logits), boxes)

@@ -3,6 +3,7 @@
 Source: VisionLLMv2/visionllmv2/model/region_encoder. Upstream averages samples at the mask's pixels and draws 2304 of them where there are more;
 here it is the mean over all pixels, which those draws approximate.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ def sampling_weights(pixels: int, cells: int, device=None) -> torch.Tensor:
 def region_weights(masks: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """masks bool [R, H, W] -> float32 [R, rows, columns]: the share of each cell in the mean of all samples of a region; zeros where it is empty."""
     inside = masks.float()
-    down, across = (sampling_weights(pixels, cells, masks.device) for pixels, cells in zip(masks.shape[1:], (rows, columns)))
+    down, across = (
+        sampling_weights(pixels, cells, masks.device) for pixels, cells in zip(masks.shape[1:], (rows, columns))
+    )
     return down.T @ inside @ across / inside.sum((1, 2), keepdim=True).clamp(min=1)
 
 

@@ -2,6 +2,7 @@
 
 Source: upstream's boxes_to_masks and the mask prompts of its interactive dataset.
 """
+
 from __future__ import annotations
 
 import torch
@@ -16,8 +17,10 @@ def of_boxes(boxes: torch.Tensor, height: int, width: int, size: int) -> torch.T
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     for number, (x1, y1, x2, y2) in enumerate(boxes.tolist(), 1):
         if not (x1 <= x2 and y1 <= y2 and x1 < width and y1 < height and x2 >= 0 and y2 >= 0):
-            raise ValueError(f"region {number} is empty: the box ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}) "
-                             f"holds no part of the {width} x {height} picture")
+            raise ValueError(
+                f"region {number} is empty: the box ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}) "
+                f"holds no part of the {width} x {height} picture"
+            )
     corners = (boxes * torch.tensor([size / width, size / height] * 2)).clamp(0, size - 1).long()
     index = torch.arange(size)
     x1, y1, x2, y2 = corners[:, :, None].unbind(1)

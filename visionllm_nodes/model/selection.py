@@ -1,11 +1,12 @@
 """Which of all that a decoder finds is kept: the best, enough of each name, one of several boxes around the same thing."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
 
-from .results import Detection, in_order
+from ..detections.results import Detection, in_order
 
 THINGS = 100
 CANDIDATES = 1000  # so many of the best are looked at where some of them may have to go
@@ -35,10 +36,12 @@ def select(found: Detection, limits: Limits) -> torch.Tensor:
     index = in_order(found.scores, found.boxes)
     index = index[found.scores[index] >= limits.threshold]
     if limits.overlap is not None:
-        index = index[unrivalled(found.boxes[index], None if limits.across_names else found.labels[index], limits.overlap)]
+        index = index[
+            unrivalled(found.boxes[index], None if limits.across_names else found.labels[index], limits.overlap)
+        ]
     if limits.per_name is not None:
         index = index[_rank_in_name(found.labels[index]) < limits.per_name]
-    return index[:limits.count]
+    return index[: limits.count]
 
 
 def unrivalled(boxes: torch.Tensor, labels: torch.Tensor | None, overlap: float) -> torch.Tensor:
@@ -49,13 +52,16 @@ def unrivalled(boxes: torch.Tensor, labels: torch.Tensor | None, overlap: float)
     stays = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     for row in range(len(boxes)):
         if stays[row]:
-            stays[row + 1:] &= ~rivals[row, row + 1:]
+            stays[row + 1 :] &= ~rivals[row, row + 1 :]
     return stays
 
 
 def overlaps(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """[N, 4] and [M, 4] x1 y1 x2 y2 -> intersection over union [N, M]; boxes without an area overlap nothing."""
-    low, high = torch.maximum(boxes[:, None, :2], others[None, :, :2]), torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    low, high = (
+        torch.maximum(boxes[:, None, :2], others[None, :, :2]),
+        torch.minimum(boxes[:, None, 2:], others[None, :, 2:]),
+    )
     common = (high - low).clamp(min=0).prod(-1)
     area, other_area = ((corners[:, 2:] - corners[:, :2]).clamp(min=0).prod(-1) for corners in (boxes, others))
     return common / (area[:, None] + other_area[None] - common).clamp(min=torch.finfo(torch.float32).tiny)

@@ -2,6 +2,7 @@
 
 Source: paper section 3 (super links); upstream's constant.py (26 names, in the order in which they were added).
 """
+
 from __future__ import annotations
 
 import re
@@ -17,7 +18,22 @@ EMBEDDINGS = ("[EMB]", "[EMB2]", "[EMB3]", "[EMB4]", "[EMB5]", "[EMB6]", "[EMB7]
 PERCEPTION_COUNT = 4  # embeddings behind a tool token: [EMB]..[EMB4]
 PICTURE_COUNT = 64  # behind [GEN] and [EDIT]: [EMB] 64 times
 
-ADDED = ("[PAD]", IMAGE, PATCH, REGION, "<img>", "</img>", "<reg>", "</reg>", "<det>", "</det>", "<grd>", "</grd>", *TOOLS, *EMBEDDINGS)
+ADDED = (
+    "[PAD]",
+    IMAGE,
+    PATCH,
+    REGION,
+    "<img>",
+    "</img>",
+    "<reg>",
+    "</reg>",
+    "<det>",
+    "</det>",
+    "<grd>",
+    "</grd>",
+    *TOOLS,
+    *EMBEDDINGS,
+)
 BASE = ("<s>", "</s>", "<unk>")  # the sentencepiece model's own
 
 _LITERALS = re.compile("|".join(map(re.escape, (*ADDED, *BASE, "<|im_start|>", "<|im_end|>"))))

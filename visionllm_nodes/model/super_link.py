@@ -2,6 +2,7 @@
 
 Source: the paper's section 3.2; VisionLLMv2/visionllmv2/model/modeling_visionllmv2.py (`emb_embeddings_*`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .tokens import DETECT, EDIT, EMBEDDINGS, GENERATE, GROUND, POSE, SEGMENT
+from .special_tokens import DETECT, EDIT, EMBEDDINGS, GENERATE, GROUND, POSE, SEGMENT
 
-TABLE_OF = {DETECT: "det", GROUND: "det", SEGMENT: "det", POSE: "pose", GENERATE: "gen", EDIT: "edit"}  # three tools share one table
+TABLE_OF = {
+    DETECT: "det",
+    GROUND: "det",
+    SEGMENT: "det",
+    POSE: "pose",
+    GENERATE: "gen",
+    EDIT: "edit",
+}  # three tools share one table
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,12 @@ class SuperLink(nn.Module):
     def __init__(self, config: SuperLinkConfig, *, operations, dtype=None, device=None):
         super().__init__()
         self.config = config
-        self.tables = nn.ModuleDict({name: operations.Embedding(count, config.width, dtype=dtype, device=device) for name, count in config.rows.items()})
+        self.tables = nn.ModuleDict(
+            {
+                name: operations.Embedding(count, config.width, dtype=dtype, device=device)
+                for name, count in config.rows.items()
+            }
+        )
 
     def links(self, ids: Sequence[int], id_of: Mapping[str, int]) -> list[Link]:
         """The links of a prompt, in its order. Raises ValueError where a tool token's [EMB]s are not all behind it."""
@@ -54,8 +67,10 @@ class SuperLink(nn.Module):
             count = self.config.rows[TABLE_OF[tool]]
             # The decoders' four are [EMB] [EMB2] [EMB3] [EMB4]; a diffusion model's are all [EMB].
             expected = [first] * count if tool in (GENERATE, EDIT) else list(range(first, first + count))
-            if list(ids[position + 1:position + 1 + count]) != expected:
-                raise ValueError(f"the tool token {tool} at position {position} is not followed by its {count} [EMB] tokens")
+            if list(ids[position + 1 : position + 1 + count]) != expected:
+                raise ValueError(
+                    f"the tool token {tool} at position {position} is not followed by its {count} [EMB] tokens"
+                )
             found.append(Link(tool, position + 1, count))
         return found
 

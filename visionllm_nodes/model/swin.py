@@ -2,6 +2,7 @@
 
 Windows never shrink: a map smaller than a window is padded to one. Padding is zero behind the norm and takes part in attention, as upstream's does.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from ...mulan.feed_forward import FeedForward
+from ...mulan.internvl.feed_forward import FeedForward
 
 EPS = 1e-5
 PATCH = 4
@@ -49,9 +50,11 @@ def windows(x: torch.Tensor, size: int) -> torch.Tensor:
 
 def shift_mask(height: int, width: int, window: int, shift: int, device=None) -> torch.Tensor:
     """[windows, window^2, window^2] float32: 0 where two tokens of a shifted map may meet, else `APART`."""
+
     def band(length):
         place = torch.arange(length, device=device)
         return (place >= length - window).long() + (place >= length - shift).long()
+
     region = 3 * band(height)[:, None] + band(width)
     region = windows(region[None, :, :, None], window).squeeze(-1)
     return (region[:, :, None] != region[:, None]).float() * APART
@@ -78,7 +81,9 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int, window: int, shift: int, *, operations, dtype=None, device=None):
+    def __init__(
+        self, width: int, heads: int, hidden: int, window: int, shift: int, *, operations, dtype=None, device=None
+    ):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
         self.window = window
@@ -116,12 +121,24 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int, depth: int, window: int, *, operations, dtype=None, device=None):
+    def __init__(
+        self, width: int, heads: int, hidden: int, depth: int, window: int, *, operations, dtype=None, device=None
+    ):
         super().__init__()
         self.window = window
         self.blocks = nn.ModuleList(
-            SwinBlock(width, heads, hidden, window, window // 2 * (block % 2), operations=operations, dtype=dtype, device=device)
-            for block in range(depth))
+            SwinBlock(
+                width,
+                heads,
+                hidden,
+                window,
+                window // 2 * (block % 2),
+                operations=operations,
+                dtype=dtype,
+                device=device,
+            )
+            for block in range(depth)
+        )
 
     def forward(self, x):
         padded = [size + -size % self.window for size in x.shape[1:3]]
@@ -141,10 +158,13 @@ class Swin(nn.Module):
         self.patch_norm = operations.LayerNorm(config.width, eps=EPS, **kw)
         self.stages = nn.ModuleList(
             Stage(width, heads, config.hidden << stage, depth, config.window, operations=operations, **kw)
-            for stage, (width, heads, depth) in enumerate(zip(self.widths, config.heads, config.depths)))
+            for stage, (width, heads, depth) in enumerate(zip(self.widths, config.heads, config.depths))
+        )
         self.merges = nn.ModuleList(PatchMerging(width, operations=operations, **kw) for width in self.widths[:-1])
         self.norms = nn.ModuleList(
-            operations.LayerNorm(width, eps=EPS, **kw) if normed else nn.Identity() for width, normed in zip(self.widths, config.normed))
+            operations.LayerNorm(width, eps=EPS, **kw) if normed else nn.Identity()
+            for width, normed in zip(self.widths, config.normed)
+        )
 
     def forward(self, images):
         """images [B, 3, H, W], H and W multiples of 32 -> four maps [B, C_i, H/4.., W/4..], normed where the config says so."""

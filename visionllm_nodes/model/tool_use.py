@@ -3,6 +3,7 @@
 Source: the paper's section 3.2: which decoder runs is the language model's own choice. Upstream's code runs it by the task that a file of
 questions names; its forward shows which tokens a decoder takes together.
 """
+
 from __future__ import annotations
 
 import re
@@ -12,19 +13,26 @@ from dataclasses import dataclass, replace
 import comfy.model_management
 import torch
 
+from ..detections.results import Detection, Keypoints, in_order, joined
 from . import decoding
 from .answers import LIMIT, Reply, answer
-from .conversation import chat
-from .loading import LoadedVisionLLM
-from .looking import View, prepare
-from .pictures import Picture
-from .results import Detection, Keypoints, in_order, joined
+from .generation import Choose, greedy
+from .image_inputs import Picture
+from .prefill import View, prepare
+from .prompt_templates import chat
 from .selection import Limits
-from .tokens import DETECT, EDIT, GENERATE, GROUND, POSE, SEGMENT
-from .writing import Choose, greedy
+from .special_tokens import DETECT, EDIT, GENERATE, GROUND, POSE, SEGMENT
+from .visionllm_loader import LoadedVisionLLM
 
 ONE = Limits(count=1)
-NEEDS = {DETECT: "grounding", GROUND: "grounding", SEGMENT: "grounding", POSE: "pose", GENERATE: "generate", EDIT: "edit"}  # tool -> part
+NEEDS = {
+    DETECT: "grounding",
+    GROUND: "grounding",
+    SEGMENT: "grounding",
+    POSE: "pose",
+    GENERATE: "generate",
+    EDIT: "edit",
+}  # tool -> part
 UNNAMED = "object"
 _ARTICLES = re.compile(r"^(?:(?:and|the|a|an)\s+)+", re.IGNORECASE)
 _LAST_CLAUSE = re.compile(r"[,;:.?!，、。：；]|\b(?:for|are|is|of|and|see)\b", re.IGNORECASE)
@@ -46,19 +54,36 @@ class Instruction:
 
 
 @torch.no_grad()
-def instruct(loaded: LoadedVisionLLM, picture: Picture | None, sentence: str, *, history: Sequence[tuple[str, str]] = (), limits: Limits = Limits(),
-             limit: int = LIMIT, choose: Choose = greedy, on_text: Callable[[list[str]], None] | None = None) -> Instruction:
+def instruct(
+    loaded: LoadedVisionLLM,
+    picture: Picture | None,
+    sentence: str,
+    *,
+    history: Sequence[tuple[str, str]] = (),
+    limits: Limits = Limits(),
+    limit: int = LIMIT,
+    choose: Choose = greedy,
+    on_text: Callable[[list[str]], None] | None = None,
+) -> Instruction:
     """Has the sentence answered in at most `limit` tokens, and runs what the answer calls; `limits` are for what [DET] finds.
 
     All [DET] of an answer are one list of names, unless there are [POSE]: then they name the objects whose keypoints these are.
     """
-    reply, = answer(loaded, [] if picture is None else [picture], [chat(sentence, history, picture is not None)], limit=limit, choose=choose,
-                    on_text=on_text)
+    (reply,) = answer(
+        loaded,
+        [] if picture is None else [picture],
+        [chat(sentence, history, picture is not None)],
+        limit=limit,
+        choose=choose,
+        on_text=on_text,
+    )
     return run_tools(loaded, picture, sentence, reply, limits)
 
 
 @torch.no_grad()
-def run_tools(loaded: LoadedVisionLLM, picture: Picture | None, sentence: str, reply: Reply, limits: Limits = Limits()) -> Instruction:
+def run_tools(
+    loaded: LoadedVisionLLM, picture: Picture | None, sentence: str, reply: Reply, limits: Limits = Limits()
+) -> Instruction:
     """Runs the decoders that an answer to `sentence` calls."""
     notes, called = [], {}
     for call, name in zip(reply.tools, labels(reply, sentence)):
@@ -67,7 +92,10 @@ def run_tools(loaded: LoadedVisionLLM, picture: Picture | None, sentence: str, r
             notes.append(f"{call.tool} was not run: {reason}")
         else:
             called.setdefault(call.tool, []).append((name, call.states))
-    asked = {tool: ([name for name, _ in calls], torch.stack([states for _, states in calls])) for tool, calls in called.items()}
+    asked = {
+        tool: ([name for name, _ in calls], torch.stack([states for _, states in calls]))
+        for tool, calls in called.items()
+    }
     posed = None
     if POSE in asked:
         objects = asked.pop(DETECT, None)
@@ -83,7 +111,10 @@ def run_tools(loaded: LoadedVisionLLM, picture: Picture | None, sentence: str, r
 
 def labels(reply: Reply, sentence: str) -> list[str]:
     """What each tool of an answer is about, in the words before it; [GRD] is about the sentence."""
-    return [_marked(lead) or (sentence.strip() if call.tool == GROUND else _named(lead, sentence)) for call, lead in zip(reply.tools, reply.leads)]
+    return [
+        _marked(lead) or (sentence.strip() if call.tool == GROUND else _named(lead, sentence))
+        for call, lead in zip(reply.tools, reply.leads)
+    ]
 
 
 def _marked(lead: str) -> str:
@@ -110,7 +141,9 @@ def _stands_in(name: str, asked: str) -> bool:
     at = asked.find(name)
     while at >= 0:
         end = at + len(name)
-        if not (at and _continues(asked[at - 1], name[0])) and not (end < len(asked) and _continues(name[-1], asked[end])):
+        if not (at and _continues(asked[at - 1], name[0])) and not (
+            end < len(asked) and _continues(name[-1], asked[end])
+        ):
             return True
         at = asked.find(name, at + 1)
     return False

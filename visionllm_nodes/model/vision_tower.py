@@ -2,6 +2,7 @@
 
 Source: VisionLLMv2/visionllmv2/model/modeling_visionllmv2.py (`vis_encoder`, `vis_output_layer` -2; the region encoder reads the last three).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -29,8 +30,17 @@ class TowerConfig:
         return (self.picture // PATCH) ** 2
 
     def for_host(self) -> dict:
-        return {"hidden_size": self.width, "intermediate_size": self.feed_forward, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-                "image_size": self.picture, "patch_size": PATCH, "num_channels": 3, "hidden_act": self.activation, "model_type": "clip_vision_model"}
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.feed_forward,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "image_size": self.picture,
+            "patch_size": PATCH,
+            "num_channels": 3,
+            "hidden_act": self.activation,
+            "model_type": "clip_vision_model",
+        }
 
 
 class VisionTower(nn.Module):
@@ -50,7 +60,7 @@ class VisionTower(nn.Module):
         states = self.clip.pre_layrnorm(self.clip.embeddings(pictures))
         attention = optimized_attention_for_device(states.device, mask=False, small_input=True)
         found = {0: states}
-        for index, layer in enumerate(self.clip.encoder.layers[:max(wanted)], 1):
+        for index, layer in enumerate(self.clip.encoder.layers[: max(wanted)], 1):
             # The host's own layer adds in place, which training cannot differentiate.
             states = states + layer.self_attn(layer.layer_norm1(states), None, attention)
             states = states + layer.mlp(layer.layer_norm2(states))

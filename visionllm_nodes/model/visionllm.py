@@ -2,6 +2,7 @@
 
 Source: VisionLLMv2/visionllmv2/model/modeling_visionllmv2.py (`VisionLLMv2Model.forward`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,9 @@ class Seen:
     """What the vision tower makes of one picture's views."""
 
     tokens: torch.Tensor  # [views * tokens, width of the language model]
-    levels: list[torch.Tensor]  # the last three hidden states of the last view, [1, patches, tower width]: the region encoder reads them
+    levels: list[
+        torch.Tensor
+    ]  # the last three hidden states of the last view, [1, patches, tower width]: the region encoder reads them
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,19 @@ class Prompt:
 class VisionLLM(nn.Module):
     """The parts under one roof; `grounding`, `pose`, `region_encoder`, `generate` and `edit` may be None."""
 
-    def __init__(self, tower: nn.Module, tower_layer: int, bridge: nn.Module, language: LanguageModel, super_link: SuperLink,
-                 region_encoder: nn.Module | None = None, grounding: nn.Module | None = None, pose: nn.Module | None = None,
-                 generate: nn.Module | None = None, edit: nn.Module | None = None):
+    def __init__(
+        self,
+        tower: nn.Module,
+        tower_layer: int,
+        bridge: nn.Module,
+        language: LanguageModel,
+        super_link: SuperLink,
+        region_encoder: nn.Module | None = None,
+        grounding: nn.Module | None = None,
+        pose: nn.Module | None = None,
+        generate: nn.Module | None = None,
+        edit: nn.Module | None = None,
+    ):
         super().__init__()
         self.tower = tower
         self.tower_layer = tower_layer
@@ -72,15 +85,19 @@ class VisionLLM(nn.Module):
         levels = [level.expand(count, -1, -1) for level in seen.levels]
         return self.region_encoder(view.expand(count, -1, -1, -1), masks[:, None], levels)
 
-    def embed(self, prompts: Sequence[Prompt], patch: int, region: int, device: torch.device | None = None) -> torch.Tensor:
+    def embed(
+        self, prompts: Sequence[Prompt], patch: int, region: int, device: torch.device | None = None
+    ) -> torch.Tensor:
         """Prompts -> embeddings [B, longest, width]; `patch` and `region` are the ids whose places pictures and regions take.
 
         Shorter prompts are padded at the right end, where no other token sees them. `device`: by default the weights'; but where the host has
         loaded only some of them, that tells nothing. Raises ValueError where places and contents do not agree.
         """
         longest = max(len(prompt.ids) for prompt in prompts)
-        ids = torch.tensor([[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts],
-                           device=self.language.norm.weight.device if device is None else device)
+        ids = torch.tensor(
+            [[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts],
+            device=self.language.norm.weight.device if device is None else device,
+        )
         embeddings = self.language.embed_tokens(ids)
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         regions = [prompt.regions for prompt in prompts if prompt.regions is not None]
@@ -90,14 +107,24 @@ class VisionLLM(nn.Module):
             places = ids == id
             count = sum(len(part) for part in rows)
             if int(places.sum()) != count:
-                raise ValueError(f"the prompt has {int(places.sum())} places for {what}, and {count} rows are to go there")
+                raise ValueError(
+                    f"the prompt has {int(places.sum())} places for {what}, and {count} rows are to go there"
+                )
             if count:
                 embeddings = embeddings.masked_scatter(places[..., None], torch.cat(list(rows)).to(embeddings))
         return self.super_link.write(embeddings, [prompt.links for prompt in prompts])
 
-    def read(self, prompts: Sequence[Prompt], patch: int, region: int, past: KeyValues | None = None, keep: bool = False,
-             dtype: torch.dtype | None = None, device: torch.device | None = None,
-             after_layer: Callable[[], None] = lambda: None) -> tuple[torch.Tensor, KeyValues | None]:
+    def read(
+        self,
+        prompts: Sequence[Prompt],
+        patch: int,
+        region: int,
+        past: KeyValues | None = None,
+        keep: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        after_layer: Callable[[], None] = lambda: None,
+    ) -> tuple[torch.Tensor, KeyValues | None]:
         """One pass of the language model over the prompts behind `past` -> states [B, longest, width], cache; `device` as in `embed`."""
         embeddings = self.embed(prompts, patch, region, device)
         if past is not None and len(prompts) > 1:

@@ -3,6 +3,7 @@
 Names and shapes come first; a tensor is read only when the model is filled. Converted files keep the published names, so both are read alike:
 what `dev.py convert` adds is `spiece_model`, the configuration in the metadata, and 8-bit weights with their scales.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,19 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...mulan.internvl import published_vit
+from ...mulan.checkpoints.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place, told_of
+from ...mulan.checkpoints.weight_source import MARK, Source, with_scales
+from ...mulan.internvl import intern_vit_keys as published_vit
 from ...mulan.internvl.intern_vit import InternViT, InternViTConfig
-from ...mulan.published import MARK, Source, with_scales
-from ...mulan.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place, told_of
 from .bridge import Bridge, BridgeConfig
-from .grounding import GroundingConfig
+from .grounding_decoder import GroundingConfig
+from .keys import bridge, clip, grounding, internlm2, llama, mappers, pose, region_encoder, super_link
 from .language_model import LanguageConfig, LanguageModel
+from .llama_tokenizer import VisionTokenizer
 from .mappers import Mapper, MapperConfig
-from .pose import PoseConfig
-from .published import bridge, clip, grounding, internlm2, llama, mappers, pose, region_encoder, super_link
+from .pose_decoder import PoseConfig
 from .region_encoder import RegionConfig, RegionEncoder
 from .super_link import SuperLink, SuperLinkConfig
-from .tokenizer import VisionTokenizer
 from .vision_tower import TowerConfig, VisionTower
 from .visionllm import VisionLLM
 
@@ -61,20 +62,27 @@ class VisionFile:
 
     def build(self, *, operations, language_operations=None, dtype=None, device=None) -> VisionLLM:
         """The model without values. `language_operations`: for a language model whose weights are quantised."""
+
         def made(name):
             if name not in self.parts:
                 return None
             config, ops, at = self.parts[name].config, operations, device
             if name == "language" and language_operations is not None:
-                ops, at = language_operations, "cpu"  # 8-bit weights are moved to where their layer was made: "meta" would lose them
+                ops, at = (
+                    language_operations,
+                    "cpu",
+                )  # 8-bit weights are moved to where their layer was made: "meta" would lose them
             return _MODULES[type(config)](config, operations=ops, dtype=dtype, device=at)
+
         layer = self.told.get("vis_output_layer", -2 if self.parts["tower"].names is clip else -1)
         return VisionLLM(tower_layer=layer, **{name: made(name) for name in _PARTS})
 
     def sources(self) -> dict[str, Source]:
         """Our names -> the published tensors, the scales of 8-bit weights included."""
-        return with_scales({f"{name}.{ours}": source for name, part in self.parts.items() for ours, source in part.sources().items()},
-                           self.file.shapes)
+        return with_scales(
+            {f"{name}.{ours}": source for name, part in self.parts.items() for ours, source in part.sources().items()},
+            self.file.shapes,
+        )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Our names and values, read one after another."""
@@ -97,17 +105,23 @@ class VisionFile:
         elif (folder / TOKENIZER_NAME).is_file():
             where, model = TOKENIZER_NAME, (folder / TOKENIZER_NAME).read_bytes()
         else:
-            raise WrongFile(f"{place(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} beside it. "
-                            f"Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint.")
+            raise WrongFile(
+                f"{place(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} beside it. "
+                f"Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint."
+            )
         said = self.tokenizer_told()
         try:
             tokenizer = VisionTokenizer.of_files(model, *map(said.get, TOKENIZER_JSONS))
         except ValueError as error:
-            raise WrongFile(f"{place(self.file.path)}: {where} cannot serve: {error}. Take {TOKENIZER_NAME} from {SOURCE}.") from error
+            raise WrongFile(
+                f"{place(self.file.path)}: {where} cannot serve: {error}. Take {TOKENIZER_NAME} from {SOURCE}."
+            ) from error
         rows = self.parts["language"].config.vocabulary
         if len(tokenizer) > rows:
-            raise WrongFile(f"{place(self.file.path)}: {where} knows {len(tokenizer)} tokens, and the language model embeds {rows}: "
-                            f"it is another model's. Take {TOKENIZER_NAME} from {SOURCE}.")
+            raise WrongFile(
+                f"{place(self.file.path)}: {where} knows {len(tokenizer)} tokens, and the language model embeds {rows}: "
+                f"it is another model's. Take {TOKENIZER_NAME} from {SOURCE}."
+            )
         return tokenizer
 
     def tokenizer_told(self) -> dict[str, Any]:
@@ -126,8 +140,10 @@ class VisionFile:
 
 def _one_of(prefix: str, *choices: tuple[str, ModuleType]) -> Callable[[Mapping], tuple[str, ModuleType] | None]:
     """The names of a part that has several makes, each known by a tensor."""
+
     def choose(shapes):
         return next(((prefix, names) for mark, names in choices if prefix + mark in shapes), None)
+
     return choose
 
 
@@ -138,11 +154,19 @@ def _optional(prefix: str, names: ModuleType) -> Callable[[Mapping], tuple[str, 
 
 # Our part -> how to find it, and what config.json tells of it.
 _PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
-    "tower": (_one_of("vis_encoder.", ("vision_model.embeddings.class_embedding", clip), ("embeddings.class_embedding", published_vit)),
-              lambda told: told.get("vis_encoder_config") or {}),
+    "tower": (
+        _one_of(
+            "vis_encoder.",
+            ("vision_model.embeddings.class_embedding", clip),
+            ("embeddings.class_embedding", published_vit),
+        ),
+        lambda told: told.get("vis_encoder_config") or {},
+    ),
     "bridge": (_one_of("vl_bridge.", ("weight", bridge), ("0.weight", bridge)), lambda told: {}),
-    "language": (_one_of("llm.", ("model.embed_tokens.weight", llama), ("model.tok_embeddings.weight", internlm2)),
-                 lambda told: told.get("llm_config") or {}),
+    "language": (
+        _one_of("llm.", ("model.embed_tokens.weight", llama), ("model.tok_embeddings.weight", internlm2)),
+        lambda told: told.get("llm_config") or {},
+    ),
     "super_link": (_one_of(super_link.PREFIX, ("det.weight", super_link)), lambda told: {}),
     "region_encoder": (_optional("region_encoder.", region_encoder), lambda told: {}),
     "grounding": (_optional("gdino.", grounding), lambda told: told.get("gdino_config") or {}),
@@ -152,8 +176,15 @@ _PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
 }
 
 _MODULES = {
-    TowerConfig: VisionTower, InternViTConfig: InternViT, BridgeConfig: Bridge, LanguageConfig: LanguageModel, SuperLinkConfig: SuperLink,
-    RegionConfig: RegionEncoder, MapperConfig: Mapper, GroundingConfig: grounding.build, PoseConfig: pose.build,
+    TowerConfig: VisionTower,
+    InternViTConfig: InternViT,
+    BridgeConfig: Bridge,
+    LanguageConfig: LanguageModel,
+    SuperLinkConfig: SuperLink,
+    RegionConfig: RegionEncoder,
+    MapperConfig: Mapper,
+    GroundingConfig: grounding.build,
+    PoseConfig: pose.build,
 }
 
 
@@ -168,19 +199,27 @@ def read_visionllm(file: TensorFile) -> VisionFile:
     path, told = file.path, told_of(file)
     missing = [name for name in REQUIRED if _PARTS[name][0](file.shapes) is None]
     if missing:
-        raise WrongFile(f"{place(path)} is no VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
-                        f"(its tensors begin with {', '.join(list(file.shapes)[:3])}). It comes from {SOURCE}.")
+        raise WrongFile(
+            f"{place(path)} is no VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
+            f"(its tensors begin with {', '.join(list(file.shapes)[:3])}). It comes from {SOURCE}."
+        )
     parts = {}
     for name, (find, tell) in _PARTS.items():
         found = find(file.shapes)
         if found is None:
             continue
         prefix, names = found
-        shapes = {published.removeprefix(prefix): shape for published, shape in file.shapes.items() if published.startswith(prefix)}
+        shapes = {
+            published.removeprefix(prefix): shape
+            for published, shape in file.shapes.items()
+            if published.startswith(prefix)
+        }
         try:
             parts[name] = Part(prefix, names, names.configuration(shapes, tell(told)))
         except KeyError as error:
-            raise WrongFile(f"{place(path)} is incomplete: its {name.replace('_', ' ')} has no tensor {prefix}{error.args[0]}. Download it again.") from error
+            raise WrongFile(
+                f"{place(path)} is incomplete: its {name.replace('_', ' ')} has no tensor {prefix}{error.args[0]}. Download it again."
+            ) from error
         except ValueError as error:
             raise WrongFile(f"{place(path)}: its {name.replace('_', ' ')} cannot be used: {error}.") from error
     opened = VisionFile(file, told, parts)
@@ -195,7 +234,9 @@ def check(opened: VisionFile) -> None:
     used = {name for source in sources.values() for name in source.names}
     missing = sorted(used - shapes.keys())
     if missing:
-        raise WrongFile(f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again.")
+        raise WrongFile(
+            f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+        )
     with torch.device("meta"):
         model = opened.build(operations=nn, device="meta")
     for ours, tensor in model.state_dict().items():
@@ -203,16 +244,23 @@ def check(opened: VisionFile) -> None:
             raise WrongFile(f"{place(path)} is incomplete: nothing in it gives {ours}. Download it again.")
         given = sources[ours].read(lambda name: torch.empty(shapes[name], device="meta"))
         if given.shape != tensor.shape:
-            raise WrongFile(f"{place(path)}: {', '.join(sources[ours].names)} give the shape {tuple(given.shape)}, and {ours} is {tuple(tensor.shape)}: "
-                            f"its configuration is another checkpoint's.")
+            raise WrongFile(
+                f"{place(path)}: {', '.join(sources[ours].names)} give the shape {tuple(given.shape)}, and {ours} is {tuple(tensor.shape)}: "
+                f"its configuration is another checkpoint's."
+            )
 
 
 def unexpected(opened: VisionFile) -> list[str]:
     """The tensors of the file that no part reads, and that are neither copies nor parts of stock diffusion models."""
     used = {name for source in opened.sources().values() for name in source.names}
     by_prefix = [(part.prefix, part.names.unused) for part in opened.parts.values()]
-    return [name for name in opened.file.shapes if name not in used and name != SPIECE and not any(
-        name.startswith(prefix) and is_unused(name.removeprefix(prefix)) for prefix, is_unused in by_prefix)]
+    return [
+        name
+        for name in opened.file.shapes
+        if name not in used
+        and name != SPIECE
+        and not any(name.startswith(prefix) and is_unused(name.removeprefix(prefix)) for prefix, is_unused in by_prefix)
+    ]
 
 
 def _with_shared(file: TensorFile) -> TensorFile:

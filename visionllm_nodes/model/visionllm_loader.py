@@ -1,4 +1,5 @@
 """A checkpoint -> the model in the host's care: streamed, evicted and freed as any other model is."""
+
 from __future__ import annotations
 
 import logging
@@ -10,14 +11,14 @@ import comfy.ops
 import comfy.patcher_extension
 import torch
 
-from ...mulan.internvl import published_vit
-from ...mulan.tensor_files import place
-from . import conversation
-from .checkpoint import VisionFile, open_visionllm, unexpected
-from .picture_memory import PictureMemory
-from .pictures import PictureSettings
-from .published import internlm2
+from ...mulan.checkpoints.tensor_files import place
+from ...mulan.internvl import intern_vit_keys as published_vit
+from . import prompt_templates as conversation
+from .image_inputs import PictureSettings
+from .keys import internlm2
+from .prefix_cache import PictureMemory
 from .visionllm import VisionLLM
+from .visionllm_files import VisionFile, open_visionllm, unexpected
 
 
 class LoadedVisionLLM:
@@ -26,7 +27,9 @@ class LoadedVisionLLM:
     `patcher` is the host's; `ready` has it load the weights. `dtype` is what the model computes in.
     """
 
-    def __init__(self, file: VisionFile, model: VisionLLM, patcher: comfy.model_patcher.ModelPatcher, dtype: torch.dtype):
+    def __init__(
+        self, file: VisionFile, model: VisionLLM, patcher: comfy.model_patcher.ModelPatcher, dtype: torch.dtype
+    ):
         self.file = file
         self.model = model
         self.patcher = patcher
@@ -74,7 +77,12 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
     model.train(False).requires_grad_(False)
     stray = unexpected(file)
     if stray:
-        logging.warning("VisionLLM: %s holds %d tensors that are not used, the first is %s", place(file.file.path), len(stray), stray[0])
+        logging.warning(
+            "VisionLLM: %s holds %d tensors that are not used, the first is %s",
+            place(file.file.path),
+            len(stray),
+            stray[0],
+        )
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     return LoadedVisionLLM(file, model, patcher, dtype)
 

@@ -1,4 +1,5 @@
 """Nodes that only the tests' server has: what other packs do to a MODEL, made small, and a look at the memory of the accelerator that is not there."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,20 +21,34 @@ class ImageTokens(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(node_id="ImageTokens", category="tests",
-                         inputs=[io.Model.Input("model"), io.Image.Input("image"), io.Float.Input("strength", default=1.0)],
-                         outputs=[io.Model.Output()])
+        return io.Schema(
+            node_id="ImageTokens",
+            category="tests",
+            inputs=[io.Model.Input("model"), io.Image.Input("image"), io.Float.Input("strength", default=1.0)],
+            outputs=[io.Model.Output()],
+        )
 
     @classmethod
     def execute(cls, model, image, strength) -> io.NodeOutput:
-        tokens = torch.nn.functional.adaptive_avg_pool2d(image[:1].movedim(-1, 1), 4).flatten(2).movedim(1, 2)  # [1, 16, 3]
+        tokens = (
+            torch.nn.functional.adaptive_avg_pool2d(image[:1].movedim(-1, 1), 4).flatten(2).movedim(1, 2)
+        )  # [1, 16, 3]
 
         def attend(q, k, v, extra_options):
-            heads, sides = extra_options["n_heads"], extra_options["cond_or_uncond"]  # sides: 0 for each positive part of the batch
+            heads, sides = (
+                extra_options["n_heads"],
+                extra_options["cond_or_uncond"],
+            )  # sides: 0 for each positive part of the batch
             own = [tokens.to(q) @ _projection(tokens.shape[-1], k.shape[-1], seed).to(q) for seed in (1, 2)]
             key, value = (side.expand(q.shape[0], -1, -1) for side in own)
-            share = torch.tensor([strength * (side == 0) for side in sides]).to(q).repeat_interleave(q.shape[0] // len(sides))
-            return optimized_attention(q, k, v, heads) + share[:, None, None] * optimized_attention(q, key, value, heads)
+            share = (
+                torch.tensor([strength * (side == 0) for side in sides])
+                .to(q)
+                .repeat_interleave(q.shape[0] // len(sides))
+            )
+            return optimized_attention(q, k, v, heads) + share[:, None, None] * optimized_attention(
+                q, key, value, heads
+            )
 
         patched = model.clone()
         for part, blocks in (("input", 12), ("middle", 1), ("output", 12)):
@@ -51,8 +66,12 @@ class ConditioningOfWidth(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(node_id="ConditioningOfWidth", category="tests",
-                         inputs=[io.Int.Input("width", default=1280), io.Int.Input("seed", default=0)], outputs=[io.Conditioning.Output()])
+        return io.Schema(
+            node_id="ConditioningOfWidth",
+            category="tests",
+            inputs=[io.Int.Input("width", default=1280), io.Int.Input("seed", default=0)],
+            outputs=[io.Conditioning.Output()],
+        )
 
     @classmethod
     def execute(cls, width, seed) -> io.NodeOutput:
@@ -67,10 +86,18 @@ class NpuMemory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         after = io.Autogrow.TemplatePrefix(io.AnyType.Input("after"), prefix="after_", min=0, max=10)
-        return io.Schema(node_id="NpuMemory", category="tests", is_output_node=True,
-                         inputs=[io.AnyType.Input("value"), io.Int.Input("total", default=0, max=2 ** 50, optional=True),
-                                 io.Int.Input("rival", default=0, max=2 ** 50, optional=True), io.Autogrow.Input("after", template=after, optional=True)],
-                         outputs=[io.AnyType.Output()])
+        return io.Schema(
+            node_id="NpuMemory",
+            category="tests",
+            is_output_node=True,
+            inputs=[
+                io.AnyType.Input("value"),
+                io.Int.Input("total", default=0, max=2**50, optional=True),
+                io.Int.Input("rival", default=0, max=2**50, optional=True),
+                io.Autogrow.Input("after", template=after, optional=True),
+            ],
+            outputs=[io.AnyType.Output()],
+        )
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
@@ -83,11 +110,22 @@ class NpuMemory(io.ComfyNode):
         memory.total = total or memory.total
         if rival:
             module = torch.nn.Linear(64, rival // 256 + 1, bias=False).requires_grad_(False)
-            patcher = comfy.model_patcher.CoreModelPatcher(module, comfy.model_management.get_torch_device(), torch.device("cpu"))
+            patcher = comfy.model_patcher.CoreModelPatcher(
+                module, comfy.model_management.get_torch_device(), torch.device("cpu")
+            )
             comfy.model_management.load_models_gpu([patcher])
-        models = {type(model.model).__name__: [model.loaded_size(), model.model_size()] for model in comfy.model_management.loaded_models()}
-        told = {"used": memory.used, "work": memory.work, "models": models, "copy": id(value),
-                "pictures": len(value.memory) if hasattr(value, "memory") else 0, "digest": _digest(list((after or {}).values()))}
+        models = {
+            type(model.model).__name__: [model.loaded_size(), model.model_size()]
+            for model in comfy.model_management.loaded_models()
+        }
+        told = {
+            "used": memory.used,
+            "work": memory.work,
+            "models": models,
+            "copy": id(value),
+            "pictures": len(value.memory) if hasattr(value, "memory") else 0,
+            "digest": _digest(list((after or {}).values())),
+        }
         return io.NodeOutput(value, ui={"text": [json.dumps(told)]})
 
 
@@ -96,7 +134,11 @@ def _digest(value) -> str:
     if dataclasses.is_dataclass(value):
         value = vars(value)
     if isinstance(value, torch.Tensor):
-        value = (str(value.dtype), list(value.shape), hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest())
+        value = (
+            str(value.dtype),
+            list(value.shape),
+            hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest(),
+        )
     elif isinstance(value, (list, tuple)):
         value = [_digest(part) for part in value]
     elif isinstance(value, dict):

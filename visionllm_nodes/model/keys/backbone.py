@@ -1,11 +1,12 @@
 """The backbone of a decoder, told from its tensors: Swin (two namings) or InternImage. Names are relative to the backbone."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from torch import nn
 
-from ....mulan.published import Source
+from ....mulan.checkpoints.weight_source import Source
 from ..internimage import InternImage, InternImageConfig
 from ..swin import Swin, SwinConfig
 from . import internimage, swin
@@ -17,7 +18,9 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> SwinC
 
 
 def build(config: SwinConfig | InternImageConfig, *, operations, dtype=None, device=None) -> nn.Module:
-    return (Swin if isinstance(config, SwinConfig) else InternImage)(config, operations=operations, dtype=dtype, device=device)
+    return (Swin if isinstance(config, SwinConfig) else InternImage)(
+        config, operations=operations, dtype=dtype, device=device
+    )
 
 
 def sources(config: SwinConfig | InternImageConfig, swin_names: swin.Naming) -> dict[str, Source]:

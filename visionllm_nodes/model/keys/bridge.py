@@ -1,9 +1,10 @@
 """The bridge's tensors under upstream's names (`vl_bridge.`), of its three kinds."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.published import Source
+from ....mulan.checkpoints.weight_source import Source
 from ..bridge import BridgeConfig
 
 
@@ -21,7 +22,11 @@ def sources(config: BridgeConfig) -> dict[str, Source]:
     names = {"layers.0": f"{first}.", "layers.1": f"{first + 2}."} if config.layers == 2 else {"layers.0": ""}
     if config.normed:
         names["norm"] = "0."
-    return {f"{ours}.{kind}": Source((published + kind,)) for ours, published in names.items() for kind in ("weight", "bias")}
+    return {
+        f"{ours}.{kind}": Source((published + kind,))
+        for ours, published in names.items()
+        for kind in ("weight", "bias")
+    }
 
 
 def unused(name: str) -> bool:

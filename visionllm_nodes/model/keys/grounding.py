@@ -1,12 +1,13 @@
 """The grounding decoder's tensors under upstream's names (GroundingDINO), without the prefix `gdino.`."""
+
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from ....mulan.published import Source
+from ....mulan.checkpoints.weight_source import Source
 from ..fusion import EncoderConfig
-from ..grounding import GroundingConfig, GroundingDecoder
+from ..grounding_decoder import GroundingConfig, GroundingDecoder
 from . import backbone, swin
 
 BACKBONE = "model.backbone.conv_encoder.model."
@@ -15,31 +16,54 @@ TEMPERATURE = 20
 
 _BOTH = ("weight", "bias")
 _ENCODER_LAYER = {
-    "fusion.vision_norm": "fusion_layer.layer_norm_vision", "fusion.text_norm": "fusion_layer.layer_norm_text",
-    "fusion.attention.vision_query": "fusion_layer.attn.vision_proj", "fusion.attention.text_key": "fusion_layer.attn.text_proj",
-    "fusion.attention.vision_value": "fusion_layer.attn.values_vision_proj", "fusion.attention.text_value": "fusion_layer.attn.values_text_proj",
-    "fusion.attention.vision_out": "fusion_layer.attn.out_vision_proj", "fusion.attention.text_out": "fusion_layer.attn.out_text_proj",
-    "text.attention.out_proj": "text_enhancer_layer.self_attn.out_proj", "text.attention_norm": "text_enhancer_layer.layer_norm_before",
-    "text.feed_forward.layers.0": "text_enhancer_layer.fc1", "text.feed_forward.layers.1": "text_enhancer_layer.fc2",
+    "fusion.vision_norm": "fusion_layer.layer_norm_vision",
+    "fusion.text_norm": "fusion_layer.layer_norm_text",
+    "fusion.attention.vision_query": "fusion_layer.attn.vision_proj",
+    "fusion.attention.text_key": "fusion_layer.attn.text_proj",
+    "fusion.attention.vision_value": "fusion_layer.attn.values_vision_proj",
+    "fusion.attention.text_value": "fusion_layer.attn.values_text_proj",
+    "fusion.attention.vision_out": "fusion_layer.attn.out_vision_proj",
+    "fusion.attention.text_out": "fusion_layer.attn.out_text_proj",
+    "text.attention.out_proj": "text_enhancer_layer.self_attn.out_proj",
+    "text.attention_norm": "text_enhancer_layer.layer_norm_before",
+    "text.feed_forward.layers.0": "text_enhancer_layer.fc1",
+    "text.feed_forward.layers.1": "text_enhancer_layer.fc2",
     "text.feed_forward_norm": "text_enhancer_layer.layer_norm_after",
     "deformable.attention_norm": "deformable_layer.self_attn_layer_norm",
-    "deformable.feed_forward.layers.0": "deformable_layer.fc1", "deformable.feed_forward.layers.1": "deformable_layer.fc2",
+    "deformable.feed_forward.layers.0": "deformable_layer.fc1",
+    "deformable.feed_forward.layers.1": "deformable_layer.fc2",
     "deformable.feed_forward_norm": "deformable_layer.final_layer_norm",
 }
 _DECODER_LAYER = {
-    "self_attention.out_proj": "self_attn.out_proj", "self_norm": "self_attn_layer_norm",
-    "text_attention.out_proj": "encoder_attn_text.out_proj", "text_norm": "encoder_attn_text_layer_norm", "picture_norm": "encoder_attn_layer_norm",
-    "feed_forward.layers.0": "fc1", "feed_forward.layers.1": "fc2", "feed_forward_norm": "final_layer_norm",
+    "self_attention.out_proj": "self_attn.out_proj",
+    "self_norm": "self_attn_layer_norm",
+    "text_attention.out_proj": "encoder_attn_text.out_proj",
+    "text_norm": "encoder_attn_text_layer_norm",
+    "picture_norm": "encoder_attn_layer_norm",
+    "feed_forward.layers.0": "fc1",
+    "feed_forward.layers.1": "fc2",
+    "feed_forward_norm": "final_layer_norm",
 }
-_DEFORMABLE = {"offsets": "sampling_offsets", "weights": "attention_weights", "value": "value_proj", "out": "output_proj"}
+_DEFORMABLE = {
+    "offsets": "sampling_offsets",
+    "weights": "attention_weights",
+    "value": "value_proj",
+    "out": "output_proj",
+}
 _WHOLE = {
-    "proposal_head.project": "model.enc_output", "proposal_head.norm": "model.enc_output_norm", "norm": "model.decoder.layer_norm",
-    "mask_branch.lateral.norm": "model.lateral_convs.0.norm", "mask_branch.smooth.norm": "model.output_convs.0.norm",
+    "proposal_head.project": "model.enc_output",
+    "proposal_head.norm": "model.enc_output_norm",
+    "norm": "model.decoder.layer_norm",
+    "mask_branch.lateral.norm": "model.lateral_convs.0.norm",
+    "mask_branch.smooth.norm": "model.output_convs.0.norm",
     "mask_branch.out": "model.mask_features",
 }
 _HEADS = {  # each with its number of layers
-    "query_mlp": ("patch2query", 3), "proposal_head.box": ("model.encoder_output_bbox_embed", 3),
-    "position_head": ("model.decoder.reference_points_head", 2), "box_head": ("model.decoder.bbox_embed.0", 3), "mask_head": ("mask_embed.0", 3),
+    "query_mlp": ("patch2query", 3),
+    "proposal_head.box": ("model.encoder_output_bbox_embed", 3),
+    "position_head": ("model.decoder.reference_points_head", 2),
+    "box_head": ("model.decoder.bbox_embed.0", 3),
+    "mask_head": ("mask_embed.0", 3),
 }
 # Upstream lists these heads once per layer, and one of them once more at the top: all are the same tensors.
 _SHARED = re.compile(r"(?:model\.decoder\.)?(bbox_embed|mask_embed)\.\d+\.")
@@ -57,16 +81,27 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Groun
     encoder, decoder = "model.encoder.layers.0.", "model.decoder.layers.0."
     return GroundingConfig(
         backbone=backbone.configuration(
-            {name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)}, told.get("backbone_config") or {}),
+            {name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)},
+            told.get("backbone_config") or {},
+        ),
         encoder=EncoderConfig(
-            width=width, layers=_count(shapes, "model.encoder.layers."), heads=encoder_heads,
+            width=width,
+            layers=_count(shapes, "model.encoder.layers."),
+            heads=encoder_heads,
             feed_forward=shapes[f"{encoder}deformable_layer.fc1.weight"][0],
-            text_heads=encoder_heads // 2, text_feed_forward=shapes[f"{encoder}text_enhancer_layer.fc1.weight"][0],
-            fusion_heads=encoder_heads // 2, fusion_width=shapes[f"{encoder}fusion_layer.attn.vision_proj.weight"][0],
-            levels=levels, points=shapes[f"{encoder}deformable_layer.self_attn.attention_weights.weight"][0] // (encoder_heads * levels)),
+            text_heads=encoder_heads // 2,
+            text_feed_forward=shapes[f"{encoder}text_enhancer_layer.fc1.weight"][0],
+            fusion_heads=encoder_heads // 2,
+            fusion_width=shapes[f"{encoder}fusion_layer.attn.vision_proj.weight"][0],
+            levels=levels,
+            points=shapes[f"{encoder}deformable_layer.self_attn.attention_weights.weight"][0]
+            // (encoder_heads * levels),
+        ),
         query_width=shapes["patch2query.layers.0.weight"][1],
         queries=shapes["model.query_position_embeddings.weight"][0],
-        layers=_count(shapes, "model.decoder.layers."), heads=heads, feed_forward=shapes[f"{decoder}fc1.weight"][0],
+        layers=_count(shapes, "model.decoder.layers."),
+        heads=heads,
+        feed_forward=shapes[f"{decoder}fc1.weight"][0],
         points=shapes[f"{decoder}encoder_attn.attention_weights.weight"][0] // (heads * levels),
         mask_width=shapes["model.mask_features.weight"][0],
         temperature=told.get("positional_embedding_temperature", TEMPERATURE),
@@ -79,13 +114,15 @@ def build(config: GroundingConfig, *, operations, dtype=None, device=None) -> Gr
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    return 1 + max((int(name[len(prefix):].split(".")[0]) for name in shapes if name.startswith(prefix)), default=-1)
+    return 1 + max((int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix)), default=-1)
 
 
 def sources(config: GroundingConfig) -> dict[str, Source]:
     found = {
-        "pyramid.level_embedding": "model.level_embed", "contents": "model.query_position_embeddings.weight",
-        "mask_branch.lateral.conv.weight": "model.lateral_convs.0.weight", "mask_branch.smooth.conv.weight": "model.output_convs.0.weight",
+        "pyramid.level_embedding": "model.level_embed",
+        "contents": "model.query_position_embeddings.weight",
+        "mask_branch.lateral.conv.weight": "model.lateral_convs.0.weight",
+        "mask_branch.smooth.conv.weight": "model.output_convs.0.weight",
     }
 
     def both(ours: str, published: str):
@@ -121,7 +158,8 @@ def sources(config: GroundingConfig) -> dict[str, Source]:
         packed(f"{ours}.text_attention", f"{published}.encoder_attn_text")
     of_backbone = backbone.sources(config.backbone, swin.HUGGING_FACE)
     return {f"backbone.{ours}": source.under(BACKBONE) for ours, source in of_backbone.items()} | {
-        ours: Source((published,)) for ours, published in found.items()}
+        ours: Source((published,)) for ours, published in found.items()
+    }
 
 
 def shared(name: str) -> str:
@@ -129,7 +167,7 @@ def shared(name: str) -> str:
     head = _SHARED.match(name)
     if head is None:
         return name
-    return f"{'model.decoder.' if head[1] == 'bbox_embed' else ''}{head[1]}.0.{name[head.end():]}"
+    return f"{'model.decoder.' if head[1] == 'bbox_embed' else ''}{head[1]}.0.{name[head.end() :]}"
 
 
 def unused(name: str) -> bool:

@@ -1,16 +1,25 @@
 """InternImage's tensors under upstream's names, relative to the backbone."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.published import Source
+from ....mulan.checkpoints.weight_source import Source
 from ..internimage import InternImageConfig
 
 BLOCK = {
-    "norm1": "norm1.0", "out_norm1": "res_post_norm1.0", "norm2": "norm2.0", "out_norm2": "res_post_norm2.0",
-    "convolution.value": "dcn.input_proj", "convolution.depthwise": "dcn.dw_conv.0", "convolution.norm": "dcn.dw_conv.1.1",
-    "convolution.offsets": "dcn.offset", "convolution.weights": "dcn.mask", "convolution.out": "dcn.output_proj",
-    "feed_forward.up": "mlp.fc1", "feed_forward.down": "mlp.fc2",
+    "norm1": "norm1.0",
+    "out_norm1": "res_post_norm1.0",
+    "norm2": "norm2.0",
+    "out_norm2": "res_post_norm2.0",
+    "convolution.value": "dcn.input_proj",
+    "convolution.depthwise": "dcn.dw_conv.0",
+    "convolution.norm": "dcn.dw_conv.1.1",
+    "convolution.offsets": "dcn.offset",
+    "convolution.weights": "dcn.mask",
+    "convolution.out": "dcn.output_proj",
+    "feed_forward.up": "mlp.fc1",
+    "feed_forward.down": "mlp.fc2",
 }
 POST_NORM_EVERY = 6  # InternImage-H: behind blocks 5, 11, 17, 23, 29
 
@@ -19,11 +28,18 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Inter
     """From the tensors, but which blocks have a post norm is told (`level2_post_norm_block_ids`; the published ones when not). Raises KeyError."""
     levels = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("levels."))
     post_norms = sum(f"levels.2.post_norms.{index}.0.weight" in shapes for index in range(len(shapes)))
-    blocks = told.get("level2_post_norm_block_ids") or range(POST_NORM_EVERY - 1, POST_NORM_EVERY * post_norms, POST_NORM_EVERY)
+    blocks = told.get("level2_post_norm_block_ids") or range(
+        POST_NORM_EVERY - 1, POST_NORM_EVERY * post_norms, POST_NORM_EVERY
+    )
     return InternImageConfig(
         width=shapes["patch_embed.conv2.weight"][0],
-        depths=tuple(1 + max(int(name.split(".")[3]) for name in shapes if name.startswith(f"levels.{level}.blocks.")) for level in range(levels)),
-        groups=tuple(shapes[f"levels.{level}.blocks.0.dcn.center_feature_scale_proj_weight"][0] for level in range(levels)),
+        depths=tuple(
+            1 + max(int(name.split(".")[3]) for name in shapes if name.startswith(f"levels.{level}.blocks."))
+            for level in range(levels)
+        ),
+        groups=tuple(
+            shapes[f"levels.{level}.blocks.0.dcn.center_feature_scale_proj_weight"][0] for level in range(levels)
+        ),
         hidden=shapes["levels.0.blocks.0.mlp.fc1.weight"][0],
         post_norms=tuple(blocks),
     )

@@ -1,10 +1,11 @@
 """InternLM2's names: the 26B model's `llm.`."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan import internlm2
-from ....mulan.published import Source
+from ....mulan.checkpoints import internlm2
+from ....mulan.checkpoints.weight_source import Source
 from ..language_model import LanguageConfig
 
 HEAD = 128  # channels, where the number of heads is not told
@@ -17,10 +18,14 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Langu
     heads = told.get("num_attention_heads") or width // HEAD
     rows = shapes["model.layers.0.attention.wqkv.weight"][0]
     return LanguageConfig(
-        vocabulary=vocabulary, width=width, feed_forward=shapes["model.layers.0.feed_forward.w1.weight"][0],
-        layers=1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers.")), heads=heads,
+        vocabulary=vocabulary,
+        width=width,
+        feed_forward=shapes["model.layers.0.feed_forward.w1.weight"][0],
+        layers=1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers.")),
+        heads=heads,
         key_value_heads=(rows * heads // width - heads) // 2,
-        norm_eps=told.get("rms_norm_eps") or LanguageConfig.norm_eps, rope_theta=told.get("rope_theta") or ROPE_THETA,
+        norm_eps=told.get("rms_norm_eps") or LanguageConfig.norm_eps,
+        rope_theta=told.get("rope_theta") or ROPE_THETA,
     )
 
 

@@ -1,34 +1,63 @@
 """The pose decoder's tensors under upstream's names (UniPose), without the prefix `unipose.`."""
+
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from ....mulan.published import Source
+from ....mulan.checkpoints.weight_source import Source
 from ..fusion import EncoderConfig
-from ..pose import PoseConfig, PoseDecoder
+from ..pose_decoder import PoseConfig, PoseDecoder
 from . import backbone, swin
 
 BACKBONE = "backbone.0."
 NAMED_SIZES = 17  # rows of `hw`, those of COCO's keypoints; the rest are in `hw_append`
-DEFORMABLE = {"offsets": "sampling_offsets", "weights": "attention_weights", "value": "value_proj", "out": "output_proj"}
+DEFORMABLE = {
+    "offsets": "sampling_offsets",
+    "weights": "attention_weights",
+    "value": "value_proj",
+    "out": "output_proj",
+}
 TEXT_LAYER = {
-    "attention.in_proj": "self_attn.in_proj", "attention.out_proj": "self_attn.out_proj", "attention_norm": "norm1",
-    "feed_forward.layers.0": "linear1", "feed_forward.layers.1": "linear2", "feed_forward_norm": "norm2",
+    "attention.in_proj": "self_attn.in_proj",
+    "attention.out_proj": "self_attn.out_proj",
+    "attention_norm": "norm1",
+    "feed_forward.layers.0": "linear1",
+    "feed_forward.layers.1": "linear2",
+    "feed_forward_norm": "norm2",
 }
 PICTURE_LAYER = {f"attention.{ours}": f"self_attn.{published}" for ours, published in DEFORMABLE.items()} | {
-    "attention_norm": "norm1", "feed_forward.layers.0": "linear1", "feed_forward.layers.1": "linear2", "feed_forward_norm": "norm2",
+    "attention_norm": "norm1",
+    "feed_forward.layers.0": "linear1",
+    "feed_forward.layers.1": "linear2",
+    "feed_forward_norm": "norm2",
 }
 FUSION_LAYER = {
-    "vision_norm": "layer_norm_v", "text_norm": "layer_norm_l",
-    "attention.vision_query": "attn.v_proj", "attention.text_key": "attn.l_proj", "attention.vision_value": "attn.values_v_proj",
-    "attention.text_value": "attn.values_l_proj", "attention.vision_out": "attn.out_v_proj", "attention.text_out": "attn.out_l_proj",
+    "vision_norm": "layer_norm_v",
+    "text_norm": "layer_norm_l",
+    "attention.vision_query": "attn.v_proj",
+    "attention.text_key": "attn.l_proj",
+    "attention.vision_value": "attn.values_v_proj",
+    "attention.text_value": "attn.values_l_proj",
+    "attention.vision_out": "attn.out_v_proj",
+    "attention.text_out": "attn.out_l_proj",
 }
-ENCODER_LAYER = {"fusion": ("fusion_layers", FUSION_LAYER), "text": ("text_layers", TEXT_LAYER), "deformable": ("layers", PICTURE_LAYER)}
+ENCODER_LAYER = {
+    "fusion": ("fusion_layers", FUSION_LAYER),
+    "text": ("text_layers", TEXT_LAYER),
+    "deformable": ("layers", PICTURE_LAYER),
+}
 DECODER_LAYER = {f"picture_attention.{ours}": f"cross_attn.{published}" for ours, published in DEFORMABLE.items()} | {
-    "picture_norm": "norm1", "text_attention.in_proj": "ca_text.in_proj", "text_attention.out_proj": "ca_text.out_proj", "text_norm": "catext_norm",
-    "self_attention.in_proj": "self_attn.in_proj", "self_attention.out_proj": "self_attn.out_proj", "self_norm": "norm2",
-    "feed_forward.layers.0": "linear1", "feed_forward.layers.1": "linear2", "feed_forward_norm": "norm3",
+    "picture_norm": "norm1",
+    "text_attention.in_proj": "ca_text.in_proj",
+    "text_attention.out_proj": "ca_text.out_proj",
+    "text_norm": "catext_norm",
+    "self_attention.in_proj": "self_attn.in_proj",
+    "self_attention.out_proj": "self_attn.out_proj",
+    "self_norm": "norm2",
+    "feed_forward.layers.0": "linear1",
+    "feed_forward.layers.1": "linear2",
+    "feed_forward_norm": "norm3",
 }
 # Upstream lists each head once per layer, and once more at the top: all are the same tensors.
 HEADS = {"box_head": "bbox_embed", "keypoint_head": "pose_embed", "size_head": "pose_hw_embed"}
@@ -41,15 +70,17 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> PoseC
     `num_groups` is not upstream's, which has 50 in its code: models trained here tell it. Raises KeyError where a tensor is missing,
     ValueError where the sizes do not agree.
     """
+
     def layers(place: str) -> int:
-        return 1 + max((int(name[len(place):].split(".")[0]) for name in shapes if name.startswith(place)), default=-1)
+        return 1 + max((int(name[len(place) :].split(".")[0]) for name in shapes if name.startswith(place)), default=-1)
 
     levels, width = shapes["transformer.level_embed"]
     heads = told.get("nheads", 8)
     encoder, decoder = "transformer.encoder.", "transformer.decoder."
     return PoseConfig(
         backbone=backbone.configuration(
-            {name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)}, {}),
+            {name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)}, {}
+        ),
         query_width=shapes["projection_llava.layers.0.weight"][1],
         encoder=EncoderConfig(
             width=width,
@@ -81,10 +112,15 @@ def build(config: PoseConfig, *, operations, dtype=None, device=None) -> PoseDec
 
 
 def sources(config: PoseConfig) -> dict[str, Source]:
-    found = {f"backbone.{ours}": source.under(BACKBONE) for ours, source in backbone.sources(config.backbone, swin.MICROSOFT).items()}
+    found = {
+        f"backbone.{ours}": source.under(BACKBONE)
+        for ours, source in backbone.sources(config.backbone, swin.MICROSOFT).items()
+    }
 
     def both(ours: str, published: str):
-        joint = "_" if published.endswith(".in_proj") else "."  # torch.nn.MultiheadAttention's packed projection is no module
+        joint = (
+            "_" if published.endswith(".in_proj") else "."
+        )  # torch.nn.MultiheadAttention's packed projection is no module
         for kind in ("weight", "bias"):
             found[f"{ours}.{kind}"] = Source((f"{published}{joint}{kind}",))
 
@@ -103,7 +139,9 @@ def sources(config: PoseConfig) -> dict[str, Source]:
             for ours, published in names.items():
                 both(f"encoder.layers.{layer}.{part}.{ours}", f"transformer.encoder.{place}.{layer}.{published}")
         for ours, published in (("vision_scale", "gam_v"), ("text_scale", "gam_l")):
-            found[f"encoder.layers.{layer}.fusion.{ours}"] = Source((f"transformer.encoder.fusion_layers.{layer}.{published}",))
+            found[f"encoder.layers.{layer}.fusion.{ours}"] = Source(
+                (f"transformer.encoder.fusion_layers.{layer}.{published}",)
+            )
     both("proposal_head.project", "transformer.enc_output")
     both("proposal_head.norm", "transformer.enc_output_norm")
     perceptron("proposal_head.box", "transformer.enc_out_bbox_embed")
@@ -123,7 +161,7 @@ def sources(config: PoseConfig) -> dict[str, Source]:
 def shared(name: str) -> str:
     """The one name that `sources` has for a tensor that the checkpoint may hold under several, or under any of them."""
     head = SHARED.match(name)
-    return name if head is None else f"transformer.decoder.{head[1]}.0.{name[head.end():]}"
+    return name if head is None else f"transformer.decoder.{head[1]}.0.{name[head.end() :]}"
 
 
 def unused(name: str) -> bool:

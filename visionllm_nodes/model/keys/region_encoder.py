@@ -1,13 +1,20 @@
 """The region encoder's tensors under upstream's names (`region_encoder.`)."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.published import Source
+from ....mulan.checkpoints.weight_source import Source
 from ..region_encoder import RegionConfig
 
-NAMES = {"conv1": "mask_embedding.0", "norm1": "mask_embedding.1", "conv2": "mask_embedding.3", "norm2": "mask_embedding.4",
-         "conv3": "mask_embedding.6", "out": "up_dim"}
+NAMES = {
+    "conv1": "mask_embedding.0",
+    "norm1": "mask_embedding.1",
+    "conv2": "mask_embedding.3",
+    "norm2": "mask_embedding.4",
+    "conv3": "mask_embedding.6",
+    "out": "up_dim",
+}
 
 
 def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> RegionConfig:
@@ -17,7 +24,11 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Regio
 
 
 def sources(config: RegionConfig) -> dict[str, Source]:
-    return {f"{ours}.{kind}": Source((f"{published}.{kind}",)) for ours, published in NAMES.items() for kind in ("weight", "bias")}
+    return {
+        f"{ours}.{kind}": Source((f"{published}.{kind}",))
+        for ours, published in NAMES.items()
+        for kind in ("weight", "bias")
+    }
 
 
 def unused(name: str) -> bool:

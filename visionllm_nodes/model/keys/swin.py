@@ -2,13 +2,14 @@
 
 Names are relative to the backbone.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 
-from ....mulan.published import Source
+from ....mulan.checkpoints.weight_source import Source
 from ..swin import SwinConfig
 
 
@@ -28,26 +29,42 @@ class Naming:
         depths = []
         while f"{self.stage.format(len(depths))}.blocks.0.{self.block['norm1'][0]}.weight" in shapes:
             at = self.stage.format(len(depths)) + ".blocks."
-            depths.append(1 + max(int(name[len(at):].split(".")[0]) for name in shapes if name.startswith(at)))
+            depths.append(1 + max(int(name[len(at) :].split(".")[0]) for name in shapes if name.startswith(at)))
         return tuple(depths)
 
 
 HUGGING_FACE = Naming(
-    patch="embeddings.patch_embeddings.projection", patch_norm="embeddings.norm",
-    stage="encoder.layers.{}", norm="hidden_states_norms.stage{}", first_norm=1,
+    patch="embeddings.patch_embeddings.projection",
+    patch_norm="embeddings.norm",
+    stage="encoder.layers.{}",
+    norm="hidden_states_norms.stage{}",
+    first_norm=1,
     block={
-        "norm1": ("layernorm_before",), "norm2": ("layernorm_after",),
-        "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"), "attention.out": ("attention.output.dense",),
+        "norm1": ("layernorm_before",),
+        "norm2": ("layernorm_after",),
+        "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.out": ("attention.output.dense",),
         "attention.bias_table": ("attention.self.relative_position_bias_table",),
-        "feed_forward.up": ("intermediate.dense",), "feed_forward.down": ("output.dense",),
-    })
+        "feed_forward.up": ("intermediate.dense",),
+        "feed_forward.down": ("output.dense",),
+    },
+)
 MICROSOFT = Naming(
-    patch="patch_embed.proj", patch_norm="patch_embed.norm",
-    stage="layers.{}", norm="norm{}", first_norm=0,
+    patch="patch_embed.proj",
+    patch_norm="patch_embed.norm",
+    stage="layers.{}",
+    norm="norm{}",
+    first_norm=0,
     block={
-        "norm1": ("norm1",), "norm2": ("norm2",), "attention.qkv": ("attn.qkv",), "attention.out": ("attn.proj",),
-        "attention.bias_table": ("attn.relative_position_bias_table",), "feed_forward.up": ("mlp.fc1",), "feed_forward.down": ("mlp.fc2",),
-    })
+        "norm1": ("norm1",),
+        "norm2": ("norm2",),
+        "attention.qkv": ("attn.qkv",),
+        "attention.out": ("attn.proj",),
+        "attention.bias_table": ("attn.relative_position_bias_table",),
+        "feed_forward.up": ("mlp.fc1",),
+        "feed_forward.down": ("mlp.fc2",),
+    },
+)
 
 
 def naming(shapes: Mapping[str, tuple[int, ...]]) -> Naming:
@@ -58,7 +75,10 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> SwinC
     """All from the tensors. Raises KeyError where one is missing."""
     names = naming(shapes)
     depths = names.stages(shapes)
-    tables = [shapes[f"{names.stage.format(stage)}.blocks.0.{names.block['attention.bias_table'][0]}"] for stage in range(len(depths))]
+    tables = [
+        shapes[f"{names.stage.format(stage)}.blocks.0.{names.block['attention.bias_table'][0]}"]
+        for stage in range(len(depths))
+    ]
     return SwinConfig(
         width=shapes[f"{names.patch}.weight"][0],
         depths=depths,
@@ -82,7 +102,10 @@ def sources(config: SwinConfig, names: Naming) -> dict[str, Source]:
         at = names.stage.format(stage)
         for block in range(depth):
             for ours, published in names.block.items():
-                target, origin = f"stages.{stage}.blocks.{block}.{ours}", tuple(f"{at}.blocks.{block}.{name}" for name in published)
+                target, origin = (
+                    f"stages.{stage}.blocks.{block}.{ours}",
+                    tuple(f"{at}.blocks.{block}.{name}" for name in published),
+                )
                 if ours == "attention.bias_table":
                     found[target] = Source(origin)
                 else:

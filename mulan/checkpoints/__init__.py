@@ -1,0 +1,1 @@
+"""Model files: opened lazily, identified by their tensors, quantized and written; what all three models share."""

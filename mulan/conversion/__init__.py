@@ -1,0 +1,1 @@
+"""Published checkpoints converted to single files for ComfyUI. Run as a command: `python -m custom_nodes.mulan-nodes.mulan.conversion --help`."""

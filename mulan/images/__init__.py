@@ -1,0 +1,1 @@
+"""Images without a model: tiling, files, video frames, and text drawn in any script."""

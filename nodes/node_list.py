@@ -1,0 +1,28 @@
+"""The MuLan and InternVL nodes. Not in `__init__`: `common` must be importable without them."""
+
+from .internvl_chat import InternVLChat, InternVLChatLoader
+from .internvl_classify import InternVLZeroShotClassify
+from .internvl_embed import InternVLCompare, InternVLEmbed
+from .internvl_loader import InternVLLoader
+from .internvl_rank import InternVLRank
+from .internvl_video import InternVLVideoClassify
+from .mulan_conditioning_files import MulanLoadConditioning, MulanSaveConditioning
+from .mulan_encode_languages import MulanEncodeLanguages
+from .mulan_loader import MulanLoader
+from .mulan_prompt_inspector import MulanPromptInspector
+
+NODES = [
+    MulanLoader,
+    MulanEncodeLanguages,
+    MulanSaveConditioning,
+    MulanLoadConditioning,
+    MulanPromptInspector,
+    InternVLLoader,
+    InternVLZeroShotClassify,
+    InternVLRank,
+    InternVLEmbed,
+    InternVLCompare,
+    InternVLVideoClassify,
+    InternVLChatLoader,
+    InternVLChat,
+]

@@ -1,0 +1,1 @@
+"""What a developer runs: tiny worlds and their training, bench, demo, evaluation and the test server. Not shipped."""

@@ -1,0 +1,56 @@
+"""Measure the tiny models (output/*scores.md), or InternVL's zero-shot labels on a data set of yours."""
+
+import argparse
+from pathlib import Path
+
+NEEDS_TINY_MODELS = True
+EVALUATIONS = ("mulan", "visionllm", "zeroshot")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", choices=EVALUATIONS, help="measure one of the three (default: all)")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=48,
+        metavar="N",
+        help="mulan: images per language (default: 48, each thing once)",
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--scenes", type=int, default=300, metavar="N", help="visionllm: number of scenes (default: 300)"
+    )
+    zeroshot = parser.add_argument_group("zeroshot")
+    zeroshot.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of images per class, laid out as ImageNet; class names in a language from classnames_xx.json (default: the tiny world)",
+    )
+    zeroshot.add_argument(
+        "--language", nargs="+", metavar="xx", help="of the labels (default: en; in the tiny world all)"
+    )
+    zeroshot.add_argument("--checkpoint", metavar="NAME", help="in models/internvl, or a path (default: the tiny one)")
+    zeroshot.add_argument(
+        "--text-encoder", metavar="NAME", help="in models/text_encoders, or a path (default: the one in the checkpoint)"
+    )
+    zeroshot.add_argument("--mode", choices=("C", "G"), help="(default: C; in the tiny world both)")
+
+
+def run(comfyui: Path, options: argparse.Namespace) -> int:
+    from .. import evaluate_mulan, evaluate_visionllm, evaluate_zeroshot
+    from ..comfyui import OUTPUT, has_accelerator
+
+    wanted, cpu = (options.what,) if options.what else EVALUATIONS, not has_accelerator()
+    of_zeroshot = (options.dataset, options.language, options.checkpoint, options.text_encoder, options.mode)
+    if options.what != "zeroshot" and any(of_zeroshot):
+        raise SystemExit(
+            "--dataset, --language, --checkpoint, --text-encoder and --mode belong to: dev.py eval zeroshot"
+        )
+    if "mulan" in wanted:
+        evaluate_mulan.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed)
+    if "visionllm" in wanted:
+        evaluate_visionllm.evaluation(cpu, OUTPUT, options.scenes)
+    if "zeroshot" in wanted:
+        evaluate_zeroshot.evaluation(comfyui, cpu, OUTPUT, options)
+    return 0
