@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..mulan.images.text_drawing import Lettering
+from ..mulan.images.text_drawing import TextRenderer
 from ..mulan.internvl.embeddings import PICTURE, TEXT, Embeddings, check_same_model
 from ..mulan.internvl.ranking import best_pairs
 from ..mulan.internvl.similarity_image import MOST, draw
@@ -187,7 +187,7 @@ class InternVLCompare(io.ComfyNode):
             a.vectors[:MOST] @ b.vectors[:MOST].T,
             a.names,
             b.names,
-            Lettering(sample="".join(a.names[:MOST] + b.names[:MOST])),
+            TextRenderer(sample="".join(a.names[:MOST] + b.names[:MOST])),
         )
         image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
         text = table([f"{score:.3f}  {a.names[row]} - {b.names[column]}" for row, column, score in found])

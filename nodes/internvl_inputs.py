@@ -11,7 +11,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..mulan.images.image_files import picture_files, read_picture
+from ..mulan.images.image_files import list_images, read_image
 from ..mulan.internvl.image_folder import Unreadable, embed_folder
 from ..mulan.internvl.labels import Labels, read_labels
 from ..mulan.internvl.preprocessing import FRAMINGS
@@ -146,7 +146,7 @@ def check_source(image, folder: str | None, **others) -> None:
             f"{', '.join(('image', *others))} or folder: {'none' if not given else 'more than one'} of them is given, and one is needed"
         )
     if folder and named:
-        for_field("folder", picture_files, folder_of(folder))
+        for_field("folder", list_images, folder_of(folder))
 
 
 def folder_of(name: str) -> Path:
@@ -173,7 +173,7 @@ def folder_of(name: str) -> Path:
 def stamp_of(folder) -> str:
     """For `fingerprint_inputs`: changes with the pictures in a folder."""
     try:
-        files = picture_files(folder_of(first(folder) or ""))
+        files = list_images(folder_of(first(folder) or ""))
         stamps = [
             (file.name, told.st_size, told.st_mtime_ns, told.st_ctime_ns) for file in files for told in [file.stat()]
         ]
@@ -196,9 +196,7 @@ def look(internvl, images: Iterable[torch.Tensor] | None, folder: str, framing: 
     """Embeds the pictures of batches [B, H, W, 3], or else of a folder."""
     if images is None:
         found = embed_folder(internvl, folder_of(folder), framing, Path(folder_paths.get_output_directory(), KEPT_IN))
-        return Seen(
-            found.vectors, found.names, lambda number: read_picture(found.files[number])[None], found.unreadable
-        )
+        return Seen(found.vectors, found.names, lambda number: read_image(found.files[number])[None], found.unreadable)
     pictures = [picture[..., :3] for batch in images for picture in batch]
     if not pictures:
         raise ValueError("image: there is no picture in the batch")

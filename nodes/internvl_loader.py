@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..mulan.checkpoints.tensor_files import place
+from ..mulan.checkpoints.tensor_files import describe_path
 from ..mulan.conditioning.model_files import ENCODER_SOURCE, open_text_encoder
 from ..mulan.internvl.internvl_files import MODES, SOURCE, open_internvl
 from ..mulan.internvl.internvl_loader import check_pair, load_internvl
@@ -136,4 +136,4 @@ def _check(checkpoint: str, text_encoder: str, mode: str) -> None:
             if text_encoder == INSIDE
             else open_text_encoder(locate(ENCODERS, text_encoder, ENCODER_SOURCE))
         )
-        check_pair(file, text.config, place(text.file.path))
+        check_pair(file, text.config, describe_path(text.file.path))

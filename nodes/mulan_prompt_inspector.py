@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..mulan.conditioning.inspection import inspect, report
 from ..mulan.conditioning.inspection_image import draw
 from ..mulan.conditioning.prompt_tokenizer import NEGATIVE, PromptTokenizer
-from ..mulan.images.text_drawing import Lettering
+from ..mulan.images.text_drawing import TextRenderer
 from .common import show
 
 
@@ -59,7 +59,7 @@ class MulanPromptInspector(io.ComfyNode):
     @classmethod
     def execute(cls, clip, text) -> io.NodeOutput:
         inspection = inspect(_tokenizer(clip), text, bool(clip.tokenizer_options.get(NEGATIVE, False)))
-        picture = np.asarray(draw(inspection, Lettering(sample=text)), dtype=np.float32) / 255
+        picture = np.asarray(draw(inspection, TextRenderer(sample=text)), dtype=np.float32) / 255
         image = torch.from_numpy(picture).unsqueeze(0)
         written = report(inspection)
         shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **show(cls, written).as_dict()}

@@ -19,14 +19,14 @@ DRAWINGS = 6  # of each thing of the tiny world
 def evaluation(host: Path, cpu: bool, output: Path, options: Namespace) -> None:
     """Prints the tables and writes them to output/zeroshot_scores.md. `options`: those of the command; without a dataset the tiny world is asked."""
     comfyui.open_comfyui(*(["--cpu"] if cpu else []))
-    from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+    from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 
-    from .zeroshot.dataset import WrongDataset
+    from .zeroshot.dataset import WrongDatasetError
 
     output.mkdir(exist_ok=True)
     try:
         told = of_dataset(host, output, options) if options.dataset else of_tiny_world(host, options)
-    except (WrongDataset, WrongFile, ValueError) as error:
+    except (WrongDatasetError, WrongFileError, ValueError) as error:
         sys.exit(f"Nothing was measured: {error}.".replace("..", "."))
     (output / FILE).write_text(told, "utf-8")
     print(told, f"The tables: {os.path.relpath(output / FILE)}", sep="\n")

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..mulan.internvl_chat.chat_history import read_chat, write_chat
 from ..nodes.common import for_field, show, show_meanwhile, valid, writing_inputs
 from .detections.json_document import document, frame
-from .model import prompt_templates as conversation
+from .model import prompt_templates
 from .model.answers import LIMIT, Reply, answer
 from .model.generation import greedy, sampling
 from .node_io import JSON_TOOLTIP, each, model_input
@@ -15,7 +15,7 @@ from .sockets import CATEGORY
 
 ONE_BY_ONE, TOGETHER = PICTURES = ("one by one", "all together")
 FREE, SHORT, LETTER = STYLES = ("free", "a word or phrase", "a letter")
-CAPTION = conversation.caption().human.removeprefix(conversation.PICTURE)
+CAPTION = prompt_templates.caption().human.removeprefix(prompt_templates.PICTURE)
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
 
 
@@ -104,7 +104,7 @@ class VisionLLMAsk(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, question, images=None, history=""):
-        checked = valid(lambda text: for_field("question", conversation.chat, text), question)
+        checked = valid(lambda text: for_field("question", prompt_templates.chat, text), question)
         return checked if checked is not True else valid(_history, history)
 
     @classmethod
@@ -121,7 +121,7 @@ class VisionLLMAsk(io.ComfyNode):
         top_p=0.9,
         seed=0,
     ) -> io.NodeOutput:
-        for_field("question", conversation.chat, question)
+        for_field("question", prompt_templates.chat, question)
         rounds, said = _history(history), _styled(question, answer)
         shown = [picture for batch in map((images or {}).get, IMAGE_NAMES) if batch is not None for picture in batch]
 
@@ -149,7 +149,7 @@ class VisionLLMAsk(io.ComfyNode):
 def _history(text: str) -> list[tuple[str, str]]:
     try:
         rounds = read_chat(text)
-        conversation.chat("?", rounds)
+        prompt_templates.chat("?", rounds)
     except ValueError as error:
         raise ValueError(f"history: {error}") from error
     return rounds
@@ -158,12 +158,12 @@ def _history(text: str) -> list[tuple[str, str]]:
 def _styled(question: str, style: str) -> str:
     if style == FREE:
         return question
-    turn = conversation.short_answer(question) if style == SHORT else conversation.letter_answer(question)
-    return turn.human.removeprefix(conversation.PICTURE)
+    turn = prompt_templates.short_answer(question) if style == SHORT else prompt_templates.letter_answer(question)
+    return turn.human.removeprefix(prompt_templates.PICTURE)
 
 
 def _reply(visionllm, about, said, rounds, limit, choose, on_text) -> Reply:
     """The pictures stand before the first question."""
-    first, *others = conversation.chat(said, rounds, picture=False)
-    turns = [first._replace(human=conversation.PICTURE * len(about) + first.human), *others]
+    first, *others = prompt_templates.chat(said, rounds, picture=False)
+    turns = [first._replace(human=prompt_templates.PICTURE * len(about) + first.human), *others]
     return answer(visionllm, about, [turns], limit=limit, choose=choose, on_text=on_text)[0]

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..nodes.common import for_field, valid
-from .model import prompt_templates as conversation
+from .model import prompt_templates
 from .model.contexts import editing_context, generation_context
 from .node_io import each, model_input
 
@@ -58,11 +58,11 @@ class VisionLLMGenerateConditioning(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompt):
-        return valid(lambda text: for_field("prompt", conversation.generation, text), prompt)
+        return valid(lambda text: for_field("prompt", prompt_templates.generation, text), prompt)
 
     @classmethod
     def execute(cls, visionllm, prompt, clip=None, negative="") -> io.NodeOutput:
-        for_field("prompt", conversation.generation, prompt)
+        for_field("prompt", prompt_templates.generation, prompt)
         return io.NodeOutput(_conditioning(generation_context(visionllm, prompt)), _negative(clip, negative))
 
 
@@ -106,11 +106,11 @@ class VisionLLMEditConditioning(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, instruction):
-        return valid(lambda text: for_field("instruction", conversation.editing, text), instruction)
+        return valid(lambda text: for_field("instruction", prompt_templates.editing, text), instruction)
 
     @classmethod
     def execute(cls, visionllm, image, instruction, clip=None, negative="") -> io.NodeOutput:
-        for_field("instruction", conversation.editing, instruction)
+        for_field("instruction", prompt_templates.editing, instruction)
         contexts = each(image, lambda picture: editing_context(visionllm, picture, instruction))
         return io.NodeOutput(_conditioning(torch.cat(contexts)), _negative(clip, negative))
 

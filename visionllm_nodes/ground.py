@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..nodes.common import for_field, valid
-from .model import prompt_templates as conversation
+from .model import prompt_templates
 from .model.perception import ground
 from .node_io import each, found_output, found_outputs, image_input, json_masks_input, model_input, threshold_input
 from .sockets import CATEGORY
@@ -65,11 +65,11 @@ class VisionLLMGround(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, sentence):
-        return valid(lambda text: for_field("sentence", conversation.grounding, text), sentence)
+        return valid(lambda text: for_field("sentence", prompt_templates.grounding, text), sentence)
 
     @classmethod
     def execute(cls, visionllm, image, sentence, kind=PHRASE, threshold=0.0, masks_in_json=False) -> io.NodeOutput:
-        for_field("sentence", conversation.grounding, sentence)
+        for_field("sentence", prompt_templates.grounding, sentence)
         found = each(image, lambda picture: ground(visionllm, picture, sentence, reasoning=kind == QUESTION))
         found = [one.select(one.scores >= threshold) for one in found]
         return found_output(cls, "ground", sentence, found, masks_in_json)

@@ -11,7 +11,7 @@ from .detections.json_document import document, frame
 from .detections.keypoints import to_keypoints
 from .detections.results import nothing
 from .detections.skeletons import bones_of
-from .model import prompt_templates as conversation
+from .model import prompt_templates
 from .model.answers import LIMIT
 from .model.selection import THINGS, Limits
 from .model.tool_use import Instruction, instruct
@@ -114,13 +114,13 @@ class VisionLLMInstruct(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, sentence):
-        return valid(lambda text: for_field("sentence", conversation.chat, text), sentence)
+        return valid(lambda text: for_field("sentence", prompt_templates.chat, text), sentence)
 
     @classmethod
     def execute(
         cls, visionllm, sentence, threshold, top_k, image=None, max_tokens=LIMIT, masks_in_json=False
     ) -> io.NodeOutput:
-        for_field("sentence", conversation.chat, sentence)
+        for_field("sentence", prompt_templates.chat, sentence)
         limits = Limits(top_k, threshold)
         done = each(
             [None] if image is None else image,

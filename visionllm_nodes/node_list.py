@@ -3,18 +3,7 @@
 from .ask import VisionLLMAsk
 from .conditioning import VisionLLMEditConditioning, VisionLLMGenerateConditioning
 from .detect import VisionLLMDetect
-from .detections import (
-    nodes_boxes as tools_boxes,
-)
-from .detections import (
-    nodes_draw as tools_draw,
-)
-from .detections import (
-    nodes_files as tools_files,
-)
-from .detections import (
-    nodes_keypoints as tools_keypoints,
-)
+from .detections import nodes_boxes, nodes_draw, nodes_files, nodes_keypoints
 from .ground import VisionLLMGround
 from .instruct import VisionLLMInstruct
 from .loader import VisionLLMLoader
@@ -33,8 +22,8 @@ NODES = [
     VisionLLMInstruct,
     VisionLLMGenerateConditioning,
     VisionLLMEditConditioning,
-    *tools_boxes.NODES,
-    *tools_draw.NODES,
-    *tools_files.NODES,
-    *tools_keypoints.NODES,
+    *nodes_boxes.NODES,
+    *nodes_draw.NODES,
+    *nodes_files.NODES,
+    *nodes_keypoints.NODES,
 ]

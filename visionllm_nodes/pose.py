@@ -10,7 +10,7 @@ from .detections.json_document import document, frame
 from .detections.keypoints import to_keypoints
 from .detections.pose_keypoint import to_pose_keypoint
 from .detections.skeletons import PRESETS, bones_of
-from .model import prompt_templates as conversation
+from .model import prompt_templates
 from .model.perception import pose
 from .node_io import JSON_TOOLTIP, each, image_input, model_input, names_of, threshold_input, top_k_input
 from .sockets import CATEGORY, KEYPOINTS, POSE_KEYPOINT
@@ -130,7 +130,7 @@ def _asked(objects: str, skeleton: str, keypoints: str) -> tuple[list[str], list
         points, bones = list(preset.keypoints), preset.bones
         things = names_of("objects", objects) if objects.strip() else [preset.object]
     try:
-        conversation.pose(things, points)
+        prompt_templates.pose(things, points)
     except ValueError as error:
         raise ValueError(f"objects and keypoints: {error}") from error
     return things, points, bones

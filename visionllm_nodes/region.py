@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..nodes.common import show, valid
 from .detections.results import Detection, nothing
-from .model import prompt_templates as conversation
+from .model import prompt_templates
 from .model.answers import answer
 from .model.perception import find_alike, find_regions
 from .model.selection import THINGS, Limits
@@ -144,9 +144,9 @@ def _ask(visionllm, picture, marked: Regions, question: str, limits: Limits) -> 
 def _words(visionllm, picture, question: str, marked: Regions) -> Sequence[str]:
     """A text for each region; the model takes one region at a time."""
     turn, limit = (
-        (conversation.region_caption(), DESCRIPTION_TOKENS)
+        (prompt_templates.region_caption(), DESCRIPTION_TOKENS)
         if question == DESCRIBE
-        else (conversation.region_category(), NAME_TOKENS)
+        else (prompt_templates.region_category(), NAME_TOKENS)
     )
     replies = [answer(visionllm, [picture], [[turn]], marks=mark[None], limit=limit)[0] for mark in marked.marks]
     return [" ".join(reply.spoken.split()) for reply in replies]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..conditioning.families import FAMILIES, PIXART, SDXL
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def identify(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What a file of these tensors is, in the words of a user."""
     if adapter_layout(shapes) is not None:
         return f"a MuLan adapter for {_adapter_family(shapes)}"

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from einops import rearrange
 
-from .weight_source import Source
+from .weight_source import WeightSource
 
 LAYER = {
     "self_attn.o_proj": "attention.wo",
@@ -19,20 +19,22 @@ LAYER = {
 }
 
 
-def sources(layers: int, key_value_heads: int, head: int) -> dict[str, Source]:
+def sources(layers: int, key_value_heads: int, head: int) -> dict[str, WeightSource]:
     """LLaMA's names (`layers.0.self_attn.q_proj.weight`, `lm_head.weight`...) -> InternLM2's. `head`: channels of one."""
     found = {
-        "embed_tokens.weight": Source(("model.tok_embeddings.weight",)),
-        "norm.weight": Source(("model.norm.weight",)),
-        "lm_head.weight": Source(("output.weight",)),
+        "embed_tokens.weight": WeightSource(("model.tok_embeddings.weight",)),
+        "norm.weight": WeightSource(("model.norm.weight",)),
+        "lm_head.weight": WeightSource(("output.weight",)),
     }
     for layer in range(layers):
         at = f"model.layers.{layer}"
         for part in "qkv":
             arrange = partial(split, part=part, key_value_heads=key_value_heads, head=head)
-            found[f"layers.{layer}.self_attn.{part}_proj.weight"] = Source((f"{at}.attention.wqkv.weight",), arrange)
+            found[f"layers.{layer}.self_attn.{part}_proj.weight"] = WeightSource(
+                (f"{at}.attention.wqkv.weight",), arrange
+            )
         for ours, published in LAYER.items():
-            found[f"layers.{layer}.{ours}.weight"] = Source((f"{at}.{published}.weight",))
+            found[f"layers.{layer}.{ours}.weight"] = WeightSource((f"{at}.{published}.weight",))
     return found
 
 

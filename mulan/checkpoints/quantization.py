@@ -12,19 +12,19 @@ from dataclasses import dataclass
 
 import torch
 
-from .safetensors_writer import Slot
+from .safetensors_writer import TensorSpec
 
 PLAIN = torch.float16  # whatever is not quantised
 ELEMENTS_AT_ONCE = 4 * 2**20
 NAN = "values that are infinite or no numbers (NaN)"
 
 
-class NotFinite(ValueError):
+class NotFiniteError(ValueError):
     """Weights that are NaN or infinite, or too large for float16."""
 
 
 @dataclass(frozen=True)
-class Quantisation:
+class Quantization:
     """One of the host's formats: `largest` is what the largest weight of a row (or of the tensor) becomes.
 
     `embeddings`: whether the table of embeddings is worth it. 4 random layers of full width lie 0.056 from their source with a float16 table and
@@ -45,54 +45,54 @@ class Quantisation:
         return torch.frombuffer(bytearray(json.dumps({"format": self.format}).encode()), dtype=torch.uint8)
 
 
-INT8 = Quantisation("int8_tensorwise", torch.int8, 127.0, per_row=True, embeddings=True)
-FP8 = Quantisation("float8_e4m3fn", torch.float8_e4m3fn, 448.0, per_row=False, embeddings=False)
-FORMATS: dict[str, Quantisation | None] = {"int8": INT8, "fp8": FP8, "fp16": None}
+INT8 = Quantization("int8_tensorwise", torch.int8, 127.0, per_row=True, embeddings=True)
+FP8 = Quantization("float8_e4m3fn", torch.float8_e4m3fn, 448.0, per_row=False, embeddings=False)
+FORMATS: dict[str, Quantization | None] = {"int8": INT8, "fp8": FP8, "fp16": None}
 
 
-def slots(name: str, shape: tuple[int, ...], quantisation: Quantisation | None) -> dict[str, Slot]:
+def tensor_layout(name: str, shape: tuple[int, ...], quantization: Quantization | None) -> dict[str, TensorSpec]:
     """What the weight `name` of this shape becomes in the file; without a quantisation, itself in float16."""
-    if quantisation is None:
-        return {name: Slot(PLAIN, shape)}
+    if quantization is None:
+        return {name: TensorSpec(PLAIN, shape)}
     layer = name.removesuffix(".weight")
     return {
-        name: Slot(quantisation.dtype, shape),
-        f"{layer}.weight_scale": Slot(torch.float32, (shape[0], 1) if quantisation.per_row else ()),
-        f"{layer}.comfy_quant": Slot(torch.uint8, tuple(quantisation.mark().shape)),
+        name: TensorSpec(quantization.dtype, shape),
+        f"{layer}.weight_scale": TensorSpec(torch.float32, (shape[0], 1) if quantization.per_row else ()),
+        f"{layer}.comfy_quant": TensorSpec(torch.uint8, tuple(quantization.mark().shape)),
     }
 
 
-def pieces(
-    name: str, tensor: torch.Tensor, quantisation: Quantisation | None
+def quantize_chunks(
+    name: str, tensor: torch.Tensor, quantization: Quantization | None
 ) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """The tensors of `slots` run by run: (name, rows, number of the first row). Raises NotFinite."""
-    if quantisation is None:
-        yield from as_it_is(name, tensor, PLAIN)
+    """The tensors of `tensor_layout` run by run: (name, rows, number of the first row). Raises NotFinite."""
+    if quantization is None:
+        yield from cast_chunks(name, tensor, PLAIN)
         return
     layer = name.removesuffix(".weight")
-    yield f"{layer}.comfy_quant", quantisation.mark(), 0
+    yield f"{layer}.comfy_quant", quantization.mark(), 0
     scale = None
-    if not quantisation.per_row:
-        scale = _scale(name, _largest(tensor), quantisation)
+    if not quantization.per_row:
+        scale = _scale(name, _largest(tensor), quantization)
         yield f"{layer}.weight_scale", scale, 0
     for rows, first in _runs(tensor):
         rows = rows.float()
-        if quantisation.per_row:
-            scale = _scale(name, rows.abs().amax(dim=1, keepdim=True), quantisation)
+        if quantization.per_row:
+            scale = _scale(name, rows.abs().amax(dim=1, keepdim=True), quantization)
             yield f"{layer}.weight_scale", scale, first
-        scaled = (rows / scale).clamp_(-quantisation.largest, quantisation.largest)
-        yield name, (scaled if quantisation.dtype.is_floating_point else scaled.round_()).to(quantisation.dtype), first
+        scaled = (rows / scale).clamp_(-quantization.largest, quantization.largest)
+        yield name, (scaled if quantization.dtype.is_floating_point else scaled.round_()).to(quantization.dtype), first
 
 
-def as_it_is(
+def cast_chunks(
     name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """A tensor in `dtype`, its own by default, as `pieces` gives tensors. Raises NotFinite."""
+    """A tensor in `dtype`, its own by default, as `quantize_chunks` gives tensors. Raises NotFinite."""
     for rows, first in _runs(tensor):
         cast = rows.to(dtype or tensor.dtype)
         if not torch.isfinite(cast).all():
             too_large = torch.isfinite(rows).all()
-            raise NotFinite(
+            raise NotFiniteError(
                 f"{name} holds {f'values up to {rows.abs().max().item():.3g}, too large for {dtype}' if too_large else NAN}"
             )
         yield name, cast, first
@@ -119,11 +119,11 @@ def _largest(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack([rows.float().abs().amax() for rows, _ in _runs(tensor)]).amax()
 
 
-def _scale(name: str, largest: torch.Tensor, quantisation: Quantisation) -> torch.Tensor:
-    return torch.where(_finite(name, largest) > 0, largest / quantisation.largest, 1.0)
+def _scale(name: str, largest: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+    return torch.where(_finite(name, largest) > 0, largest / quantization.largest, 1.0)
 
 
 def _finite(name: str, largest: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(largest).all():
-        raise NotFinite(f"{name} holds {NAN}")
+        raise NotFiniteError(f"{name} holds {NAN}")
     return largest

@@ -35,7 +35,7 @@ _DTYPES = {
 }
 
 
-class Slot(NamedTuple):
+class TensorSpec(NamedTuple):
     """What a tensor takes in the file."""
 
     dtype: torch.dtype
@@ -47,14 +47,14 @@ class Slot(NamedTuple):
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-class SafetensorsStream:
+class SafetensorsWriter:
     """Writes `slots` to `path` in any order, each tensor whole or in runs of rows; a context manager.
 
     Until the end the file is called `path` + ".unfinished"; whatever ends the writing early (an error, Ctrl-C) removes it, and a file that
     a killed run left there is taken over. Raises OSError where the disk has no room, before anything is written.
     """
 
-    def __init__(self, path: Path, slots: Mapping[str, Slot], metadata: Mapping[str, str]):
+    def __init__(self, path: Path, slots: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
         self.path = path
         self._slots = dict(slots)
         self._metadata = dict(metadata)
@@ -75,9 +75,9 @@ class SafetensorsStream:
         """The number of tensors written whole."""
         return len(self._slots) - len(self._missing)
 
-    def __enter__(self) -> SafetensorsStream:
+    def __enter__(self) -> SafetensorsWriter:
         self._unfinished.unlink(missing_ok=True)
-        check_room(self.path.parent, self.path.name, self.size)
+        check_disk_space(self.path.parent, self.path.name, self.size)
         self._file = open(self._unfinished, "wb")
         try:
             self._file.write(self._header)
@@ -140,7 +140,7 @@ class SafetensorsStream:
         self._unfinished.unlink(missing_ok=True)
 
 
-def check_room(folder: Path, name: str, size: int) -> None:
+def check_disk_space(folder: Path, name: str, size: int) -> None:
     """Raises OSError where the disk of `folder` has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < size:

@@ -17,7 +17,7 @@ INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a folder without shards
 
 
-class WrongFile(ValueError):
+class WrongFileError(ValueError):
     """A model file that cannot serve; the message says which, what it is, what is expected and where that comes from."""
 
 
@@ -36,7 +36,7 @@ def open_tensors(path: Path) -> TensorFile:
     if path.is_dir():
         return _open_folder(path)
     if not path.is_file():
-        raise WrongFile(
+        raise WrongFileError(
             f"{path.name} is not in {path.parent}: the file was moved or deleted. Press R in the editor to refresh the list."
         )
     if path.suffix.lower() == ".safetensors":
@@ -44,7 +44,7 @@ def open_tensors(path: Path) -> TensorFile:
     return _open_torch(path)
 
 
-def place(path: Path) -> str:
+def describe_path(path: Path) -> str:
     return f"{path.name} (in {path.parent})"
 
 
@@ -54,7 +54,7 @@ def fingerprint(path: Path) -> str:
     return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files if file.is_file())
 
 
-def told_of(file: TensorFile) -> dict[str, Any]:
+def read_config(file: TensorFile) -> dict[str, Any]:
     """The configuration of a checkpoint: a converted file's metadata, else config.json in the folder or beside the file; {} where there is none.
 
     Raises WrongFile where it cannot be read.
@@ -66,9 +66,13 @@ def told_of(file: TensorFile) -> dict[str, Any]:
     try:
         told = json.loads(text) if text is not None else {}
     except ValueError as error:
-        raise WrongFile(f"{place(file.path)}: its {where} is no JSON ({error}). Download it again.") from error
+        raise WrongFileError(
+            f"{describe_path(file.path)}: its {where} is no JSON ({error}). Download it again."
+        ) from error
     if not isinstance(told, dict):
-        raise WrongFile(f"{place(file.path)}: its {where} holds a {type(told).__name__}, expected is an object.")
+        raise WrongFileError(
+            f"{describe_path(file.path)}: its {where} holds a {type(told).__name__}, expected is an object."
+        )
     return told
 
 
@@ -76,8 +80,8 @@ def _open_safetensors(path: Path) -> TensorFile:
     try:
         file = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise WrongFile(
-            f"{place(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}."
+        raise WrongFileError(
+            f"{describe_path(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}."
         ) from error
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     return TensorFile(path, shapes, file.get_tensor, file.metadata() or {})
@@ -102,11 +106,13 @@ def _open_torch(path: Path) -> TensorFile:
             )
             or _damaged(path, error)
         )
-        raise WrongFile(f"{place(path)} cannot be read as plain weights: {reason}.") from error
+        raise WrongFileError(f"{describe_path(path)} cannot be read as plain weights: {reason}.") from error
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping):
-        raise WrongFile(f"{place(path)} holds a {type(tensors).__name__}, expected is a plain state dict of tensors.")
+        raise WrongFileError(
+            f"{describe_path(path)} holds a {type(tensors).__name__}, expected is a plain state dict of tensors."
+        )
     other = next(
         (
             f"{name!r} ({type(value).__name__})"
@@ -116,7 +122,9 @@ def _open_torch(path: Path) -> TensorFile:
         None,
     )
     if other:
-        raise WrongFile(f"{place(path)} holds more than tensors, the first is {other}; expected is a plain state dict.")
+        raise WrongFileError(
+            f"{describe_path(path)} holds more than tensors, the first is {other}; expected is a plain state dict."
+        )
     return TensorFile(path, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__, {})
 
 
@@ -125,22 +133,22 @@ def _open_folder(path: Path) -> TensorFile:
     if index is None:
         single = next((path / name for name in SINGLE_NAMES if (path / name).is_file()), None)
         if single is None:
-            raise WrongFile(
-                f"the folder {place(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: it is not a published checkpoint."
+            raise WrongFileError(
+                f"the folder {describe_path(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: it is not a published checkpoint."
             )
         file = open_tensors(single)
         return TensorFile(path, file.shapes, file.read, file.metadata)
     shard_of = _shards(index)
     missing = sorted({shard for shard in shard_of.values() if not (path / shard).is_file()})
     if missing:
-        raise WrongFile(
-            f"the folder {place(path)} lacks {len(missing)} of its shards, the first is {missing[0]}. Download it again."
+        raise WrongFileError(
+            f"the folder {describe_path(path)} lacks {len(missing)} of its shards, the first is {missing[0]}. Download it again."
         )
     shards = {shard: open_tensors(path / shard) for shard in sorted(set(shard_of.values()))}
     lost = sorted(name for name, shard in shard_of.items() if name not in shards[shard].shapes)
     if lost:
-        raise WrongFile(
-            f"the folder {place(path)} is damaged: {shard_of[lost[0]]} does not hold {lost[0]}. Download it again."
+        raise WrongFileError(
+            f"the folder {describe_path(path)} is damaged: {shard_of[lost[0]]} does not hold {lost[0]}. Download it again."
         )
     shapes = {name: shards[shard].shapes[name] for name, shard in shard_of.items()}
     return TensorFile(path, shapes, lambda name: shards[shard_of[name]].read(name), {})
@@ -153,10 +161,10 @@ def _shards(index: Path) -> dict[str, str]:
         outside = sorted(shard for shard in set(shard_of.values()) if Path(shard).name != shard)
     except (ValueError, LookupError, TypeError) as error:
         reason = _instead(index) or "it is no JSON with a `weight_map` from tensors to shards; download it again"
-        raise WrongFile(f"{place(index)} cannot be read as an index of shards: {reason}.") from error
+        raise WrongFileError(f"{describe_path(index)} cannot be read as an index of shards: {reason}.") from error
     if outside:
-        raise WrongFile(
-            f"{place(index)} names a shard that is not beside it, {outside[0]!r}: nothing outside the folder is read."
+        raise WrongFileError(
+            f"{describe_path(index)} names a shard that is not beside it, {outside[0]!r}: nothing outside the folder is read."
         )
     return shard_of
 

@@ -11,7 +11,7 @@ SCALE, MARK = "weight_scale", "comfy_quant"  # of an 8-bit layer, beside its `we
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """The published tensors (`names`) that one of ours consists of: joined along the rows, or put together by `arrange`.
 
     Works on tensors of any device, "meta" included, so that shapes can be checked before anything is read.
@@ -26,12 +26,12 @@ class Source:
             return self.arrange(*tensors)
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
-    def under(self, prefix: str) -> Source:
+    def under(self, prefix: str) -> WeightSource:
         """The same with `prefix` before each published name."""
-        return Source(tuple(prefix + name for name in self.names), self.arrange)
+        return WeightSource(tuple(prefix + name for name in self.names), self.arrange)
 
 
-def with_scales(sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Source]:
+def with_scales(sources: Mapping[str, WeightSource], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightSource]:
     """`sources` (our name -> published ones), with the scale and the mark of each weight that a file of these shapes keeps in 8 bits."""
     found = dict(sources)
     for ours, source in sources.items():
@@ -40,6 +40,6 @@ def with_scales(sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, .
             continue
         layer, scales = ours.removesuffix("weight"), tuple(f"{published}{SCALE}" for published in layers)
         per_row = len(shapes.get(scales[0], ())) > 0
-        found[f"{layer}{SCALE}"] = Source(scales, source.arrange if per_row else None)
-        found[f"{layer}{MARK}"] = Source((f"{layers[0]}{MARK}",))
+        found[f"{layer}{SCALE}"] = WeightSource(scales, source.arrange if per_row else None)
+        found[f"{layer}{MARK}"] = WeightSource((f"{layers[0]}{MARK}",))
     return found

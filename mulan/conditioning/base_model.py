@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import comfy.model_base
 import torch
 
-from ..checkpoints.tensor_files import WrongFile, place
+from ..checkpoints.tensor_files import WrongFileError, describe_path
 from .families import FAMILIES, PIXART, Family
 from .model_files import AdapterFile
 
@@ -47,8 +47,8 @@ def with_adapter(model: ModelPatcher, adapter: AdapterFile) -> ModelPatcher:
         return model
     damaged = next((name for name, tensor in replaced.items() if not tensor.isfinite().all()), None)
     if damaged:
-        raise WrongFile(
-            f"{place(adapter.file.path)} is damaged: its weights for {damaged} hold NaN or infinity. Download it again."
+        raise WrongFileError(
+            f"{describe_path(adapter.file.path)} is damaged: its weights for {damaged} hold NaN or infinity. Download it again."
         )
     patched = model.clone()
     done = patched.add_patches({name: ("set", (tensor,)) for name, tensor in replaced.items()})

@@ -21,7 +21,7 @@ from .model_files import (
     TOKENIZER_NAME,
     AdapterFile,
     TextEncoderFile,
-    WrongFile,
+    WrongFileError,
     open_adapter,
     open_text_encoder,
 )
@@ -98,14 +98,14 @@ def check_pair(encoder: TextEncoderFile, adapter: AdapterFile) -> None:
     """Raises WrongFile where the adapter was trained on another text encoder, or needs what this file of it lacks."""
     names = f"the adapter {adapter.file.path.name}", f"the text encoder {encoder.file.path.name}"
     if adapter.shape.text_width != encoder.config.width:
-        raise WrongFile(
+        raise WrongFileError(
             f"{names[0]} reads states of width {adapter.shape.text_width}, but {names[1]} gives {encoder.config.width}: "
             f"take the text encoder this adapter was trained with (width 4096: InternVL-14B-224px)."
         )
     needed = adapter.shape.text_embeds if isinstance(adapter.shape, AdapterShapeXL) else None
     if needed is not None and encoder.projected_width != needed:
         held = "has none" if encoder.projected_width is None else f"has one of width {encoder.projected_width}"
-        raise WrongFile(
+        raise WrongFileError(
             f"{names[0]} needs the text encoder's `text_projection` of width {needed}, but {names[1]} (in {encoder.file.path.parent}) {held}. "
             f"Take the checkpoint's own folder, or convert that again."
         )
@@ -237,16 +237,16 @@ def _tokenizer(encoder_file: TextEncoderFile) -> InternVLTokenizer:
     try:
         tokenizer = InternVLTokenizer(encoder_file.tokenizer())
     except (ValueError, RuntimeError) as error:  # sentencepiece takes no bytes at all for a model, and fails later
-        raise WrongFile(f"{where}: its sentencepiece model cannot be read ({error}). {advice}") from error
+        raise WrongFileError(f"{where}: its sentencepiece model cannot be read ({error}). {advice}") from error
     knows = tokenizer.sentencepiece
     if knows.get_piece_size() != encoder_file.config.vocabulary:
-        raise WrongFile(
+        raise WrongFileError(
             f"{where}: its sentencepiece model knows {knows.get_piece_size()} pieces, but its embedding has "
             f"{encoder_file.config.vocabulary} rows, so the tokenizer is another model's. {advice}"
         )
     special, prefix = [knows.unk_id(), knows.bos_id(), knows.eos_id()], len(tokenizer.prefix)
     if special != [UNK, BOS, EOS] or prefix != PREFIX_ROWS:
-        raise WrongFile(
+        raise WrongFileError(
             f"{where}: its sentencepiece model has unk, bos, eos = {special} and {PREFIX!r} is {prefix} pieces, but InternVL's has "
             f"{[UNK, BOS, EOS]} and {PREFIX_ROWS}, so the tokenizer is another model's. {advice}"
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..images.text_drawing import Colour, Lettering
+from ..images.text_drawing import Colour, TextRenderer
 from .inspection import Box, Inspection, comparison, count
 from .inspection import Window as InspectedWindow
 from .tokenizer import BOS, EOS, PREFIX
@@ -34,13 +34,13 @@ BOX_HEIGHT, BOX_PAD, ROW, WORD_GAP = 52, 7, 61, 9
 WIDEST_BOX, MOST_DROPPED, MOST_NOTES = 300, 80, 12
 
 
-def draw(inspection: Inspection, lettering: Lettering) -> Image.Image:
+def draw(inspection: Inspection, lettering: TextRenderer) -> Image.Image:
     """An RGB picture, `WIDTH` wide and at most `TALLEST` high; windows that have no room are counted."""
     return _Page(inspection, lettering).draw()
 
 
 class _Page:
-    def __init__(self, inspection: Inspection, lettering: Lettering):
+    def __init__(self, inspection: Inspection, lettering: TextRenderer):
         self.inspection, self.letters = inspection, lettering
         self.picture = Image.new("RGB", (WIDTH, TALLEST), PAPER)
         self.pen = ImageDraw.Draw(self.picture)
@@ -300,7 +300,7 @@ def _wrapped(boxes: list[tuple[int, Box]]) -> list[list[tuple[int, Box]]]:
     return lines if lines[-1] else []
 
 
-def _folded(text: str, letters: Lettering, width: int) -> list[str]:
+def _folded(text: str, letters: TextRenderer, width: int) -> list[str]:
     """A note in lines, the first behind a dot."""
     lines, line = [], "·"
     for word in text.split():

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.identify import adapter_layout, recognise
-from ..checkpoints.tensor_files import TensorFile, WrongFile, open_tensors, place
+from ..checkpoints.identify import adapter_layout, identify
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors
 from .adapter import AdapterShape, LanguageAdapter, from_published, to_published
 from .adapter_sdxl import AdapterShapeXL, LanguageAdapterXL, ProjectionShape, TextProjection
 from .families import FAMILIES, PIXART, SDXL, Family
@@ -132,7 +132,7 @@ def text_encoder_of(file: TensorFile) -> TextEncoderFile:
     expected = f"expected is InternVL's LLaMA text encoder, from {ENCODER_SOURCE}, in models/text_encoders"
     prefix = next((p for p in _ENCODER_PREFIXES if f"{p}model.embed_tokens.weight" in file.shapes), None)
     if prefix is None:
-        raise WrongFile(f"{place(path)} is {recognise(file.shapes)}; {expected}.")
+        raise WrongFileError(f"{describe_path(path)} is {identify(file.shapes)}; {expected}.")
     stored = f"{prefix}model."
     names = {
         name[len(prefix) :]: name
@@ -151,8 +151,8 @@ def text_encoder_of(file: TensorFile) -> TextEncoderFile:
     ]
     q, k = shapes.get(f"{layer}self_attn.q_proj.weight"), shapes.get(f"{layer}self_attn.k_proj.weight")
     if foreign or q is None or q != k:
-        raise WrongFile(
-            f"{place(path)} is another large language model's text encoder (a Llama 3, Qwen, Gemma or Mistral); {expected}."
+        raise WrongFileError(
+            f"{describe_path(path)} is another large language model's text encoder (a Llama 3, Qwen, Gemma or Mistral); {expected}."
         )
     if "spiece_model" not in file.shapes and not (path / TOKENIZER_NAME).is_file():
         where = (
@@ -160,15 +160,15 @@ def text_encoder_of(file: TensorFile) -> TextEncoderFile:
             if path.is_dir()
             else "the file has no tensor `spiece_model`"
         )
-        raise WrongFile(
-            f"{place(path)} is a LLaMA text encoder without its sentencepiece model: {where}. "
+        raise WrongFileError(
+            f"{describe_path(path)} is a LLaMA text encoder without its sentencepiece model: {where}. "
             f"Take {TOKENIZER_NAME} from {ENCODER_SOURCE} and keep it with the checkpoint's folder."
         )
     layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers."))
     missing = sorted(_llama_names(layers) - shapes.keys())
     if missing:
-        raise WrongFile(
-            f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+        raise WrongFileError(
+            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
         )
     return TextEncoderFile(file, _text_config(file, shapes, layers), names)
 
@@ -181,7 +181,7 @@ def open_adapter(path: Path, family: Family | None = None) -> AdapterFile:
         ((p, kind) for p in _ADAPTER_PREFIXES if (kind := adapter_layout(file.shapes, p))), ("", None)
     )
     if layout is None:
-        raise WrongFile(f"{place(path)} is {recognise(file.shapes)}; {expected}.")
+        raise WrongFileError(f"{describe_path(path)} is {identify(file.shapes)}; {expected}.")
     names = {
         name[len(prefix) :].replace("in_proj.", "in_proj_"): name for name in file.shapes if name.startswith(prefix)
     }
@@ -190,15 +190,15 @@ def open_adapter(path: Path, family: Family | None = None) -> AdapterFile:
         family = family or _family_of(shape)
     except (KeyError, ValueError) as error:
         reason = f"it has no tensor {error}" if isinstance(error, KeyError) else error
-        raise WrongFile(
-            f"{place(path)} looks like a MuLan adapter, but cannot be used: {reason}; {expected}."
+        raise WrongFileError(
+            f"{describe_path(path)} looks like a MuLan adapter, but cannot be used: {reason}; {expected}."
         ) from error
     found = {name: file.shapes[stored] for name, stored in names.items()}
     wrong = [name for name, size in _whole(shape, found).items() if found.get(name) != size]
     if wrong:
         is_there = f"has the shape {found[wrong[0]]}" if wrong[0] in found else "is missing"
-        raise WrongFile(
-            f"{place(path)} is an incomplete MuLan adapter for {family.title}: {len(wrong)} tensors are missing or of the wrong shape, "
+        raise WrongFileError(
+            f"{describe_path(path)} is an incomplete MuLan adapter for {family.title}: {len(wrong)} tensors are missing or of the wrong shape, "
             f"the first, {wrong[0]}, {is_there}. Download it again."
         )
     return AdapterFile(file, shape, family, names)
@@ -276,12 +276,12 @@ def _text_config(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], layers
         heads = int(told.get("num_attention_heads", width // 128))  # LLaMA's heads are 128 wide
         norm_eps = float(told.get("rms_norm_eps", 1e-6))
     except (ValueError, TypeError, AttributeError) as error:
-        raise WrongFile(
-            f"{place(file.path)}: its {where} cannot be read ({error}), and it tells the number of heads. Download it again."
+        raise WrongFileError(
+            f"{describe_path(file.path)}: its {where} cannot be read ({error}), and it tells the number of heads. Download it again."
         ) from error
     if heads < 1 or width % heads:
-        raise WrongFile(
-            f"{place(file.path)} has states of width {width}, which {heads} attention heads cannot share; their number belongs into "
+        raise WrongFileError(
+            f"{describe_path(file.path)} has states of width {width}, which {heads} attention heads cannot share; their number belongs into "
             f'the metadata, `config`: {{"num_attention_heads": ...}}.'
         )
     return TextConfig(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checkpoints.identify import recognise
-from ..checkpoints.safetensors_writer import SafetensorsStream, Slot
-from ..checkpoints.tensor_files import WrongFile, open_tensors, place
+from ..checkpoints.identify import identify
+from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
+from ..checkpoints.tensor_files import WrongFileError, describe_path, open_tensors
 from .base_model import check_family, family_of
 from .families import FAMILIES, PIXART, Family
 
@@ -36,7 +36,7 @@ _WIDTH_TITLES = {family.context_width: family.title for family in FAMILIES if fa
 }
 
 
-class Unsaveable(ValueError):
+class UnsaveableError(ValueError):
     """A conditioning that a file cannot hold; the message says which part of it and what to do."""
 
 
@@ -85,13 +85,13 @@ class SavedConditioning:
     def check_model(self, model: ModelPatcher) -> None:
         """Raises ValueError where a MODEL reads other contexts, as far as file and MODEL tell."""
         if self.family is not None:
-            check_family(model, self.family, f"the conditioning {place(self.path)}")
+            check_family(model, self.family, f"the conditioning {describe_path(self.path)}")
             return
         config = model.model.model_config
         width = PIXART.context_width if family_of(model) is PIXART else config.unet_config.get("context_dim")
         if width not in (None, self.width):
             raise ValueError(
-                f"the conditioning {place(self.path)} is for {self.title} (contexts of width {self.width}), but the connected MODEL is a "
+                f"the conditioning {describe_path(self.path)} is for {self.title} (contexts of width {self.width}), but the connected MODEL is a "
                 f"{type(config).__name__} (contexts of width {width}). Load a conditioning of the model's family."
             )
 
@@ -99,7 +99,7 @@ class SavedConditioning:
 def save_conditioning(path: Path, conditioning: list, versions: Mapping[str, str]) -> SavedConditioning:
     """Writes the file whole or not at all, and returns what it holds. Raises Unsaveable, and OSError where the disk refuses."""
     if not conditioning:
-        raise Unsaveable("this conditioning has no entries: there is nothing to save.")
+        raise UnsaveableError("this conditioning has no entries: there is nothing to save.")
     tensors = _Tensors()
     entries = [tensors.entry(number, context, values) for number, (context, values) in enumerate(conditioning, 1)]
     told = [_told(values) for _, values in conditioning]
@@ -107,8 +107,8 @@ def save_conditioning(path: Path, conditioning: list, versions: Mapping[str, str
     metadata["prompts"] = _readable(json.dumps([entry.get("prompt", "") for entry in told], ensure_ascii=False))
     for name in ("family", *SOURCES):
         metadata[name] = _readable(", ".join(dict.fromkeys(entry[name] for entry in told if entry.get(name))))
-    slots = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.named.items()}
-    with SafetensorsStream(path, slots, metadata) as file:
+    slots = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.named.items()}
+    with SafetensorsWriter(path, slots, metadata) as file:
         for name, tensor in tensors.named.items():
             file.write(name, tensor)
     return SavedConditioning(path, conditioning, versions)
@@ -118,12 +118,12 @@ def load_conditioning(path: Path) -> SavedConditioning:
     """Reads the file whole. Raises WrongFile for one that is no saved conditioning, of a newer layout, damaged, or with values that are no numbers."""
     file = open_tensors(path)
     if MARK not in file.metadata:
-        raise WrongFile(
-            f"{place(path)} is {recognise(file.shapes)}; expected is a conditioning that MuLan Save Conditioning wrote."
+        raise WrongFileError(
+            f"{describe_path(path)} is {identify(file.shapes)}; expected is a conditioning that MuLan Save Conditioning wrote."
         )
     if file.metadata[MARK] != str(FORMAT):
-        raise WrongFile(
-            f"{place(path)} is a saved conditioning of layout {file.metadata[MARK]}, and this version of MuLan Nodes knows {FORMAT}: "
+        raise WrongFileError(
+            f"{describe_path(path)} is a saved conditioning of layout {file.metadata[MARK]}, and this version of MuLan Nodes knows {FORMAT}: "
             f"update MuLan Nodes, or save the conditioning again."
         )
     try:
@@ -136,13 +136,13 @@ def load_conditioning(path: Path) -> SavedConditioning:
         loaded = SavedConditioning(path, conditioning, json.loads(file.metadata[VERSIONS]))
         loaded.describe()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
-        raise WrongFile(
-            f"{place(path)} is a damaged saved conditioning ({type(error).__name__}: {error}): save or copy it again."
+        raise WrongFileError(
+            f"{describe_path(path)} is a damaged saved conditioning ({type(error).__name__}: {error}): save or copy it again."
         ) from error
     broken = [name for name, tensor in tensors.items() if _has_nan(tensor)]
     if broken:
-        raise WrongFile(
-            f"{place(path)} holds values that are no numbers (NaN) in {broken[0]}: it would draw black pictures. Save it again."
+        raise WrongFileError(
+            f"{describe_path(path)} holds values that are no numbers (NaN) in {broken[0]}: it would draw black pictures. Save it again."
         )
     return loaded
 
@@ -156,7 +156,7 @@ class _Tensors:
 
     def entry(self, number: int, context: torch.Tensor, values: dict) -> dict:
         if not isinstance(context, torch.Tensor):
-            raise Unsaveable(
+            raise UnsaveableError(
                 f"entry {number} of this conditioning has a {type(context).__name__} where its context should be: it cannot be saved."
             )
         return {"context": self._tree(context, f"{number}.context"), "values": self._tree(values, str(number))}
@@ -172,7 +172,7 @@ class _Tensors:
         if value is None or isinstance(value, _PLAIN):
             return value
         entry, _, name = where.partition(".")
-        raise Unsaveable(
+        raise UnsaveableError(
             f"entry {entry} of this conditioning carries `{name}`, a {type(value).__name__}, which is no data that a file can keep. "
             f"Save the conditioning before it gets that, and apply it again behind MuLan Load Conditioning."
         )
@@ -181,7 +181,7 @@ class _Tensors:
         same = (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
         if same not in self._names:
             if _has_nan(tensor):
-                raise Unsaveable(
+                raise UnsaveableError(
                     f"{where} of this conditioning holds values that are no numbers (NaN): it would draw black pictures. Check the text "
                     f"encoder's and the adapter's files."
                 )

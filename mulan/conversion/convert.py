@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.identify import adapter_layout, is_internvl_chat, recognise
-from ..checkpoints.quantization import FORMATS, NotFinite, as_it_is, pieces, slots
-from ..checkpoints.safetensors_writer import Slot
-from ..checkpoints.tensor_files import WrongFile, open_tensors, place
+from ..checkpoints.identify import adapter_layout, identify, is_internvl_chat
+from ..checkpoints.quantization import FORMATS, NotFiniteError, cast_chunks, quantize_chunks, tensor_layout
+from ..checkpoints.safetensors_writer import TensorSpec
+from ..checkpoints.tensor_files import WrongFileError, describe_path, open_tensors
 from ..conditioning.model_files import (
     ADAPTER_SOURCE,
     ENCODER_SOURCE,
@@ -32,8 +32,8 @@ from ..internvl import internvl_c
 from . import internvl as vision
 from .output_files import (
     DEFAULT_FORMAT,
-    CannotWrite,
-    Converted,
+    CannotWriteError,
+    ConversionResult,
     Output,
     Progress,
     opened_again,
@@ -50,7 +50,7 @@ def convert(
     format: str | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Converted:
+) -> ConversionResult:
     """Writes `source` as one .safetensors, InternVL-C or -G as two (text encoder, vision side), and says what was written.
 
     `target` is a file or a folder (the current one by default). `format`, for all but adapters: one of `FORMATS`, int8 by default. The files
@@ -60,9 +60,9 @@ def convert(
     """
     source, target = Path(source), Path(target) if target is not None else Path.cwd()
     if format is not None and format not in FORMATS:
-        raise CannotWrite(f"the format is {format!r}, expected is one of {', '.join(FORMATS)}")
+        raise CannotWriteError(f"the format is {format!r}, expected is one of {', '.join(FORMATS)}")
     if not source.exists():
-        raise WrongFile(f"there is no {source.absolute()}: name a checkpoint's folder or a file")
+        raise WrongFileError(f"there is no {source.absolute()}: name a checkpoint's folder or a file")
     shapes = open_tensors(source).shapes
     try:
         if adapter_layout(shapes) is not None:
@@ -72,8 +72,8 @@ def convert(
 
             return write([chat.output(source, target, format or DEFAULT_FORMAT, overwrite)], progress)
         if not internvl_c.is_one(shapes) and not any(name.endswith("model.embed_tokens.weight") for name in shapes):
-            raise WrongFile(
-                f"{place(source)} is {recognise(shapes)}; expected is InternVL, from {ENCODER_SOURCE}, "
+            raise WrongFileError(
+                f"{describe_path(source)} is {identify(shapes)}; expected is InternVL, from {ENCODER_SOURCE}, "
                 f"or a MuLan adapter, from {ADAPTER_SOURCE}."
             )
         format = format or DEFAULT_FORMAT
@@ -81,8 +81,8 @@ def convert(
         if vision.is_one(shapes):
             outputs.append(vision.output(source, outputs[0].path, format, overwrite))
         return write(outputs, progress)
-    except NotFinite as error:
-        raise WrongFile(f"{place(source)} is damaged: {error}. Download it again.") from error
+    except NotFiniteError as error:
+        raise WrongFileError(f"{describe_path(source)} is damaged: {error}. Download it again.") from error
 
 
 def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output:
@@ -90,42 +90,42 @@ def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output
         file = open_tensors(source)
         return text_encoder_of(internvl_c.as_published(file) if internvl_c.is_one(file.shapes) else file)
 
-    opened, quantisation = open_source(), FORMATS[format]
+    opened, quantization = open_source(), FORMATS[format]
     path, config = opened.file.path, opened.config
     quantised = [name for name in opened.names if name.endswith((".comfy_quant", "scaled_fp8"))]
     if quantised:
-        raise WrongFile(
-            f"{place(path)} holds weights in 8 bits already ({quantised[0]}): convert the published checkpoint, from {ENCODER_SOURCE}."
+        raise WrongFileError(
+            f"{describe_path(path)} holds weights in 8 bits already ({quantised[0]}): convert the published checkpoint, from {ENCODER_SOURCE}."
         )
     model = opened.tokenizer()
     try:
         pieces_known = InternVLTokenizer(model).sentencepiece.get_piece_size()
     except ValueError as error:
-        raise WrongFile(f"{place(path)}: {error}") from error
+        raise WrongFileError(f"{describe_path(path)}: {error}") from error
     if pieces_known != config.vocabulary:
-        raise WrongFile(
-            f"{place(path)} embeds {config.vocabulary} tokens, but its sentencepiece model has {pieces_known} pieces: it is another "
+        raise WrongFileError(
+            f"{describe_path(path)} embeds {config.vocabulary} tokens, but its sentencepiece model has {pieces_known} pieces: it is another "
             f"model's. Take {TOKENIZER_NAME} from {ENCODER_SOURCE}."
         )
 
-    forms = {name: quantisation if quantisation and quantisation.takes(name) else None for name in opened.names}
+    forms = {name: quantization if quantization and quantization.takes(name) else None for name in opened.names}
     layout = {
         key: slot
         for name, form in forms.items()
-        for key, slot in slots(name, opened.file.shapes[opened.names[name]], form).items()
+        for key, slot in tensor_layout(name, opened.file.shapes[opened.names[name]], form).items()
     }
-    layout["spiece_model"] = Slot(torch.uint8, (len(model),))
+    layout["spiece_model"] = TensorSpec(torch.uint8, (len(model),))
     if opened.projected_width is not None:
-        layout[TEXT_PROJECTION] = Slot(torch.float16, (config.width, opened.projected_width))
+        layout[TEXT_PROJECTION] = TensorSpec(torch.float16, (config.width, opened.projected_width))
 
     def tensors():
         yield "spiece_model", torch.frombuffer(bytearray(model), dtype=torch.uint8), 0
         if opened.projected_width is not None:
-            yield from pieces(TEXT_PROJECTION, open_source().text_projection(), None)
+            yield from quantize_chunks(TEXT_PROJECTION, open_source().text_projection(), None)
         for name, again in opened_again(
             open_source, {name: math.prod(opened.file.shapes[stored]) for name, stored in opened.names.items()}
         ):
-            yield from pieces(name, again.file.read(again.names[name]), forms[name])
+            yield from quantize_chunks(name, again.file.read(again.names[name]), forms[name])
 
     sizes = {
         "vocab_size": config.vocabulary,
@@ -138,7 +138,7 @@ def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output
     metadata = {
         **source_notes("InternVL's text encoder for MuLan", path, ENCODER_SOURCE),
         "config": json.dumps(sizes),
-        "quantization": quantisation.format if quantisation else "none",
+        "quantization": quantization.format if quantization else "none",
         "license": "MIT, as InternVL's repository states it; the language model is of LLaMA's family",
     }
     title = f"InternVL's text encoder ({config.layers} layers, width {config.width}) in {format}"
@@ -149,21 +149,22 @@ def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output
 def _adapter(path: Path, target: Path, format: str | None, overwrite: bool) -> Output:
     source = open_adapter(path)
     if path.suffix.lower() == ".safetensors":
-        raise CannotWrite(
-            f"{place(path)} is a MuLan adapter in .safetensors already: put it into models/mulan as it is."
+        raise CannotWriteError(
+            f"{describe_path(path)} is a MuLan adapter in .safetensors already: put it into models/mulan as it is."
         )
     if format is not None:
-        raise CannotWrite(
-            f"{place(path)} is a MuLan adapter, and adapters keep their own numbers (8 bits would save a hundredth of what the text "
+        raise CannotWriteError(
+            f"{describe_path(path)} is a MuLan adapter, and adapters keep their own numbers (8 bits would save a hundredth of what the text "
             f"encoder takes): leave the format {format} out."
         )
 
     def tensors():
         for name, stored in source.names.items():
-            yield from as_it_is(name, source.file.read(stored))
+            yield from cast_chunks(name, source.file.read(stored))
 
     layout = {
-        name: Slot(source.file.read(stored).dtype, source.file.shapes[stored]) for name, stored in source.names.items()
+        name: TensorSpec(source.file.read(stored).dtype, source.file.shapes[stored])
+        for name, stored in source.names.items()
     }
     title = f"MuLan adapter for {source.family.title}"
     metadata = {

@@ -13,7 +13,7 @@ from ..checkpoints.quantization import FORMATS
 from ..checkpoints.tensor_files import CONFIG, TensorFile, open_tensors
 from ..internvl import internvl_keys as names
 from ..internvl.internvl_files import SOURCE, as_published, open_internvl
-from .output_files import Output, output_of, plain_forms, source_notes, target_path
+from .output_files import Output, plain_forms, plan_output, source_notes, target_path
 
 # The layers worth 8 bits. The poolings are 1 in 80 of the weights, and everything goes through them.
 _MATRICES = tuple(
@@ -32,7 +32,7 @@ def output(source: Path, text_path: Path, format: str, overwrite: bool) -> Outpu
 
     Values that are not quantised are read for their dtype, before anything is written.
     """
-    opened, quantisation = open_internvl(source), FORMATS[format]
+    opened, quantization = open_internvl(source), FORMATS[format]
     path = text_path.with_name(f"{text_path.stem.removesuffix(f'_text_{format}')}_vision_{format}.safetensors")
     target_path(source, path, "", overwrite)
     wanted = [
@@ -42,16 +42,16 @@ def output(source: Path, text_path: Path, format: str, overwrite: bool) -> Outpu
     def again() -> TensorFile:
         return as_published(open_tensors(source))
 
-    matrices = {name for name in wanted if name.endswith(_MATRICES)} if quantisation else set()
-    forms = dict.fromkeys(matrices, quantisation) | plain_forms(
+    matrices = {name for name in wanted if name.endswith(_MATRICES)} if quantization else set()
+    forms = dict.fromkeys(matrices, quantization) | plain_forms(
         again, (name for name in wanted if name not in matrices)
     )
     tower, modes = opened.model.config.tower, " and ".join(f"InternVL-{mode}" for mode in opened.modes)
     metadata = {
         **source_notes(f"The vision side of {modes}", source, SOURCE),
         CONFIG: json.dumps(opened.told),
-        "quantization": quantisation.format if quantisation else "none",
+        "quantization": quantization.format if quantization else "none",
         "license": "MIT, as InternVL's repository states it",
     }
     title = f"The vision side of {modes} ({tower.layers} layers, width {tower.width}) in {format}"
-    return output_of(path, title, "internvl", metadata, again, {name: name for name in wanted}, forms)
+    return plan_output(path, title, "internvl", metadata, again, {name: name for name in wanted}, forms)

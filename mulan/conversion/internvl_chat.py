@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.quantization import FORMATS, Quantisation, plain_dtype
-from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
+from ..checkpoints.quantization import FORMATS, Quantization, plain_dtype
+from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors
 from ..internvl_chat.chat_files import SOURCE, ChatFile, open_chat
 from ..internvl_chat.chat_keys import as_published
 from ..internvl_chat.chat_tokenizer import FILES
-from .output_files import Output, output_of, plain_forms, source_notes, stem, target_path
+from .output_files import Output, plain_forms, plan_output, source_notes, stem, target_path
 
 
 def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
@@ -23,10 +23,10 @@ def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
 
     Values that are not quantised are read for their dtype, before anything is written.
     """
-    opened, quantisation = open_chat(source), FORMATS[format]
+    opened, quantization = open_chat(source), FORMATS[format]
     if opened.is_quantised:
-        raise WrongFile(
-            f"{place(source)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}."
+        raise WrongFileError(
+            f"{describe_path(source)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}."
         )
     opened.words()
     path = target_path(source, target, f"{stem(source)}_{format}.safetensors", overwrite)
@@ -35,8 +35,8 @@ def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
     def again() -> TensorFile:
         return as_published(open_tensors(source))
 
-    matrices = _matrices(opened, quantisation) if quantisation else set()
-    forms = dict.fromkeys(matrices, quantisation) | plain_forms(
+    matrices = _matrices(opened, quantization) if quantization else set()
+    forms = dict.fromkeys(matrices, quantization) | plain_forms(
         again, (name for name in wanted if name not in matrices), _plain
     )
     files = {
@@ -49,19 +49,19 @@ def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
     metadata = {
         **source_notes(title, source, SOURCE),
         CONFIG: json.dumps(opened.told),
-        "quantization": quantisation.format if quantisation else "none",
+        "quantization": quantization.format if quantization else "none",
         "license": "as its model card states it: MIT or Apache-2.0, and its language model's",
     }
-    return output_of(path, title, "internvl_chat", metadata, again, {name: name for name in wanted}, forms, files)
+    return plan_output(path, title, "internvl_chat", metadata, again, {name: name for name in wanted}, forms, files)
 
 
-def _matrices(opened: ChatFile, quantisation: Quantisation) -> set[str]:
+def _matrices(opened: ChatFile, quantization: Quantization) -> set[str]:
     """The published names of the weights that are kept in 8 bits. A table that also writes words is as exact as others' second table."""
     tied = "language.model.embed_tokens.weight" if opened.config.language.tied else None
     return {
         name
         for ours, source in opened.sources().items()
-        if ours.startswith("language.") and ours != tied and quantisation.takes(ours.removeprefix("language."))
+        if ours.startswith("language.") and ours != tied and quantization.takes(ours.removeprefix("language."))
         for name in source.names
     }
 

@@ -12,18 +12,18 @@ from typing import TypeVar
 import torch
 
 from .. import VERSION
-from ..checkpoints.quantization import Quantisation, as_it_is, pieces, plain_dtype, slots
-from ..checkpoints.safetensors_writer import SafetensorsStream, Slot, check_room
+from ..checkpoints.quantization import Quantization, cast_chunks, plain_dtype, quantize_chunks, tensor_layout
+from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec, check_disk_space
 from ..checkpoints.tensor_files import TensorFile
 from ..conditioning.model_files import TextEncoderFile
 
 DEFAULT_FORMAT = "int8"
-Form = Quantisation | torch.dtype  # what a tensor becomes
+Form = Quantization | torch.dtype  # what a tensor becomes
 Opened = TypeVar("Opened")
 PORTION = 2**28  # weights read between two openings of the source: closing it gives the pages of the mapped file back
 
 
-class CannotWrite(ValueError):
+class CannotWriteError(ValueError):
     """The target, or the format for it, is not one that can be written."""
 
 
@@ -38,7 +38,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionResult:
     """The file written and what it is; a text encoder's `source` opens what it was made of, for `encoder_error`."""
 
     path: Path
@@ -46,31 +46,31 @@ class Converted:
     size: int
     folder: str  # below ComfyUI's models
     source: Callable[[], TextEncoderFile] | None = None
-    beside: tuple[Converted, ...] = ()  # further files that were made of the same source
+    beside: tuple[ConversionResult, ...] = ()  # further files that were made of the same source
     notes: tuple[str, ...] = ()  # what a person should know, such as what was left out
 
 
 @dataclass(frozen=True)
 class Output:
-    """A file to write: `tensors` gives (name, rows, number of the first row) for all of `slots`."""
+    """A file to write: `tensors` gives (name, rows, number of the first row) for all of `tensor_layout`."""
 
     path: Path
     title: str
     folder: str  # below ComfyUI's models
-    slots: Mapping[str, Slot]
+    tensor_layout: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
     tensors: Callable[[], Iterator[tuple[str, torch.Tensor, int]]]
     source: Callable[[], TextEncoderFile] | None = None
 
 
-def write(outputs: list[Output], progress: Callable[[Progress], None], notes: tuple[str, ...] = ()) -> Converted:
+def write(outputs: list[Output], progress: Callable[[Progress], None], notes: tuple[str, ...] = ()) -> ConversionResult:
     """Writes all of them or none; the others are told `beside` the first. Raises OSError where the disk has no room."""
-    streams = [SafetensorsStream(output.path, output.slots, output.metadata) for output in outputs]
-    tensors, size = sum(len(output.slots) for output in outputs), sum(stream.size for stream in streams)
+    streams = [SafetensorsWriter(output.path, output.tensor_layout, output.metadata) for output in outputs]
+    tensors, size = sum(len(output.tensor_layout) for output in outputs), sum(stream.size for stream in streams)
     with ExitStack() as files:  # whatever ends the writing early removes all
         for stream in streams:
             files.enter_context(stream)
-        check_room(outputs[0].path.parent, " with ".join(output.path.name for output in outputs), size)
+        check_disk_space(outputs[0].path.parent, " with ".join(output.path.name for output in outputs), size)
         for stream, output in zip(streams, outputs):
             for name, rows, first in output.tensors():
                 stream.write(name, rows, first)
@@ -80,13 +80,13 @@ def write(outputs: list[Output], progress: Callable[[Progress], None], notes: tu
                     )
                 )
     made, *beside = (
-        Converted(output.path, output.title, stream.size, output.folder, output.source)
+        ConversionResult(output.path, output.title, stream.size, output.folder, output.source)
         for stream, output in zip(streams, outputs)
     )
     return replace(made, beside=tuple(beside), notes=notes)
 
 
-def output_of(
+def plan_output(
     path: Path,
     title: str,
     folder: str,
@@ -98,10 +98,10 @@ def output_of(
 ) -> Output:
     """A file of `names` (in it -> in the source), each of the source's in its form, and of tensors that the source does not hold."""
     shapes = open_source().shapes
-    layout = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in more.items()}
+    layout = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in more.items()}
     for name, stored in names.items():
         form, shape = forms[stored], shapes[stored]
-        layout |= {name: Slot(form, shape)} if isinstance(form, torch.dtype) else slots(name, shape, form)
+        layout |= {name: TensorSpec(form, shape)} if isinstance(form, torch.dtype) else tensor_layout(name, shape, form)
 
     def tensors():
         for name, tensor in more.items():
@@ -110,7 +110,9 @@ def output_of(
             open_source, {name: math.prod(shapes[stored]) for name, stored in names.items()}
         ):
             value, form = source.read(names[name]), forms[names[name]]
-            yield from as_it_is(name, value, form) if isinstance(form, torch.dtype) else pieces(name, value, form)
+            yield from (
+                cast_chunks(name, value, form) if isinstance(form, torch.dtype) else quantize_chunks(name, value, form)
+            )
 
     return Output(path, title, folder, layout, metadata, tensors)
 
@@ -149,16 +151,16 @@ def target_path(source: Path, target: Path, name: str, overwrite: bool) -> Path:
     """The file to write: `target`, or `name` in it where it is a folder. Raises CannotWrite for one that will not do."""
     path = target / name if target.is_dir() else target
     if path.suffix.lower() != ".safetensors":
-        raise CannotWrite(f"the target is {path}: name a .safetensors file, or a folder that exists")
+        raise CannotWriteError(f"the target is {path}: name a .safetensors file, or a folder that exists")
     if not path.parent.is_dir():
-        raise CannotWrite(f"the target's folder {path.parent} does not exist: make it, or name another")
+        raise CannotWriteError(f"the target's folder {path.parent} does not exist: make it, or name another")
     inside = source.resolve() in path.resolve().parents
     if path.resolve() == source.resolve() or inside:
-        raise CannotWrite(
+        raise CannotWriteError(
             f"the target {path} is {'in the source folder' if inside else 'the source itself'}: name another, the source stays as it is"
         )
     if path.exists() and not overwrite:
-        raise CannotWrite(f"{path} exists: delete it, name another target, or say that it may be overwritten")
+        raise CannotWriteError(f"{path} exists: delete it, name another target, or say that it may be overwritten")
     return path
 
 

@@ -21,16 +21,16 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ...visionllm_nodes.model.keys import internlm2
 from ...visionllm_nodes.model.visionllm_files import SOURCE, SPIECE, TOKENIZER, VisionFile, open_visionllm, unexpected
 from ..checkpoints.identify import is_visionllm
-from ..checkpoints.quantization import FORMATS, NotFinite, Quantisation
-from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place
+from ..checkpoints.quantization import FORMATS, NotFiniteError, Quantization
+from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors
 from .output_files import (
     DEFAULT_FORMAT,
-    CannotWrite,
-    Converted,
+    CannotWriteError,
+    ConversionResult,
     Output,
     Progress,
-    output_of,
     plain_forms,
+    plan_output,
     source_notes,
     stem,
     target_path,
@@ -58,7 +58,7 @@ def convert(
     format: str | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Converted:
+) -> ConversionResult:
     """Writes `source`, a published folder or file, as one .safetensors, and its UNet as a second one beside it; says what was written.
 
     `target` is a file or a folder (the current one by default). `format`, of the language model's matrices: one of `FORMATS`, int8 by default;
@@ -69,23 +69,23 @@ def convert(
     source = Path(source)
     format = format or DEFAULT_FORMAT
     if format not in FORMATS:
-        raise CannotWrite(f"the format is {format!r}, expected is one of {', '.join(FORMATS)}")
+        raise CannotWriteError(f"the format is {format!r}, expected is one of {', '.join(FORMATS)}")
     if not source.exists():
-        raise WrongFile(f"there is no {source.absolute()}: name a checkpoint's folder or a file")
+        raise WrongFileError(f"there is no {source.absolute()}: name a checkpoint's folder or a file")
     opened = open_visionllm(source)
     try:
         outputs, notes = _plan(opened, Path(target) if target is not None else Path.cwd(), format, overwrite)
         return write(outputs, progress, notes)
-    except NotFinite as error:
-        raise WrongFile(f"{place(source)} is damaged: {error}. Download it again.") from error
+    except NotFiniteError as error:
+        raise WrongFileError(f"{describe_path(source)} is damaged: {error}. Download it again.") from error
 
 
 def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tuple[list[Output], tuple[str, ...]]:
     """The files to write, and what to say of them."""
-    file, quantisation = opened.file, FORMATS[format]
+    file, quantization = opened.file, FORMATS[format]
     if opened.is_quantised:
-        raise WrongFile(
-            f"{place(file.path)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}."
+        raise WrongFileError(
+            f"{describe_path(file.path)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}."
         )
     tokenizer = torch.frombuffer(bytearray(opened.tokenizer().model), dtype=torch.uint8)
     path = target_path(file.path, target, f"{stem(file.path)}_{format}.safetensors", overwrite)
@@ -96,25 +96,25 @@ def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tup
 
     used = {name for source in opened.sources().values() for name in source.names}
     names = {name: name for name in file.shapes if name in used}  # in the file's order
-    matrices = _quantised(opened, quantisation) if quantisation else set()
+    matrices = _quantised(opened, quantization) if quantization else set()
 
     def again() -> TensorFile:
         return open_tensors(file.path)
 
-    forms = dict.fromkeys(matrices, quantisation) | plain_forms(again, [*(names.keys() - matrices), *unet.values()])
+    forms = dict.fromkeys(matrices, quantization) | plain_forms(again, [*(names.keys() - matrices), *unet.values()])
     language = opened.parts["language"]
     sizes = f"{language.config.layers} layers, width {language.config.width}"
     makes = "an InternLM2" if language.names is internlm2 else "of LLaMA's family"
     told = {**opened.told, TOKENIZER: opened.tokenizer_told()}
     outputs = [
-        output_of(
+        plan_output(
             path,
             f"VisionLLM v2 (language model of {sizes}) in {format}",
             "visionllm",
             {
                 **source_notes("VisionLLM v2", file.path, SOURCE),
                 CONFIG: json.dumps(told),
-                "quantization": quantisation.format if quantisation else "none",
+                "quantization": quantization.format if quantization else "none",
                 "license": f"Apache-2.0, as VisionLLM's repository states it for its code; the language model is {makes}",
             },
             again,
@@ -127,16 +127,16 @@ def _plan(opened: VisionFile, target: Path, format: str, overwrite: bool) -> tup
         title = "InstructPix2Pix UNet that VisionLLM v2 trained"
         licence = "none stated; it was trained from Stable Diffusion 1.5's"
         metadata = {**source_notes(title, file.path, SOURCE), "license": licence}
-        outputs.append(output_of(unet_path, title, "diffusion_models", metadata, again, unet, forms))
+        outputs.append(plan_output(unet_path, title, "diffusion_models", metadata, again, unet, forms))
     return outputs, _notes(opened, forms, {*names, *unet.values()})
 
 
-def _quantised(opened: VisionFile, quantisation: Quantisation) -> set[str]:
+def _quantised(opened: VisionFile, quantization: Quantization) -> set[str]:
     """The published names of the language model's weights that are kept in 8 bits; its own names are LLaMA's, whatever make it is of."""
     return {
         name
         for ours, source in opened.parts["language"].sources().items()
-        if quantisation.takes(f"model.{ours}")
+        if quantization.takes(f"model.{ours}")
         for name in source.names
     }
 
@@ -158,15 +158,15 @@ def _host_unet(file: TensorFile) -> dict[str, str]:
     }
     config = comfy.model_detection.model_config_from_unet(given, "") if "input_blocks.0.0.weight" in given else None
     if not isinstance(config, comfy.supported_models.SD15_instructpix2pix):
-        raise WrongFile(
-            f"{place(file.path)}: the UNet {EDITING_UNET}* is not InstructPix2Pix's of Stable Diffusion 1.5. It comes from {SOURCE}."
+        raise WrongFileError(
+            f"{describe_path(file.path)}: the UNet {EDITING_UNET}* is not InstructPix2Pix's of Stable Diffusion 1.5. It comes from {SOURCE}."
         )
     wanted = UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init).state_dict()
     found, expected = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (given, wanted))
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong:
-        raise WrongFile(
-            f"{place(file.path)}: its UNet {EDITING_UNET}* is incomplete or damaged: {len(wrong)} tensors are missing, unknown or of "
+        raise WrongFileError(
+            f"{describe_path(file.path)}: its UNet {EDITING_UNET}* is incomplete or damaged: {len(wrong)} tensors are missing, unknown or of "
             f"another shape, the first is {wrong[0]} in ComfyUI's names. Download it again."
         )
     return names
@@ -175,8 +175,8 @@ def _host_unet(file: TensorFile) -> dict[str, str]:
 def _diffusers_names(names: Mapping) -> dict[str, str]:
     """diffusers' names of a UNet's tensors -> the host's, by the UNet's blocks as the names tell them."""
 
-    def count(place: str) -> int:
-        return comfy.model_detection.count_blocks(names, f"{place}.{{}}.")
+    def count(describe_path: str) -> int:
+        return comfy.model_detection.count_blocks(names, f"{describe_path}.{{}}.")
 
     def depths(side: str, blocks: list[int]) -> list[int]:
         return [
@@ -197,7 +197,7 @@ def _diffusers_names(names: Mapping) -> dict[str, str]:
     )
 
 
-def _notes(opened: VisionFile, forms: Mapping[str, Quantisation | torch.dtype], kept: set[str]) -> tuple[str, ...]:
+def _notes(opened: VisionFile, forms: Mapping[str, Quantization | torch.dtype], kept: set[str]) -> tuple[str, ...]:
     shapes = opened.file.shapes
     stock = [name for name in shapes if name.startswith(STOCK)]
     stray = [name for name in unexpected(opened) if name not in kept]

@@ -19,11 +19,11 @@ _SIXTEEN_BITS = (
 )  # Pillow's modes of PNGs and TIFFs with 16 bits a pixel, which it would cut off at 255
 
 
-class UnreadablePicture(ValueError):
+class UnreadableImageError(ValueError):
     """The message says why, without the file's name."""
 
 
-def picture_files(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """The pictures in a folder, not in those below it, in the order people count: 2.png before 10.png. Raises ValueError where there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
@@ -39,7 +39,7 @@ def picture_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (_counted(path.name), path.name))
 
 
-def read_picture(path: Path) -> torch.Tensor:
+def read_image(path: Path) -> torch.Tensor:
     """[H, W, 3] float32 0..1: upright as the camera held it, the first frame of an animation, without transparency, as Load Image gives it.
 
     Raises UnreadablePicture.
@@ -52,7 +52,7 @@ def read_picture(path: Path) -> torch.Tensor:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-        raise UnreadablePicture(_reason(path, error)) from error
+        raise UnreadableImageError(_reason(path, error)) from error
     pixels = torch.from_numpy(pixels / (65535 if sixteen_bits else 255))
     return pixels[..., None].expand(-1, -1, 3) if sixteen_bits else pixels
 

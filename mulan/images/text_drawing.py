@@ -30,7 +30,7 @@ class _Run:
     own: bool  # Pillow's own font
 
 
-class Lettering:
+class TextRenderer:
     """Draws lines of text. `sample` is a text of the language to come: Chinese, Japanese and Korean draw some characters differently."""
 
     def __init__(self, fonts: Fonts | None = None, sample: str = ""):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.safetensors_writer import SafetensorsStream, Slot
-from ..checkpoints.tensor_files import WrongFile, open_tensors
+from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
+from ..checkpoints.tensor_files import WrongFileError, open_tensors
 
 MARK, LAYOUT = "internvl_embeddings", "1"  # the metadata key that says what the file is, and its layout
 VECTORS = "vectors"
@@ -39,7 +39,7 @@ class StoredVectors:
         try:
             if path.is_file():
                 self._read()
-        except (WrongFile, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (WrongFileError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             logging.warning("InternVL: the kept embeddings %s cannot be used and are made anew: %s", path, error)
             self._vectors, self._keys = {}, {}
 
@@ -86,7 +86,9 @@ class StoredVectors:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with SafetensorsStream(self.path, {VECTORS: Slot(vectors.dtype, tuple(vectors.shape))}, told) as stream:
+            with SafetensorsWriter(
+                self.path, {VECTORS: TensorSpec(vectors.dtype, tuple(vectors.shape))}, told
+            ) as stream:
                 stream.write(VECTORS, vectors)
         except OSError as error:
             logging.warning("InternVL: the embeddings could not be kept in %s: %s", self.path, error)

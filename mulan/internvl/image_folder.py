@@ -11,7 +11,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ..images.image_files import UnreadablePicture, picture_files, read_picture
+from ..images.image_files import UnreadableImageError, list_images, read_image
 from .embedding_cache import StoredVectors, stored_path
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def embed_folder(loaded: LoadedInternVL, folder: Path, framing: str, kept_in: Pa
 
     Shows progress. Raises ValueError where the folder has no picture, or none that can be read.
     """
-    files = picture_files(folder)
+    files = list_images(folder)
     owner = f"{loaded.identity} {framing}"
     stored = StoredVectors(stored_path(kept_in, folder, loaded.mode, framing, owner), owner)
     keys: dict[Path, str] = {}
@@ -105,8 +105,8 @@ class _Pictures(Sequence):
         comfy.model_management.throw_exception_if_processing_interrupted()
         file = self.files[place]
         try:
-            return read_picture(file)
-        except UnreadablePicture as error:
+            return read_image(file)
+        except UnreadableImageError as error:
             self.reasons[file] = str(error)
             return torch.zeros(1, 1, 3)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isqrt
 
-from ..checkpoints.weight_source import Source
+from ..checkpoints.weight_source import WeightSource
 from .intern_vit import InternViTConfig
 
 HEAD = 128  # channels, where the number of heads is not told
@@ -45,7 +45,7 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Inter
     )
 
 
-def sources(config: InternViTConfig) -> dict[str, Source]:
+def sources(config: InternViTConfig) -> dict[str, WeightSource]:
     names = {
         "class_token": "embeddings.class_embedding",
         "positions": "embeddings.position_embedding",
@@ -65,7 +65,7 @@ def sources(config: InternViTConfig) -> dict[str, Source]:
             for ours, published in LAYER.items()
             if not lacks.get(ours)
         }
-    return {ours: Source((published,)) for ours, published in names.items()}
+    return {ours: WeightSource((published,)) for ours, published in names.items()}
 
 
 def unused(name: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..checkpoints.tensor_files import TensorFile, WrongFile, place
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path
 from ..conditioning.model_files import ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME
 
 VISION = "vision_model."
@@ -48,8 +48,8 @@ def as_published(file: TensorFile) -> TensorFile:
         (at for at in (folder / TOKENIZER_NAME, folder / TOKENIZER_FOLDER / TOKENIZER_NAME) if at.is_file()), None
     )
     if tokenizer is None:
-        raise WrongFile(
-            f"{place(file.path)} is InternVL-C, but its sentencepiece model is not beside it: put {TOKENIZER_NAME} from {ENCODER_SOURCE} "
+        raise WrongFileError(
+            f"{describe_path(file.path)} is InternVL-C, but its sentencepiece model is not beside it: put {TOKENIZER_NAME} from {ENCODER_SOURCE} "
             f"into {folder}."
         )
     stored = {

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.identify import recognise
-from ..checkpoints.tensor_files import TensorFile, WrongFile, open_tensors, place, told_of
-from ..checkpoints.weight_source import MARK, Source, with_scales
+from ..checkpoints.identify import identify
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors, read_config
+from ..checkpoints.weight_source import MARK, WeightSource, with_scales
 from ..conditioning.model_files import ENCODER_SOURCE as SOURCE
 from ..conditioning.model_files import TextEncoderFile, text_encoder_of
 from . import internvl_c
@@ -31,7 +31,7 @@ class Part:
     """A part of a checkpoint: `sources` tells the published tensors of each of its own."""
 
     config: ContrastiveConfig | ReaderConfig
-    sources: Mapping[str, Source]
+    sources: Mapping[str, WeightSource]
 
     def build(self, *, operations, dtype=None, device=None) -> nn.Module:
         """The part without values."""
@@ -62,8 +62,8 @@ class ContrastiveFile:
         if mode not in MODES:
             raise ValueError(f"the mode is {mode!r}, expected is one of {', '.join(MODES)}")
         if mode not in self.modes:
-            raise WrongFile(
-                f"{place(self.file.path)} holds InternVL-C alone, without the {names.QUERIES} and cross attention of InternVL-G: "
+            raise WrongFileError(
+                f"{describe_path(self.file.path)} holds InternVL-C alone, without the {names.QUERIES} and cross attention of InternVL-G: "
                 f"take mode C, or the checkpoint {SOURCE}."
             )
         return (self.model, self.reader) if mode == "G" else (self.model,)
@@ -76,8 +76,8 @@ class ContrastiveFile:
     def text_encoder(self) -> TextEncoderFile:
         """The LLaMA inside the checkpoint. Raises WrongFile where it has none, or none that serves."""
         if self.open_text is None:
-            raise WrongFile(
-                f"{place(self.file.path)} holds InternVL's vision side alone: choose its text encoder too, the file in "
+            raise WrongFileError(
+                f"{describe_path(self.file.path)} holds InternVL's vision side alone: choose its text encoder too, the file in "
                 f"models/text_encoders that was converted with it."
             )
         return self.open_text()
@@ -92,10 +92,10 @@ def internvl_of(file: TensorFile) -> ContrastiveFile:
     """`open_internvl` of tensors that are open already."""
     path, original, file = file.path, file, as_published(file)
     if f"{names.VISION}embeddings.class_embedding" not in file.shapes or "text_projection" not in file.shapes:
-        raise WrongFile(
-            f"{place(path)} is {recognise(original.shapes)}; expected is InternVL-C or -G, from {SOURCE}, in models/internvl."
+        raise WrongFileError(
+            f"{describe_path(path)} is {identify(original.shapes)}; expected is InternVL-C or -G, from {SOURCE}, in models/internvl."
         )
-    told = told_of(file)
+    told = read_config(file)
     try:
         config = names.model_configuration(file.shapes, told)
         model = Part(config, names.model_sources(config))
@@ -104,9 +104,11 @@ def internvl_of(file: TensorFile) -> ContrastiveFile:
             config = names.reader_configuration(file.shapes, told)
             reader = Part(config, names.reader_sources(config))
     except KeyError as error:
-        raise WrongFile(f"{place(path)} is incomplete: it has no tensor {error.args[0]}. Download it again.") from error
+        raise WrongFileError(
+            f"{describe_path(path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
+        ) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise WrongFile(f"{place(path)} cannot be used: {error}. Download it again.") from error
+        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Download it again.") from error
     text = None
     if file is not original:
 
@@ -147,13 +149,13 @@ def _check(opened: ContrastiveFile) -> None:
             {name for source in with_scales(part.sources, shapes).values() for name in source.names} - shapes.keys()
         )
         if missing:
-            raise WrongFile(
-                f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+            raise WrongFileError(
+                f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
             )
         for ours, tensor in part.build(operations=nn, device="meta").state_dict().items():
             (published,) = part.sources[ours].names
             if shapes[published] != tuple(tensor.shape):
-                raise WrongFile(
-                    f"{place(path)}: {published} has the shape {list(shapes[published])}, expected is {list(tensor.shape)}. "
+                raise WrongFileError(
+                    f"{describe_path(path)}: {published} has the shape {list(shapes[published])}, expected is {list(tensor.shape)}. "
                     f"It is damaged, or another checkpoint's."
                 )

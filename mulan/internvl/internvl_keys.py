@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoints.weight_source import Source
-from . import intern_vit_keys as published_vit
+from ..checkpoints.weight_source import WeightSource
+from . import intern_vit_keys
 from .contrastive import ContrastiveConfig, ReaderConfig
 
 VISION = "vision_model."
@@ -41,7 +41,7 @@ def model_configuration(shapes: Shapes, told: Mapping[str, Any]) -> ContrastiveC
     Raises KeyError where a tensor is missing, ValueError for a number of heads that cannot be.
     """
     named = {name.removeprefix(VISION): shape for name, shape in shapes.items() if name.startswith(VISION)}
-    tower = published_vit.configuration(named, told.get("vision_config") or {})
+    tower = intern_vit_keys.configuration(named, told.get("vision_config") or {})
     _check_heads("vision_config.num_attention_heads", tower.heads, tower.width)
     text_width, embedding = shapes["text_projection"]
     return ContrastiveConfig(tower, text_width, embedding, _pool_heads(told, tower.width))
@@ -74,24 +74,24 @@ def reader_configuration(shapes: Shapes, told: Mapping[str, Any]) -> ReaderConfi
     )
 
 
-def model_sources(config: ContrastiveConfig) -> dict[str, Source]:
+def model_sources(config: ContrastiveConfig) -> dict[str, WeightSource]:
     names = {
         "text_projection": "text_projection",
         "logit_scale": "logit_scale",
         **_under("pool.", "clip_projector.", POOL),
     }
-    tower = {f"tower.{ours}": source.under(VISION) for ours, source in published_vit.sources(config.tower).items()}
-    return tower | {ours: Source((published,)) for ours, published in names.items()}
+    tower = {f"tower.{ours}": source.under(VISION) for ours, source in intern_vit_keys.sources(config.tower).items()}
+    return tower | {ours: WeightSource((published,)) for ours, published in names.items()}
 
 
-def reader_sources(config: ReaderConfig) -> dict[str, Source]:
+def reader_sources(config: ReaderConfig) -> dict[str, WeightSource]:
     names = {"queries": QUERIES, **_under("pool.", "clip_projector2.", POOL)}
     for layer in config.layers:
         names |= {
             f"layers.{layer}.{ours}.weight": f"{CROSS}{layer}.cross_attn.{published}.weight"
             for ours, published in CROSS_ATTENTION.items()
         }
-    return {ours: Source((published,)) for ours, published in names.items()}
+    return {ours: WeightSource((published,)) for ours, published in names.items()}
 
 
 def unused(name: str) -> bool:

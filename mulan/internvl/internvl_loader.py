@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
-from ..checkpoints.tensor_files import WrongFile, place
+from ..checkpoints.tensor_files import WrongFileError, describe_path
 from ..conditioning.clip import load_text_encoder
 from ..conditioning.model_files import TextConfig, open_text_encoder
 from ..conditioning.text_encoder import MulanTextEncoder
@@ -42,7 +42,7 @@ def load_internvl(
     model, *readers = file.parts(mode)
     if clip is None:
         text_file = open_text_encoder(Path(text_encoder)) if text_encoder is not None else file.text_encoder()
-        check_pair(file, text_file.config, place(text_file.file.path))
+        check_pair(file, text_file.config, describe_path(text_file.file.path))
         clip = load_text_encoder(text_file, device)
     else:
         _check_clip(file, clip)
@@ -50,7 +50,7 @@ def load_internvl(
     if stray:
         logging.warning(
             "InternVL: %s holds %d tensors that are not used, the first is %s",
-            place(file.file.path),
+            describe_path(file.file.path),
             len(stray),
             stray[0],
         )
@@ -89,8 +89,8 @@ def check_pair(file: ContrastiveFile, text: TextConfig, of: str) -> None:
     """Raises WrongFile where the checkpoint was not trained with a LLaMA of this size."""
     wanted, last = file.model.config.text_width, max(file.reader.config.layers, default=0) if file.reader else 0
     if (text.width, text.layers > last) != (wanted, True):
-        raise WrongFile(
-            f"{place(file.file.path)} was trained with a text encoder whose states are {wanted} wide, of more than {last} layers; "
+        raise WrongFileError(
+            f"{describe_path(file.file.path)} was trained with a text encoder whose states are {wanted} wide, of more than {last} layers; "
             f"those of {of} are {text.width} wide, of {text.layers} layers: take the one that belongs to it."
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw
 
-from ..images.text_drawing import Colour, Lettering
+from ..images.text_drawing import Colour, TextRenderer
 
 MOST = 256  # rows and columns drawn
 MARGIN, GAP = 24, 8
@@ -19,13 +19,13 @@ LOW, HIGH = (240, 244, 251), (24, 74, 158)
 TEXT, SMALL = 16, 13
 
 
-def draw(scores: torch.Tensor, rows: Sequence[str], columns: Sequence[str], lettering: Lettering) -> Image.Image:
+def draw(scores: torch.Tensor, rows: Sequence[str], columns: Sequence[str], lettering: TextRenderer) -> Image.Image:
     """Scores [N, M] with names for rows and columns -> an RGB picture. Colours run from the lowest to the highest score drawn."""
     return _Page(scores[:MOST, :MOST], rows, columns, lettering).draw()
 
 
 class _Page:
-    def __init__(self, scores: torch.Tensor, rows: Sequence[str], columns: Sequence[str], lettering: Lettering):
+    def __init__(self, scores: torch.Tensor, rows: Sequence[str], columns: Sequence[str], lettering: TextRenderer):
         self.scores, self.letters = scores, lettering
         self.left_out = [len(names) - drawn for names, drawn in zip((rows, columns), scores.shape)]
         self.field = max(SMALLEST_FIELD, min(LARGEST_FIELD, ROOM // max(scores.shape)))

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.identify import is_internvl_chat, recognise
-from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place, told_of
-from ..checkpoints.weight_source import MARK, Source, with_scales
+from ..checkpoints.identify import identify, is_internvl_chat
+from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors, read_config
+from ..checkpoints.weight_source import MARK, WeightSource, with_scales
 from . import chat_keys as published
 from .chat_model import ChatConfig, InternVLChat
 from .chat_tokenizer import FILES, Words, read_words
@@ -41,7 +41,7 @@ class ChatFile:
             self.config, operations=operations, language_operations=language_operations, dtype=dtype, device=device
         )
 
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, WeightSource]:
         """Our names -> the published tensors, the scales of 8-bit weights included."""
         return with_scales(published.sources(self.config, self.file.shapes), self.file.shapes)
 
@@ -63,10 +63,12 @@ class ChatFile:
         try:
             words = read_words(self.tokenizer_file)
         except ValueError as error:
-            raise WrongFile(f"{place(self.file.path)} has no tokenizer that serves: {error}. {advice}") from error
+            raise WrongFileError(
+                f"{describe_path(self.file.path)} has no tokenizer that serves: {error}. {advice}"
+            ) from error
         if words.size > self.config.language.vocabulary:
-            raise WrongFile(
-                f"{place(self.file.path)}: its tokenizer knows {words.size} tokens, and its language model embeds "
+            raise WrongFileError(
+                f"{describe_path(self.file.path)}: its tokenizer knows {words.size} tokens, and its language model embeds "
                 f"{self.config.language.vocabulary}: it is another model's. {advice}"
             )
         return words
@@ -81,22 +83,24 @@ def read_chat(file: TensorFile) -> ChatFile:
     """`open_chat` of tensors that are open already."""
     path, file = file.path, published.as_published(file)
     if not is_internvl_chat(file.shapes):
-        raise WrongFile(
-            f"{place(path)} is {recognise(file.shapes)}; expected is an InternVL that talks, from {SOURCE}, in models/internvl_chat."
+        raise WrongFileError(
+            f"{describe_path(path)} is {identify(file.shapes)}; expected is an InternVL that talks, from {SOURCE}, in models/internvl_chat."
         )
-    told = told_of(file)
+    told = read_config(file)
     if not told:
-        raise WrongFile(
-            f"{place(path)} has no config.json, which tells what its tensors do not. Keep that of {SOURCE} with the weights."
+        raise WrongFileError(
+            f"{describe_path(path)} has no config.json, which tells what its tensors do not. Keep that of {SOURCE} with the weights."
         )
     try:
         opened = ChatFile(file, told, published.configuration(file.shapes, told))
     except KeyError as error:
-        raise WrongFile(
-            f"{place(path)} is incomplete: there is no {error.args[0]} in it or its config.json. Download it again."
+        raise WrongFileError(
+            f"{describe_path(path)} is incomplete: there is no {error.args[0]} in it or its config.json. Download it again."
         ) from error
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        raise WrongFile(f"{place(path)} cannot be used: {error}. Expected is one from {SOURCE}.") from error
+        raise WrongFileError(
+            f"{describe_path(path)} cannot be used: {error}. Expected is one from {SOURCE}."
+        ) from error
     _check(opened)
     return opened
 
@@ -114,8 +118,8 @@ def _check(opened: ChatFile) -> None:
     shapes, path, sources = opened.file.shapes, opened.file.path, opened.sources()
     missing = sorted({name for source in sources.values() for name in source.names} - shapes.keys())
     if missing:
-        raise WrongFile(
-            f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+        raise WrongFileError(
+            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
         )
     for ours, tensor in opened.build(operations=nn, device="meta").state_dict().items():
         names = sources[ours].names
@@ -124,7 +128,7 @@ def _check(opened: ChatFile) -> None:
         except (RuntimeError, ValueError):  # rows that cannot be shared out among the heads
             given = None
         if given != tuple(tensor.shape):
-            raise WrongFile(
-                f"{place(path)}: {', '.join(names)} ({list(shapes[names[0]])}) cannot be {ours} of {list(tensor.shape)}: the file is "
+            raise WrongFileError(
+                f"{describe_path(path)}: {', '.join(names)} ({list(shapes[names[0]])}) cannot be {ours} of {list(tensor.shape)}: the file is "
                 f"damaged, or its config.json is another checkpoint's."
             )

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..checkpoints import internlm2
 from ..checkpoints.tensor_files import TensorFile
-from ..checkpoints.weight_source import Source
-from ..internvl import intern_vit_keys as published_vit
+from ..checkpoints.weight_source import WeightSource
+from ..internvl import intern_vit_keys
 from .chat_language_model import LanguageConfig
 from .chat_model import ChatConfig
 
@@ -77,7 +77,7 @@ def as_published(file: TensorFile) -> TensorFile:
         else (sum(file.shapes[part][0] for part in parts), *file.shapes[parts[0]][1:])
         for name, parts in stored.items()
     }
-    return TensorFile(file.path, shapes, lambda name: Source(tuple(stored[name])).read(file.read), file.metadata)
+    return TensorFile(file.path, shapes, lambda name: WeightSource(tuple(stored[name])).read(file.read), file.metadata)
 
 
 def configuration(shapes: Shapes, told: Mapping[str, Any]) -> ChatConfig:
@@ -87,16 +87,16 @@ def configuration(shapes: Shapes, told: Mapping[str, Any]) -> ChatConfig:
             f"its template of talks is {told['template']!r}, known is {TEMPLATE!r} (InternVL 2.5, 3 and 3.5)"
         )
     tower = {name.removeprefix(VISION): shape for name, shape in shapes.items() if name.startswith(VISION)}
-    vision = published_vit.configuration(tower, {"num_attention_heads": VISION_HEADS, **told["vision_config"]})
+    vision = intern_vit_keys.configuration(tower, {"num_attention_heads": VISION_HEADS, **told["vision_config"]})
     merged = isqrt(shapes[f"{PROJECTOR}0.weight"][0] // vision.width)
     return ChatConfig(vision, _language(shapes, told.get("llm_config") or told["text_config"]), merged)
 
 
-def sources(config: ChatConfig, shapes: Shapes) -> dict[str, Source]:
+def sources(config: ChatConfig, shapes: Shapes) -> dict[str, WeightSource]:
     """Our names -> the published ones."""
-    found = {f"vision.{ours}": source.under(VISION) for ours, source in published_vit.sources(config.vision).items()}
+    found = {f"vision.{ours}": source.under(VISION) for ours, source in intern_vit_keys.sources(config.vision).items()}
     found |= {
-        f"projector.{ours}.{kind}": Source((f"{PROJECTOR}{theirs}.{kind}",))
+        f"projector.{ours}.{kind}": WeightSource((f"{PROJECTOR}{theirs}.{kind}",))
         for ours, theirs in _PROJECTOR.items()
         for kind in ("weight", "bias")
     }
@@ -147,7 +147,7 @@ def _language(shapes: Shapes, told: Mapping[str, Any]) -> LanguageConfig:
     )
 
 
-def _language_sources(config: LanguageConfig, shapes: Shapes) -> dict[str, Source]:
+def _language_sources(config: LanguageConfig, shapes: Shapes) -> dict[str, WeightSource]:
     if f"{FIRST}attention.wqkv.weight" in shapes:
         return internlm2.sources(config.layers, config.key_value_heads, config.head)
     linear = (
@@ -168,8 +168,8 @@ def _language_sources(config: LanguageConfig, shapes: Shapes) -> dict[str, Sourc
         "norm.weight",
         *(f"layers.{layer}.{part}" for layer in range(config.layers) for part in in_layer),
     ]
-    return {name: Source((f"model.{name}",)) for name in ours} | (
-        {} if config.tied else {"lm_head.weight": Source(("lm_head.weight",))}
+    return {name: WeightSource((f"model.{name}",)) for name in ours} | (
+        {} if config.tied else {"lm_head.weight": WeightSource(("lm_head.weight",))}
     )
 
 

@@ -11,7 +11,7 @@ import comfy.utils
 import torch
 from comfy.supported_models_base import ClipTarget
 
-from ..checkpoints.tensor_files import place
+from ..checkpoints.tensor_files import describe_path
 from .chat_clip import InternVLChatEncoder
 from .chat_files import open_chat, unexpected
 from .chat_prompts import ChatPrompts
@@ -33,7 +33,7 @@ def load_chat(
     if stray:
         logging.warning(
             "InternVL: %s holds %d tensors that are not used, the first is %s",
-            place(file.file.path),
+            describe_path(file.file.path),
             len(stray),
             stray[0],
         )

@@ -119,11 +119,7 @@ def _load_folder(path: Path):
         plain = (path / name / f"{WEIGHTS_NAME}.safetensors").is_file() or any((path / name).glob("*.index.json"))
         try:
             parts[name] = part.from_pretrained(
-                path,
-                subfolder=name,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=None if plain else "fp16",
+                path, subfolder=name, use_safetensors=True, local_files_only=True, variant=None if plain else "fp16"
             )
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be loaded as a diffusers folder: {name}: {_first_line(error)}") from error

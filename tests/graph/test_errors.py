@@ -301,10 +301,7 @@ def test_an_adapter_of_another_family_than_the_model(name, server, base):
 
 @pytest.mark.parametrize(
     "text_encoder, adapter, family",
-    [
-        (TINY, "random_sdxl_embed_attnpool.safetensors", "SDXL"),
-        (WIDE, "pixart.pth", "PixArt"),
-    ],
+    [(TINY, "random_sdxl_embed_attnpool.safetensors", "SDXL"), (WIDE, "pixart.pth", "PixArt")],
 )
 def test_an_adapter_that_changes_the_model_without_one(text_encoder, adapter, family, server, base):
     graph = graphs.change(base, "MuLan Loader", text_encoder=text_encoder, adapter=adapter)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mulan_nodes.tools import evaluate_mulan as measure
-from mulan_nodes.tools import graphs
+from mulan_nodes.tools import evaluate_mulan, graphs
 from mulan_nodes.tools.evaluation import MULAN, OWN_CLIP, TinyWorldReader, summarise, tiny_world_cases, tiny_world_draws
 from mulan_nodes.tools.tinyworld.captions import LANGUAGES, TRAINED
 
@@ -21,7 +20,7 @@ def right(server) -> dict[tuple[str, str], float]:
         (OWN_CLIP, language) for language in ("en", "zh", "ru", "de", "ar")
     ]
     cases = [case for row, language in lines for case in tiny_world_cases(row, language, draws)]
-    results = list(measure.draw_all(server, cases, TinyWorldReader(), graphs.load(measure.GRAPH)))
+    results = list(evaluate_mulan.draw_all(server, cases, TinyWorldReader(), graphs.load(evaluate_mulan.GRAPH)))
     rows = summarise([result.case for result in results], [result.scores for result in results])
     return {(row.row, row.language): row.scores["right"] for row in rows}
 

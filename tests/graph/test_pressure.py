@@ -107,20 +107,14 @@ SUBJECTS = {
         node("MuLanLoader", text_encoder="large.safetensors", adapter="large.safetensors", prompt_style="default"),
         1,
         "clip",
-        (
-            node("CLIPTextEncode", text="a big (red:1.2) star"),
-            node("CLIPTextEncode", text=""),
-        ),
+        (node("CLIPTextEncode", text="a big (red:1.2) star"), node("CLIPTextEncode", text="")),
         ("MulanTextEncoder",),
     ),
     "INTERNVL": Subject(
         node("InternVLLoader", checkpoint="Pressed", text_encoder="in the checkpoint", mode="G"),
         0,
         "internvl",
-        (
-            node("InternVLEmbed", image=["20", 0]),
-            node("InternVLEmbed", texts="a star\n蓝色的圆"),
-        ),
+        (node("InternVLEmbed", image=["20", 0]), node("InternVLEmbed", texts="a star\n蓝色的圆")),
         ("ContrastiveModel", "QueryReader", "MulanTextEncoder"),
         PICTURE,
     ),

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mulan_nodes.tools import evaluate_mulan as measure
-from mulan_nodes.tools import graphs
+from mulan_nodes.tools import evaluate_mulan, graphs
 from mulan_nodes.tools.comfy_server import decode
 from mulan_nodes.tools.evaluation import MULAN, Case, tiny_world_cases, tiny_world_draws
 from mulan_nodes.tools.graphs import add, differ
@@ -26,12 +25,12 @@ LOADED = ["20", 0]  # the MODEL behind a LoRA
 
 @pytest.fixture(scope="module")
 def base() -> dict:
-    return graphs.load(measure.GRAPH)
+    return graphs.load(evaluate_mulan.GRAPH)
 
 
 def drawn(server, wired: list[dict]) -> list[np.ndarray]:
     """The picture of each graph; the cases' prompts and seeds go into them in their order."""
-    tickets = [server.post(measure.graph_of(case, graph)) for case, graph in zip(CASES, wired, strict=True)]
+    tickets = [server.post(evaluate_mulan.graph_of(case, graph)) for case, graph in zip(CASES, wired, strict=True)]
     return [decode(data) for ticket in tickets for files in server.wait(ticket).files.values() for data in files]
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, WrongFile
+from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, WrongFileError
 from mulan_nodes.mulan.conversion import visionllm as convert
-from mulan_nodes.mulan.conversion.output_files import output_of
+from mulan_nodes.mulan.conversion.output_files import plan_output
 from mulan_nodes.visionllm_nodes.model.internimage import InternImageConfig
 from mulan_nodes.visionllm_nodes.model.swin import SwinConfig
 from mulan_nodes.visionllm_nodes.model.visionllm_files import read_visionllm, unexpected
@@ -71,7 +71,7 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
     packed = convert._quantised(published, form)
     used = {name for source in published.sources().values() for name in source.names}
     forms = {name: form if name in packed else torch.float16 for name in used}
-    slots = output_of(tmp_path, "", "", {}, lambda: published.file, {name: name for name in used}, forms).slots
+    slots = plan_output(tmp_path, "", "", {}, lambda: published.file, {name: name for name in used}, forms).slots
     shapes = {name: slot.shape for name, slot in slots.items()}
     converted = read_visionllm(
         TensorFile(
@@ -115,7 +115,7 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
 def test_a_missing_tensor_is_named(lost, words, opened_manifest, tmp_path):
     file = opened_manifest("visionllmv2_7b_swin_t").file
     shapes = {name: shape for name, shape in file.shapes.items() if name != lost}
-    with pytest.raises(WrongFile, match=words):
+    with pytest.raises(WrongFileError, match=words):
         read_visionllm(TensorFile(tmp_path, shapes, file.read, {}))
 
 
@@ -123,7 +123,7 @@ def test_another_shape_is_named(opened_manifest, tmp_path):
     file = opened_manifest("visionllmv2_7b_swin_t").file
     shapes = {**file.shapes, "region_encoder.up_dim.bias": (4095,)}
     with pytest.raises(
-        WrongFile,
+        WrongFileError,
         match=r"region_encoder.up_dim.bias give the shape \(4095,\), and region_encoder.out.bias is \(4096,\)",
     ):
         read_visionllm(TensorFile(tmp_path, shapes, file.read, {}))

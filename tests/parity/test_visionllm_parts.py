@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mulan_nodes.mulan.internvl import intern_vit_keys as published_vit
+from mulan_nodes.mulan.internvl import intern_vit_keys
 from mulan_nodes.mulan.internvl.intern_vit import InternViT
 from mulan_nodes.visionllm_nodes.model.bridge import Bridge, pixel_shuffle
 from mulan_nodes.visionllm_nodes.model.keys import bridge, internlm2, mappers, region_encoder
@@ -133,7 +133,7 @@ def test_mapper(vision_case, close, name):
 def test_intern_vit(vision_case, close):
     case = vision_case("internvit")
     told = case.facts["config"]
-    module = loaded(InternViT, published_vit, case.weights(), told)
+    module = loaded(InternViT, intern_vit_keys, case.weights(), told)
     assert (module.config.picture, module.config.layers) == (told["image_size"], told["num_hidden_layers"])
     entering = []
     for layer in module.layers:
@@ -151,7 +151,7 @@ def test_intern_vit(vision_case, close):
 
 def test_intern_vit_runs_only_the_layers_it_needs(vision_case):
     case = vision_case("internvit")
-    module = loaded(InternViT, published_vit, case.weights(), case.facts["config"])
+    module = loaded(InternViT, intern_vit_keys, case.weights(), case.facts["config"])
     ran = []
     for index, layer in enumerate(module.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -188,7 +188,7 @@ FULL = [
     ("visionllmv2_7b_swin_t", "ip2p.", Mapper, mappers),
     ("visionllmv2_26b_swin_t", "region_encoder.", RegionEncoder, region_encoder),
     ("visionllmv2_26b_swin_t", "vl_bridge.", Bridge, bridge),
-    ("visionllmv2_26b_swin_t", "vis_encoder.", InternViT, published_vit),
+    ("visionllmv2_26b_swin_t", "vis_encoder.", InternViT, intern_vit_keys),
     ("visionllmv2_26b_swin_t", "llm.", LanguageModel, internlm2),
 ]
 

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 import torch
 from mulan_nodes.mulan.images.tiling import choose_tiles
-from mulan_nodes.visionllm_nodes.model import prompt_templates as ask
+from mulan_nodes.visionllm_nodes.model import prompt_templates
 from mulan_nodes.visionllm_nodes.model.image_inputs import (
     PictureSettings,
     grounding_picture,
@@ -46,39 +46,39 @@ def answered(entry: dict, tool: str) -> list[str]:
     return [name for name in re.findall(r"(?:^|, )([^\[]*)" + re.escape(tool), text)]
 
 
-def asked_again(name: str, entry: dict) -> ask.Turn:
+def asked_again(name: str, entry: dict) -> prompt_templates.Turn:
     """The same question put by our functions, from the words that the golden's text was made of."""
     human, task = entry.get("human", ""), name.split("_")[0]
     if task == "det":
-        return ask.detection(answered(entry, "[DET]"))
+        return prompt_templates.detection(answered(entry, "[DET]"))
     if task == "sod":
-        return ask.salient()
+        return prompt_templates.salient()
     if task == "cod":
-        return ask.salient(ask.CAMOUFLAGE)
+        return prompt_templates.salient(prompt_templates.CAMOUFLAGE)
     if name == "grd_refcoco":
-        return ask.grounding(re.search("locate the (.*) in the image", human)[1])
+        return prompt_templates.grounding(re.search("locate the (.*) in the image", human)[1])
     if name == "grd_reasonseg":
-        return ask.reasoning(human.removeprefix(ask.PICTURE))
+        return prompt_templates.reasoning(human.removeprefix(prompt_templates.PICTURE))
     if task == "seg":
-        return ask.semantic_segmentation(answered(entry, "[SEG]"))
+        return prompt_templates.semantic_segmentation(answered(entry, "[SEG]"))
     if task == "pose":
         objects, keypoints = entry["gpt"].split(" Utilizing ")
-        return ask.pose(answered({"gpt": objects}, "[DET]"), answered({"gpt": keypoints}, "[POSE]"))
+        return prompt_templates.pose(answered({"gpt": objects}, "[DET]"), answered({"gpt": keypoints}, "[POSE]"))
     if task == "interactive":
-        return ask.interactive(entry["human"].count("<region>"))
+        return prompt_templates.interactive(entry["human"].count("<region>"))
     if task == "t2i":
-        return ask.generation(human.removeprefix("Generate image with caption: "))
+        return prompt_templates.generation(human.removeprefix("Generate image with caption: "))
     assert task == "edit", f"the golden has a task that this test does not know: {name}"
-    return ask.editing(human.removeprefix(ask.PICTURE))
+    return prompt_templates.editing(human.removeprefix(prompt_templates.PICTURE))
 
 
-def open_question(name: str, entry: dict) -> ask.Turn:
+def open_question(name: str, entry: dict) -> prompt_templates.Turn:
     if name == "vqa_short":
-        return ask.short_answer(re.search(r"<image>\n(.*) Answer the question", entry["prompt"])[1])
+        return prompt_templates.short_answer(re.search(r"<image>\n(.*) Answer the question", entry["prompt"])[1])
     return {
-        "caption": ask.caption(),
-        "region_recognition_coco": ask.region_category(coco=True),
-        "region_caption_vg": ask.region_caption(),
+        "caption": prompt_templates.caption(),
+        "region_recognition_coco": prompt_templates.region_category(coco=True),
+        "region_caption_vg": prompt_templates.region_caption(),
     }[name]
 
 
@@ -87,12 +87,15 @@ def test_questions_and_answers_are_upstreams(case):
         if "human" in entry:
             assert asked_again(name, entry) == (entry["human"], entry["gpt"]), name
         else:
-            assert ask.VICUNA.prompt([open_question(name, entry)]) == entry["prompt"], name
+            assert prompt_templates.VICUNA.prompt([open_question(name, entry)]) == entry["prompt"], name
 
 
 def test_system_prompt_and_skeletons(templates):
-    assert ask.VICUNA.opening == templates["system"] + " "
-    assert list(ask.COCO_17) == templates["coco17"] and list(ask.CROWDPOSE_14) == templates["crowdpose14"]
+    assert prompt_templates.VICUNA.opening == templates["system"] + " "
+    assert (
+        list(prompt_templates.COCO_17) == templates["coco17"]
+        and list(prompt_templates.CROWDPOSE_14) == templates["crowdpose14"]
+    )
 
 
 def ids_of(golden: list, patch: int) -> list[int]:
@@ -114,7 +117,9 @@ def test_every_id_of_every_prompt_in_both_modes(case):
             for order, name in enumerate(ADDED)
         }
         for name, entry in case.facts["prompts"].items():
-            text = entry.get("prompt") or ask.VICUNA.prompt([ask.Turn(entry["human"], entry["gpt"])])
+            text = entry.get("prompt") or prompt_templates.VICUNA.prompt(
+                [prompt_templates.Turn(entry["human"], entry["gpt"])]
+            )
             golden = ids_of(
                 entry[f"input_ids_{mode}"],
                 next(id for id, ours in added.items() if tokenizer.names[ours] == "<im_patch>"),

@@ -15,7 +15,7 @@ from mulan_nodes.mulan.checkpoints import tensor_files
 from mulan_nodes.mulan.conditioning import text_encoder
 from mulan_nodes.mulan.conditioning.clip import TextStates, encode_prompts, load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import SD15, SDXL
-from mulan_nodes.mulan.conditioning.model_files import WrongFile, open_adapter, open_text_encoder
+from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_text_encoder
 from safetensors.torch import load_file, save_file
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
@@ -46,8 +46,8 @@ def one_file(folder: Path, path: Path, change) -> Path:
     return path
 
 
-def marked(quantisation: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(json.dumps({"format": quantisation}).encode()), dtype=torch.uint8)
+def marked(quantization: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(json.dumps({"format": quantization}).encode()), dtype=torch.uint8)
 
 
 def int8(name, tensor):
@@ -155,12 +155,12 @@ def test_a_folder_without_a_shard_or_tokenizer_is_named(folder, tmp_path):
     (cut / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
     )
-    with pytest.raises(WrongFile, match="Cut .*lacks 1 of its shards.*model-00001-of-00002.safetensors"):
+    with pytest.raises(WrongFileError, match="Cut .*lacks 1 of its shards.*model-00001-of-00002.safetensors"):
         open_text_encoder(cut)
     bare = tmp_path / "Bare"
     shutil.copytree(folder, bare)
     (bare / "tokenizer.model").unlink()
-    with pytest.raises(WrongFile, match="without its sentencepiece model.*tokenizer.model"):
+    with pytest.raises(WrongFileError, match="without its sentencepiece model.*tokenizer.model"):
         open_text_encoder(bare)
 
 
@@ -169,13 +169,13 @@ def test_an_incomplete_encoder_is_named(folder, tmp_path):
         folder, tmp_path / "holes.safetensors", lambda name, tensor: {} if "layers.1.mlp" in name else {name: tensor}
     )
     with pytest.raises(
-        WrongFile, match="incomplete: 3 tensors are missing, the first is model.layers.1.mlp.down_proj.weight"
+        WrongFileError, match="incomplete: 3 tensors are missing, the first is model.layers.1.mlp.down_proj.weight"
     ):
         open_text_encoder(path)
 
 
 def test_an_adapter_of_unknown_width_is_refused():
-    with pytest.raises(WrongFile, match=r"contexts of width 32; known are 768 \(Stable Diffusion 1.5\), 1024"):
+    with pytest.raises(WrongFileError, match=r"contexts of width 32; known are 768 \(Stable Diffusion 1.5\), 1024"):
         open_adapter(ADAPTER)
 
 
@@ -214,7 +214,7 @@ def with_tokenizer(folder: Path, path: Path, model: bytes) -> Path:
 def test_a_tokenizer_that_cannot_be_read(model, folder, tmp_path):
     model = (folder / "tokenizer.model").read_bytes()[:5000] if model == "cut" else model
     with pytest.raises(
-        WrongFile,
+        WrongFileError,
         match="Broken .*its sentencepiece model cannot be read .*Take tokenizer.model from .*OpenGVLab/InternVL-14B-224px",
     ):
         load_clip(with_tokenizer(folder, tmp_path / "Broken", model), ADAPTER, family=SD15)
@@ -224,7 +224,7 @@ def test_a_tokenizer_of_another_vocabulary(folder, tmp_path):
     rows = open_text_encoder(folder).config.vocabulary
     other = with_tokenizer(folder, tmp_path / "Other", sentencepiece_model(400, tmp_path))
     with pytest.raises(
-        WrongFile, match=f"Other .*knows 400 pieces, but its embedding has {rows} rows.*another model's"
+        WrongFileError, match=f"Other .*knows 400 pieces, but its embedding has {rows} rows.*another model's"
     ):
         load_clip(other, ADAPTER, family=SD15)
 
@@ -247,7 +247,7 @@ def test_a_tokenizer_of_the_right_size_that_reads_otherwise(options, words, fold
     other = with_tokenizer(folder, tmp_path / "Other", model)
     weights["qllama.model.embed_tokens.weight"] = weights["qllama.model.embed_tokens.weight"][:420].clone()
     save_file(weights, other / "model.safetensors")
-    with pytest.raises(WrongFile, match=words):
+    with pytest.raises(WrongFileError, match=words):
         load_clip(other, ADAPTER, family=SD15)
 
 

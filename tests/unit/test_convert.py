@@ -15,13 +15,13 @@ import comfy.quant_ops
 import comfy.utils
 import pytest
 import torch
-from mulan_nodes.mulan.checkpoints import quantization as quantise
-from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsStream, Slot
+from mulan_nodes.mulan.checkpoints import quantization
+from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.clip import load_clip
-from mulan_nodes.mulan.conditioning.model_files import WrongFile, open_adapter, open_text_encoder
+from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_text_encoder
 from mulan_nodes.mulan.conversion import encoder_error
-from mulan_nodes.mulan.conversion.convert import CannotWrite, convert
+from mulan_nodes.mulan.conversion.convert import CannotWriteError, convert
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -154,7 +154,7 @@ def difference(ours: torch.Tensor, wanted: torch.Tensor) -> float:
 # --- what is written -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_form_in_every_format_encodes_as_its_source(source, format, sources, adapter, drawn, tmp_path):
     made = convert(sources[source], tmp_path, format)
@@ -244,11 +244,11 @@ def test_numbers_are_rounded_as_the_host_rounds_them():
     weight = torch.randn(300, 70, generator=torch.Generator().manual_seed(4))
     weight[7] = 0
     for ours, (wanted, params) in (
-        (quantise.INT8, comfy.quant_ops.TensorWiseINT8Layout.quantize(weight, per_channel=True)),
-        (quantise.FP8, comfy.quant_ops.TensorCoreFP8Layout.quantize(weight, scale="recalculate")),
+        (quantization.INT8, comfy.quant_ops.TensorWiseINT8Layout.quantize(weight, per_channel=True)),
+        (quantization.FP8, comfy.quant_ops.TensorCoreFP8Layout.quantize(weight, scale="recalculate")),
     ):
-        parts = dict.fromkeys(quantise.slots("a.weight", tuple(weight.shape), ours), None)
-        for name, rows, _ in quantise.pieces("a.weight", weight, ours):
+        parts = dict.fromkeys(quantization.tensor_layout("a.weight", tuple(weight.shape), ours), None)
+        for name, rows, _ in quantization.quantize_chunks("a.weight", weight, ours):
             parts[name] = rows
         assert torch.equal(parts["a.weight"].float(), wanted.float())
         kept = torch.arange(300) != 7 if ours.per_row else ...  # a row of zeros may have any scale
@@ -257,10 +257,16 @@ def test_numbers_are_rounded_as_the_host_rounds_them():
 
 def test_a_large_tensor_goes_in_runs(monkeypatch):
     weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(5))
-    whole = {form: list(quantise.pieces("a.weight", weight, form)) for form in quantise.FORMATS.values()}
-    monkeypatch.setattr(quantise, "ELEMENTS_AT_ONCE", 7 * 8)
+    whole = {
+        form: list(quantization.quantize_chunks("a.weight", weight, form)) for form in quantization.FORMATS.values()
+    }
+    monkeypatch.setattr(quantization, "ELEMENTS_AT_ONCE", 7 * 8)
     for form, ((*_, (_, wanted, _))) in whole.items():
-        runs = [(first, rows) for name, rows, first in quantise.pieces("a.weight", weight, form) if name == "a.weight"]
+        runs = [
+            (first, rows)
+            for name, rows, first in quantization.quantize_chunks("a.weight", weight, form)
+            if name == "a.weight"
+        ]
         assert [first for first, _ in runs] == list(range(0, 50, 7))
         assert torch.equal(torch.cat([rows for _, rows in runs]).float(), wanted.float())
 
@@ -301,7 +307,7 @@ def test_the_comparison_computes_what_graphs_compute(sources, adapter, tmp_path)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(streamed, wanted))
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 def test_the_error_is_told_for_ten_languages(format, sources, tmp_path):
     made = convert(sources["pth"], tmp_path, format)
     steps = []
@@ -386,11 +392,13 @@ def test_a_full_disk_is_told_before_anything_is_written(sources, tmp_path, monke
 def test_a_file_with_a_gap_never_gets_its_name(tmp_path):
     path = tmp_path / "gap.safetensors"
     with pytest.raises(ValueError, match="gap.safetensors: 1 tensors are not written whole, the first is b"):
-        with SafetensorsStream(path, {"a": Slot(torch.int8, (4,)), "b": Slot(torch.float16, (6, 2))}, {}) as file:
+        with SafetensorsWriter(
+            path, {"a": TensorSpec(torch.int8, (4,)), "b": TensorSpec(torch.float16, (6, 2))}, {}
+        ) as file:
             file.write("a", torch.zeros(4, dtype=torch.int8))
             file.write("b", torch.ones(2, 2).half(), first_row=4)
     with pytest.raises(ValueError, match="does not fit"):
-        with SafetensorsStream(path, {"a": Slot(torch.int8, (4,))}, {}) as file:
+        with SafetensorsWriter(path, {"a": TensorSpec(torch.int8, (4,))}, {}) as file:
             file.write("a", torch.zeros(4, dtype=torch.int8), first_row=1)
     assert not list(tmp_path.iterdir())
 
@@ -403,8 +411,8 @@ def test_rows_in_any_order_make_the_same_file(tmp_path):
         "none": torch.zeros(0, 3),
     }
     path = tmp_path / "rows.safetensors"
-    with SafetensorsStream(
-        path, {name: Slot(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, {"about": "Ünï"}
+    with SafetensorsWriter(
+        path, {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, {"about": "Ünï"}
     ) as file:
         file.write("é", tensors["é"][3:], first_row=3)
         for name in ("scalar", "small", "none"):
@@ -530,7 +538,7 @@ def test_other_files_are_named(tmp_path):
         (tmp_path / "empty", "not a published checkpoint"),
         (tmp_path / "gone", "there is no .*gone"),
     ):
-        with pytest.raises(WrongFile, match=words):
+        with pytest.raises(WrongFileError, match=words):
             convert(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -558,7 +566,7 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
         (alone, "is InternVL-C, but its sentencepiece model is not beside it"),
         (holes, "incomplete: 3 tensors are missing, the first is model.layers.1.mlp.down_proj.weight"),
     ):
-        with pytest.raises(WrongFile, match=words):
+        with pytest.raises(WrongFileError, match=words):
             convert(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -566,11 +574,13 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
 def test_a_vocabulary_of_another_model_is_named(sources, tiny_models, tmp_path):
     mixed = shutil.copytree(sources["bin folder"], tmp_path / "Mixed")
     (mixed / "tokenizer.model").write_bytes(open_text_encoder(tiny_models["tiny_internvl.safetensors"]).tokenizer())
-    with pytest.raises(WrongFile, match="Mixed .* embeds 1014 tokens, but its sentencepiece model has 1200 pieces"):
+    with pytest.raises(
+        WrongFileError, match="Mixed .* embeds 1014 tokens, but its sentencepiece model has 1200 pieces"
+    ):
         convert(mixed, tmp_path / "out.safetensors")
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 @pytest.mark.parametrize(
     "name, value, words",
     [
@@ -588,7 +598,7 @@ def test_damaged_weights_are_named(name, value, words, format, sources, tmp_path
     weights[name] = weights[name].float()
     weights[name].view(-1)[5] = value
     save_file(weights, tmp_path / "damaged.safetensors")
-    with pytest.raises(WrongFile, match=f"damaged.safetensors .* is damaged: {name} {words}"):
+    with pytest.raises(WrongFileError, match=f"damaged.safetensors .* is damaged: {name} {words}"):
         convert(tmp_path / "damaged.safetensors", tmp_path / "out.safetensors", format)
     assert not list(tmp_path.glob("out*"))
 
@@ -597,7 +607,7 @@ def test_weights_in_8_bits_are_not_converted_again(sources, tmp_path):
     for format in ("int8", "fp8"):
         made = convert(sources["bin folder"], tmp_path, format)
         with pytest.raises(
-            WrongFile,
+            WrongFileError,
             match=f"text_{format}.safetensors .* holds weights in 8 bits already .*: convert the published checkpoint",
         ):
             convert(made.path, tmp_path / "again.safetensors")
@@ -616,14 +626,14 @@ def test_targets_that_will_not_do(sources, adapter, tmp_path):
         (source, tmp_path / "x.pt", "name a .safetensors file"),
         (source, tmp_path / "no" / "x.safetensors", "folder .*no does not exist"),
     ):
-        with pytest.raises(CannotWrite, match=words):
+        with pytest.raises(CannotWriteError, match=words):
             convert(given, target, overwrite=given is half or target is inside)
-    with pytest.raises(CannotWrite, match="format is 'int4', expected is one of int8, fp8, fp16"):
+    with pytest.raises(CannotWriteError, match="format is 'int4', expected is one of int8, fp8, fp16"):
         convert(source, tmp_path / "x.safetensors", "int4")
-    with pytest.raises(CannotWrite, match="sd15.safetensors .* in .safetensors already"):
+    with pytest.raises(CannotWriteError, match="sd15.safetensors .* in .safetensors already"):
         convert(adapter, tmp_path / "x.safetensors")
     torch.save(load_file(adapter), tmp_path / "sd15.pth")
-    with pytest.raises(CannotWrite, match="adapters keep their own numbers .* leave the format fp8 out"):
+    with pytest.raises(CannotWriteError, match="adapters keep their own numbers .* leave the format fp8 out"):
         convert(tmp_path / "sd15.pth", tmp_path / "x.safetensors", "fp8")
     assert made.path.read_bytes() == before and convert(source, tmp_path, overwrite=True).path.read_bytes() == before
 

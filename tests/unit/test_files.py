@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from mulan_nodes.mulan.checkpoints import tensor_files
-from mulan_nodes.mulan.checkpoints.identify import recognise
+from mulan_nodes.mulan.checkpoints.identify import identify
 from mulan_nodes.mulan.conditioning.families import SD15, SDXL
-from mulan_nodes.mulan.conditioning.model_files import WrongFile, open_adapter, open_tensors, open_text_encoder
+from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_tensors, open_text_encoder
 from safetensors.torch import load_file, save_file
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
@@ -22,7 +22,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21461
 
 
 def told(open_file, *arguments) -> str:
-    with pytest.raises(WrongFile) as refusal:
+    with pytest.raises(WrongFileError) as refusal:
         open_file(*arguments)
     return str(refusal.value)
 
@@ -397,14 +397,14 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_other_files_are_called_what_they_are(name):
-    assert recognise({name: (8, 8)}) == KINDS[name]
+    assert identify({name: (8, 8)}) == KINDS[name]
 
 
 @pytest.mark.parametrize(
     "width, name", [(768, "CLIP-L"), (1024, "CLIP-H"), (1280, "CLIP-G"), (640, "CLIP (width 640)")]
 )
 def test_clips_are_told_by_their_width(width, name):
-    assert recognise({"text_model.encoder.layers.0.mlp.fc1.weight": (4 * width, width)}) == f"a {name} text encoder"
+    assert identify({"text_model.encoder.layers.0.mlp.fc1.weight": (4 * width, width)}) == f"a {name} text encoder"
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_clips_are_told_by_their_width(width, name):
     ],
 )
 def test_an_adapter_among_the_text_encoders_is_called_one(tensors, family, tmp_path):
-    assert recognise(tensors) == f"a MuLan adapter for {family}"
+    assert identify(tensors) == f"a MuLan adapter for {family}"
     save_file(
         {name: torch.zeros(size, dtype=torch.uint8) for name, size in tensors.items()}, tmp_path / "x.safetensors"
     )

@@ -15,9 +15,9 @@ from mulan_nodes.mulan.conditioning.inspection import MANY_WINDOWS, MOST_WINDOWS
 from mulan_nodes.mulan.conditioning.inspection_image import PAPER, TALLEST, WIDTH, draw
 from mulan_nodes.mulan.conditioning.prompt_tokenizer import PromptTokenizer
 from mulan_nodes.mulan.conditioning.tokenizer import InternVLTokenizer
-from mulan_nodes.mulan.images import unicode_text as characters
+from mulan_nodes.mulan.images import unicode_text
 from mulan_nodes.mulan.images.fonts import Fonts, open_font
-from mulan_nodes.mulan.images.text_drawing import Lettering
+from mulan_nodes.mulan.images.text_drawing import TextRenderer
 from PIL import Image, ImageFont
 
 MODEL = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
@@ -129,8 +129,8 @@ def test_scripts_words_and_the_sentence_to_compare(default, text, scripts, words
     assert [name for name, _ in inspection.scripts] == scripts and inspection.words == words
     assert (inspection.sample.language if inspection.sample else None) == language
     assert (
-        inspection.characters == len("".join(text.split()))
-        and inspection.per_character == inspection.tokens / inspection.characters
+        inspection.unicode_text == len("".join(text.split()))
+        and inspection.per_character == inspection.tokens / inspection.unicode_text
     )
     assert inspection.per_word == (inspection.tokens / words if words else None)
     if inspection.sample:
@@ -186,7 +186,7 @@ def test_a_picture_stays_in_bounds(default, upstream, name, fonts):
     for prompts in (default, upstream):
         before = time.process_time()
         picture = draw(
-            inspect(prompts, PICTURES[name]), Lettering(Fonts([]) if fonts == "none" else None, PICTURES[name])
+            inspect(prompts, PICTURES[name]), TextRenderer(Fonts([]) if fonts == "none" else None, PICTURES[name])
         )
         assert time.process_time() - before < 6
         assert picture.mode == "RGB" and picture.width == WIDTH and 200 < picture.height <= TALLEST
@@ -200,7 +200,7 @@ def test_a_piece_wider_than_a_box_is_shortened(default):
     inspection = inspect(default, "a cat")
     wide = replace(inspection.windows[0].boxes[0], text="W" * 400)
     pixels = np.asarray(
-        draw(replace(inspection, windows=[replace(inspection.windows[0], boxes=[wide])]), Lettering(Fonts([])))
+        draw(replace(inspection, windows=[replace(inspection.windows[0], boxes=[wide])]), TextRenderer(Fonts([])))
     )
     assert (pixels[:, -8:] == PAPER).all()
 
@@ -210,7 +210,7 @@ def test_weights_cuts_and_notes_are_seen(default, upstream):
     from mulan_nodes.mulan.conditioning.inspection_image import LOST, LOST_CARD, NOTE_CARD, STRONGER, WEAKER
 
     def colours(prompts, text):
-        return {colour for _, colour in draw(inspect(prompts, text), Lettering(Fonts([]))).getcolors(1 << 20)}
+        return {colour for _, colour in draw(inspect(prompts, text), TextRenderer(Fonts([]))).getcolors(1 << 20)}
 
     plain = colours(default, "a red house")
     assert not plain & {STRONGER, WEAKER, LOST, LOST_CARD, NOTE_CARD}
@@ -221,9 +221,9 @@ def test_weights_cuts_and_notes_are_seen(default, upstream):
 # --- fonts --------------------------------------------------------------------------------------------------------
 
 
-def cmap_font(path: Path, characters: str, fmt: int) -> Path:
+def cmap_font(path: Path, unicode_text: str, fmt: int) -> Path:
     """A font file of nothing but a table of characters."""
-    codes = sorted(map(ord, characters))
+    codes = sorted(map(ord, unicode_text))
     if fmt == 12:
         groups = b"".join(struct.pack(">III", code, code, number + 1) for number, code in enumerate(codes))
         subtable, encoding = struct.pack(">HHIII", 12, 0, 16 + len(groups), 0, len(codes)) + groups, 10
@@ -244,13 +244,13 @@ def cmap_font(path: Path, characters: str, fmt: int) -> Path:
 @pytest.mark.parametrize("fmt", [4, 12])
 def test_a_font_says_which_characters_it_draws(tmp_path, fmt):
     font = open_font(cmap_font(tmp_path / "a.ttf", "aй猫" + ("𓀀" if fmt == 12 else ""), fmt))
-    assert [character in font.characters for character in "aй猫bи狗"] == [True, True, True, False, False, False]
-    assert ("𓀀" in font.characters) == (fmt == 12)
+    assert [character in font.unicode_text for character in "aй猫bи狗"] == [True, True, True, False, False, False]
+    assert ("𓀀" in font.unicode_text) == (fmt == 12)
 
 
 def test_pillow_s_own_font_agrees_with_what_it_draws():
     """The table of characters against the drawn shapes: a character that is missing looks like one that cannot exist."""
-    own, font = Lettering(Fonts([])), ImageFont.load_default(40)
+    own, font = TextRenderer(Fonts([])), ImageFont.load_default(40)
     missing = bytes(font.getmask("\U0010ffff"))
     for character in "aZ09,.;:!?()[]<>|_…·×":
         assert own.draws(character) == (bytes(font.getmask(character)) != missing), character
@@ -273,13 +273,13 @@ def test_a_font_that_cannot_be_drawn_with_is_no_failure(tmp_path):
     """It has a table of characters and no shapes."""
     cmap_font(tmp_path / "NotoSans-Regular.ttf", "я", 4)
     picture = Image.new("RGB", (80, 60), "white")
-    assert Lettering(Fonts([tmp_path])).draw(picture, 10, 40, "я", 20, (0, 0, 0)) > 0
+    assert TextRenderer(Fonts([tmp_path])).draw(picture, 10, 40, "я", 20, (0, 0, 0)) > 0
 
 
 # --- lettering ----------------------------------------------------------------------------------------------------
 
 
-def inked(letters: Lettering, text: str, size: int = 24) -> tuple[np.ndarray, int]:
+def inked(letters: TextRenderer, text: str, size: int = 24) -> tuple[np.ndarray, int]:
     """The pixels that are not white, and the width that was told."""
     picture = Image.new("RGB", (700, 80), "white")
     width = letters.draw(picture, 20, 50, text, size, (0, 0, 0))
@@ -291,7 +291,7 @@ def inked(letters: Lettering, text: str, size: int = 24) -> tuple[np.ndarray, in
     "text", ["house", "дом", "城堡", "بيت أحمر", "नीला घर", "ที่", "ቤት", "😀", "\n\0", "\u0301", "mixed 红 بيت ቤት"]
 )
 def test_any_text_is_drawn_where_it_says(text, fonts):
-    letters = Lettering(Fonts([]) if fonts == "none" else None)
+    letters = TextRenderer(Fonts([]) if fonts == "none" else None)
     ink, width = inked(letters, text)
     assert ink.any() and abs(width - letters.width(text, 24)) <= 1
     columns = np.flatnonzero(ink.any(axis=0))
@@ -299,7 +299,7 @@ def test_any_text_is_drawn_where_it_says(text, fonts):
 
 
 def test_characters_without_a_font_stand_as_different_boxes():
-    letters = Lettering(Fonts([]))
+    letters = TextRenderer(Fonts([]))
     shapes = [inked(letters, text)[0] for text in ("猫", "狗", "😀")]
     assert not np.array_equal(shapes[0], shapes[1]) and all(shape.sum() > 60 for shape in shapes)
     assert letters.width("😀", 24) > letters.width("猫", 24) > 0
@@ -307,7 +307,7 @@ def test_characters_without_a_font_stand_as_different_boxes():
 
 def test_right_to_left_runs_stand_from_the_right():
     """Two boxes and a word: the first letters come last on the line."""
-    letters = Lettering(Fonts([]))
+    letters = TextRenderer(Fonts([]))
     line, _ = inked(letters, "בa")
     width = letters.width("a", 24)
     alone, _ = inked(letters, "a")
@@ -315,7 +315,7 @@ def test_right_to_left_runs_stand_from_the_right():
 
 
 def test_shortened_text_fits():
-    letters = Lettering(Fonts([]))
+    letters = TextRenderer(Fonts([]))
     short = letters.shorten("a very long line " * 20, 20, 200)
     assert short.endswith("…") and 150 < letters.width(short, 20) <= 200
     assert letters.shorten("short", 20, 200) == "short"
@@ -326,7 +326,7 @@ def test_shortened_text_fits():
     [("e\u0301a", ["e\u0301", "a"]), ("👨‍👩‍👧👍🏽", ["👨‍👩‍👧", "👍🏽"]), ("क्षेत्र", ["क्षे", "त्र"]), ("ab", ["a", "b"])],
 )
 def test_clusters(text, parts):
-    assert characters.clusters(text) == parts
+    assert unicode_text.clusters(text) == parts
 
 
 def test_reading_logs_and_never_raises(default, caplog):
@@ -335,4 +335,4 @@ def test_reading_logs_and_never_raises(default, caplog):
     with caplog.at_level(logging.WARNING):
         inspection = inspect(default, text)
     assert "surrogates" in caplog.text and len(report(inspection)) > 1000
-    assert draw(inspection, Lettering(Fonts([]))).height <= TALLEST
+    assert draw(inspection, TextRenderer(Fonts([]))).height <= TALLEST

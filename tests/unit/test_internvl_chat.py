@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.images.tiling import choose_tiles
-from mulan_nodes.mulan.internvl_chat import chat_template as conversation
+from mulan_nodes.mulan.internvl_chat import chat_template
 from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
 from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
 from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
@@ -149,27 +149,27 @@ def test_tokenizers_that_cannot_serve(tmp_path, change, words):
 
 def test_a_talk_is_told_as_the_authors_do():
     seen = "<img><IMG_CONTEXT></img>"
-    assert conversation.dialogue("Hi") == (
+    assert chat_template.dialogue("Hi") == (
         "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert conversation.dialogue("Why?", [("Hi", "Hello")], "Be brief.") == (
+    assert chat_template.dialogue("Why?", [("Hi", "Hello")], "Be brief.") == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert conversation.dialogue("Hi", system="").startswith("<|im_start|>user\nHi")
-    assert conversation.with_places(["Hi"], 0) == ["Hi"]
-    assert conversation.with_places(["Hi"], 1) == [f"{seen}\nHi"]
-    assert conversation.with_places(["Hi", "Why?"], 2) == [f"Image-1: {seen}\nImage-2: {seen}\nHi", "Why?"]
-    assert conversation.with_places(["Hi"], 0, 2) == [f"Frame1: {seen}\nFrame2: {seen}\nHi"]
-    assert conversation.with_places(["Hi"], 1, 1) == [f"{seen}\nFrame1: {seen}\nHi"]
-    assert conversation.with_places(["Is <image> in", "<image>?"], 2) == [f"Is {seen} in", f"{seen}?"]
+    assert chat_template.dialogue("Hi", system="").startswith("<|im_start|>user\nHi")
+    assert chat_template.with_places(["Hi"], 0) == ["Hi"]
+    assert chat_template.with_places(["Hi"], 1) == [f"{seen}\nHi"]
+    assert chat_template.with_places(["Hi", "Why?"], 2) == [f"Image-1: {seen}\nImage-2: {seen}\nHi", "Why?"]
+    assert chat_template.with_places(["Hi"], 0, 2) == [f"Frame1: {seen}\nFrame2: {seen}\nHi"]
+    assert chat_template.with_places(["Hi"], 1, 1) == [f"{seen}\nFrame1: {seen}\nHi"]
+    assert chat_template.with_places(["Is <image> in", "<image>?"], 2) == [f"Is {seen} in", f"{seen}?"]
     for pictures in (1, 3):
         with pytest.raises(ValueError, match=f"there are 2 <image> in the text, and {pictures} pictures"):
-            conversation.with_places(["Is <image> in", "<image>?"], pictures)
+            chat_template.with_places(["Is <image> in", "<image>?"], pictures)
     assert (
-        conversation.THINKING.count("<think> and </think> tags.\n\n2. After") == 1
-        and conversation.THINKING.count("\n") == 6
+        chat_template.THINKING.count("<think> and </think> tags.\n\n2. After") == 1
+        and chat_template.THINKING.count("\n") == 6
     )
 
 
@@ -215,16 +215,16 @@ def prompt_of(clip, *arguments, **options) -> tuple[str, list[int]]:
 
 def test_what_core_s_generate_text_gives(clip):
     options = {"skip_template": False, "min_length": 1, "thinking": False, "video": None, "audio": None}
-    assert prompt_of(clip, "Hi", image=None, **options) == (conversation.dialogue("Hi"), [])
+    assert prompt_of(clip, "Hi", image=None, **options) == (chat_template.dialogue("Hi"), [])
     seen = "<img><IMG_CONTEXT></img>"
     batch = torch.rand(2, 28, 60, 3)
     assert prompt_of(clip, "Hi", image=batch, **options) == (
-        conversation.dialogue(f"Image-1: {seen}\nImage-2: {seen}\nHi"),
+        chat_template.dialogue(f"Image-1: {seen}\nImage-2: {seen}\nHi"),
         [3, 3],
     )
     film = torch.rand(49, 28, 60, 3)  # two seconds and a frame
     assert prompt_of(clip, "Hi", **{**options, "video": film}) == (
-        conversation.dialogue("".join(f"Frame{number}: {seen}\n" for number in (1, 2, 3)) + "Hi"),
+        chat_template.dialogue("".join(f"Frame{number}: {seen}\n" for number in (1, 2, 3)) + "Hi"),
         [1, 1, 1],
     )
     first = clip.tokenize("Hi", video=film)[KEY][0]
@@ -234,7 +234,7 @@ def test_what_core_s_generate_text_gives(clip):
     assert torch.equal([entry["data"] for entry, _ in first if isinstance(entry, dict)][1], middle)
     assert prompt_of(clip, "Hi", image=batch[:1], **{**options, "skip_template": True}) == (f"{seen}\nHi", [3])
     assert prompt_of(clip, "Hi", image=None, **{**options, "thinking": True}) == (
-        conversation.dialogue("Hi", system=conversation.THINKING),
+        chat_template.dialogue("Hi", system=chat_template.THINKING),
         [],
     )
     with pytest.raises(ValueError, match="cannot hear"):
@@ -249,7 +249,7 @@ def test_what_our_node_gives(clip):
         1,
     ]
     assert "assistant\nHello <image><|im_end|>" in text and text.count("<IMG_CONTEXT>") == 2
-    assert prompt_of(clip, "Hi", system="")[0] == conversation.dialogue("Hi", system="")
+    assert prompt_of(clip, "Hi", system="")[0] == chat_template.dialogue("Hi", system="")
     with pytest.raises(ValueError, match="cannot hold <IMG_CONTEXT> itself"):
         clip.tokenize("<IMG_CONTEXT>")
     with pytest.raises(ValueError, match="InternVL3-tiny reads 2048: take fewer pictures"):
@@ -262,7 +262,7 @@ def test_the_system_message_of_a_checkpoint_is_used(tmp_path):
     folder = random_chat.checkpoint(tmp_path / "chat")
     told = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps({**told, "system_message": "Speak French."}), "utf-8")
-    assert prompt_of(load_chat(folder), "Hi")[0] == conversation.dialogue("Hi", system="Speak French.")
+    assert prompt_of(load_chat(folder), "Hi")[0] == chat_template.dialogue("Hi", system="Speak French.")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ WRONG = {
 def test_checkpoints_that_cannot_serve(changed, name):
     change, words = WRONG[name]
     copy = changed(**change)
-    with pytest.raises(WrongFile) as failure:
+    with pytest.raises(WrongFileError) as failure:
         open_chat(copy)
     assert words in str(failure.value) and f"InternVL (in {copy.parent})" in str(failure.value)
 
@@ -493,7 +493,8 @@ def test_checkpoints_that_cannot_serve(changed, name):
 def test_a_folder_without_its_tokenizer_or_with_another_s(changed):
     copy = changed(without=["vocab.json"])
     with pytest.raises(
-        WrongFile, match="has no tokenizer that serves: there is neither tokenizer.json.*Keep the tokenizer's files"
+        WrongFileError,
+        match="has no tokenizer that serves: there is neither tokenizer.json.*Keep the tokenizer's files",
     ):
         open_chat(copy).words()
     random_chat.write_qwen_tokenizer(copy, as_json=False)
@@ -503,7 +504,7 @@ def test_a_folder_without_its_tokenizer_or_with_another_s(changed):
     (copy / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
     (copy / "tokenizer_config.json").write_text("{}", "utf-8")
     (copy / "added_tokens.json").write_text(json.dumps(more), "utf-8")
-    with pytest.raises(WrongFile, match="its tokenizer knows 1012 tokens, and its language model embeds 415"):
+    with pytest.raises(WrongFileError, match="its tokenizer knows 1012 tokens, and its language model embeds 415"):
         open_chat(copy).words()
 
 
@@ -546,7 +547,7 @@ def test_shards_and_single_files_are_one(folder, tmp_path, clip):
             tokens, do_sample=False, max_length=5
         )
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(WrongFile, match="lacks 1 of its shards, the first is model-00002-of-00002.safetensors"):
+    with pytest.raises(WrongFileError, match="lacks 1 of its shards, the first is model-00002-of-00002.safetensors"):
         open_chat(sharded)
 
 

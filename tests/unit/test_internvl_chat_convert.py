@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.conversion.convert import convert
-from mulan_nodes.mulan.conversion.output_files import CannotWrite
+from mulan_nodes.mulan.conversion.output_files import CannotWriteError
 from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
 from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
 from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
@@ -118,11 +118,11 @@ def test_what_is_inside(tmp_path):
 def test_what_cannot_be_converted(tmp_path):
     folder = random_chat.checkpoint(tmp_path / "InternVL")
     made = convert(folder, tmp_path)
-    with pytest.raises(WrongFile, match="InternVL_int8.safetensors .* holds weights in 8 bits already"):
+    with pytest.raises(WrongFileError, match="InternVL_int8.safetensors .* holds weights in 8 bits already"):
         convert(made.path, tmp_path)
-    with pytest.raises(CannotWrite, match="exists"):
+    with pytest.raises(CannotWriteError, match="exists"):
         convert(folder, tmp_path)
     (folder / "vocab.json").unlink()
-    with pytest.raises(WrongFile, match="has no tokenizer that serves"):
+    with pytest.raises(WrongFileError, match="has no tokenizer that serves"):
         convert(folder, tmp_path, overwrite=True)
     assert made.path.is_file() and not list(tmp_path.glob("*.tmp"))

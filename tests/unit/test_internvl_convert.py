@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mulan_nodes.mulan.checkpoints import quantization as quantise
-from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.checkpoints import quantization
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.conversion.convert import convert
-from mulan_nodes.mulan.conversion.output_files import CannotWrite
+from mulan_nodes.mulan.conversion.output_files import CannotWriteError
 from mulan_nodes.mulan.internvl.internvl_files import open_internvl
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
@@ -55,7 +55,7 @@ def source(folder):
     return {mode: load_internvl(folder, mode) for mode in "CG"}
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 def test_the_pair_is_its_source(folder, source, format, tmp_path):
     made = convert(folder, tmp_path, format)
     (vision,) = made.beside
@@ -106,7 +106,7 @@ def test_the_vision_file_holds_what_is_not_text(folder, format, matrix, smaller,
     assert told["title"] == "The vision side of InternVL-C and InternVL-G"
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 def test_the_single_pth_becomes_mode_c(tmp_path_factory, format, tmp_path):
     sizes = {**SIZES, **UPSTREAMS_HEADS}
     file = random_internvl.single(tmp_path_factory.mktemp("pth") / "internvl_c_small.pth", **sizes)
@@ -141,7 +141,7 @@ def test_names_follow_the_target(folder, tmp_path):
 
 def test_neither_is_written_over(folder, tmp_path):
     (tmp_path / "InternVL-small_vision_int8.safetensors").touch()
-    with pytest.raises(CannotWrite, match="InternVL-small_vision_int8.safetensors exists"):
+    with pytest.raises(CannotWriteError, match="InternVL-small_vision_int8.safetensors exists"):
         convert(folder, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["InternVL-small_vision_int8.safetensors"]
     convert(folder, tmp_path, overwrite=True)
@@ -189,7 +189,7 @@ def test_damaged_weights_are_told_and_nothing_is_written(name, tmp_path):
     weights[name].view(-1)[3] = float("nan")
     save_file(weights, folder / "model.safetensors")
     (tmp_path / "out").mkdir()
-    with pytest.raises(WrongFile, match=rf"damaged \(in .*\) is damaged: {name} holds .*NaN"):
+    with pytest.raises(WrongFileError, match=rf"damaged \(in .*\) is damaged: {name} holds .*NaN"):
         convert(folder, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -197,7 +197,8 @@ def test_damaged_weights_are_told_and_nothing_is_written(name, tmp_path):
 def test_what_is_converted_already_is_told(folder, tmp_path):
     (vision,) = convert(folder, tmp_path).beside
     with pytest.raises(
-        WrongFile, match="is an InternVL-C or -G checkpoint, without its text encoder .*; expected is InternVL, from"
+        WrongFileError,
+        match="is an InternVL-C or -G checkpoint, without its text encoder .*; expected is InternVL, from",
     ):
         convert(vision.path, tmp_path)
 
@@ -208,7 +209,7 @@ def test_an_incomplete_vision_side_is_told(tmp_path):
     del weights["clip_projector.norm1_k.bias"]
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(
-        WrongFile, match="cut .* is incomplete: 1 tensors are missing, the first is clip_projector.norm1_k.bias"
+        WrongFileError, match="cut .* is incomplete: 1 tensors are missing, the first is clip_projector.norm1_k.bias"
     ):
         convert(folder, tmp_path)
 
@@ -221,7 +222,7 @@ def test_a_file_that_lost_a_scale_is_told(folder, tmp_path):
     del weights["vision_model.encoder.layers.1.attn.qkv.weight_scale"]
     save_file(weights, tmp_path / "cut.safetensors", metadata=told)
     with pytest.raises(
-        WrongFile,
+        WrongFileError,
         match="cut.safetensors .* is incomplete: .* the first is vision_model.encoder.layers.1.attn.qkv.weight_scale",
     ):
         open_internvl(tmp_path / "cut.safetensors")

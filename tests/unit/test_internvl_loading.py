@@ -13,14 +13,13 @@ import comfy.sd
 import pytest
 import torch
 from comfy.sd1_clip import SDClipModel
-from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, WrongFile, open_tensors
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.clip import load_clip
-from mulan_nodes.mulan.internvl import internvl_files as checkpoints
-from mulan_nodes.mulan.internvl import internvl_model as loaded_module
+from mulan_nodes.mulan.internvl import internvl_files, internvl_model
 from mulan_nodes.mulan.internvl.internvl_files import open_internvl
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 from mulan_nodes.mulan.internvl.preprocessing import prepare
+from mulan_nodes.mulan.internvl_files.tensor_files import TensorFile, WrongFileError, open_tensors
 from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
 from safetensors.torch import load_file, save_file
 
@@ -67,9 +66,9 @@ def test_embeddings_are_of_unit_length_float32_and_on_the_cpu(loaded, mode):
 @pytest.mark.parametrize("mode", "CG")
 def test_batches_change_nothing(loaded, mode, monkeypatch):
     """More pictures than a batch and, in mode G, than a round of the tower; texts of all lengths in one call."""
-    monkeypatch.setattr(loaded_module, "PICTURES_AT_ONCE", 3)
-    monkeypatch.setattr(loaded_module, "STATES_AT_ONCE", 6)
-    monkeypatch.setattr(loaded_module, "ROWS_AT_ONCE", 90)
+    monkeypatch.setattr(internvl_model, "PICTURES_AT_ONCE", 3)
+    monkeypatch.setattr(internvl_model, "STATES_AT_ONCE", 6)
+    monkeypatch.setattr(internvl_model, "ROWS_AT_ONCE", 90)
     seen, model = pictures(8), loaded[mode]
     assert torch.allclose(
         model.embed_pictures(seen), torch.cat([model.embed_pictures([picture]) for picture in seen]), atol=1e-5
@@ -79,7 +78,7 @@ def test_batches_change_nothing(loaded, mode, monkeypatch):
 
 def test_texts_are_cut_at_80_tokens_and_odd_ones_are_read(loaded):
     long = ["word " * 70 + "red", "word " * 70 + "blue"]
-    ids = [loaded_module.text_ids(loaded["C"].tokenizer, text) for text in long]
+    ids = [internvl_model.text_ids(loaded["C"].tokenizer, text) for text in long]
     assert ids[0] == ids[1] and len(ids[0]) == 80 and ids[0][-1] == 2
     assert loaded["C"].embed_texts(["half a character \ud83d", "\0", "<unk>" * 90]).isfinite().all()
 
@@ -104,12 +103,12 @@ def test_the_single_pth_is_mode_c(tmp_path):
     assert torch.allclose(single.embed_texts(TEXTS), folder.embed_texts(TEXTS), atol=1e-6)
     assert single.logit_scale == folder.logit_scale
     with pytest.raises(
-        WrongFile,
+        WrongFileError,
         match=r"internvl_c_small.pth \(in .*\) holds InternVL-C alone.*take mode C, or the checkpoint OpenGVLab",
     ):
         load_internvl(file, "G")
     (file.parent / "tokenizer.model").unlink()
-    with pytest.raises(WrongFile, match="sentencepiece model is not beside it"):
+    with pytest.raises(WrongFileError, match="sentencepiece model is not beside it"):
         load_internvl(file)
 
 
@@ -205,12 +204,14 @@ def test_another_clip_is_refused(folder, tmp_path, adapter):
     ):
         load_internvl(folder, clip=other)
     wide = random_internvl.checkpoint(tmp_path / "wide", text_width=128)
-    with pytest.raises(WrongFile, match=r"states are 128 wide, .* those of InternVL-small of the CLIP are 64 wide"):
+    with pytest.raises(
+        WrongFileError, match=r"states are 128 wide, .* those of InternVL-small of the CLIP are 64 wide"
+    ):
         load_internvl(wide, clip=load_clip(folder, adapter))
-    with pytest.raises(WrongFile, match=r"those of wide \(in .*\) are 128 wide"):
+    with pytest.raises(WrongFileError, match=r"those of wide \(in .*\) are 128 wide"):
         load_internvl(folder, text_encoder=wide)
     short = random_internvl.checkpoint(tmp_path / "short", text_layers=1)
-    with pytest.raises(WrongFile, match="of more than 2 layers.* of 1 layers"):
+    with pytest.raises(WrongFileError, match="of more than 2 layers.* of 1 layers"):
         load_internvl(folder, "G", text_encoder=short)
 
 
@@ -232,16 +233,17 @@ def test_the_text_encoder_may_be_another_file(folder, loaded, tmp_path):
     assert torch.equal(pair.embed_pictures(pictures(2)), loaded["G"].embed_pictures(pictures(2)))
     assert torch.equal(pair.embed_texts(TEXTS), loaded["G"].embed_texts(TEXTS))
     with pytest.raises(
-        WrongFile, match=r"vision.safetensors \(in .*\) holds InternVL's vision side alone: choose its text encoder"
+        WrongFileError,
+        match=r"vision.safetensors \(in .*\) holds InternVL's vision side alone: choose its text encoder",
     ):
         load_internvl(tmp_path / "vision.safetensors")
     with pytest.raises(
-        WrongFile,
+        WrongFileError,
         match=r"text.safetensors \(in .*\) is a large language model's text encoder \(it belongs in models/text_enc",
     ):
         load_internvl(tmp_path / "text.safetensors")
     with pytest.raises(
-        WrongFile,
+        WrongFileError,
         match=r"is an InternVL-C or -G checkpoint, without its text encoder \(it belongs in models/internvl\)",
     ):
         load_internvl(folder, text_encoder=tmp_path / "vision.safetensors")
@@ -257,7 +259,7 @@ def test_mode_c_reads_nothing_of_mode_g(folder, monkeypatch):
         file = open_tensors(path)
         return TensorFile(file.path, file.shapes, lambda name: (read.append(name), file.read(name))[1], file.metadata)
 
-    monkeypatch.setattr(checkpoints, "open_tensors", spied)
+    monkeypatch.setattr(internvl_files, "open_tensors", spied)
     load_internvl(folder).embed_texts(["a"])
     assert len(read) == len(set(read))
     parts = re.compile(r"query_tokens|clip_projector2|itm_head|cross_attn\.[qkvo]_proj|lm_head")
@@ -310,7 +312,7 @@ def test_weights_stay_where_the_file_gave_them(folder, monkeypatch):
         file = open_tensors(path)
         return TensorFile(file.path, file.shapes, lambda name: given.setdefault(name, file.read(name)), file.metadata)
 
-    monkeypatch.setattr(checkpoints, "open_tensors", spied)
+    monkeypatch.setattr(internvl_files, "open_tensors", spied)
     model = load_internvl(folder, "G")
     model.embed_pictures(pictures(1))
     places = {value.data_ptr() for value in given.values()}
@@ -353,7 +355,7 @@ def test_an_interrupt_stops_it(loaded):
 
 def test_a_sequence_of_pictures_is_asked_for_batch_by_batch(loaded, monkeypatch):
     """So that a folder's files need not all be in memory."""
-    monkeypatch.setattr(loaded_module, "PICTURES_AT_ONCE", 2)
+    monkeypatch.setattr(internvl_model, "PICTURES_AT_ONCE", 2)
 
     class Files:
         def __len__(self):
@@ -414,7 +416,7 @@ OTHERS = {
 def test_other_files_are_told_for_what_they_are(tmp_path, tensors, words):
     save_file({name: torch.zeros(4, 4) for name in tensors}, tmp_path / "other.safetensors")
     expected = "expected is InternVL-C or -G, from OpenGVLab/InternVL-14B-224px on Hugging Face, in models/internvl"
-    with pytest.raises(WrongFile, match=rf"other.safetensors \(in .*\) is {words}.*; {expected}"):
+    with pytest.raises(WrongFileError, match=rf"other.safetensors \(in .*\) is {words}.*; {expected}"):
         open_internvl(tmp_path / "other.safetensors")
 
 
@@ -436,7 +438,7 @@ def test_a_missing_tensor_is_told(tmp_path, name):
     del weights[name]
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(
-        WrongFile,
+        WrongFileError,
         match=rf"cut \(in .*\) is incomplete: .*{name.split('.')[-2] if '.' in name else name}.*Download it again",
     ):
         open_internvl(folder)
@@ -448,7 +450,7 @@ def test_a_tensor_of_another_shape_is_told(tmp_path):
     weights["clip_projector.cross_attn.k.weight"] = torch.zeros(48, 40)
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(
-        WrongFile, match=r"clip_projector.cross_attn.k.weight has the shape \[48, 40\], expected is \[48, 48\]"
+        WrongFileError, match=r"clip_projector.cross_attn.k.weight has the shape \[48, 40\], expected is \[48, 48\]"
     ):
         open_internvl(folder)
 
@@ -457,7 +459,7 @@ def test_a_tensor_of_another_shape_is_told(tmp_path):
 def test_a_damaged_configuration_is_told(tmp_path, text, words):
     folder = random_internvl.checkpoint(tmp_path / "damaged")
     (folder / "config.json").write_text(text)
-    with pytest.raises(WrongFile, match=words):
+    with pytest.raises(WrongFileError, match=words):
         open_internvl(folder)
 
 
@@ -477,7 +479,7 @@ def test_heads_that_cannot_share_the_width_are_told(tmp_path, told, words):
     folder = random_internvl.checkpoint(tmp_path / "odd")
     known = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**known, **told}))
-    with pytest.raises(WrongFile, match=words):
+    with pytest.raises(WrongFileError, match=words):
         load_internvl(folder, "G")
 
 

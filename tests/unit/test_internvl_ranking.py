@@ -10,10 +10,9 @@ import comfy.model_management
 import numpy as np
 import pytest
 import torch
-from mulan_nodes.mulan.images.image_files import UnreadablePicture, picture_files, read_picture
-from mulan_nodes.mulan.images.text_drawing import Lettering
-from mulan_nodes.mulan.internvl import embedding_cache as stored
-from mulan_nodes.mulan.internvl import image_folder as folders
+from mulan_nodes.mulan.images.image_files import UnreadableImageError, list_images, read_image
+from mulan_nodes.mulan.images.text_drawing import TextRenderer
+from mulan_nodes.mulan.internvl import embedding_cache, image_folder
 from mulan_nodes.mulan.internvl.embeddings import Embeddings, check_same_model
 from mulan_nodes.mulan.internvl.image_folder import embed_folder
 from mulan_nodes.mulan.internvl.ranking import best_pairs, direction, rank
@@ -97,7 +96,7 @@ def corner(picture: Image.Image, scores: torch.Tensor, row: int, column: int) ->
 
 def test_more_alike_is_darker():
     scores = torch.linspace(-1, 1, 6).reshape(2, 3)
-    picture = draw(scores, ["", ""], ["", "", ""], Lettering())
+    picture = draw(scores, ["", ""], ["", "", ""], TextRenderer())
     shades = [sum(corner(picture, scores, row, column)) for row in range(2) for column in range(3)]
     assert shades == sorted(shades, reverse=True) and len(set(shades)) == 6
 
@@ -113,7 +112,7 @@ def test_matrices_of_any_size_are_drawn(size):
         ]
         for count in size
     ]
-    picture = draw(torch.rand(size), *names, Lettering(sample="猫"))
+    picture = draw(torch.rand(size), *names, TextRenderer(sample="猫"))
     assert picture.mode == "RGB" and max(picture.size) < 2000
 
 
@@ -128,23 +127,23 @@ def test_a_folder_s_pictures_in_the_order_people_count(tmp_path):
     for name in ("b10.png", "b2.PNG", "a.webp", "B1.jpeg", ".hidden.png", "notes.txt", "b2.txt"):
         Image.fromarray(colours()).save(tmp_path / name, format="png")
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in picture_files(tmp_path)] == ["a.webp", "B1.jpeg", "b2.PNG", "b10.png"]
+    assert [path.name for path in list_images(tmp_path)] == ["a.webp", "B1.jpeg", "b2.PNG", "b10.png"]
 
 
 def test_a_folder_without_pictures_says_so(tmp_path):
     (tmp_path / "below").mkdir()
     Image.fromarray(colours()).save(tmp_path / "below" / "x.png")
     with pytest.raises(ValueError, match=f"no picture in {tmp_path}.*folders below it are not searched"):
-        picture_files(tmp_path)
+        list_images(tmp_path)
     with pytest.raises(ValueError, match="nowhere is no folder"):
-        picture_files(tmp_path / "nowhere")
+        list_images(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".gif", ".webp", ".jpg"])
 def test_formats(tmp_path, suffix):
     file, pixels = tmp_path / f"x{suffix}", np.full((6, 9, 3), (200, 40, 90), dtype=np.uint8)
     Image.fromarray(pixels).save(file, **({"lossless": True} if suffix == ".webp" else {}))
-    read = read_picture(file)
+    read = read_image(file)
     assert read.shape == (6, 9, 3) and read.dtype == torch.float32
     assert np.abs(read.numpy() * 255 - pixels).max() <= (6 if suffix in (".jpg", ".gif") else 1e-3)
 
@@ -153,22 +152,22 @@ def test_pictures_stand_upright_without_transparency(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it turned clockwise
     Image.fromarray(colours()).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal((read_picture(tmp_path / "turned.png").numpy() * 255).round(), np.rot90(colours(), -1))
+    assert np.array_equal((read_image(tmp_path / "turned.png").numpy() * 255).round(), np.rot90(colours(), -1))
     Image.fromarray(np.concatenate((colours(), np.zeros((6, 9, 1), np.uint8)), axis=2)).save(tmp_path / "clear.png")
-    assert np.array_equal((read_picture(tmp_path / "clear.png").numpy() * 255).round(), colours())
+    assert np.array_equal((read_image(tmp_path / "clear.png").numpy() * 255).round(), colours())
 
 
 def test_grey_pictures_of_one_bit_to_sixteen(tmp_path):
     Image.fromarray(np.full((4, 5), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert torch.allclose(read_picture(tmp_path / "deep.png"), torch.full((4, 5, 3), 0.5), atol=1e-4)
+    assert torch.allclose(read_image(tmp_path / "deep.png"), torch.full((4, 5, 3), 0.5), atol=1e-4)
     Image.new("1", (5, 4), 1).save(tmp_path / "bits.png")
-    assert torch.equal(read_picture(tmp_path / "bits.png"), torch.ones(4, 5, 3))
+    assert torch.equal(read_image(tmp_path / "bits.png"), torch.ones(4, 5, 3))
 
 
 def test_an_animation_is_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "moving.gif")[0, 0, 0] > 0.9
+    assert read_image(tmp_path / "moving.gif")[0, 0, 0] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -179,8 +178,8 @@ def test_what_is_no_picture_says_why(tmp_path, content, words):
         Image.fromarray(colours(height=200, width=200)).save(tmp_path / "whole.png")
         content = (tmp_path / "whole.png").read_bytes()[:20_000]
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(UnreadablePicture, match=words):
-        read_picture(tmp_path / "x.png")
+    with pytest.raises(UnreadableImageError, match=words):
+        read_image(tmp_path / "x.png")
 
 
 # --- embeddings of a folder -------------------------------------------------------------------------------------------
@@ -226,7 +225,7 @@ def album(tmp_path):
 @pytest.fixture
 def old(monkeypatch):
     """Files count as old enough for their times to prove something."""
-    monkeypatch.setattr(stored, "CLOCK", -1)
+    monkeypatch.setattr(embedding_cache, "CLOCK", -1)
 
 
 def save(file, seed):
@@ -246,7 +245,7 @@ def test_a_folder_is_embedded_once(album, tmp_path):
     made, known = embed(first, album), embed(again, album)
     assert first.seen == 5 and again.calls == [] and torch.equal(made.vectors, known.vectors)
     assert made.names == ("0.png", "1.png", "2.png", "3.png", "4.png") and made.unreadable == []
-    expected = [F.normalize(read_picture(file).mean((0, 1)) + 1e-3, dim=0) for file in made.files]
+    expected = [F.normalize(read_image(file).mean((0, 1)) + 1e-3, dim=0) for file in made.files]
     assert torch.equal(made.vectors, torch.stack(expected))
     (file,) = kept(tmp_path)
     assert file.name.startswith("my album C whole ") and file.suffix == ".safetensors"
@@ -295,16 +294,16 @@ def test_a_change_that_keeps_size_and_time_is_seen(album, old):
 def test_an_unchanged_file_is_not_read_again(album, old, monkeypatch):
     embed(Pictures(), album)
     read = []
-    monkeypatch.setattr(stored, "_content_key", lambda file: read.append(file.name) or "0" * 64)
+    monkeypatch.setattr(embedding_cache, "_content_key", lambda file: read.append(file.name) or "0" * 64)
     embed(Pictures(), album)
     assert read == [] if os.name == "posix" else len(read) == 5
 
 
 def test_a_file_that_was_just_written_is_read_again(album, monkeypatch):
     embed(Pictures(), album)
-    read, content_key = [], stored._content_key
-    monkeypatch.setattr(stored, "_content_key", lambda file: read.append(file.name) or content_key(file))
-    assert time.time_ns() - (album / "0.png").stat().st_ctime_ns < stored.CLOCK
+    read, content_key = [], embedding_cache._content_key
+    monkeypatch.setattr(embedding_cache, "_content_key", lambda file: read.append(file.name) or content_key(file))
+    assert time.time_ns() - (album / "0.png").stat().st_ctime_ns < embedding_cache.CLOCK
     embed(Pictures(), album)
     assert len(read) == 5
 
@@ -380,7 +379,7 @@ def test_a_folder_of_nothing_readable(album):
 
 
 def test_what_was_done_before_a_stop_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "AT_ONCE", 4)
+    monkeypatch.setattr(image_folder, "AT_ONCE", 4)
     album = tmp_path / "many"
     album.mkdir()
     for number in range(10):
@@ -406,15 +405,15 @@ def test_progress_counts_files_and_only_grows(album, monkeypatch):
         def update_absolute(self, value):
             told.append(value)
 
-    monkeypatch.setattr(folders.comfy.utils, "ProgressBar", Bar)
-    monkeypatch.setattr(folders, "AT_ONCE", 2)
+    monkeypatch.setattr(image_folder.comfy.utils, "ProgressBar", Bar)
+    monkeypatch.setattr(image_folder, "AT_ONCE", 2)
     embed(Pictures(), album)
     assert told == [5, 1, 2, 2, 3, 4, 4, 5, 5]
 
 
 def test_pictures_are_read_only_when_their_batch_comes(album, monkeypatch):
     """A model that never looks at them never has one in memory."""
-    monkeypatch.setattr(folders, "read_picture", lambda file: pytest.fail(f"{file} was read"))
+    monkeypatch.setattr(image_folder, "read_image", lambda file: pytest.fail(f"{file} was read"))
 
     class Blind(Pictures):
         def embed_pictures(self, pictures, framing="whole", bar=None):

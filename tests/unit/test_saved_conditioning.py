@@ -11,10 +11,15 @@ import comfy.model_base
 import pytest
 import torch
 from mulan_nodes import mulan
-from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.conditioning.clip import load_clip
 from mulan_nodes.mulan.conditioning.languages import encode_once
-from mulan_nodes.mulan.conditioning.saved_conditioning import MARK, Unsaveable, load_conditioning, save_conditioning
+from mulan_nodes.mulan.conditioning.saved_conditioning import (
+    MARK,
+    UnsaveableError,
+    load_conditioning,
+    save_conditioning,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -168,15 +173,15 @@ class ControlNet:
     ],
 )
 def test_what_a_file_cannot_hold_is_refused_by_its_name(values, words, tmp_path):
-    with pytest.raises(Unsaveable, match=words):
+    with pytest.raises(UnsaveableError, match=words):
         save_conditioning(tmp_path / "x.safetensors", text() + text(**values), VERSIONS)
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_no_conditioning(tmp_path):
-    with pytest.raises(Unsaveable, match="no entries"):
+    with pytest.raises(UnsaveableError, match="no entries"):
         save_conditioning(tmp_path / "x.safetensors", [], VERSIONS)
-    with pytest.raises(Unsaveable, match="entry 1 .* NoneType where its context should be"):
+    with pytest.raises(UnsaveableError, match="entry 1 .* NoneType where its context should be"):
         save_conditioning(tmp_path / "x.safetensors", [[None, {}]], VERSIONS)
 
 
@@ -200,13 +205,13 @@ def test_other_files_are_named(saved, tiny_models):
         ("tiny_sd15_adapter.safetensors", "a MuLan adapter for Stable Diffusion 1.5"),
         ("tiny_sd15.safetensors", "a whole checkpoint"),
     ):
-        with pytest.raises(WrongFile, match=f"{name} .* is {what}.*MuLan Save Conditioning wrote"):
+        with pytest.raises(WrongFileError, match=f"{name} .* is {what}.*MuLan Save Conditioning wrote"):
             load_conditioning(tiny_models[name])
 
 
 def test_newer_and_damaged_files_are_named(saved):
     whole = saved.read_bytes()
-    with pytest.raises(WrongFile, match="layout 2, and this version of MuLan Nodes knows 1: update MuLan Nodes"):
+    with pytest.raises(WrongFileError, match="layout 2, and this version of MuLan Nodes knows 1: update MuLan Nodes"):
         load_conditioning(rewrite(saved, **{MARK: "2"}))
     for entries in (
         "not json",
@@ -219,18 +224,18 @@ def test_newer_and_damaged_files_are_named(saved):
         "[" * 5000,
     ):
         saved.write_bytes(whole)
-        with pytest.raises(WrongFile, match="damaged saved conditioning"):
+        with pytest.raises(WrongFileError, match="damaged saved conditioning"):
             load_conditioning(rewrite(saved, entries=entries))
     saved.write_bytes(whole[:-100])
-    with pytest.raises(WrongFile, match="cannot be read as safetensors"):
+    with pytest.raises(WrongFileError, match="cannot be read as safetensors"):
         load_conditioning(saved)
     saved.write_text("<html>not found</html>")
-    with pytest.raises(WrongFile, match="cannot be read as safetensors"):
+    with pytest.raises(WrongFileError, match="cannot be read as safetensors"):
         load_conditioning(saved)
 
 
 def test_nan_is_named(saved):
-    with pytest.raises(WrongFile, match=r"\(NaN\) in 1\.context"):
+    with pytest.raises(WrongFileError, match=r"\(NaN\) in 1\.context"):
         load_conditioning(rewrite(saved, **{"1.context": torch.full((1, 120, 768), float("nan"))}))
 
 

@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[2]
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published  # noqa: E402
 from mulan_nodes.mulan.conditioning.model_files import open_adapter  # noqa: E402
-from mulan_nodes.mulan.training import base_models as train_base
-from mulan_nodes.mulan.training import dataset as train_data
-from mulan_nodes.mulan.training import diffusion  # noqa: E402
-from mulan_nodes.mulan.training import run as train_run
+from mulan_nodes.mulan.training import (
+    base_models,
+    dataset,
+    diffusion,  # noqa: E402
+    run,
+)
 from mulan_nodes.mulan.training.trainer import TrainSettings, initialise, main, train_adapter  # noqa: E402
 
 CAPTIONS = ("red", "green", "blue", "black", "white")
@@ -86,7 +88,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, ema):
     unbroken = train({"ema": ema})
     with pytest.raises(KeyboardInterrupt, match="after step 3 of 6"):
         train({"ema": ema, "out_dir": tmp_path}, report=interrupt_after(2))
-    with safe_open(tmp_path / train_run.STATE_FILE, "pt") as state:
+    with safe_open(tmp_path / run.STATE_FILE, "pt") as state:
         assert state.metadata()["step"] == "3"
     steps = []
     resumed = train({"ema": ema, "out_dir": tmp_path}, resume=True, report=lambda step, *_: steps.append(step))
@@ -102,7 +104,7 @@ def test_a_finished_run_resumes_to_its_result(tmp_path):
 
 def test_the_result_is_published(tmp_path):
     adapter = train({"out_dir": tmp_path, "result_dtype": "fp32"}, metadata={"family": "sd15"})
-    path = tmp_path / train_run.ADAPTER_FILE
+    path = tmp_path / run.ADAPTER_FILE
     stored = load_file(path)
     assert "transformer.encoder.layers.0.self_attn.in_proj_weight" in stored
     fresh = fresh_adapter()
@@ -110,7 +112,7 @@ def test_the_result_is_published(tmp_path):
     assert difference(fresh, adapter) == 0
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"family": "sd15", "steps": "6", "seed": "0"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == [train_run.ADAPTER_FILE, train_run.STATE_FILE]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [run.ADAPTER_FILE, run.STATE_FILE]
 
 
 def test_a_run_nobody_asked_to_resume_is_kept(tmp_path):
@@ -119,7 +121,7 @@ def test_a_run_nobody_asked_to_resume_is_kept(tmp_path):
         train({"out_dir": tmp_path})
     with pytest.raises(ValueError, match=r"learning_rate 0.01 -> 0.02"):
         train({"out_dir": tmp_path, "learning_rate": 2e-2}, resume=True)
-    (tmp_path / train_run.STATE_FILE).write_bytes(b"not a state")
+    (tmp_path / run.STATE_FILE).write_bytes(b"not a state")
     with pytest.raises(ValueError, match="cannot be read"):
         train({"out_dir": tmp_path}, resume=True)
 
@@ -145,7 +147,7 @@ def test_two_processes_equal_one(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     both = fresh_adapter()
-    both.load_state_dict(from_published(load_file(tmp_path / train_run.ADAPTER_FILE)))
+    both.load_state_dict(from_published(load_file(tmp_path / run.ADAPTER_FILE)))
     assert context_difference(both, train({"batch_size": 8})) < 1e-4
 
 
@@ -190,7 +192,7 @@ def test_half_precision_adapters_are_refused():
 
 def test_learning_rate_warms_up_and_falls_to_zero():
     plan = settings(steps=100, warmup_steps=10, learning_rate=1.0)
-    rates = [train_run.learning_rate(step, plan) for step in range(100)]
+    rates = [run.learning_rate(step, plan) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5) and rates[99] < 0.001
 
@@ -200,7 +202,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 def test_samples_depend_on_their_number_alone():
     def stream(**changes):
-        return train_data.SampleStream(
+        return dataset.SampleStream(
             examples(), **{**dict(timesteps=1000, seed=3, empty_share=0.3, high_noise_share=0.4), **changes}
         )
 
@@ -272,10 +274,7 @@ def small_folder(folder: Path, prediction: str = "epsilon", context_width: int =
         up_block_types=("UpDecoderBlock2D",) * 2,
     ).save_pretrained(folder / "vae")
     DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type=prediction,
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
     ).save_pretrained(folder / "scheduler")
     return folder
 
@@ -286,7 +285,7 @@ def base_folder(tmp_path_factory) -> Path:
 
 
 def test_a_diffusers_folder_is_loaded_frozen(base_folder):
-    base = train_base.load_base(base_folder)
+    base = base_models.load_base(base_folder)
     assert (base.family.name, base.prediction, base.context_width, base.latent_channels, base.reduction) == (
         "sd15",
         "epsilon",
@@ -300,11 +299,11 @@ def test_a_diffusers_folder_is_loaded_frozen(base_folder):
     context = torch.randn(2, 6, 768, requires_grad=True)
     base.denoiser(latents, torch.tensor([3, 900]), context).sum().backward()
     assert context.grad.abs().sum() > 0
-    checkpointed = train_base.load_base(base_folder, gradient_checkpointing=True)
+    checkpointed = base_models.load_base(base_folder, gradient_checkpointing=True)
     again = context.detach().requires_grad_()
     checkpointed.denoiser(latents, torch.tensor([3, 900]), again).sum().backward()
     assert torch.allclose(again.grad, context.grad, atol=1e-5)
-    half = train_base.load_base(base_folder, dtype=torch.bfloat16)
+    half = base_models.load_base(base_folder, dtype=torch.bfloat16)
     assert (
         half.denoiser(latents, torch.tensor([3, 900]), context).dtype == torch.float32
         and half.encoder_mark == base.encoder_mark
@@ -321,13 +320,13 @@ def test_a_diffusers_folder_of_the_half_variant_is_loaded(tmp_path, base_folder)
         )
         weights.unlink()
     x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 6, 768)
-    half, full = train_base.load_base(tmp_path / "half"), train_base.load_base(base_folder)
+    half, full = base_models.load_base(tmp_path / "half"), base_models.load_base(base_folder)
     assert torch.allclose(half.denoiser(x, t, context), full.denoiser(x, t, context), atol=1e-2)
 
 
 def test_the_adapter_learns_through_a_diffusers_unet(base_folder):
     """What is predicted is the gap between the base under the adapter's context and under a hidden one, so the loss is 1 + gap^2."""
-    base = train_base.load_base(base_folder)
+    base = base_models.load_base(base_folder)
     hidden = torch.randn(1, 6, 768, generator=torch.Generator().manual_seed(9))
 
     def gap(x, t, context):
@@ -428,7 +427,7 @@ def test_a_single_file_computes_what_the_host_computes(tmp_path, monkeypatch, v2
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("the network was asked"))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
     unet, vae = original_checkpoint(tmp_path / f"base{suffix}", v2)
-    base = train_base.load_base(tmp_path / f"base{suffix}", prediction="v_prediction" if v2 else None)
+    base = base_models.load_base(tmp_path / f"base{suffix}", prediction="v_prediction" if v2 else None)
     assert (base.family.name, base.prediction, base.reduction) == (
         ("sd21", "v_prediction", 2) if v2 else ("sd15", "epsilon", 2)
     )
@@ -452,7 +451,7 @@ def test_the_published_sizes_give_the_published_configuration(v2):
         unet, vae = original_models(v2, PUBLISHED)
         tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in unet.state_dict().items()}
         tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae.state_dict().items()}
-        config = train_base.original_config({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        config = base_models.original_config({name: tuple(tensor.shape) for name, tensor in tensors.items()})
         options = dict(original_config=config, low_cpu_mem_usage=False)
         unet_like = UNet2DConditionModel.from_single_file(tensors, **options)
         vae_like = AutoencoderKL.from_single_file(tensors, **options)
@@ -467,30 +466,30 @@ def test_the_published_sizes_give_the_published_configuration(v2):
 def test_bases_that_cannot_serve_are_refused(tmp_path, base_folder):
     original_checkpoint(tmp_path / "v2.safetensors", v2=True)
     with pytest.raises(ValueError, match="v2.safetensors predicts what it does not say: name epsilon or v_prediction"):
-        train_base.load_base(tmp_path / "v2.safetensors")
+        base_models.load_base(tmp_path / "v2.safetensors")
     tensors = load_file(tmp_path / "v2.safetensors")
     lost = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, tmp_path / "lost.safetensors")
     with pytest.raises(ValueError, match="lost.safetensors"):
-        train_base.load_base(tmp_path / "lost.safetensors", prediction="epsilon")
+        base_models.load_base(tmp_path / "lost.safetensors", prediction="epsilon")
     save_file(
         {name: tensor for name, tensor in tensors.items() if "diffusion_model" in name}, tmp_path / "no_vae.safetensors"
     )
     with pytest.raises(
         ValueError, match="no whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'"
     ):
-        train_base.load_base(tmp_path / "no_vae.safetensors")
+        base_models.load_base(tmp_path / "no_vae.safetensors")
     save_file({"queries": torch.zeros(1)}, tmp_path / "adapter.safetensors")
     with pytest.raises(ValueError, match="no whole SD1.5 or SD2.1 checkpoint"):
-        train_base.load_base(tmp_path / "adapter.safetensors")
+        base_models.load_base(tmp_path / "adapter.safetensors")
     with pytest.raises(ValueError, match="contexts of width 640"):
-        train_base.load_base(small_folder(tmp_path / "other", context_width=640))
+        base_models.load_base(small_folder(tmp_path / "other", context_width=640))
     with pytest.raises(ValueError, match="nowhere"):
-        train_base.load_base(tmp_path / "nowhere")
+        base_models.load_base(tmp_path / "nowhere")
     shutil.copytree(base_folder, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "vae")
     with pytest.raises(ValueError, match="cut cannot be loaded as a diffusers folder: vae"):
-        train_base.load_base(tmp_path / "cut")
+        base_models.load_base(tmp_path / "cut")
 
 
 # -- data ---------------------------------------------------------------------------------------------------------------------------------
@@ -515,7 +514,7 @@ def test_pictures_are_cut_from_the_middle_and_captioned(tmp_path):
     (folder / "metadata.jsonl").write_text(
         json.dumps({"file_name": "b.webp", "text": "zwei"}) + "\n\n", encoding="utf-8"
     )
-    pictures = train_data.PictureFolder(folder, 8)
+    pictures = dataset.PictureFolder(folder, 8)
     assert [pictures[i]["caption"] for i in range(len(pictures))] == ["one", "zwei", "three"]
     picture = pictures[0]["picture"]
     assert picture.shape == (3, 8, 8)
@@ -526,29 +525,29 @@ def test_transparent_pictures_become_white(tmp_path):
     from PIL import Image
 
     Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (train_data.load_picture(tmp_path / "clear.png", 4) == 1).all()
+    assert (dataset.load_picture(tmp_path / "clear.png", 4) == 1).all()
 
 
 def test_folders_that_cannot_serve_are_refused(tmp_path):
     with pytest.raises(ValueError, match="gone is not a folder"):
-        train_data.PictureFolder(tmp_path / "gone", 8)
+        dataset.PictureFolder(tmp_path / "gone", 8)
     with pytest.raises(ValueError, match="holds no picture"):
-        train_data.PictureFolder(tmp_path, 8)
+        dataset.PictureFolder(tmp_path, 8)
     bare = draw_pictures(tmp_path / "bare", {"a.png": "one", "b.png": None, "c.png": "", "d.png": None, "e.png": None})
     with pytest.raises(ValueError, match=r"4 of 5 pictures in .*bare have no caption \(b.png, c.png, d.png, \.\.\.\)"):
-        train_data.PictureFolder(bare, 8)
+        dataset.PictureFolder(bare, 8)
     (bare / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "ok"}\n{"file": 3}\n')
     with pytest.raises(ValueError, match="metadata.jsonl, line 2"):
-        train_data.PictureFolder(bare, 8)
+        dataset.PictureFolder(bare, 8)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG and nothing more")
     with pytest.raises(ValueError, match="broken.png cannot be read as a picture"):
-        train_data.load_picture(tmp_path / "broken.png", 8)
+        dataset.load_picture(tmp_path / "broken.png", 8)
 
 
 def test_latents_are_encoded_once(tmp_path, monkeypatch):
     from accelerate import Accelerator
 
-    monkeypatch.setattr(train_data, "SHARD_SIZE", 2)
+    monkeypatch.setattr(dataset, "SHARD_SIZE", 2)
     folder = draw_pictures(tmp_path / "pictures", {f"{i}.png": f"caption {i}" for i in range(5)})
     encoded, told = [], []
 
@@ -557,8 +556,8 @@ def test_latents_are_encoded_once(tmp_path, monkeypatch):
         return batch.mean(dim=(2, 3), keepdim=True) + torch.arange(len(batch)).view(-1, 1, 1, 1)
 
     def cache(size=8, mark="vae"):
-        pictures = train_data.PictureFolder(folder, size)
-        return train_data.cache_latents(
+        pictures = dataset.PictureFolder(folder, size)
+        return dataset.cache_latents(
             pictures, encode, mark, tmp_path / "cache", Accelerator(), lambda *done: told.append(done)
         )
 
@@ -612,7 +611,7 @@ def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     out = tmp_path / "run"
     assert main([*command, "--out", str(out), "--save-every", "2", "--prompt", "红色", "--prompt", "red"]) == 0
     assert "step 4 of 4" in capsys.readouterr().out
-    trained = open_adapter(out / train_run.ADAPTER_FILE)
+    trained = open_adapter(out / run.ADAPTER_FILE)
     assert (trained.shape.width, trained.shape.queries, trained.shape.feed_forward) == (768, 120, 3072)
     assert trained.file.metadata["family"] == "sd15" and trained.file.metadata["steps"] == "4"
     with Image.open(out / "validation-000004.png") as drawn:
@@ -621,8 +620,7 @@ def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     assert "already holds a training run" in capsys.readouterr().err
     assert main([*command, "--out", str(out), "--resume"]) == 0
     assert (
-        main([*command, "--out", str(tmp_path / "on"), "--adapter", str(out / train_run.ADAPTER_FILE), "--steps", "1"])
-        == 0
+        main([*command, "--out", str(tmp_path / "on"), "--adapter", str(out / run.ADAPTER_FILE), "--steps", "1"]) == 0
     )
 
 

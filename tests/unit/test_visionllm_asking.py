@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
-from mulan_nodes.visionllm_nodes.model import answers, contexts, perception, regions
-from mulan_nodes.visionllm_nodes.model import prompt_templates as conversation
+from mulan_nodes.visionllm_nodes.model import answers, contexts, perception, prompt_templates, regions
 from mulan_nodes.visionllm_nodes.model.generation import sampling
 from mulan_nodes.visionllm_nodes.model.prefix_cache import PictureMemory
 from mulan_nodes.visionllm_nodes.model.prompt_templates import chat
@@ -191,7 +190,7 @@ def test_texts_grow_token_by_token(loaded, picture):
 
 def test_talk_without_a_picture_with_two_and_with_history(loaded, picture):
     assert answers.answer(loaded, [], [chat("hello", picture=False)], limit=4)[0].text
-    two = [conversation.Turn("<image>\n<image>\nwhich is larger?")]
+    two = [prompt_templates.Turn("<image>\n<image>\nwhich is larger?")]
     assert answers.answer(loaded, [picture, picture], [two], limit=4)[0].text
     assert answers.answer(loaded, [picture], [chat("and now?", [("what is it?", "a star")])], limit=4)[0].text
     with pytest.raises(ValueError, match="1 <image>"):
@@ -230,25 +229,25 @@ def test_checkpoints_that_cannot_serve(checkpoint, tmp_path):
         return folder
 
     whole = (checkpoint / "model.safetensors").read_bytes()
-    with pytest.raises(WrongFile, match="cut short or damaged"):
+    with pytest.raises(WrongFileError, match="cut short or damaged"):
         open_visionllm(copy(model=whole[: len(whole) // 2]))
-    with pytest.raises(WrongFile, match="is no VisionLLM v2 checkpoint"):
+    with pytest.raises(WrongFileError, match="is no VisionLLM v2 checkpoint"):
         folder = copy()
         save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
         open_visionllm(folder)
-    with pytest.raises(WrongFile, match="incomplete.*gdino.model.level_embed|incomplete.*norm"):
+    with pytest.raises(WrongFileError, match="incomplete.*gdino.model.level_embed|incomplete.*norm"):
         folder = copy()
         tensors = load_file(checkpoint / "model.safetensors")
         del tensors["gdino.model.decoder.layer_norm.weight"]
         save_file(tensors, folder / "model.safetensors")
         open_visionllm(folder)
-    with pytest.raises(WrongFile, match="no sentencepiece model"):
+    with pytest.raises(WrongFileError, match="no sentencepiece model"):
         open_visionllm(copy(tokenizer=b"nonsense")).tokenizer()
-    with pytest.raises(WrongFile, match="another model's|belongs to another"):
+    with pytest.raises(WrongFileError, match="another model's|belongs to another"):
         open_visionllm(copy(tokenizer=random_visionllm.sentencepiece_model(340))).tokenizer()
-    with pytest.raises(WrongFile, match="no JSON"):
+    with pytest.raises(WrongFileError, match="no JSON"):
         open_visionllm(copy(config=b"{"))
     folder = copy()
     (folder / "tokenizer.model").unlink()
-    with pytest.raises(WrongFile, match="has no tokenizer"):
+    with pytest.raises(WrongFileError, match="has no tokenizer"):
         open_visionllm(folder).tokenizer()

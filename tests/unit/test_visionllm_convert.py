@@ -12,10 +12,10 @@ import comfy.sd
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from mulan_nodes.mulan.checkpoints import quantization as quantise
-from mulan_nodes.mulan.checkpoints.tensor_files import WrongFile, open_tensors
+from mulan_nodes.mulan.checkpoints import quantization
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError, open_tensors
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
-from mulan_nodes.mulan.conversion.convert import CannotWrite
+from mulan_nodes.mulan.conversion.convert import CannotWriteError
 from mulan_nodes.mulan.conversion.visionllm import convert, is_one
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
@@ -175,7 +175,7 @@ def wanted(sources) -> torch.Tensor:
     return states(sources["one file"])
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_in_every_format_reads_as_its_source(form, format, sources, wanted, tmp_path):
     made = convert(sources[form], tmp_path, format)
@@ -188,7 +188,7 @@ def test_every_form_in_every_format_reads_as_its_source(form, format, sources, w
     assert difference(states(made.path), wanted) < TOLERANCES[format]
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 def test_the_make_of_26b_reads_as_its_source(format, large_make, tmp_path):
     """Its queries, keys and values are one tensor, quantised as it is; the model takes its rows apart, and those of the scales."""
     made = convert(large_make, tmp_path, format)
@@ -199,7 +199,7 @@ def test_the_make_of_26b_reads_as_its_source(format, large_make, tmp_path):
         assert "InternLM2" in file.metadata()["license"]
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 def test_names_stay_and_only_what_is_read_is_written(format, sources, tmp_path):
     made = convert(sources["bin shards"], tmp_path, format)
     opened, source, weights = open_visionllm(made.path), open_visionllm(sources["one file"]), load_file(made.path)
@@ -246,7 +246,7 @@ def test_a_converted_file_in_float16_can_be_converted_on(sources, wanted, tmp_pa
     assert difference(states(again), wanted) < TOLERANCES["int8"]
     assert open_visionllm(again).told == open_visionllm(half).told
     with pytest.raises(
-        WrongFile, match="again.safetensors .* holds weights in 8 bits already: convert the published checkpoint"
+        WrongFileError, match="again.safetensors .* holds weights in 8 bits already: convert the published checkpoint"
     ):
         convert(again, tmp_path / "third.safetensors")
 
@@ -318,7 +318,7 @@ def test_a_unet_that_is_not_whole_is_named(with_diffusion, tmp_path):
         ),
         ("Plain", four_channels, "the UNet .* is not InstructPix2Pix's of Stable Diffusion 1.5"),
     ):
-        with pytest.raises(WrongFile, match=words):
+        with pytest.raises(WrongFileError, match=words):
             convert(changed(with_diffusion, tmp_path / name, change), tmp_path / "out.safetensors")
     assert not list(tmp_path.glob("out*"))
 
@@ -342,7 +342,7 @@ def test_both_files_appear_or_none(with_diffusion, tmp_path):
     last = seen[-1]
     assert last.tensors == last.all_tensors and last.bytes == last.all_bytes == made.size + made.beside[0].size
     made.path.unlink()
-    with pytest.raises(CannotWrite, match="VisionLLMv2_instructpix2pix.safetensors exists: delete it"):
+    with pytest.raises(CannotWriteError, match="VisionLLMv2_instructpix2pix.safetensors exists: delete it"):
         convert(with_diffusion, tmp_path)
     assert convert(with_diffusion, tmp_path, overwrite=True) == made
 
@@ -360,7 +360,7 @@ def test_a_disk_with_room_for_one_of_two_is_told(with_diffusion, tmp_path, monke
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", quantise.FORMATS)
+@pytest.mark.parametrize("format", quantization.FORMATS)
 @pytest.mark.parametrize("name", ["llm.model.layers.1.mlp.up_proj.weight", "vl_bridge.0.bias"])
 def test_damaged_weights_are_named(name, format, sources, tmp_path):
     def damage(tensors):
@@ -368,7 +368,7 @@ def test_damaged_weights_are_named(name, format, sources, tmp_path):
 
     damaged = changed(sources["one file"], tmp_path / "Damaged", damage)
     with pytest.raises(
-        WrongFile,
+        WrongFileError,
         match=rf"Damaged .* is damaged: {name} holds values that are infinite or no numbers \(NaN\). Download it again",
     ):
         convert(damaged, tmp_path / "out.safetensors", format)
@@ -415,7 +415,7 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
         (clip, "clip.safetensors .* is no VisionLLM v2 checkpoint"),
         (tmp_path / "gone", "there is no .*gone"),
     ):
-        with pytest.raises(WrongFile, match=words):
+        with pytest.raises(WrongFileError, match=words):
             convert(path, tmp_path / "out.safetensors")
     assert not list(tmp_path.glob("out*"))
 
@@ -429,9 +429,9 @@ def test_targets_that_will_not_do(sources, tmp_path):
         (tmp_path / "x.pt", "name a .safetensors file"),
         (tmp_path / "no" / "x.safetensors", "folder .*no does not exist"),
     ):
-        with pytest.raises(CannotWrite, match=words):
+        with pytest.raises(CannotWriteError, match=words):
             convert(source, target)
-    with pytest.raises(CannotWrite, match="format is 'int4', expected is one of int8, fp8, fp16"):
+    with pytest.raises(CannotWriteError, match="format is 'int4', expected is one of int8, fp8, fp16"):
         convert(source, tmp_path / "x.safetensors", "int4")
     assert convert(source, tmp_path, overwrite=True).path.read_bytes() == before
 
@@ -439,7 +439,7 @@ def test_targets_that_will_not_do(sources, tmp_path):
 def test_mulan_s_loader_says_what_it_is(sources, tmp_path):
     for path in (sources["bin shards"], convert(sources["one file"], tmp_path).path):
         with pytest.raises(
-            WrongFile,
+            WrongFileError,
             match="is a VisionLLM v2 model .it belongs in models/visionllm.; expected is InternVL's LLaMA text encoder",
         ):
             open_text_encoder(path)

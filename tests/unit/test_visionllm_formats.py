@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 import torch
 from mulan_nodes.mulan.images.fonts import Fonts
-from mulan_nodes.mulan.images.text_drawing import Lettering
+from mulan_nodes.mulan.images.text_drawing import TextRenderer
 from mulan_nodes.visionllm_nodes.detections import (
     bounding_boxes,
+    json_document,
     keypoints,
     masks,
     pose_keypoint,
     segs,
     skeletons,
-)
-from mulan_nodes.visionllm_nodes.detections import (
-    json_document as document,
 )
 from mulan_nodes.visionllm_nodes.detections.colors import COUNT, colour, ink
 from mulan_nodes.visionllm_nodes.detections.drawing import BY_NAME, BY_OBJECT, Colouring, Style, draw
@@ -430,24 +428,28 @@ def test_segs_as_impact_s_nodes_read_them():
 def test_a_document_there_and_back():
     found = [detection([[0, 0, 10.126, 10], [20, 20, 30, 30]]), detection([])]
     boxes = bounding_boxes.to_bounding_boxes(found)
-    frames = [document.frame(60, 40, part, one.masks, text="two") for part, one in zip(boxes, found)]
-    text = document.document("detect", "犬, cat", frames)
+    frames = [json_document.frame(60, 40, part, one.masks, text="two") for part, one in zip(boxes, found)]
+    text = json_document.json_document("detect", "犬, cat", frames)
     assert (
-        "\n" not in text and "犬" in text and text == document.document("detect", "犬, cat", json.loads(text)["frames"])
+        "\n" not in text
+        and "犬" in text
+        and text == json_document.json_document("detect", "犬, cat", json.loads(text)["frames"])
     )
-    read = document.read_document(text)
+    read = json_document.read_document(text)
     assert (read.task, read.prompt, read.texts) == ("detect", "犬, cat", ["two", "two"])
     first, second = read.bounding_boxes()
     assert (
         first[0] == {"x": 0.0, "y": 0.0, "width": 10.13, "height": 10.0, "label": "犬", "score": 0.9} and second == []
     )
     assert torch.equal(read.masks(), masks.object_masks(found))
-    assert document.read_document(document.document("ask", "?", [], "words")).texts == ["words"]
+    assert json_document.read_document(json_document.json_document("ask", "?", [], "words")).texts == ["words"]
 
 
 def test_a_document_of_keypoints():
     frame = record(ANIMAL, "狗", left_out=("neck",))
-    read = document.read_document(document.document("pose", "狗", [document.frame(300, 200, keypoints=frame)]))
+    read = json_document.read_document(
+        json_document.json_document("pose", "狗", [json_document.frame(300, 200, keypoints=frame)])
+    )
     assert read.keypoints() == [frame] and read.masks() is None
     assert read.bounding_boxes() == [[{**frame["objects"][0]["box"], "label": "狗", "score": 0.8}]]
 
@@ -457,7 +459,7 @@ def test_a_document_of_keypoints():
     [torch.zeros(3, 4), torch.ones(3, 4), (torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) > 0.5).float()],
 )
 def test_run_lengths_are_coco_s(mask):
-    packed = document.packed(mask)
+    packed = json_document.packed(mask)
     values = itertools.chain.from_iterable([number % 2] * count for number, count in enumerate(packed["counts"]))
     assert (
         packed["size"] == list(mask.shape)
@@ -468,7 +470,7 @@ def test_run_lengths_are_coco_s(mask):
 
 def good() -> dict:
     return {
-        "format": document.FORMAT,
+        "format": json_document.FORMAT,
         "task": "detect",
         "prompt": "",
         "frames": [{"width": 4, "height": 2, "objects": [{"box": [0, 0, 1, 1]}]}],
@@ -517,9 +519,9 @@ def good() -> dict:
 )
 def test_what_is_wrong_with_a_document_is_named_with_its_place(change, words):
     text = json.dumps(good())
-    document.read_document(text)
+    json_document.read_document(text)
     with pytest.raises(ValueError, match=words):
-        document.read_document(change(text))
+        json_document.read_document(change(text))
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -536,7 +538,9 @@ def test_colours_stay_apart_and_text_on_them_can_be_read():
 def drawn(boxes=(), mask=None, pose=None, how=BY_NAME, lettering=None, picture=None, **style) -> np.ndarray:
     names = [box.get("label", "") for box in boxes]
     picture = torch.full((120, 200, 3), 0.5) if picture is None else picture
-    frame = draw(picture, boxes, mask, pose, Style(**style), Colouring(how, names), lettering or Lettering(Fonts([])))
+    frame = draw(
+        picture, boxes, mask, pose, Style(**style), Colouring(how, names), lettering or TextRenderer(Fonts([]))
+    )
     return (frame.numpy() * 255).round().astype(int)
 
 
@@ -572,14 +576,14 @@ def test_masks_let_the_picture_through():
 @pytest.mark.parametrize("name", ["左の犬", "قطة صغيرة", "छोटा कुत्ता", "한국어 고양이", "🐶 dog", "кошка"])
 def test_names_of_any_script_are_drawn_even_without_fonts(name):
     """Without a font for them, characters stand as their code points in boxes; nothing fails, and nothing is empty."""
-    for lettering in (Lettering(sample=name), Lettering(Fonts([]))):
+    for lettering in (TextRenderer(sample=name), TextRenderer(Fonts([]))):
         with_name = drawn([box_at(40, 50, 100, 60, label=name, score=0.5)], lettering=lettering)
         plain = drawn([box_at(40, 50, 100, 60, score=0.5)], lettering=lettering)
         assert (with_name != plain).any(-1).sum() > 200
 
 
 def test_labels_keep_to_the_picture_and_off_each_other():
-    class Recorder(Lettering):
+    class Recorder(TextRenderer):
         def __init__(self):
             super().__init__(Fonts([]))
             self.at = []
@@ -628,6 +632,6 @@ def test_any_picture_can_be_drawn_on(shape):
         None,
         Style(),
         Colouring(BY_NAME, ["a long name"]),
-        Lettering(Fonts([])),
+        TextRenderer(Fonts([])),
     )
     assert frame.shape == (*shape[:2], 3) and frame.dtype == torch.float32

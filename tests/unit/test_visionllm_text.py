@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from mulan_nodes.visionllm_nodes.model import prompt_templates as ask
-from mulan_nodes.visionllm_nodes.model import special_tokens as tokens
+from mulan_nodes.visionllm_nodes.model import prompt_templates, special_tokens
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
@@ -20,7 +19,13 @@ def model() -> bytes:
     """LLaMA's rules (BPE, bytes for what is unknown, no normalising) on a vocabulary of a few words."""
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([ask.VICUNA.opening, ask.detection(["cat", "dog"]).human, ask.interactive(2).human]),
+        sentence_iterator=iter(
+            [
+                prompt_templates.VICUNA.opening,
+                prompt_templates.detection(["cat", "dog"]).human,
+                prompt_templates.interactive(2).human,
+            ]
+        ),
         model_writer=made,
         vocab_size=380,
         model_type="bpe",
@@ -38,20 +43,22 @@ def tokenizer(model, request) -> VisionTokenizer:
 
 
 def test_added_tokens_follow_the_vocabulary(tokenizer):
-    assert [tokenizer.ids[name] for name in tokens.ADDED] == list(range(tokenizer.base_size, tokenizer.base_size + 26))
+    assert [tokenizer.ids[name] for name in special_tokens.ADDED] == list(
+        range(tokenizer.base_size, tokenizer.base_size + 26)
+    )
     assert len(tokenizer) == tokenizer.base_size + 26
-    for tool in tokens.TOOLS:
-        ids = tokenizer.encode(tokens.slot(tool), bos=False)
+    for tool in special_tokens.TOOLS:
+        ids = tokenizer.encode(special_tokens.slot(tool), bos=False)
         assert (
-            ids[-tokens.count(tool) - 1] == tokenizer.ids[tool]
-            and len([id for id in ids if id in tokenizer.names]) == tokens.count(tool) + 1
+            ids[-special_tokens.count(tool) - 1] == tokenizer.ids[tool]
+            and len([id for id in ids if id in tokenizer.names]) == special_tokens.count(tool) + 1
         )
 
 
 def test_text_comes_back(tokenizer):
     text = "Yes,\nthere are two  cats: " + ", ".join(SCRIPTS)
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    answer = ask.detection(SCRIPTS).gpt
+    answer = prompt_templates.detection(SCRIPTS).gpt
     ids = tokenizer.encode(answer)
     assert tokenizer.decode(ids) == f"Yes, here are the results for {', '.join(SCRIPTS)} in the image."
     assert tokenizer.decode(ids[1:], special=True) == answer
@@ -77,7 +84,7 @@ def test_legacy_decides_the_space_behind_an_added_token(model):
 
 def test_pictures_become_patches(tokenizer):
     ids = tokenizer.encode("USER: <image>\n<image> in", 3, 2)
-    assert [id for id in ids if id == tokenizer.ids[tokens.PATCH]] == [tokenizer.ids[tokens.PATCH]] * 5
+    assert [id for id in ids if id == tokenizer.ids[special_tokens.PATCH]] == [tokenizer.ids[special_tokens.PATCH]] * 5
     for patches in ((), (1,), (1, 2, 3)):
         with pytest.raises(ValueError, match=f"2 <image>.*pictures is {len(patches)}"):
             tokenizer.encode("<image><image>", *patches)
@@ -85,14 +92,17 @@ def test_pictures_become_patches(tokenizer):
 
 def test_a_prompt_grows_behind_the_picture(tokenizer):
     """What stands up to the picture keeps its ids whatever is asked, so its keys and values may be kept."""
-    first, second = (tokenizer.encode(ask.VICUNA.prompt([turn]), 5) for turn in (ask.caption(), ask.detection(["cat"])))
-    end = len(first) - first[::-1].index(tokenizer.ids[tokens.PATCH])
+    first, second = (
+        tokenizer.encode(prompt_templates.VICUNA.prompt([turn]), 5)
+        for turn in (prompt_templates.caption(), prompt_templates.detection(["cat"]))
+    )
+    end = len(first) - first[::-1].index(tokenizer.ids[special_tokens.PATCH])
     assert first[:end] == second[:end]
 
 
 def test_files_decide(model):
     size = VisionTokenizer(model).base_size
-    ids = {name: size + 3 + number for number, name in enumerate(tokens.ADDED)}
+    ids = {name: size + 3 + number for number, name in enumerate(special_tokens.ADDED)}
     decoder = {str(id): {"content": name, "lstrip": True} for name, id in ids.items()} | {
         "1": {"content": "<s>"},
         "2": {"content": "</s>"},
@@ -110,9 +120,9 @@ def test_files_decide(model):
 def test_wrong_tokenizers_are_named(model):
     with pytest.raises(ValueError, match="no sentencepiece model"):
         VisionTokenizer(b"nothing of the kind")
-    llama = {name: 32000 + number for number, name in enumerate(tokens.ADDED)}
+    llama = {name: 32000 + number for number, name in enumerate(special_tokens.ADDED)}
     with pytest.raises(ValueError, match="belongs to another language model"):
-        VisionTokenizer(GOLDEN.read_bytes(), {name: 300 + number for number, name in enumerate(tokens.ADDED)})
+        VisionTokenizer(GOLDEN.read_bytes(), {name: 300 + number for number, name in enumerate(special_tokens.ADDED)})
     with pytest.raises(ValueError, match=r"lacks the tokens \[DET\]"):
         VisionTokenizer(model, {name: id for name, id in llama.items() if name != "[DET]"})
     with pytest.raises(ValueError, match="one id to several"):
@@ -123,10 +133,10 @@ def test_wrong_tokenizers_are_named(model):
 
 def test_lists_of_names():
     for asked in (
-        ask.detection,
-        ask.semantic_segmentation,
-        lambda names: ask.pose(names, ask.COCO_17),
-        lambda names: ask.pose(["dog"], names),
+        prompt_templates.detection,
+        prompt_templates.semantic_segmentation,
+        lambda names: prompt_templates.pose(names, prompt_templates.COCO_17),
+        lambda names: prompt_templates.pose(["dog"], names),
     ):
         for wrong, message in (
             ([], "empty"),
@@ -138,50 +148,61 @@ def test_lists_of_names():
             with pytest.raises(ValueError, match=message):
                 asked(wrong)
         many = [f"kind {number}" for number in range(300)]
-        assert sum(asked(many).gpt.count(tokens.slot(tool)) for tool in tokens.TOOLS[:4]) in (300, 301, 317)
-    assert ask.distinct([" cat", "dog ", "", "cat", "Cat"]) == ["cat", "dog", "Cat"]
+        assert sum(asked(many).gpt.count(special_tokens.slot(tool)) for tool in special_tokens.TOOLS[:4]) in (
+            300,
+            301,
+            317,
+        )
+    assert prompt_templates.distinct([" cat", "dog ", "", "cat", "Cat"]) == ["cat", "dog", "Cat"]
     assert all(
-        name in ask.detection(SCRIPTS).human and name + tokens.slot("[DET]") in ask.detection(SCRIPTS).gpt
+        name in prompt_templates.detection(SCRIPTS).human
+        and name + special_tokens.slot("[DET]") in prompt_templates.detection(SCRIPTS).gpt
         for name in SCRIPTS
     )
 
 
 def test_cleaning():
-    assert ask.clean_expression("The man's RED, left-side/top (#2)!") == "the mans red left side top 2"
-    assert ask.clean_name("Guide_Dog") == "guide dog"
-    assert ask.pose(["Guide_Dog"], ["left_eye"]) == ask.pose(["guide dog"], ["left eye"])
-    assert ask.grounding("Man, left-side").human == ask.PICTURE + "Where can we locate the man left side in the image?"
-    assert ask.generation('A "red" fox:  at night!! ').human == "Generate image with caption: a red fox at night."
-    assert ask.editing(" make it Snow. ").human == ask.PICTURE + "Make it snow."
+    assert prompt_templates.clean_expression("The man's RED, left-side/top (#2)!") == "the mans red left side top 2"
+    assert prompt_templates.clean_name("Guide_Dog") == "guide dog"
+    assert prompt_templates.pose(["Guide_Dog"], ["left_eye"]) == prompt_templates.pose(["guide dog"], ["left eye"])
+    assert (
+        prompt_templates.grounding("Man, left-side").human
+        == prompt_templates.PICTURE + "Where can we locate the man left side in the image?"
+    )
+    assert (
+        prompt_templates.generation('A "red" fox:  at night!! ').human
+        == "Generate image with caption: a red fox at night."
+    )
+    assert prompt_templates.editing(" make it Snow. ").human == prompt_templates.PICTURE + "Make it snow."
 
 
 def test_nothing_to_ask():
     for asked in (
-        ask.grounding,
-        ask.reasoning,
-        ask.short_answer,
-        ask.chat,
-        ask.generation,
-        ask.editing,
-        ask.letter_answer,
+        prompt_templates.grounding,
+        prompt_templates.reasoning,
+        prompt_templates.short_answer,
+        prompt_templates.chat,
+        prompt_templates.generation,
+        prompt_templates.editing,
+        prompt_templates.letter_answer,
     ):
         for text in ("", "  ", "where is <image>?"):
             with pytest.raises(ValueError):
                 asked(text)
-    for cleaned_away in (ask.grounding, ask.generation):
+    for cleaned_away in (prompt_templates.grounding, prompt_templates.generation):
         with pytest.raises(ValueError, match="empty"):
             cleaned_away("(!)")
     with pytest.raises(ValueError, match="no region"):
-        ask.interactive(0)
+        prompt_templates.interactive(0)
 
 
 def test_formats_and_history():
-    turns = ask.chat("And now?", [("What is it?", "A cat.")])
-    assert ask.VICUNA.prompt(turns).endswith(
+    turns = prompt_templates.chat("And now?", [("What is it?", "A cat.")])
+    assert prompt_templates.VICUNA.prompt(turns).endswith(
         "questions. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: And now? ASSISTANT:"
     )
-    assert ask.INTERNLM2.prompt(turns).endswith(
+    assert prompt_templates.INTERNLM2.prompt(turns).endswith(
         "<|im_end|><|im_start|>user\n<image>\nWhat is it?<|im_end|><|im_start|>assistant\nA cat.<|im_end|>"
         "<|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n"
     )
-    assert "<image>" not in ask.VICUNA.prompt(ask.chat("Hello", picture=False))
+    assert "<image>" not in prompt_templates.VICUNA.prompt(prompt_templates.chat("Hello", picture=False))

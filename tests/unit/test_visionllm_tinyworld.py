@@ -12,7 +12,7 @@ from mulan_nodes.tools.tinyworld_visionllm.descriptions import Description
 from mulan_nodes.tools.tinyworld_visionllm.evaluation import Found
 from mulan_nodes.tools.tinyworld_visionllm.reader_training import patch_contents
 from mulan_nodes.tools.tinyworld_visionllm.seeing_training import wanted
-from mulan_nodes.visionllm_nodes.model import special_tokens as tokens
+from mulan_nodes.visionllm_nodes.model import special_tokens
 from mulan_nodes.visionllm_nodes.model.prompt_templates import VICUNA
 
 
@@ -106,15 +106,15 @@ def test_answers_call_as_many_tools_as_there_are_things_to_find(task):
     drawn, rng = some_scenes(20)
     for scene in drawn:
         exercise = questions.TASKS[task](scene, rng)
-        calls = sum(exercise.turn.gpt.count(tool) for tool in tokens.TOOLS)
+        calls = sum(exercise.turn.gpt.count(tool) for tool in special_tokens.TOOLS)
         assert calls == len(exercise.found) + len(exercise.keypoints) and len(exercise.meant) == len(exercise.found)
-        assert exercise.turn.human.count(tokens.REGION) == len(exercise.regions)
+        assert exercise.turn.human.count(special_tokens.REGION) == len(exercise.regions)
 
 
 def test_rows_join_to_the_whole_prompt_and_label_the_answer(tokenizer):
     maker = RowMaker(tokenizer)
     drawn, rng = some_scenes(5)
-    embeddings = {tokenizer.ids[name] for name in tokens.EMBEDDINGS}
+    embeddings = {tokenizer.ids[name] for name in special_tokens.EMBEDDINGS}
     for scene in drawn:
         for ask in questions.TASKS.values():
             exercise = ask(scene, rng)
@@ -128,7 +128,7 @@ def test_rows_join_to_the_whole_prompt_and_label_the_answer(tokenizer):
 
 
 def test_the_tokenizer_knows_the_words_of_its_questions(tokenizer):
-    assert len(tokenizer) == vocabulary.PIECES + len(tokens.ADDED)
+    assert len(tokenizer) == vocabulary.PIECES + len(special_tokens.ADDED)
     for text in ("What colour is the leftmost star?", "un gran círculo rojo", "红色的大圆形"):
         assert tokenizer.decode(tokenizer.encode(text, bos=False)) == text
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mulan_nodes.mulan.internvl.internvl_model import LoadedInternVL
-from mulan_nodes.tools import evaluate_zeroshot as measure_zeroshot
+from mulan_nodes.tools import evaluate_zeroshot
 from mulan_nodes.tools.tinyworld import world
-from mulan_nodes.tools.zeroshot.dataset import Dataset, WrongDataset
+from mulan_nodes.tools.zeroshot.dataset import Dataset, WrongDatasetError
 from mulan_nodes.tools.zeroshot.paper import PUBLISHED, published
 from PIL import Image
 
@@ -39,7 +39,7 @@ def evaluate(host, tiny_models, tmp_path, capsys):
 
     def run(dataset: Path | None, **more) -> str:
         options = {"language": None, "checkpoint": None, "text_encoder": None, "mode": None, **more}
-        measure_zeroshot.evaluation(host, True, tmp_path / "output", Namespace(dataset=dataset, **options))
+        evaluate_zeroshot.evaluation(host, True, tmp_path / "output", Namespace(dataset=dataset, **options))
         written = (tmp_path / "output" / "zeroshot_scores.md").read_text("utf-8")
         assert written in capsys.readouterr().out
         return written
@@ -136,7 +136,7 @@ def test_imagenet_has_names_in_five_languages(tmp_path):
     assert dataset.labels("zh")[:2] == ("丁鲷", "金鱼") and dataset.labels("ja")[0] == "テンチ"
     assert dataset.labels("it")[1] == "un pesce rosso" and dataset.labels("ar")[0] == "سمك التنش"
     with pytest.raises(
-        WrongDataset,
+        WrongDatasetError,
         match="are ImageNet's, whose names are here in ar, en, it, ja, zh, not in de: write classnames_de.json",
     ):
         dataset.labels("de")
@@ -163,7 +163,7 @@ def test_imagenet_v2_numbers_its_classes(tmp_path):
 )
 def test_wrong_names_are_told(dataset, told, message):
     (dataset / "classnames.json").write_text(told, "utf-8")
-    with pytest.raises(WrongDataset, match=message):
+    with pytest.raises(WrongDatasetError, match=message):
         Dataset.open(dataset).labels("en")
 
 
@@ -195,7 +195,7 @@ def test_published_figures_stand_beside_and_nothing_is_claimed(dataset, evaluate
 
 
 def test_without_a_data_set_the_tiny_world_is_asked(evaluate, monkeypatch):
-    monkeypatch.setattr(measure_zeroshot, "DRAWINGS", 1)
+    monkeypatch.setattr(evaluate_zeroshot, "DRAWINGS", 1)
     told = evaluate(None, language=["tr", "it"])
     assert (
         told.index("InternVL-C, tiny") < told.index("InternVL-G, tiny")

@@ -232,10 +232,10 @@ def measure(bench: Bench, profile_all: bool) -> None:
         "files": sizes_of(files),
     }
     # What an earlier run measured of other sizes goes.
-    bench.keep(**about, encoding=None, differences=None, sampling=None, loading=None, quantisation=None, profiles={})
+    bench.keep(**about, encoding=None, differences=None, sampling=None, loading=None, quantization=None, profiles={})
     bench.keep(**measure_encoding(bench, files))
     bench.keep(loading=measure_loading(bench, files))
-    results = bench.keep(quantisation=measure_quantisation(bench, files))
+    results = bench.keep(quantization=measure_quantisation(bench, files))
     bench.keep(profiles=profiles(bench, files, report.GOALS if profile_all else report.missed(results)))
 
 

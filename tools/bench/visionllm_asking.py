@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mulan_nodes.visionllm_nodes.model import answers, perception
-from mulan_nodes.visionllm_nodes.model import prompt_templates as conversation
+from mulan_nodes.visionllm_nodes.model import answers, perception, prompt_templates
 from mulan_nodes.visionllm_nodes.model.prefill import View, ask, prompt_of, remember, split, tokens_of
 from mulan_nodes.visionllm_nodes.model.prompt_templates import Turn
 from mulan_nodes.visionllm_nodes.model.special_tokens import PATCH, REGION
@@ -59,7 +58,7 @@ class Asking:
             if decode:
                 perception.ground(self.loaded, self.pictures[views], phrase)
             else:
-                ask(self.loaded, View(self.loaded, self.pictures[views]), [conversation.grounding(phrase)])
+                ask(self.loaded, View(self.loaded, self.pictures[views]), [prompt_templates.grounding(phrase)])
 
         if fresh:
             self.loaded.memory.clear()
@@ -95,13 +94,13 @@ class Asking:
 
     def tokens(self, views: int, phrase: str) -> dict[str, int]:
         """Of the prompt up to the picture's last, and of the question behind it."""
-        begin, rest = split(self.loaded, self._prompt(views, conversation.grounding(phrase)))
+        begin, rest = split(self.loaded, self._prompt(views, prompt_templates.grounding(phrase)))
         return {"begin": len(begin), "question": len(rest)}
 
     @torch.no_grad()
     def error(self, views: int, phrase: str) -> float:
         """What the decoder is asked with, behind the cache and in one pass over the whole prompt: how they differ, relative to the largest value."""
-        turn = conversation.grounding(phrase)
+        turn = prompt_templates.grounding(phrase)
         (behind,) = ask(self.loaded, View(self.loaded, self.pictures[views]), [turn])
         ids = self._prompt(views, turn)
         prompt = self._whole(views, ids)
@@ -113,7 +112,7 @@ class Asking:
 
     def answer(self, questions: Sequence[str], limit: int = LIMIT) -> tuple[Times, list[str]]:
         """Answers side by side, of exactly `limit` tokens each, to the picture of one view, which is remembered."""
-        turns = [conversation.chat(question) for question in questions]
+        turns = [prompt_templates.chat(question) for question in questions]
         times, replies = timed(
             lambda: answers.answer(self.loaded, [self.pictures[1]], turns, limit=limit, choose=self._word)
         )
@@ -122,7 +121,7 @@ class Asking:
     @torch.no_grad()
     def answer_without_cache(self, question: str, limit: int = NAIVE_LIMIT) -> tuple[Times, str]:
         """The loop that passes over the whole prompt for every token. It too sees the picture once, and makes logits of the last place only."""
-        (turn,) = conversation.chat(question)
+        (turn,) = prompt_templates.chat(question)
         prompt = self._prompt(1, turn)
         ids = list(prompt)
 

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsStream, Slot
+from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 
 from ..random_checkpoints.visionllm import PARITY, sentencepiece_model
 
@@ -46,8 +46,8 @@ def write_published(cache: Path, depth: Depth, say: Say) -> Path:
         say(f"files: {folder.name}, {4 * sum(map(prod, shapes.values())) / 1e9:.1f} GB")
         (folder / "config.json").write_text("{}", "utf-8")
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(PIECES))
-        with SafetensorsStream(
-            weights, {name: Slot(torch.float32, shape) for name, shape in shapes.items()}, {"format": "pt"}
+        with SafetensorsWriter(
+            weights, {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()}, {"format": "pt"}
         ) as file:
             for name, shape in shapes.items():
                 file.write(name, random_tensor(name, shape))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from mulan_nodes.mulan.checkpoints.quantization import FORMATS, pieces, slots
-from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsStream, Slot
+from mulan_nodes.mulan.checkpoints.quantization import FORMATS, quantize_chunks, tensor_layout
+from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 
 RECIPE = "1"  # part of the folder's name: raise it when what is written here changes
@@ -64,7 +64,7 @@ class Tensor:
     """One tensor of a file to be: `make` is called when its bytes are due."""
 
     name: str
-    slot: Slot
+    slot: TensorSpec
     make: Callable[[], torch.Tensor]
 
 
@@ -111,7 +111,7 @@ def write_published(folder: Path, sizes: Sizes, dtype: torch.dtype, vision: bool
         for number, shard in enumerate(shards, 1):
             name = f"model-{number:05}-of-{len(shards):05}.safetensors"
             say(f"  {folder.name}/{name}, {sum(tensor.slot.size for tensor in shard) / 1e9:.1f} GB")
-            with SafetensorsStream(
+            with SafetensorsWriter(
                 partial / name, {tensor.name: tensor.slot for tensor in shard}, {"format": "pt"}
             ) as file:
                 for tensor in shard:
@@ -142,17 +142,17 @@ def write_own(path: Path, sizes: Sizes, form: str, say: Say) -> Path:
     """One file as the converter writes it, `form` of its `FORMATS`, with random weights; all layers hold the same values."""
     if path.exists():
         return path
-    quantisation, stem, model = FORMATS[form], "model.layers.0.", sentencepiece_model(sizes.vocabulary)
-    layout = {"spiece_model": Slot(torch.uint8, (len(model),))}
+    quantization, stem, model = FORMATS[form], "model.layers.0.", sentencepiece_model(sizes.vocabulary)
+    layout = {"spiece_model": TensorSpec(torch.uint8, (len(model),))}
     for tensor in _text_tensors(sizes, torch.float16, ""):
-        layout |= slots(tensor.name, tensor.slot.shape, quantisation if _is_matrix(tensor.name) else None)
+        layout |= tensor_layout(tensor.name, tensor.slot.shape, quantization if _is_matrix(tensor.name) else None)
     say(f"  {path.name}, {sum(slot.size for slot in layout.values()) / 1e9:.1f} GB")
     metadata = {"config": json.dumps({"num_attention_heads": sizes.heads, "rms_norm_eps": 1e-6})}
-    with SafetensorsStream(path, layout, metadata) as file:
+    with SafetensorsWriter(path, layout, metadata) as file:
         file.write("spiece_model", torch.frombuffer(bytearray(model), dtype=torch.uint8))
         for tensor in _text_tensors(replace(sizes, layers=1), torch.float16, ""):
-            for name, rows, first in pieces(
-                tensor.name, tensor.make(), quantisation if _is_matrix(tensor.name) else None
+            for name, rows, first in quantize_chunks(
+                tensor.name, tensor.make(), quantization if _is_matrix(tensor.name) else None
             ):
                 numbers = range(sizes.layers) if name.startswith(stem) else (0,)
                 for number in numbers:
@@ -233,11 +233,11 @@ def _random(
         values = torch.randn(shape, generator=generator).mul_(scale or shape[-1] ** -0.5).add_(offset)
         return values.half().to(dtype)
 
-    return Tensor(name, Slot(dtype, shape), make)
+    return Tensor(name, TensorSpec(dtype, shape), make)
 
 
 def _zeros(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return Tensor(name, Slot(dtype, shape), lambda: torch.zeros(shape, dtype=dtype))
+    return Tensor(name, TensorSpec(dtype, shape), lambda: torch.zeros(shape, dtype=dtype))
 
 
 def _is_matrix(name: str) -> bool:

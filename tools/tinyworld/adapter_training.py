@@ -8,7 +8,7 @@ import numpy as np
 import sentencepiece
 import torch
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
-from mulan_nodes.mulan.training import trainer as train
+from mulan_nodes.mulan.training import trainer
 from transformers import LlamaModel
 
 from . import captions, narrow, world
@@ -87,11 +87,7 @@ class Examples(torch.utils.data.Dataset):
 
 
 def train_adapter(
-    work_dir: Path,
-    autoencoder: narrow.TinyAutoencoder,
-    text_encoder: LlamaModel,
-    base: Base,
-    steps: int = 2000,
+    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 2000
 ) -> LanguageAdapter:
     """Leaves adapter/adapter.safetensors (published names, narrow, float32) in `work_dir`.
 
@@ -103,8 +99,8 @@ def train_adapter(
     base.requires_grad_(False)
     torch.manual_seed(SEED)
     adapter = narrow.adapter()
-    train.initialise(adapter, SEED)
-    settings = train.TrainSettings(
+    trainer.initialise(adapter, SEED)
+    settings = trainer.TrainSettings(
         steps=steps,
         batch_size=32,
         learning_rate=1.5e-3,
@@ -128,7 +124,7 @@ def train_adapter(
                 f"adapter: {language}: {adapter_score(autoencoder, text_states, base, adapter, language)}", flush=True
             )
 
-    return train.train_adapter(
+    return trainer.train_adapter(
         adapter,
         base,
         text_states.disturbed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mulan_nodes.visionllm_nodes.model import special_tokens as tokens
+from mulan_nodes.visionllm_nodes.model import special_tokens
 from mulan_nodes.visionllm_nodes.model.image_inputs import pose_picture, tower_pictures
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from mulan_nodes.visionllm_nodes.model.prompt_templates import PICTURE, VICUNA, Turn
@@ -67,11 +67,11 @@ class RowMaker:
 
     def __init__(self, tokenizer: VisionTokenizer):
         self.tokenizer = tokenizer
-        self._not_written = {tokenizer.ids[name] for name in tokens.EMBEDDINGS}
-        self._tools = {tokenizer.ids[name]: name for name in tokens.TOOLS}
+        self._not_written = {tokenizer.ids[name] for name in special_tokens.EMBEDDINGS}
+        self._tools = {tokenizer.ids[name]: name for name in special_tokens.TOOLS}
         text = VICUNA.prompt([Turn(f"{PICTURE}?")])
         ids = tokenizer.encode(text, TOWER.patches)
-        patch = tokenizer.ids[tokens.PATCH]
+        patch = tokenizer.ids[special_tokens.PATCH]
         self.opening = ids[: len(ids) - ids[::-1].index(patch)]  # to the last patch
 
     def row(self, exercise: Exercise) -> Row:
@@ -84,7 +84,7 @@ class RowMaker:
             if ids[place + 1] not in self._not_written:
                 labels[place] = ids[place + 1]
         links = [
-            Link(self._tools[id], place + 1, tokens.PERCEPTION_COUNT)
+            Link(self._tools[id], place + 1, special_tokens.PERCEPTION_COUNT)
             for place, id in enumerate(ids)
             if id in self._tools
         ]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mulan_nodes.visionllm_nodes.model import perception, regions
-from mulan_nodes.visionllm_nodes.model import prompt_templates as conversation
+from mulan_nodes.visionllm_nodes.model import perception, prompt_templates, regions
 from mulan_nodes.visionllm_nodes.model.answers import answer
 from mulan_nodes.visionllm_nodes.model.special_tokens import DETECT, GROUND, POSE, SEGMENT
 from mulan_nodes.visionllm_nodes.model.tool_use import instruct
@@ -133,8 +132,8 @@ def _find_regions(loaded, scene: Scene, rng, mark) -> None:
 def _of_region(kind: str, item):
     thing = item.thing
     if kind == "region_category":
-        return conversation.region_category(), thing.shape
-    return conversation.region_caption(), f"a {thing.size} {thing.colour} {thing.shape}"
+        return prompt_templates.region_category(), thing.shape
+    return prompt_templates.region_caption(), f"a {thing.size} {thing.colour} {thing.shape}"
 
 
 def _segment(loaded, scene: Scene, mark) -> None:
@@ -182,7 +181,7 @@ def _ask(loaded, scene: Scene, rng, mark) -> None:
 def _instruct(loaded, scene: Scene, rng, mark) -> None:
     """A free sentence: the tools that the answer calls, and for [GRD] its box."""
     exercise = questions.instruction(scene, rng)
-    result = instruct(loaded, scene.picture, exercise.turn.human.removeprefix(conversation.PICTURE), limit=80)
+    result = instruct(loaded, scene.picture, exercise.turn.human.removeprefix(prompt_templates.PICTURE), limit=80)
     wanted = [tool for tool in (DETECT, GROUND, SEGMENT, POSE) if tool in exercise.turn.gpt]
     called = [tool for tool in (DETECT, GROUND, SEGMENT, POSE) if any(call.tool == tool for call in result.reply.tools)]
     mark("instructions: tools called right", wanted == called)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
-from mulan_nodes.mulan.checkpoints.weight_source import Source
+from mulan_nodes.mulan.checkpoints.weight_source import WeightSource
 from mulan_nodes.visionllm_nodes.model.image_inputs import PictureSettings
 from mulan_nodes.visionllm_nodes.model.keys import bridge, clip, grounding, llama, pose, region_encoder, super_link
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
@@ -85,7 +85,7 @@ def published(parts: Mapping[str, nn.Module], vocabulary: int) -> dict[str, torc
     return tensors
 
 
-def _apart(tensor: torch.Tensor, source: Source) -> tuple[torch.Tensor, ...]:
+def _apart(tensor: torch.Tensor, source: WeightSource) -> tuple[torch.Tensor, ...]:
     """What `source` joins into one of our tensors; here such rows are always of one number."""
     if source.arrange is not None:
         raise ValueError(f"{source.names} cannot be taken apart")

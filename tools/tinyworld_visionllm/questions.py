@@ -1,6 +1,6 @@
 """What the tiny VisionLLM is asked about a scene, in the words of every task, and what it should answer.
 
-The words around names and sentences are those of `model.conversation`, where the nodes take theirs from.
+The words around names and sentences are those of `model.prompt_templates`, where the nodes take theirs from.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from mulan_nodes.visionllm_nodes.model import prompt_templates as conversation
-from mulan_nodes.visionllm_nodes.model import special_tokens as tokens
+from mulan_nodes.visionllm_nodes.model import prompt_templates, special_tokens
 from mulan_nodes.visionllm_nodes.model.prompt_templates import Turn
 
 from ..tinyworld.world import HELD_OUT, PALETTE, SHAPES
@@ -44,7 +43,7 @@ def detection(scene: Scene, rng: np.random.Generator) -> Exercise:
 
 
 def _of_names(
-    scene: Scene, described: list[Description], rng: np.random.Generator, ask: Callable = conversation.detection
+    scene: Scene, described: list[Description], rng: np.random.Generator, ask: Callable = prompt_templates.detection
 ) -> Exercise:
     """English names, or those of one other language."""
     language = OTHER_LANGUAGES[rng.integers(len(OTHER_LANGUAGES))] if rng.random() < 0.15 else ""
@@ -56,7 +55,7 @@ def _of_names(
 
 def grounding(scene: Scene, rng: np.random.Generator) -> Exercise:
     described = referring(scene, rng)
-    return Exercise(conversation.grounding(_sentence(described, rng)), (described.found(scene),), (described,))
+    return Exercise(prompt_templates.grounding(_sentence(described, rng)), (described.found(scene),), (described,))
 
 
 def _sentence(described: Description, rng: np.random.Generator) -> str:
@@ -78,14 +77,14 @@ def pose(scene: Scene, rng: np.random.Generator) -> Exercise:
 
 def keypoints_of(scene: Scene, described: Description, names: tuple[str, ...]) -> Exercise:
     return Exercise(
-        conversation.pose([described.name], names), (described.found(scene),), (described,), described.shape, names
+        prompt_templates.pose([described.name], names), (described.found(scene),), (described,), described.shape, names
     )
 
 
 def interactive(scene: Scene, rng: np.random.Generator) -> Exercise:
     regions = rng.permutation(len(scene.items))[: rng.integers(1, 4)].tolist()
     return Exercise(
-        conversation.interactive(len(regions)),
+        prompt_templates.interactive(len(regions)),
         tuple((item,) for item in regions),
         (None,) * len(regions),
         regions=tuple(regions),
@@ -95,27 +94,27 @@ def interactive(scene: Scene, rng: np.random.Generator) -> Exercise:
 def segmentation(scene: Scene, rng: np.random.Generator) -> Exercise:
     """Only its words are special: the decoder is asked as for names."""
     return _of_names(
-        scene, names_for(scene, rng, int(rng.integers(2, MOST_NAMES + 1))), rng, conversation.semantic_segmentation
+        scene, names_for(scene, rng, int(rng.integers(2, MOST_NAMES + 1))), rng, prompt_templates.semantic_segmentation
     )
 
 
 def region_category(scene: Scene, rng: np.random.Generator) -> Exercise:
     item = int(rng.integers(len(scene.items)))
-    human, _ = conversation.region_category()
+    human, _ = prompt_templates.region_category()
     return Exercise(Turn(human, scene.items[item].thing.shape), regions=(item,))
 
 
 def region_caption(scene: Scene, rng: np.random.Generator) -> Exercise:
     item = int(rng.integers(len(scene.items)))
     thing = scene.items[item].thing
-    human, _ = conversation.region_caption()
+    human, _ = prompt_templates.region_caption()
     return Exercise(Turn(human, f"a {thing.size} {thing.colour} {thing.shape}"), regions=(item,))
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Exercise:
     """All shapes, from the left to the right."""
     items = sorted(scene.items, key=lambda item: item.x)
-    human, _ = conversation.caption()
+    human, _ = prompt_templates.caption()
     return Exercise(Turn(human, _enumerated([f"a {item.thing.colour} {item.thing.shape}" for item in items])))
 
 
@@ -132,7 +131,7 @@ def visual_question(scene: Scene, rng: np.random.Generator) -> Exercise:
 
 
 def answered(question: str, answer: str) -> Exercise:
-    human, _ = conversation.short_answer(question)
+    human, _ = prompt_templates.short_answer(question)
     return Exercise(Turn(human, answer))
 
 
@@ -224,7 +223,7 @@ def instruction(scene: Scene, rng: np.random.Generator) -> Exercise:
         sentences = described.sentences()
         said = _choose(_FREE_SENTENCES, rng).format(one=sentences[rng.integers(len(sentences))])
         return Exercise(
-            Turn(conversation.PICTURE + said, f"Yes, it is {tokens.slot(tokens.GROUND)}."),
+            Turn(prompt_templates.PICTURE + said, f"Yes, it is {special_tokens.slot(special_tokens.GROUND)}."),
             (described.found(scene),),
             (described,),
         )
@@ -235,13 +234,13 @@ def instruction(scene: Scene, rng: np.random.Generator) -> Exercise:
         )
     described = names_for(scene, rng, int(rng.integers(1, 4)))
     exercise = Exercise(
-        conversation.detection([one.name for one in described]),
+        prompt_templates.detection([one.name for one in described]),
         tuple(one.found(scene) for one in described),
         tuple(described),
     )
     if kind == 2:
         exercise = Exercise(
-            conversation.semantic_segmentation([one.name for one in described]), exercise.found, exercise.meant
+            prompt_templates.semantic_segmentation([one.name for one in described]), exercise.found, exercise.meant
         )
     forms = _FREE_NAMES if kind == 3 else _FREE_MASKS
     return _free(
@@ -252,15 +251,15 @@ def instruction(scene: Scene, rng: np.random.Generator) -> Exercise:
 def _free(exercise: Exercise, said: Callable[[Exercise], str]) -> Exercise:
     if exercise.shape:  # all of the shape's keypoints, in their order: nothing in the sentence says otherwise
         described = exercise.meant[0]
-        answer = conversation.pose([described.name], KEYPOINTS[described.shape]).gpt
+        answer = prompt_templates.pose([described.name], KEYPOINTS[described.shape]).gpt
         return Exercise(
-            Turn(conversation.PICTURE + said(exercise), answer),
+            Turn(prompt_templates.PICTURE + said(exercise), answer),
             exercise.found,
             exercise.meant,
             described.shape,
             KEYPOINTS[described.shape],
         )
-    return Exercise(Turn(conversation.PICTURE + said(exercise), exercise.turn.gpt), exercise.found, exercise.meant)
+    return Exercise(Turn(prompt_templates.PICTURE + said(exercise), exercise.turn.gpt), exercise.found, exercise.meant)
 
 
 def _choose(forms: tuple[str, ...], rng: np.random.Generator) -> str:

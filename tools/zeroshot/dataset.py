@@ -16,7 +16,7 @@ SYNSETS = "synsets"
 ALIASES = {"cn": "zh", "jp": "ja"}  # the authors' own codes
 
 
-class WrongDataset(ValueError):
+class WrongDatasetError(ValueError):
     """The message says what is wrong with which folder."""
 
 
@@ -29,10 +29,10 @@ class Dataset:
     def open(cls, folder: Path) -> Dataset:
         """Raises WrongDataset where there are not two folders at least."""
         if not folder.is_dir():
-            raise WrongDataset(f"{folder} is no folder")
+            raise WrongDatasetError(f"{folder} is no folder")
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if len(classes) < 2:
-            raise WrongDataset(
+            raise WrongDatasetError(
                 f"{folder} holds {len(classes)} folders; expected is a folder for each class, two at least, with its pictures inside"
             )
         return cls(folder, tuple(classes))
@@ -48,7 +48,7 @@ class Dataset:
             return tuple(name.replace("_", " ") for name in self.classes)
         known = _imagenet()
         if language not in known:
-            raise WrongDataset(
+            raise WrongDatasetError(
                 f"the classes of {self.folder} are ImageNet's, whose names are here in {', '.join(sorted(known.keys() - {SYNSETS}))}, not "
                 f"in {language}: write classnames_{language}.json beside them, an object with a name for each folder"
             )
@@ -67,18 +67,18 @@ class Dataset:
         try:
             told = json.loads(file.read_text("utf-8"))
         except ValueError as error:
-            raise WrongDataset(f"{file} is no JSON: {error}") from error
+            raise WrongDatasetError(f"{file} is no JSON: {error}") from error
         if isinstance(told, list) and len(told) == len(self.classes):
             told = dict(zip(self.classes, told))
         if not isinstance(told, dict):
-            raise WrongDataset(
+            raise WrongDatasetError(
                 f"{file} must hold an object with a name for each folder, or a list of {len(self.classes)} names in the folders' order"
             )
         wrong = next(
             (name for name in self.classes if not isinstance(told.get(name), str) or not told[name].strip()), None
         )
         if wrong is not None:
-            raise WrongDataset(f"{file} has no name for the folder {wrong}")
+            raise WrongDatasetError(f"{file} has no name for the folder {wrong}")
         return tuple(told[name] for name in self.classes)
 
 

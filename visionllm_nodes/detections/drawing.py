@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ...mulan.images.text_drawing import ASCENT, DESCENT, Lettering
+from ...mulan.images.text_drawing import ASCENT, DESCENT, TextRenderer
 from ...mulan.images.tiling import as_pixels
 from .bounding_boxes import corners_of
 from .colors import Colour, colour, ink
@@ -57,7 +57,7 @@ def draw(
     keypoints: dict | None,
     style: Style,
     colouring: Colouring,
-    lettering: Lettering,
+    lettering: TextRenderer,
 ) -> torch.Tensor:
     """One picture (see model/pictures.py) -> float32 [H, W, 3].
 
@@ -83,7 +83,7 @@ def draw(
 class _Labels:
     """Puts names where they cover no other name: above the box, in it, below it."""
 
-    def __init__(self, canvas: Image.Image, style: Style, lettering: Lettering):
+    def __init__(self, canvas: Image.Image, style: Style, lettering: TextRenderer):
         self._canvas, self._style, self._letters = canvas, style, lettering
         self._size = style.text_on(canvas)
         self._taken: list[Rectangle] = []

@@ -7,7 +7,7 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
-from ...mulan.images.text_drawing import Lettering
+from ...mulan.images.text_drawing import TextRenderer
 from ..sockets import CATEGORY, KEYPOINTS
 from .bounding_boxes import frames_of
 from .drawing import COLOURING, Colouring, Style, draw
@@ -112,7 +112,7 @@ class VisionLLMDrawDetections(io.ComfyNode):
             for thing in frame
         ]
         labels = [thing.get("label", "") for thing in things]
-        colouring, lettering = Colouring(colours, labels), Lettering(sample=" ".join(labels))
+        colouring, lettering = Colouring(colours, labels), TextRenderer(sample=" ".join(labels))
         bar, drawn = comfy.utils.ProgressBar(count), []
         for number in range(count):
             throw_exception_if_processing_interrupted()

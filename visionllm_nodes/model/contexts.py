@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_management
 import torch
 
-from . import prompt_templates as conversation
+from . import prompt_templates
 from .image_inputs import Picture
 from .prefill import View, ask, prepare, progress, prompt_of
 from .special_tokens import PATCH, REGION
@@ -18,7 +18,7 @@ from .visionllm_loader import LoadedVisionLLM
 def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
     """What Stable Diffusion 1.5 is to draw: float32 [1, 77, 768], in the place of CLIP's states."""
     mapper = _mapper(loaded, "generate")
-    ids = prompt_of(loaded, [conversation.generation(prompt)], [])
+    ids = prompt_of(loaded, [prompt_templates.generation(prompt)], [])
     links = loaded.model.super_link.links(ids, loaded.ids)
     prepare(loaded, [], len(ids))
     states, _ = loaded.model.read(
@@ -36,7 +36,7 @@ def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
 def editing_context(loaded: LoadedVisionLLM, picture: Picture, prompt: str) -> torch.Tensor:
     """How InstructPix2Pix is to change the picture: float32 [1, 77, 768], in the place of CLIP's states."""
     mapper = _mapper(loaded, "edit")
-    (states,) = ask(loaded, View(loaded, picture), [conversation.editing(prompt)])
+    (states,) = ask(loaded, View(loaded, picture), [prompt_templates.editing(prompt)])
     return mapper(states).float().to(comfy.model_management.intermediate_device())
 
 

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..detections.results import Detection, Keypoints, Segmentation, joined
-from . import decoding
-from . import prompt_templates as conversation
+from . import decoding, prompt_templates
 from .image_inputs import Picture
 from .prefill import View, ask
 from .selection import THINGS, Limits, select
@@ -45,7 +44,7 @@ def detect(
     canvas = decoding.grounding_canvas(loaded, view)
     found = []
     for first in range(0, len(names), NAMES_AT_ONCE):
-        turn = conversation.detection(names[first : first + NAMES_AT_ONCE])
+        turn = prompt_templates.detection(names[first : first + NAMES_AT_ONCE])
         (states,) = ask(loaded, view, [turn], canvas=canvas.pixels)
         found.append(decoding.things(loaded, canvas, states, names, limits, first=first, masks=masks))
     if len(found) == 1:
@@ -60,7 +59,7 @@ def ground(
 ) -> Detection:
     """The one thing that a phrase refers to; with `reasoning`, that a whole question or description asks for, taken as it is."""
     decoding.part(loaded, "grounding")
-    turn = (conversation.reasoning if reasoning else conversation.grounding)(sentence)
+    turn = (prompt_templates.reasoning if reasoning else prompt_templates.grounding)(sentence)
     view = View(loaded, picture)
     canvas = decoding.grounding_canvas(loaded, view)
     (states,) = ask(loaded, view, [turn], canvas=canvas.pixels)
@@ -72,7 +71,7 @@ def segment(loaded: LoadedVisionLLM, picture: Picture, names: Sequence[str]) -> 
     """A name for every pixel. All names go in one prompt, since they compete for the pixels; the model was trained on up to 150."""
     decoding.part(loaded, "grounding")
     view = View(loaded, picture)
-    turn = conversation.semantic_segmentation(names)
+    turn = prompt_templates.semantic_segmentation(names)
     canvas = decoding.grounding_canvas(loaded, view, semantic=True)
     (states,) = ask(loaded, view, [turn], canvas=canvas.pixels)
     return decoding.name_of_each_pixel(loaded, canvas, states, names)
@@ -113,7 +112,7 @@ def pose(
     """
     decoding.part(loaded, "pose")
     view = View(loaded, picture)
-    turn = conversation.pose(objects, keypoints)
+    turn = prompt_templates.pose(objects, keypoints)
     canvas = decoding.pose_canvas(loaded, view)
     (states,) = ask(loaded, view, [turn], canvas=canvas.pixels)
     return decoding.keypoints(loaded, canvas, states, objects, keypoints, Limits(count, threshold))
@@ -124,7 +123,7 @@ def check_names(names: Sequence[str]) -> None:
     twice = [name for number, name in enumerate(names) if name in names[:number]]
     if len(names) > NAMES_AT_ONCE and twice:
         raise ValueError(f"the name {twice[0]!r} stands twice in the list")
-    conversation.detection(names)
+    prompt_templates.detection(names)
 
 
 def _ask_about_regions(
@@ -133,7 +132,7 @@ def _ask_about_regions(
     for needed in ("grounding", "region_encoder"):
         decoding.part(loaded, needed)
     view = View(loaded, picture)
-    turn = conversation.interactive(len(marks))
+    turn = prompt_templates.interactive(len(marks))
     canvas = decoding.grounding_canvas(loaded, view)
     (states,) = ask(loaded, view, [turn], marks, canvas=canvas.pixels)
     return canvas, states, tuple(f"region{number}" for number in range(1, len(marks) + 1))

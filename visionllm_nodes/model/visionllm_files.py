@@ -16,9 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...mulan.checkpoints.tensor_files import CONFIG, TensorFile, WrongFile, open_tensors, place, told_of
-from ...mulan.checkpoints.weight_source import MARK, Source, with_scales
-from ...mulan.internvl import intern_vit_keys as published_vit
+from ...mulan.checkpoints.tensor_files import (
+    CONFIG,
+    TensorFile,
+    WrongFileError,
+    describe_path,
+    open_tensors,
+    read_config,
+)
+from ...mulan.checkpoints.weight_source import MARK, WeightSource, with_scales
+from ...mulan.internvl import intern_vit_keys
 from ...mulan.internvl.intern_vit import InternViT, InternViTConfig
 from .bridge import Bridge, BridgeConfig
 from .grounding_decoder import GroundingConfig
@@ -48,7 +55,7 @@ class Part:
     names: ModuleType
     config: Any
 
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, WeightSource]:
         return {ours: source.under(self.prefix) for ours, source in self.names.sources(self.config).items()}
 
 
@@ -77,7 +84,7 @@ class VisionFile:
         layer = self.told.get("vis_output_layer", -2 if self.parts["tower"].names is clip else -1)
         return VisionLLM(tower_layer=layer, **{name: made(name) for name in _PARTS})
 
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, WeightSource]:
         """Our names -> the published tensors, the scales of 8-bit weights included."""
         return with_scales(
             {f"{name}.{ours}": source for name, part in self.parts.items() for ours, source in part.sources().items()},
@@ -105,21 +112,21 @@ class VisionFile:
         elif (folder / TOKENIZER_NAME).is_file():
             where, model = TOKENIZER_NAME, (folder / TOKENIZER_NAME).read_bytes()
         else:
-            raise WrongFile(
-                f"{place(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} beside it. "
+            raise WrongFileError(
+                f"{describe_path(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} beside it. "
                 f"Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint."
             )
         said = self.tokenizer_told()
         try:
             tokenizer = VisionTokenizer.of_files(model, *map(said.get, TOKENIZER_JSONS))
         except ValueError as error:
-            raise WrongFile(
-                f"{place(self.file.path)}: {where} cannot serve: {error}. Take {TOKENIZER_NAME} from {SOURCE}."
+            raise WrongFileError(
+                f"{describe_path(self.file.path)}: {where} cannot serve: {error}. Take {TOKENIZER_NAME} from {SOURCE}."
             ) from error
         rows = self.parts["language"].config.vocabulary
         if len(tokenizer) > rows:
-            raise WrongFile(
-                f"{place(self.file.path)}: {where} knows {len(tokenizer)} tokens, and the language model embeds {rows}: "
+            raise WrongFileError(
+                f"{describe_path(self.file.path)}: {where} knows {len(tokenizer)} tokens, and the language model embeds {rows}: "
                 f"it is another model's. Take {TOKENIZER_NAME} from {SOURCE}."
             )
         return tokenizer
@@ -134,7 +141,9 @@ class VisionFile:
                 try:
                     told[name] = json.loads((self._folder / name).read_text("utf-8"))
                 except ValueError as error:
-                    raise WrongFile(f"{name} (in {self._folder}) is no JSON ({error}). Download it again.") from error
+                    raise WrongFileError(
+                        f"{name} (in {self._folder}) is no JSON ({error}). Download it again."
+                    ) from error
         return told
 
 
@@ -158,7 +167,7 @@ _PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
         _one_of(
             "vis_encoder.",
             ("vision_model.embeddings.class_embedding", clip),
-            ("embeddings.class_embedding", published_vit),
+            ("embeddings.class_embedding", intern_vit_keys),
         ),
         lambda told: told.get("vis_encoder_config") or {},
     ),
@@ -196,11 +205,11 @@ def open_visionllm(path: Path) -> VisionFile:
 def read_visionllm(file: TensorFile) -> VisionFile:
     """`open_visionllm` of tensors that are open already."""
     file = _with_shared(file)
-    path, told = file.path, told_of(file)
+    path, told = file.path, read_config(file)
     missing = [name for name in REQUIRED if _PARTS[name][0](file.shapes) is None]
     if missing:
-        raise WrongFile(
-            f"{place(path)} is no VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
+        raise WrongFileError(
+            f"{describe_path(path)} is no VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
             f"(its tensors begin with {', '.join(list(file.shapes)[:3])}). It comes from {SOURCE}."
         )
     parts = {}
@@ -217,11 +226,13 @@ def read_visionllm(file: TensorFile) -> VisionFile:
         try:
             parts[name] = Part(prefix, names, names.configuration(shapes, tell(told)))
         except KeyError as error:
-            raise WrongFile(
-                f"{place(path)} is incomplete: its {name.replace('_', ' ')} has no tensor {prefix}{error.args[0]}. Download it again."
+            raise WrongFileError(
+                f"{describe_path(path)} is incomplete: its {name.replace('_', ' ')} has no tensor {prefix}{error.args[0]}. Download it again."
             ) from error
         except ValueError as error:
-            raise WrongFile(f"{place(path)}: its {name.replace('_', ' ')} cannot be used: {error}.") from error
+            raise WrongFileError(
+                f"{describe_path(path)}: its {name.replace('_', ' ')} cannot be used: {error}."
+            ) from error
     opened = VisionFile(file, told, parts)
     check(opened)
     return opened
@@ -234,18 +245,18 @@ def check(opened: VisionFile) -> None:
     used = {name for source in sources.values() for name in source.names}
     missing = sorted(used - shapes.keys())
     if missing:
-        raise WrongFile(
-            f"{place(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+        raise WrongFileError(
+            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
         )
     with torch.device("meta"):
         model = opened.build(operations=nn, device="meta")
     for ours, tensor in model.state_dict().items():
         if ours not in sources:
-            raise WrongFile(f"{place(path)} is incomplete: nothing in it gives {ours}. Download it again.")
+            raise WrongFileError(f"{describe_path(path)} is incomplete: nothing in it gives {ours}. Download it again.")
         given = sources[ours].read(lambda name: torch.empty(shapes[name], device="meta"))
         if given.shape != tensor.shape:
-            raise WrongFile(
-                f"{place(path)}: {', '.join(sources[ours].names)} give the shape {tuple(given.shape)}, and {ours} is {tuple(tensor.shape)}: "
+            raise WrongFileError(
+                f"{describe_path(path)}: {', '.join(sources[ours].names)} give the shape {tuple(given.shape)}, and {ours} is {tuple(tensor.shape)}: "
                 f"its configuration is another checkpoint's."
             )
 

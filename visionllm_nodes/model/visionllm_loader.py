@@ -11,9 +11,9 @@ import comfy.ops
 import comfy.patcher_extension
 import torch
 
-from ...mulan.checkpoints.tensor_files import place
-from ...mulan.internvl import intern_vit_keys as published_vit
-from . import prompt_templates as conversation
+from ...mulan.checkpoints.tensor_files import describe_path
+from ...mulan.internvl import intern_vit_keys
+from . import prompt_templates
 from .image_inputs import PictureSettings
 from .keys import internlm2
 from .prefix_cache import PictureMemory
@@ -37,7 +37,9 @@ class LoadedVisionLLM:
         self.tokenizer = file.tokenizer()
         self.ids = self.tokenizer.ids
         self.settings = PictureSettings(**{**_tower_settings(file), **file.told.get("picture_settings", {})})
-        self.format = conversation.INTERNLM2 if file.parts["language"].names is internlm2 else conversation.VICUNA
+        self.format = (
+            prompt_templates.INTERNLM2 if file.parts["language"].names is internlm2 else prompt_templates.VICUNA
+        )
         self.memory = PictureMemory()
         patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, self._detached)
 
@@ -79,7 +81,7 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
     if stray:
         logging.warning(
             "VisionLLM: %s holds %d tensors that are not used, the first is %s",
-            place(file.file.path),
+            describe_path(file.file.path),
             len(stray),
             stray[0],
         )
@@ -96,4 +98,4 @@ def _compute_dtype(device: torch.device) -> torch.dtype:
 def _tower_settings(file: VisionFile) -> dict:
     """Upstream's settings of the two vision towers: CLIP sees up to 4 tiles, InternViT up to 6."""
     tower = file.parts["tower"]
-    return {"tower": tower.config.picture, "tiles": 6 if tower.names is published_vit else PictureSettings.tiles}
+    return {"tower": tower.config.picture, "tiles": 6 if tower.names is intern_vit_keys else PictureSettings.tiles}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..internimage import InternImage, InternImageConfig
 from ..swin import Swin, SwinConfig
 from . import internimage, swin
@@ -23,7 +23,7 @@ def build(config: SwinConfig | InternImageConfig, *, operations, dtype=None, dev
     )
 
 
-def sources(config: SwinConfig | InternImageConfig, swin_names: swin.Naming) -> dict[str, Source]:
+def sources(config: SwinConfig | InternImageConfig, swin_names: swin.Naming) -> dict[str, WeightSource]:
     """`swin_names`: how this decoder's Swin is named: swin.HUGGING_FACE (grounding) or swin.MICROSOFT (pose)."""
     return swin.sources(config, swin_names) if isinstance(config, SwinConfig) else internimage.sources(config)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..bridge import BridgeConfig
 
 
@@ -17,13 +17,13 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Bridg
     return BridgeConfig(width=width, out_width=out_width, layers=2, normed=normed)
 
 
-def sources(config: BridgeConfig) -> dict[str, Source]:
+def sources(config: BridgeConfig) -> dict[str, WeightSource]:
     first = int(config.normed)
     names = {"layers.0": f"{first}.", "layers.1": f"{first + 2}."} if config.layers == 2 else {"layers.0": ""}
     if config.normed:
         names["norm"] = "0."
     return {
-        f"{ours}.{kind}": Source((published + kind,))
+        f"{ours}.{kind}": WeightSource((published + kind,))
         for ours, published in names.items()
         for kind in ("weight", "bias")
     }

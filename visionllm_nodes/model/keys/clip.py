@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..vision_tower import PATCH, TowerConfig
 
 LAYER = (
@@ -31,7 +31,7 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Tower
     )
 
 
-def sources(config: TowerConfig) -> dict[str, Source]:
+def sources(config: TowerConfig) -> dict[str, WeightSource]:
     ours = [
         "embeddings.class_embedding",
         "embeddings.patch_embedding.weight",
@@ -44,7 +44,7 @@ def sources(config: TowerConfig) -> dict[str, Source]:
             for kind in ("weight", "bias")
         ),
     ]
-    return {f"clip.{name}": Source((f"vision_model.{name}",)) for name in ours}
+    return {f"clip.{name}": WeightSource((f"vision_model.{name}",)) for name in ours}
 
 
 def unused(name: str) -> bool:

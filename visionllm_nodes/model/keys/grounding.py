@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..fusion import EncoderConfig
 from ..grounding_decoder import GroundingConfig, GroundingDecoder
 from . import backbone, swin
@@ -117,7 +117,7 @@ def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     return 1 + max((int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix)), default=-1)
 
 
-def sources(config: GroundingConfig) -> dict[str, Source]:
+def sources(config: GroundingConfig) -> dict[str, WeightSource]:
     found = {
         "pyramid.level_embedding": "model.level_embed",
         "contents": "model.query_position_embeddings.weight",
@@ -158,7 +158,7 @@ def sources(config: GroundingConfig) -> dict[str, Source]:
         packed(f"{ours}.text_attention", f"{published}.encoder_attn_text")
     of_backbone = backbone.sources(config.backbone, swin.HUGGING_FACE)
     return {f"backbone.{ours}": source.under(BACKBONE) for ours, source in of_backbone.items()} | {
-        ours: Source((published,)) for ours, published in found.items()
+        ours: WeightSource((published,)) for ours, published in found.items()
     }
 
 

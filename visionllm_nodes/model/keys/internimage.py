@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..internimage import InternImageConfig
 
 BLOCK = {
@@ -45,12 +45,12 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Inter
     )
 
 
-def sources(config: InternImageConfig) -> dict[str, Source]:
+def sources(config: InternImageConfig) -> dict[str, WeightSource]:
     found = {}
 
     def one(ours: str, published: str, joint: str = "."):
         for kind in ("weight", "bias"):
-            found[f"{ours}.{kind}"] = Source((f"{published}{joint}{kind}",))
+            found[f"{ours}.{kind}"] = WeightSource((f"{published}{joint}{kind}",))
 
     for index in range(2):
         one(f"stem.{index}.conv", f"patch_embed.conv{index + 1}")
@@ -63,7 +63,7 @@ def sources(config: InternImageConfig) -> dict[str, Source]:
             one(f"{at}.blocks.{block}.convolution.gate", f"{at}.blocks.{block}.dcn.center_feature_scale_proj", "_")
         one(f"{at}.norm", f"{at}.norm.0")
         if level + 1 < len(config.depths):
-            found[f"halves.{level}.conv.weight"] = Source((f"{at}.downsample.conv.weight",))
+            found[f"halves.{level}.conv.weight"] = WeightSource((f"{at}.downsample.conv.weight",))
             one(f"halves.{level}.norm", f"{at}.downsample.norm.1")
     for index, block in enumerate(config.post_norms):
         one(f"levels.2.post_norms.{block}", f"levels.2.post_norms.{index}.0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ....mulan.checkpoints import internlm2
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..language_model import LanguageConfig
 
 HEAD = 128  # channels, where the number of heads is not told
@@ -29,7 +29,7 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Langu
     )
 
 
-def sources(config: LanguageConfig) -> dict[str, Source]:
+def sources(config: LanguageConfig) -> dict[str, WeightSource]:
     return internlm2.sources(config.layers, config.key_value_heads, config.width // config.heads)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..language_model import LanguageConfig
 
 LAYER = (
@@ -33,13 +33,16 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Langu
     )
 
 
-def sources(config: LanguageConfig) -> dict[str, Source]:
+def sources(config: LanguageConfig) -> dict[str, WeightSource]:
     ours = [
         "embed_tokens.weight",
         "norm.weight",
         *(f"layers.{layer}.{part}.weight" for layer in range(config.layers) for part in LAYER),
     ]
-    return {**{name: Source((f"model.{name}",)) for name in ours}, "lm_head.weight": Source(("lm_head.weight",))}
+    return {
+        **{name: WeightSource((f"model.{name}",)) for name in ours},
+        "lm_head.weight": WeightSource(("lm_head.weight",)),
+    }
 
 
 def unused(name: str) -> bool:

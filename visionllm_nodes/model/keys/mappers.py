@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..mappers import Mapper, MapperConfig
 
 QUERIES, PROJECTION, TRANSFORMER = "llm2sd_mapper_queries", "emb_proj.", "llm2sd_mapper."
@@ -23,7 +23,7 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Mappe
     )
 
 
-def sources(config: MapperConfig) -> dict[str, Source]:
+def sources(config: MapperConfig) -> dict[str, WeightSource]:
     def published(ours: str) -> str:
         if ours == "queries":
             return QUERIES
@@ -34,7 +34,9 @@ def sources(config: MapperConfig) -> dict[str, Source]:
             else ours.replace("transformer.", TRANSFORMER, 1)
         )
 
-    return {ours: Source((published(ours),)) for ours in Mapper(config, operations=nn, device="meta").state_dict()}
+    return {
+        ours: WeightSource((published(ours),)) for ours in Mapper(config, operations=nn, device="meta").state_dict()
+    }
 
 
 def unused(name: str) -> bool:

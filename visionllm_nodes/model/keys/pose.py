@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..fusion import EncoderConfig
 from ..pose_decoder import PoseConfig, PoseDecoder
 from . import backbone, swin
@@ -111,7 +111,7 @@ def build(config: PoseConfig, *, operations, dtype=None, device=None) -> PoseDec
     return PoseDecoder(config, backbone.build(config.backbone, **kw), **kw)
 
 
-def sources(config: PoseConfig) -> dict[str, Source]:
+def sources(config: PoseConfig) -> dict[str, WeightSource]:
     found = {
         f"backbone.{ours}": source.under(BACKBONE)
         for ours, source in backbone.sources(config.backbone, swin.MICROSOFT).items()
@@ -122,7 +122,7 @@ def sources(config: PoseConfig) -> dict[str, Source]:
             "_" if published.endswith(".in_proj") else "."
         )  # torch.nn.MultiheadAttention's packed projection is no module
         for kind in ("weight", "bias"):
-            found[f"{ours}.{kind}"] = Source((f"{published}{joint}{kind}",))
+            found[f"{ours}.{kind}"] = WeightSource((f"{published}{joint}{kind}",))
 
     def perceptron(ours: str, published: str, layers: int = 3):
         for layer in range(layers):
@@ -133,19 +133,19 @@ def sources(config: PoseConfig) -> dict[str, Source]:
     for level in range(config.encoder.levels):
         both(f"pyramid.projections.{level}.conv", f"input_proj.{level}.0")
         both(f"pyramid.projections.{level}.norm", f"input_proj.{level}.1")
-    found["pyramid.level_embedding"] = Source(("transformer.level_embed",))
+    found["pyramid.level_embedding"] = WeightSource(("transformer.level_embed",))
     for layer in range(config.encoder.layers):
         for part, (place, names) in ENCODER_LAYER.items():
             for ours, published in names.items():
                 both(f"encoder.layers.{layer}.{part}.{ours}", f"transformer.encoder.{place}.{layer}.{published}")
         for ours, published in (("vision_scale", "gam_v"), ("text_scale", "gam_l")):
-            found[f"encoder.layers.{layer}.fusion.{ours}"] = Source(
+            found[f"encoder.layers.{layer}.fusion.{ours}"] = WeightSource(
                 (f"transformer.encoder.fusion_layers.{layer}.{published}",)
             )
     both("proposal_head.project", "transformer.enc_output")
     both("proposal_head.norm", "transformer.enc_output_norm")
     perceptron("proposal_head.box", "transformer.enc_out_bbox_embed")
-    found["contents.weight"] = Source(("transformer.tgt_embed.weight",))
+    found["contents.weight"] = WeightSource(("transformer.tgt_embed.weight",))
     perceptron("position_head", "transformer.decoder.ref_point_head", 2)
     for layer in range(config.layers):
         for ours, published in DECODER_LAYER.items():
@@ -154,7 +154,7 @@ def sources(config: PoseConfig) -> dict[str, Source]:
     for ours, published in HEADS.items():
         perceptron(ours, f"transformer.decoder.{published}.0")
     sizes = ("transformer.decoder.hw.weight", "transformer.decoder.hw_append.weight")
-    found["first_sizes.weight"] = Source(sizes if config.slots > NAMED_SIZES else sizes[:1])
+    found["first_sizes.weight"] = WeightSource(sizes if config.slots > NAMED_SIZES else sizes[:1])
     return found
 
 

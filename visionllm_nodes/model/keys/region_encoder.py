@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..region_encoder import RegionConfig
 
 NAMES = {
@@ -23,9 +23,9 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Regio
     return RegionConfig(widths=(first, second), width=width, out_width=shapes["up_dim.weight"][0])
 
 
-def sources(config: RegionConfig) -> dict[str, Source]:
+def sources(config: RegionConfig) -> dict[str, WeightSource]:
     return {
-        f"{ours}.{kind}": Source((f"{published}.{kind}",))
+        f"{ours}.{kind}": WeightSource((f"{published}.{kind}",))
         for ours, published in NAMES.items()
         for kind in ("weight", "bias")
     }

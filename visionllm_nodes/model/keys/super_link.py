@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..super_link import TABLE_OF, SuperLinkConfig
 
 PREFIX = "emb_embeddings_"
@@ -19,8 +19,8 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> Super
     )
 
 
-def sources(config: SuperLinkConfig) -> dict[str, Source]:
-    return {f"tables.{table}.weight": Source((f"{table}.weight",)) for table in config.rows}
+def sources(config: SuperLinkConfig) -> dict[str, WeightSource]:
+    return {f"tables.{table}.weight": WeightSource((f"{table}.weight",)) for table in config.rows}
 
 
 def unused(name: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 
-from ....mulan.checkpoints.weight_source import Source
+from ....mulan.checkpoints.weight_source import WeightSource
 from ..swin import SwinConfig
 
 
@@ -89,12 +89,12 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> SwinC
     )
 
 
-def sources(config: SwinConfig, names: Naming) -> dict[str, Source]:
+def sources(config: SwinConfig, names: Naming) -> dict[str, WeightSource]:
     found = {}
 
     def both(ours: str, *published: str):
         for kind in ("weight", "bias"):
-            found[f"{ours}.{kind}"] = Source(tuple(f"{name}.{kind}" for name in published))
+            found[f"{ours}.{kind}"] = WeightSource(tuple(f"{name}.{kind}" for name in published))
 
     both("patch", names.patch)
     both("patch_norm", names.patch_norm)
@@ -107,12 +107,12 @@ def sources(config: SwinConfig, names: Naming) -> dict[str, Source]:
                     tuple(f"{at}.blocks.{block}.{name}" for name in published),
                 )
                 if ours == "attention.bias_table":
-                    found[target] = Source(origin)
+                    found[target] = WeightSource(origin)
                 else:
                     both(target, *origin)
         if stage + 1 < len(config.depths):
             both(f"merges.{stage}.norm", f"{at}.downsample.norm")
-            found[f"merges.{stage}.reduce.weight"] = Source((f"{at}.downsample.reduction.weight",))
+            found[f"merges.{stage}.reduce.weight"] = WeightSource((f"{at}.downsample.reduction.weight",))
         if config.normed[stage]:
             both(f"norms.{stage}", names.norm.format(names.first_norm + stage))
     return found
