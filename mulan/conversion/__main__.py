@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     args.cpu = args.cpu or not (
         torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()
     )
-    from . import convert as mulan
+    from . import converters as mulan
     from . import visionllm
 
     start = time.monotonic()

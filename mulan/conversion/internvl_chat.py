@@ -14,7 +14,7 @@ from ..checkpoints.quantization import FORMATS, Quantization, plain_dtype
 from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors
 from ..internvl_chat.chat_files import SOURCE, ChatFile, open_chat
 from ..internvl_chat.chat_keys import as_published
-from ..internvl_chat.chat_tokenizer import FILES
+from ..internvl_chat.chat_tokenizer import TOKENIZER_FILES
 from .output_files import Output, plain_forms, plan_output, source_notes, stem, target_path
 
 
@@ -41,7 +41,7 @@ def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
     )
     files = {
         name: torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        for name in FILES
+        for name in TOKENIZER_FILES
         if (content := opened.tokenizer_file(name))
     }
     config = opened.config.language

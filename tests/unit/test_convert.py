@@ -21,7 +21,7 @@ from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 from mulan_nodes.mulan.conditioning.clip import load_clip
 from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_text_encoder
 from mulan_nodes.mulan.conversion import encoder_error
-from mulan_nodes.mulan.conversion.convert import CannotWriteError, convert
+from mulan_nodes.mulan.conversion.converters import CannotWriteError, convert
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

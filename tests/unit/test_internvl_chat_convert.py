@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
-from mulan_nodes.mulan.conversion.convert import convert
+from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.conversion.output_files import CannotWriteError
 from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
 from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat

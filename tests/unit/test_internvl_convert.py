@@ -12,7 +12,7 @@ import torch
 from mulan_nodes.mulan.checkpoints import quantization
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
-from mulan_nodes.mulan.conversion.convert import convert
+from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.conversion.output_files import CannotWriteError
 from mulan_nodes.mulan.internvl.internvl_files import open_internvl
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
@@ -66,7 +66,7 @@ def test_the_pair_is_its_source(folder, source, format, tmp_path):
     for mode in "CG":
         pair = load_internvl(vision.path, mode, text_encoder=made.path)
         for found, wanted in (
-            (pair.embed_pictures(pictures()), source[mode].embed_pictures(pictures())),
+            (pair.embed_images(pictures()), source[mode].embed_images(pictures())),
             (pair.embed_texts(TEXTS), source[mode].embed_texts(TEXTS)),
         ):
             assert 0 < difference(found, wanted) < TOLERANCES[format]
@@ -118,7 +118,7 @@ def test_the_single_pth_becomes_mode_c(tmp_path_factory, format, tmp_path):
     )
     pair = load_internvl(vision.path, text_encoder=made.path)
     for found, expected in (
-        (pair.embed_pictures(pictures()), wanted.embed_pictures(pictures())),
+        (pair.embed_images(pictures()), wanted.embed_images(pictures())),
         (pair.embed_texts(TEXTS), wanted.embed_texts(TEXTS)),
     ):
         assert 0 < difference(found, expected) < TOLERANCES[format]

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from mulan_nodes.mulan.checkpoints import quantization
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError, open_tensors
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
-from mulan_nodes.mulan.conversion.convert import CannotWriteError
+from mulan_nodes.mulan.conversion.converters import CannotWriteError
 from mulan_nodes.mulan.conversion.visionllm import convert, is_one
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.visionllm_nodes.model.visionllm import Prompt

@@ -18,30 +18,11 @@ from ..checkpoints.identify import adapter_layout, identify, is_internvl_chat
 from ..checkpoints.quantization import FORMATS, NotFiniteError, cast_chunks, quantize_chunks, tensor_layout
 from ..checkpoints.safetensors_writer import TensorSpec
 from ..checkpoints.tensor_files import WrongFileError, describe_path, open_tensors
-from ..conditioning.model_files import (
-    ADAPTER_SOURCE,
-    ENCODER_SOURCE,
-    TEXT_PROJECTION,
-    TOKENIZER_NAME,
-    TextEncoderFile,
-    open_adapter,
-    text_encoder_of,
-)
+from ..conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME, TextEncoderFile, open_adapter, text_encoder_of
 from ..conditioning.tokenizer import InternVLTokenizer
 from ..internvl import internvl_c
-from . import internvl as vision
-from .output_files import (
-    DEFAULT_FORMAT,
-    CannotWriteError,
-    ConversionResult,
-    Output,
-    Progress,
-    opened_again,
-    source_notes,
-    stem,
-    target_path,
-    write,
-)
+from . import internvl_vision as vision
+from .output_files import DEFAULT_FORMAT, CannotWriteError, ConversionResult, Output, Progress, opened_again, source_notes, stem, target_path, write
 
 
 def convert(
@@ -68,17 +49,17 @@ def convert(
         if adapter_layout(shapes) is not None:
             return write([_adapter(source, target, format, overwrite)], progress)
         if is_internvl_chat(shapes):
-            from . import internvl_chat as chat  # it stands on ComfyUI, which nothing else here does
+            from . import internvl_chat as chat
 
             return write([chat.output(source, target, format or DEFAULT_FORMAT, overwrite)], progress)
-        if not internvl_c.is_one(shapes) and not any(name.endswith("model.embed_tokens.weight") for name in shapes):
+        if not internvl_c.is_internvl_c(shapes) and not any(name.endswith("model.embed_tokens.weight") for name in shapes):
             raise WrongFileError(
                 f"{describe_path(source)} is {identify(shapes)}; expected is InternVL, from {ENCODER_SOURCE}, "
                 f"or a MuLan adapter, from {ADAPTER_SOURCE}."
             )
         format = format or DEFAULT_FORMAT
         outputs = [_encoder(source, target, format, overwrite)]
-        if vision.is_one(shapes):
+        if vision.is_internvl_c(shapes):
             outputs.append(vision.output(source, outputs[0].path, format, overwrite))
         return write(outputs, progress)
     except NotFiniteError as error:
@@ -88,7 +69,7 @@ def convert(
 def _encoder(source: Path, target: Path, format: str, overwrite: bool) -> Output:
     def open_source() -> TextEncoderFile:
         file = open_tensors(source)
-        return text_encoder_of(internvl_c.as_published(file) if internvl_c.is_one(file.shapes) else file)
+        return text_encoder_of(internvl_c.as_published(file) if internvl_c.is_internvl_c(file.shapes) else file)
 
     opened, quantization = open_source(), FORMATS[format]
     path, config = opened.file.path, opened.config
