@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..mulan.internvl_chat.chat_history import read_chat, write_chat
+from ..mulan.internvl_chat.chat_history import parse_history, history_to_json
 from ..nodes.common import for_field, show, show_meanwhile, valid, writing_inputs
 from .detections.json_document import document, frame
 from .model import prompt_templates
-from .model.answers import LIMIT, Reply, answer
-from .model.generation import greedy, sampling
+from .model.answers import MAX_TOKENS, Reply, answer
+from .model.generation import greedy, nucleus_sampler
 from .node_io import JSON_TOOLTIP, each, model_input
 from .sockets import CATEGORY
 
 ONE_BY_ONE, TOGETHER = PICTURES = ("one by one", "all together")
 FREE, SHORT, LETTER = STYLES = ("free", "a word or phrase", "a letter")
-CAPTION = prompt_templates.caption().human.removeprefix(prompt_templates.PICTURE)
+CAPTION = prompt_templates.caption().user.removeprefix(prompt_templates.PICTURE)
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
 
 
@@ -26,15 +26,19 @@ class VisionLLMAsk(io.ComfyNode):
             node_id="VisionLLMAsk",
             display_name="VisionLLM Ask",
             category=CATEGORY,
-            description="Describes pictures, answers questions about them, compares several, or just talks; the talk goes on from node to node.",
+            description="Captions images, answers questions about one or several images, or chats without an image. "
+            "Connect history to continue the conversation in another node.",
             search_aliases=[
                 "image to text",
-                "caption",
+                "image captioning",
+                "caption image",
                 "describe image",
-                "interrogate",
-                "vqa",
+                "interrogate image",
                 "visual question answering",
+                "vqa",
                 "chat with image",
+                "compare images",
+                "vision llm",
                 "llava",
                 "图像描述",
                 "图生文",
@@ -42,7 +46,7 @@ class VisionLLMAsk(io.ComfyNode):
                 "이미지 설명",
                 "légende d'image",
                 "Bild beschreiben",
-                "описание картинки",
+                "описание изображения",
                 "describir imagen",
             ],
             is_output_node=True,
@@ -54,49 +58,51 @@ class VisionLLMAsk(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default=CAPTION,
-                    tooltip="What to say or ask, in any language.",
+                    tooltip="Question or instruction, in any language.",
                 ),
                 io.Autogrow.Input(
                     "images",
                     optional=True,
                     template=io.Autogrow.TemplateNames(io.Image.Input("image"), names=IMAGE_NAMES, min=0),
-                    tooltip="Pictures of any sizes, or batches of them. Without one it is just talk.",
+                    tooltip="Images of any size, or batches. Without images, the model just chats.",
                 ),
                 io.Combo.Input(
                     "pictures",
                     options=list(PICTURES),
                     default=ONE_BY_ONE,
                     optional=True,
-                    tooltip="one by one: the question is asked about each picture, and the answers are a list. all together: once, about "
-                    "all of them.",
+                    tooltip="one by one: asks about each image and returns a list of answers. all together: asks once "
+                    "about all images.",
                 ),
                 io.Combo.Input(
                     "answer",
                     options=list(STYLES),
                     default=FREE,
                     optional=True,
-                    tooltip="How to answer, in the words the model was trained on. a letter: for a question whose lines list choices, A. "
-                    "... B. ...",
+                    tooltip="Style of the answer, requested in the wording the model was trained on. free: no "
+                    "request. a letter: for multiple-choice questions with the lines A. ... B. ...",
                 ),
                 io.String.Input(
                     "history",
                     default="",
                     optional=True,
                     force_input=True,
-                    tooltip="The history of another VisionLLM Ask about the same pictures: the question goes on from there. JSON.",
+                    tooltip="Conversation history (JSON) from another VisionLLM Ask about the same images. The "
+                    "question continues this conversation.",
                 ),
-                *writing_inputs(LIMIT, most=4096),
+                *writing_inputs(MAX_TOKENS, most=4096),
             ],
             outputs=[
                 io.String.Output(
                     display_name="text",
                     is_output_list=True,
-                    tooltip="A list: the answer to each picture, or the one about all.",
+                    tooltip="List of answers: one per image, or a single one about all images.",
                 ),
                 io.String.Output(
                     display_name="history",
                     is_output_list=True,
-                    tooltip="A list: the talk so far with this answer, for the next VisionLLM Ask. JSON.",
+                    tooltip="List of conversation histories (JSON), including this answer. Connect to the next "
+                    "VisionLLM Ask.",
                 ),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
@@ -116,7 +122,7 @@ class VisionLLMAsk(io.ComfyNode):
         pictures=ONE_BY_ONE,
         answer=FREE,
         history="",
-        max_tokens=LIMIT,
+        max_tokens=MAX_TOKENS,
         temperature=0.0,
         top_p=0.9,
         seed=0,
@@ -126,13 +132,13 @@ class VisionLLMAsk(io.ComfyNode):
         shown = [picture for batch in map((images or {}).get, IMAGE_NAMES) if batch is not None for picture in batch]
 
         def ask(about) -> Reply:
-            choose = sampling(temperature, top_p, seed) if temperature else greedy
+            sampler = nucleus_sampler(temperature, top_p, seed) if temperature else greedy
             return _reply(
-                visionllm, about, said, rounds, max_tokens, choose, lambda texts: show_meanwhile(cls, texts[0])
+                visionllm, about, said, rounds, max_tokens, sampler, lambda texts: show_meanwhile(cls, texts[0])
             )
 
         apart = pictures == ONE_BY_ONE and bool(shown)
-        texts = [reply.spoken for reply in each([[picture] for picture in shown] if apart else [shown], ask)]
+        texts = [reply.plain_text for reply in each([[picture] for picture in shown] if apart else [shown], ask)]
         frames = [
             frame(picture.shape[1], picture.shape[0], text=texts[number] if apart else None)
             for number, picture in enumerate(shown)
@@ -140,7 +146,7 @@ class VisionLLMAsk(io.ComfyNode):
         written = document("ask", said, frames, None if apart else texts[0])
         return io.NodeOutput(
             texts,
-            [write_chat([*rounds, (said, text)]) for text in texts],
+            [history_to_json([*rounds, (said, text)]) for text in texts],
             written,
             ui=show(cls, "\n\n".join(texts), written),
         )
@@ -148,7 +154,7 @@ class VisionLLMAsk(io.ComfyNode):
 
 def _history(text: str) -> list[tuple[str, str]]:
     try:
-        rounds = read_chat(text)
+        rounds = parse_history(text)
         prompt_templates.chat("?", rounds)
     except ValueError as error:
         raise ValueError(f"history: {error}") from error
@@ -159,11 +165,11 @@ def _styled(question: str, style: str) -> str:
     if style == FREE:
         return question
     turn = prompt_templates.short_answer(question) if style == SHORT else prompt_templates.letter_answer(question)
-    return turn.human.removeprefix(prompt_templates.PICTURE)
+    return turn.user.removeprefix(prompt_templates.PICTURE)
 
 
-def _reply(visionllm, about, said, rounds, limit, choose, on_text) -> Reply:
+def _reply(visionllm, about, said, rounds, max_tokens, sampler, on_text) -> Reply:
     """The pictures stand before the first question."""
     first, *others = prompt_templates.chat(said, rounds, picture=False)
-    turns = [first._replace(human=prompt_templates.PICTURE * len(about) + first.human), *others]
-    return answer(visionllm, about, [turns], limit=limit, choose=choose, on_text=on_text)[0]
+    turns = [first._replace(user=prompt_templates.PICTURE * len(about) + first.user), *others]
+    return answer(visionllm, about, [turns], max_tokens=max_tokens, sampler=sampler, on_text=on_text)[0]

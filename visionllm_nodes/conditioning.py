@@ -13,11 +13,11 @@ from .node_io import each, model_input
 
 CATEGORY = "conditioning"
 CLIP_TOOLTIP = (
-    "The checkpoint's own CLIP, for the negative. Without it the negative output stops what is connected there: a CLIP Text Encode of "
-    "nothing does as well."
+    "CLIP of the checkpoint, for the negative prompt. If not connected, nodes behind the negative "
+    "output do not run; an empty CLIP Text Encode works too."
 )
-POSITIVE_TOOLTIP = "In the place of what CLIP Text Encode gives: a context of 77 x 768."
-NEGATIVE_TOOLTIP = "For a sampler's negative: the negative text through the CLIP."
+POSITIVE_TOOLTIP = "Positive conditioning (77 x 768). Use it instead of the output of CLIP Text Encode."
+NEGATIVE_TOOLTIP = "Negative conditioning: the negative prompt encoded by the connected CLIP."
 
 
 class VisionLLMGenerateConditioning(io.ComfyNode):
@@ -27,18 +27,18 @@ class VisionLLMGenerateConditioning(io.ComfyNode):
             node_id="VisionLLMGenerateConditioning",
             display_name="VisionLLM Generate Conditioning",
             category=CATEGORY,
-            description="Lets the language model say what Stable Diffusion 1.5 is to draw: it reads the prompt, and its states take the place of "
-            "CLIP's.",
+            description="Encodes a prompt for Stable Diffusion 1.5 with the VisionLLM language model instead of CLIP.",
             search_aliases=[
                 "text to image llm",
                 "llm prompt encoder",
+                "llm text encoder",
                 "visionllm prompt",
                 "ella",
                 "sd1.5 llm",
                 "文生图",
                 "画像生成",
                 "이미지 생성",
-                "генерация картинки",
+                "генерация изображения",
                 "generar imagen",
             ],
             inputs=[
@@ -48,8 +48,8 @@ class VisionLLMGenerateConditioning(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="a red car on a snowy road",
-                    tooltip="What to draw, in words of any language. It is cleaned as the training captions were: small letters, no . ! "
-                    '" ( ) * # : ; ~, so weights as (word:1.2) mean nothing.',
+                    tooltip='Prompt, in any language. It is lowercased and . ! " ( ) * # : ; ~ are removed, as in '
+                    "training, so weights such as (word:1.2) have no effect.",
                 ),
                 *_negative_inputs(),
             ],
@@ -73,31 +73,32 @@ class VisionLLMEditConditioning(io.ComfyNode):
             node_id="VisionLLMEditConditioning",
             display_name="VisionLLM Edit Conditioning",
             category=CATEGORY,
-            description="Lets the language model, which sees the picture, say how InstructPix2Pix is to change it. The stock "
-            "InstructPixToPixConditioning follows.",
+            description="Encodes an edit instruction for InstructPix2Pix: the VisionLLM language model reads the "
+            "instruction and the image. Connect to InstructPixToPixConditioning.",
             search_aliases=[
                 "instruct pix2pix",
-                "edit by instruction",
-                "image editing",
-                "ip2p",
                 "instructpix2pix",
+                "ip2p",
+                "edit by instruction",
+                "edit image by text",
+                "image editing",
                 "图像编辑",
                 "指令编辑",
                 "画像編集",
                 "이미지 편집",
                 "Bild bearbeiten",
-                "редактирование",
+                "редактирование изображения",
                 "editar imagen",
             ],
             inputs=[
                 model_input(),
-                io.Image.Input("image", tooltip="The picture to change. Of a batch each gets its own conditioning."),
+                io.Image.Input("image", tooltip="Images to edit. Each image of a batch gets its own conditioning."),
                 io.String.Input(
                     "instruction",
                     multiline=True,
                     dynamic_prompts=True,
                     default="make it winter",
-                    tooltip="What to change, in words of any language.",
+                    tooltip="Edit instruction, in any language.",
                 ),
                 *_negative_inputs(),
             ],
@@ -124,7 +125,7 @@ def _negative_inputs() -> list[io.Input]:
             dynamic_prompts=True,
             default="",
             optional=True,
-            tooltip="What not to see, in CLIP's English. Empty, as the model's authors have it.",
+            tooltip="Negative prompt, in English, encoded by the connected CLIP. Empty is the authors' setting.",
         ),
     ]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..nodes.common import valid
-from .model.perception import NAMES_AT_ONCE, detect
-from .model.selection import THINGS
+from .model.perception import NAMES_PER_PROMPT, detect
+from .model.selection import MAX_DETECTIONS
 from .node_io import (
     each,
     found_output,
@@ -30,10 +30,12 @@ class VisionLLMDetect(io.ComfyNode):
             node_id="VisionLLMDetect",
             display_name="VisionLLM Detect",
             category=CATEGORY,
-            description="Finds every thing of the kinds you name, in words of any language: a box, a mask and a score for each.",
+            description="Finds every object that matches one of your names, in any language. Returns a box, a mask "
+            "and a score for each.",
             search_aliases=[
                 "object detection",
                 "open vocabulary detection",
+                "text to box",
                 "find objects",
                 "bounding box",
                 "bbox",
@@ -49,7 +51,7 @@ class VisionLLMDetect(io.ComfyNode):
                 "Objekterkennung",
                 "обнаружение объектов",
                 "detección de objetos",
-                "पहचान",
+                "वस्तु पहचान",
             ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -60,12 +62,11 @@ class VisionLLMDetect(io.ComfyNode):
                     "names",
                     multiline=True,
                     default="person, dog",
-                    tooltip="What to find: one name per line, or commas between them. Any language, any thing; a repeated name counts once. "
-                    f"More than {NAMES_AT_ONCE} names are asked in several rounds, as the model was trained on lists of about "
-                    "that length.",
+                    tooltip="What to find: one name per line or separated by commas, in any language. Repeated names "
+                    f"count once. Lists of more than {NAMES_PER_PROMPT} names are split into several prompts.",
                 ),
-                threshold_input(0.3, "Things with a lower score are left out."),
-                top_k_input(THINGS, "things"),
+                threshold_input(0.3, "Drops detections below this score."),
+                top_k_input(MAX_DETECTIONS),
                 io.Int.Input(
                     "per_name",
                     default=0,
@@ -73,7 +74,7 @@ class VisionLLMDetect(io.ComfyNode):
                     max=900,
                     optional=True,
                     advanced=True,
-                    tooltip="At most so many things of each name in a picture. 0: no limit.",
+                    tooltip="Maximum detections per name in each image. 0: no limit.",
                 ),
                 io.Combo.Input(
                     "nms",
@@ -81,8 +82,9 @@ class VisionLLMDetect(io.ComfyNode):
                     default=OFF,
                     optional=True,
                     advanced=True,
-                    tooltip="Of boxes around one place only the best stays. The model's authors do without (off), and so one thing may be "
-                    "found under several names; across names leaves it the best one.",
+                    tooltip="Non-maximum suppression: removes overlapping boxes, keeping the best. per name: among "
+                    "boxes of the same name. across names: among all boxes, so each object keeps only its "
+                    "best name. off: the authors' setting; one object may be found under several names.",
                 ),
                 io.Float.Input(
                     "nms_overlap",
@@ -92,7 +94,7 @@ class VisionLLMDetect(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="For nms: boxes count as one place where their intersection is more than this part of their union.",
+                    tooltip="IoU threshold of nms: boxes that overlap more than this are duplicates.",
                 ),
                 json_masks_input(),
             ],

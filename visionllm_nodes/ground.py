@@ -20,15 +20,15 @@ class VisionLLMGround(io.ComfyNode):
             node_id="VisionLLMGround",
             display_name="VisionLLM Ground",
             category=CATEGORY,
-            description="Finds the one thing that a sentence means, such as 'the dog on the left': its box, its mask and a score.",
+            description="Finds the one object that a phrase or question refers to, such as 'the dog on the left'. "
+            "Returns its box, mask and score.",
             search_aliases=[
                 "referring expression",
                 "visual grounding",
                 "find by sentence",
                 "referring segmentation",
-                "reason segmentation",
-                "text ",
-                "to mask",
+                "reasoning segmentation",
+                "text to mask",
                 "text to box",
                 "指代分割",
                 "视觉定位",
@@ -44,23 +44,28 @@ class VisionLLMGround(io.ComfyNode):
                 model_input(),
                 image_input(),
                 io.String.Input(
-                    "sentence", multiline=True, default="the dog on the left", tooltip="What to find, in any language."
+                    "sentence",
+                    multiline=True,
+                    default="the dog on the left",
+                    tooltip="Phrase or question that refers to the object, in any language.",
                 ),
                 io.Combo.Input(
                     "kind",
                     options=list(KINDS),
                     default=PHRASE,
                     optional=True,
-                    tooltip="phrase: words for the thing itself, 'the left dog'. question: a sentence to think about, used as it is: "
-                    "'Which of these keeps the rain off?'",
+                    tooltip="phrase: a description of the object, such as 'the left dog'. question: a sentence that "
+                    "needs reasoning, sent to the model unchanged, such as 'Which of these keeps the rain "
+                    "off?'",
                 ),
                 threshold_input(
-                    0.0,
-                    "Below this score nothing is found. 0: always the best thing of the picture, however little it fits.",
+                    0.0, "Returns nothing below this score. 0 always returns the best match, however poor."
                 ),
                 json_masks_input(),
             ],
-            outputs=found_outputs("Of each picture one box in pixels, with label and score; none below the threshold."),
+            outputs=found_outputs(
+                "At most one box per image, in pixels with label and score. No box below the threshold."
+            ),
         )
 
     @classmethod

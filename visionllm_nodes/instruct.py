@@ -12,8 +12,8 @@ from .detections.keypoints import to_keypoints
 from .detections.results import nothing
 from .detections.skeletons import bones_of
 from .model import prompt_templates
-from .model.answers import LIMIT
-from .model.selection import THINGS, Limits
+from .model.answers import MAX_TOKENS
+from .model.selection import MAX_DETECTIONS, Limits
 from .model.tool_use import Instruction, instruct
 from .node_io import (
     each,
@@ -37,23 +37,23 @@ class VisionLLMInstruct(io.ComfyNode):
             node_id="VisionLLMInstruct",
             display_name="VisionLLM Instruct",
             category=CATEGORY,
-            description="Say what you want in a sentence: the model answers, and finds, outlines, poses, draws or edits where its answer calls for "
-            "it.",
+            description="Follows an instruction: the model answers and decides itself whether to detect, segment, "
+            "find keypoints, generate or edit.",
             search_aliases=[
-                "agent",
-                "instruction",
+                "vision agent",
+                "follow instruction",
                 "tool use",
                 "grounded caption",
                 "describe and locate",
                 "natural language",
-                "指令",
+                "指令跟随",
                 "自然语言",
-                "指示",
+                "自然言語で指示",
                 "자연어 지시",
                 "instruction en langage naturel",
-                "Anweisung",
-                "инструкция",
-                "instrucción",
+                "Anweisung befolgen",
+                "выполнить инструкцию",
+                "seguir instrucción",
             ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -64,25 +64,26 @@ class VisionLLMInstruct(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="Can you analyze the image and identify the person, dog present?",
-                    tooltip="Any sentence; which tools the answer calls is the model's choice. Its help page lists sentences it was "
-                    "trained on.",
+                    tooltip="Instruction, in any language. The model chooses which tools to use. The help page lists "
+                    "instructions it was trained on.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The picture. Each picture of a batch is asked about by itself. Not needed to draw a new one.",
+                    tooltip="Images to work on. Each image of a batch is processed separately. Not needed to "
+                    "generate a new image.",
                 ),
                 threshold_input(
-                    0.3, "Things with a lower score are left out, but for the one thing that a sentence means."
+                    0.3, "Drops detections below this score, except the single object a sentence refers to."
                 ),
-                top_k_input(THINGS, "things"),
+                top_k_input(MAX_DETECTIONS),
                 io.Int.Input(
                     "max_tokens",
-                    default=LIMIT,
+                    default=MAX_TOKENS,
                     min=1,
                     max=4096,
                     optional=True,
-                    tooltip="The answer is cut after so many tokens.",
+                    tooltip="Maximum number of tokens to generate.",
                 ),
                 json_masks_input(),
             ],
@@ -90,24 +91,25 @@ class VisionLLMInstruct(io.ComfyNode):
                 io.String.Output(
                     display_name="text",
                     is_output_list=True,
-                    tooltip="A list: the answer for each picture, without its tool tokens.",
+                    tooltip="List of answers, one per image, without tool tokens.",
                 ),
                 *found_outputs(
-                    "Of each picture what the answer's [DET], [GRD] and [SEG] found, with label and score; labels are the words before "
-                    "each."
+                    "Bounding boxes in pixels of what the answer's [DET], [GRD] and [SEG] tokens found, one list "
+                    "per image. The label is the text before each token."
                 ),
                 KEYPOINTS.Output(
-                    display_name="keypoints", tooltip="What its [POSE] found; the boxes of these objects are in here."
+                    display_name="keypoints",
+                    tooltip="Keypoints found by the answer's [POSE] tokens. They include the boxes of their objects.",
                 ),
                 io.Conditioning.Output(
                     display_name="generate",
-                    tooltip="What its [GEN] wants drawn, for Stable Diffusion 1.5. Where it has none, what is connected here "
-                    "does not run.",
+                    tooltip="Conditioning for Stable Diffusion 1.5 from the answer's [GEN] token. If the answer has "
+                    "none, nodes connected here do not run.",
                 ),
                 io.Conditioning.Output(
                     display_name="edit",
-                    tooltip="What its [EDIT] wants changed, for InstructPix2Pix. Where it has none, what is connected here does "
-                    "not run.",
+                    tooltip="Conditioning for InstructPix2Pix from the answer's [EDIT] token. If the answer has none, "
+                    "nodes connected here do not run.",
                 ),
             ],
         )
@@ -118,7 +120,7 @@ class VisionLLMInstruct(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, visionllm, sentence, threshold, top_k, image=None, max_tokens=LIMIT, masks_in_json=False
+        cls, visionllm, sentence, threshold, top_k, image=None, max_tokens=MAX_TOKENS, masks_in_json=False
     ) -> io.NodeOutput:
         for_field("sentence", prompt_templates.chat, sentence)
         limits = Limits(top_k, threshold)
@@ -129,12 +131,12 @@ class VisionLLMInstruct(io.ComfyNode):
                 picture,
                 sentence,
                 limits=limits,
-                limit=max_tokens,
+                max_tokens=max_tokens,
                 on_text=lambda texts: show_meanwhile(cls, texts[0]),
             ),
         )
         size = NO_PICTURE if image is None else tuple(image.shape[1:3])
-        texts = [one.reply.spoken for one in done]
+        texts = [one.reply.plain_text for one in done]
         found = [one.found or nothing(size) for one in done]
         posed = [_keypoints(one, size) for one in done]
         *values, _ = values_of("instruct", sentence, found)

@@ -22,18 +22,18 @@ class VisionLLMLoader(io.ComfyNode):
             node_id="VisionLLMLoader",
             display_name="VisionLLM Loader",
             category="loaders",
-            description="Loads VisionLLM v2, a language model that sees: it finds, outlines, poses, describes and counts what you name in words of "
-            "any language.",
+            description="Loads VisionLLM v2, a vision-language model that detects, segments, finds keypoints, "
+            "captions and answers questions in any language.",
             search_aliases=[
-                "visionllm",
+                "load visionllm",
                 "vision language model",
+                "vision llm",
                 "vlm",
                 "mllm",
                 "multimodal llm",
                 "load vision model",
+                "image to text",
                 "grounding dino",
-                "image to ",
-                "text",
                 "视觉语言模型",
                 "視覚言語モデル",
                 "시각 언어 모델",
@@ -45,17 +45,20 @@ class VisionLLMLoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=names(KIND),
-                    tooltip=f"In models/visionllm: the folder of {SOURCE}, or one .safetensors that dev.py convert made of it.",
+                    tooltip=f"Checkpoint in models/visionllm: the folder of {SOURCE}, or a single .safetensors file "
+                    "converted from it (see the help page).",
                 ),
                 precision_input(
-                    "What it computes in, whatever the file holds. default: bf16 or fp16 where the device is fast with it, else fp32."
+                    "Computation dtype, independent of the file's dtype. default: bf16 or fp16 where the device "
+                    "is fast with it, otherwise fp32."
                 ),
                 device_input(),
             ],
             outputs=[
                 VISIONLLM.Output(
                     display_name="VISIONLLM",
-                    tooltip="For the VisionLLM nodes. ComfyUI moves it to the GPU and away as it does models.",
+                    tooltip="The model, for the VisionLLM nodes. ComfyUI moves it to and from VRAM like any other "
+                    "model.",
                 )
             ],
         )

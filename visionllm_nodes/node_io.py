@@ -14,23 +14,24 @@ from .detections.bounding_boxes import to_bounding_boxes
 from .detections.json_document import document, frame
 from .detections.masks import object_masks, union_mask
 from .detections.names import split_names
-from .detections.results import Detection
+from .detections.results import Detections
 from .model.perception import check_names
-from .model.prefill import share_of_progress
+from .model.prefill import progress_share
 
 VISIONLLM = io.Custom("VISIONLLM")
-JSON_TOOLTIP = "Everything as one JSON text in the form visionllm-nodes/1; headless clients find it in the history too."
+JSON_TOOLTIP = "All results as one JSON string in the format visionllm-nodes/1. Also kept in the history for "
+"API clients."
 
 Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
 
 
 def model_input() -> io.Input:
-    return VISIONLLM.Input("visionllm", tooltip="The VISIONLLM of VisionLLM Loader.")
+    return VISIONLLM.Input("visionllm", tooltip="The model from VisionLLM Loader.")
 
 
 def image_input() -> io.Input:
     return io.Image.Input(
-        "image", tooltip="The picture. Each picture of a batch, or frame of a video, is asked about by itself."
+        "image", tooltip="Images to analyze. Each image of a batch, or frame of a video, is processed separately."
     )
 
 
@@ -38,10 +39,8 @@ def threshold_input(default: float, tooltip: str) -> io.Input:
     return io.Float.Input("threshold", default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
 
 
-def top_k_input(default: int, what: str) -> io.Input:
-    return io.Int.Input(
-        "top_k", default=default, min=1, max=900, tooltip=f"At most so many {what} of each picture, the best."
-    )
+def top_k_input(default: int, tooltip: str = "Maximum detections per image, best first.") -> io.Input:
+    return io.Int.Input("top_k", default=default, min=1, max=900, tooltip=tooltip)
 
 
 def json_masks_input() -> io.Input:
@@ -50,21 +49,22 @@ def json_masks_input() -> io.Input:
         default=False,
         optional=True,
         advanced=True,
-        tooltip="Also write each mask into the JSON, as run lengths the way COCO does.",
+        tooltip="Adds each mask to the JSON as COCO run-length encoding (RLE).",
     )
 
 
 def found_outputs(
-    boxes: str = "Of each picture its boxes in pixels, with label and score; the best first.",
+    boxes: str = "Bounding boxes in pixels with label and score, one list per image, best first.",
 ) -> list[io.Output]:
     return [
         io.BoundingBox.Output(display_name="bboxes", tooltip=boxes),
-        io.Mask.Output(display_name="mask", tooltip="One for each picture: all that was found in it."),
+        io.Mask.Output(display_name="mask", tooltip="Union mask: one per image, covering all its detections."),
         io.Mask.Output(
             display_name="masks",
-            tooltip="A mask for each box, in the order of the boxes of all pictures; a single empty one where nothing was found.",
+            tooltip="One mask per box, in the order of the boxes across all images. A single empty mask if "
+            "nothing was found.",
         ),
-        io.Int.Output(display_name="count", tooltip="How many were found in all pictures."),
+        io.Int.Output(display_name="count", tooltip="Total number of detections across all images."),
         io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
     ]
 
@@ -86,13 +86,13 @@ def each(pictures: Sequence[Asked], question: Callable[[Asked], Answer]) -> list
     answers = []
     for number, picture in enumerate(pictures):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        with share_of_progress(number, len(pictures)):
+        with progress_share(number, len(pictures)):
             answers.append(question(picture))
     return answers
 
 
 def values_of(
-    task: str, prompt: str, found: Sequence[Detection], masks_in_json: bool = False, texts: Sequence[str] | None = None
+    task: str, prompt: str, found: Sequence[Detections], masks_in_json: bool = False, texts: Sequence[str] | None = None
 ) -> list:
     """The values of `found_outputs`; `texts`: what is said of each picture."""
     written = document(task, prompt, frames_of_document(found, masks_in_json, texts))
@@ -100,7 +100,7 @@ def values_of(
 
 
 def frames_of_document(
-    found: Sequence[Detection], masks_in_json: bool, texts: Sequence[str] | None = None
+    found: Sequence[Detections], masks_in_json: bool, texts: Sequence[str] | None = None
 ) -> list[dict]:
     boxes = to_bounding_boxes(found)
     return [
@@ -116,13 +116,13 @@ def frames_of_document(
 
 
 def found_output(
-    node: type[io.ComfyNode], task: str, prompt: str, found: Sequence[Detection], masks_in_json: bool
+    node: type[io.ComfyNode], task: str, prompt: str, found: Sequence[Detections], masks_in_json: bool
 ) -> io.NodeOutput:
     values = values_of(task, prompt, found, masks_in_json)
     return io.NodeOutput(*values, ui=show(node, "\n".join(map(summary, found)), values[-1]))
 
 
-def summary(found: Detection) -> str:
+def summary(found: Detections) -> str:
     """How many of which name, in a line."""
     counts = Counter(found.names[label] for label in found.labels.tolist())
     return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "nothing found"

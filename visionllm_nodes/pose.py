@@ -25,9 +25,11 @@ class VisionLLMPose(io.ComfyNode):
             node_id="VisionLLMPose",
             display_name="VisionLLM Pose",
             category=CATEGORY,
-            description="Finds the keypoints of people, animals, faces, hands or anything with points that have names, for ControlNet and for masks.",
+            description="Finds named keypoints of people, animals, faces, hands or any other object, for ControlNet "
+            "and for masks.",
             search_aliases=[
                 "pose estimation",
+                "pose detection",
                 "openpose",
                 "dwpose",
                 "keypoints",
@@ -42,7 +44,7 @@ class VisionLLMPose(io.ComfyNode):
                 "자세 추정",
                 "points clés",
                 "Körperhaltung",
-                "поза",
+                "оценка позы",
                 "puntos clave",
             ],
             is_output_node=True,
@@ -53,39 +55,43 @@ class VisionLLMPose(io.ComfyNode):
                 io.String.Input(
                     "objects",
                     default="",
-                    tooltip="Whose keypoints: one name or several, with commas. Empty: what the skeleton belongs to, such as person.",
+                    tooltip="Objects to find keypoints of: one name or several, separated by commas. Empty: the object "
+                    "the skeleton belongs to, such as person.",
                 ),
                 io.Combo.Input(
                     "skeleton",
                     options=[*PRESETS, OWN],
                     default=next(iter(PRESETS)),
-                    tooltip="Which keypoints. Person, animal, face and hand are drawn by OpenPose nodes; own keypoints are the ones "
-                    "named below.",
+                    tooltip="Set of keypoints to find. OpenPose nodes can draw person, animal, face and hand. own "
+                    "keypoints: the names you list in keypoints.",
                 ),
                 io.String.Input(
                     "keypoints",
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="For own keypoints: their names, one per line or with commas between them, at most 68: left ear, tip of the "
-                    "tail. Where names are those of a skeleton above, its bones join them.",
+                    tooltip="For own keypoints: up to 68 names, one per line or separated by commas, such as left ear, "
+                    "tip of the tail. Names known from a skeleton above are joined by its bones.",
                 ),
-                threshold_input(0.3, "Objects with a lower score are left out."),
-                top_k_input(20, "objects"),
+                threshold_input(0.3, "Drops objects below this score."),
+                top_k_input(20, "Maximum objects per image, best first."),
             ],
             outputs=[
                 KEYPOINTS.Output(
-                    display_name="keypoints", tooltip="Objects, keypoints by name and bones, for the keypoint nodes."
+                    display_name="keypoints",
+                    tooltip="Objects with named keypoints and the skeleton's bones, for the keypoint nodes.",
                 ),
                 POSE_KEYPOINT.Output(
                     display_name="pose",
-                    tooltip="In OpenPose's form, for the nodes that draw it. Own keypoints that have no place in it stop what is "
-                    "connected here.",
+                    tooltip="Keypoints in OpenPose format, for nodes that draw poses. If own keypoints do not fit this "
+                    "format, nodes connected here do not run.",
                 ),
                 io.BoundingBox.Output(
-                    display_name="bboxes", tooltip="The objects' boxes in pixels, with label and score; the best first."
+                    display_name="bboxes",
+                    tooltip="Bounding boxes of the objects in pixels with label and score, one list per image, best "
+                    "first.",
                 ),
-                io.Int.Output(display_name="count", tooltip="How many objects were found in all pictures."),
+                io.Int.Output(display_name="count", tooltip="Total number of objects across all images."),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
         )

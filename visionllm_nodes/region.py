@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 
 from ..nodes.common import show, valid
-from .detections.results import Detection, nothing
+from .detections.results import Detections, nothing
 from .model import prompt_templates
 from .model.answers import answer
-from .model.perception import find_alike, find_regions
-from .model.selection import THINGS, Limits
+from .model.perception import detect_similar, detect_at_regions
+from .model.selection import MAX_DETECTIONS, Limits
 from .node_io import (
     each,
     found_outputs,
@@ -38,22 +38,22 @@ class VisionLLMRegion(io.ComfyNode):
             node_id="VisionLLMRegion",
             display_name="VisionLLM Region",
             category=CATEGORY,
-            description="Point at something with a mask, boxes or points: get its exact outline, everything like it, how many there are, or what it "
-            "is in words.",
+            description="Segments, counts, describes or names what you mark with a mask, boxes or points, or finds "
+            "everything similar.",
             search_aliases=[
                 "visual prompt",
                 "segment by point",
                 "segment by box",
-                "mask to description",
+                "segment anything",
+                "sam",
+                "mask to text",
                 "region caption",
                 "count similar",
-                "find ",
-                "similar",
-                "sam",
+                "find similar",
                 "t-rex",
                 "区域描述",
                 "以图找物",
-                "計数",
+                "類似物を数える",
                 "領域の説明",
                 "영역 설명",
                 "décrire une zone",
@@ -70,39 +70,43 @@ class VisionLLMRegion(io.ComfyNode):
                     "question",
                     options=list(QUESTIONS),
                     default=SEGMENT,
-                    tooltip="segment: the thing that each region lies on. find alike and count: everything like them, the marked things "
-                    "too. describe: a sentence about each region. name: a word or two.",
+                    tooltip="segment: the object under each region. find alike: every similar object, the marked ones "
+                    "included. count: the same, counted. describe: one sentence per region. name: one or two "
+                    "words per region.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Of one picture each mask is a region, of any size: it is stretched over the picture. Of several pictures one "
-                    "region each, or one mask for all.",
+                    tooltip="Regions as masks. With a single image, each mask is a region. With a batch, one mask per "
+                    "image or one for all. Masks of another size are stretched to the image.",
                 ),
                 io.BoundingBox.Input(
                     "bboxes",
                     optional=True,
                     force_input=True,
-                    tooltip="Each box is a region: one, a list, or a list for each picture, in pixels.",
+                    tooltip="Regions as bounding boxes in pixels: one box, a list, or a list per image.",
                 ),
                 io.String.Input(
                     "points",
                     default="",
                     optional=True,
-                    tooltip='Each point is a region: [{"x": 12, "y": 34}], in pixels. The same in every picture.',
+                    tooltip='Regions as points in pixels: [{"x": 12, "y": 34}]. Each point is one region, the same in '
+                    "every image.",
                 ),
-                threshold_input(0.3, "find alike and count: things with a lower score do not count."),
-                top_k_input(THINGS, "things (find alike and count)"),
+                threshold_input(0.3, "find alike and count: drops detections below this score."),
+                top_k_input(MAX_DETECTIONS, "find alike and count: maximum detections per image, best first."),
                 json_masks_input(),
             ],
             outputs=[
                 *found_outputs(
-                    "Of each picture its boxes in pixels, with label and score. segment: one for each region, in their order. find alike "
-                    "and count: the best first. describe and name: the regions' own, with the words as their labels."
+                    "Bounding boxes in pixels with label and score, one list per image. segment: one per region, "
+                    "in the order of the regions. find alike and count: best first. describe and name: the marked "
+                    "regions, with the answer as label."
                 ),
                 io.String.Output(
                     display_name="text",
-                    tooltip="describe and name: the words, a line for each region. Else what was found, in short.",
+                    tooltip="describe and name: the answers, one line per region. Other questions: a short summary "
+                    "of the detections.",
                 ),
             ],
         )
@@ -131,22 +135,24 @@ class VisionLLMRegion(io.ComfyNode):
         return io.NodeOutput(*values, text, ui=show(cls, text, values[-1]))
 
 
-def _ask(visionllm, picture, marked: Regions, question: str, limits: Limits) -> Detection:
+def _ask(visionllm, picture, marked: Regions, question: str, limits: Limits) -> Detections:
     if not len(marked):
         return nothing(marked.size)
     if question == SEGMENT:
-        return find_regions(visionllm, picture, marked.marks)
+        return detect_at_regions(visionllm, picture, marked.marks)
     if question in (ALIKE, COUNT):
-        return find_alike(visionllm, picture, marked.marks, limits)
+        return detect_similar(visionllm, picture, marked.marks, limits)
     return marked.as_found(_words(visionllm, picture, question, marked))
 
 
 def _words(visionllm, picture, question: str, marked: Regions) -> Sequence[str]:
     """A text for each region; the model takes one region at a time."""
-    turn, limit = (
+    turn, max_tokens = (
         (prompt_templates.region_caption(), DESCRIPTION_TOKENS)
         if question == DESCRIBE
         else (prompt_templates.region_category(), NAME_TOKENS)
     )
-    replies = [answer(visionllm, [picture], [[turn]], marks=mark[None], limit=limit)[0] for mark in marked.marks]
-    return [" ".join(reply.spoken.split()) for reply in replies]
+    replies = [
+        answer(visionllm, [picture], [[turn]], marks=mark[None], max_tokens=max_tokens)[0] for mark in marked.marks
+    ]
+    return [" ".join(reply.plain_text.split()) for reply in replies]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .detections.bounding_boxes import corners_of, frames_of
+from .detections.bounding_boxes import box_corners, boxes_per_image
 from .detections.masks import SET
-from .detections.results import Detection
+from .detections.results import Detections
 from .model import regions
 
 
@@ -29,9 +29,9 @@ class Regions:
     def __len__(self) -> int:
         return len(self.marks)
 
-    def as_found(self, labels: Sequence[str]) -> Detection:
+    def as_found(self, labels: Sequence[str]) -> Detections:
         """The regions themselves as things, each with its label."""
-        return Detection(
+        return Detections(
             self.size, tuple(labels), torch.arange(len(self)), torch.ones(len(self)), self.boxes, self.masks
         )
 
@@ -45,7 +45,7 @@ def regions_of_frames(
     """
     places = points_of(points)
     try:
-        boxes = [[] for _ in range(frames)] if bboxes is None else frames_of(bboxes, frames)
+        boxes = [[] for _ in range(frames)] if bboxes is None else boxes_per_image(bboxes, frames)
     except ValueError as error:
         raise ValueError(f"bboxes: {error}") from error
     return [_regions(size, tower, _masks_of(mask, number, frames), boxes[number], places) for number in range(frames)]
@@ -96,19 +96,19 @@ def _regions(
     parts = []
     if masks is not None:
         masks = masks.cpu() >= SET
-        marks = _told("mask", regions.of_masks, masks, tower)
+        marks = _told("mask", regions.masks_from_masks, masks, tower)
         whole = F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0
         for row, mask in enumerate(whole):
             if not mask.any():  # smaller than a pixel of the picture
                 whole[row] = F.adaptive_max_pool2d(masks[row][None].float(), size)[0] > 0
         parts.append((marks, torch.stack([_around(mask) for mask in whole]), whole))
     for field, corners in (
-        ("bboxes", [corners_of(box) for box in boxes]),
+        ("bboxes", [box_corners(box) for box in boxes]),
         ("points", [(x, y, x, y) for x, y in points]),
     ):
         if corners:
             corners = torch.tensor(corners, dtype=torch.float32)
-            marks = _told(field, regions.of_boxes, corners, height, width, tower)
+            marks = _told(field, regions.masks_from_boxes, corners, height, width, tower)
             parts.append((marks, corners, _filled(corners, height, width)))
     if not parts:
         return Regions(

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..nodes.common import valid
 from .model.perception import detect, segment
 from .model.prompt_templates import distinct
-from .model.selection import THINGS
+from .model.selection import MAX_DETECTIONS
 from .node_io import (
     each,
     found_output,
@@ -31,8 +31,8 @@ class VisionLLMSegment(io.ComfyNode):
             node_id="VisionLLMSegment",
             display_name="VisionLLM Segment",
             category=CATEGORY,
-            description="Outlines what you name: semantic gives every pixel one of the names (sky, road, wall), instance gives each thing a mask of "
-            "its own.",
+            description="Creates masks of what you name. semantic assigns one name to every pixel (sky, road, wall); "
+            "instance returns a separate mask for each object.",
             search_aliases=[
                 "semantic segmentation",
                 "instance segmentation",
@@ -44,7 +44,7 @@ class VisionLLMSegment(io.ComfyNode):
                 "语义分割",
                 "实例分割",
                 "セグメンテーション",
-                "분할",
+                "이미지 분할",
                 "segmentation sémantique",
                 "Segmentierung",
                 "сегментация",
@@ -59,30 +59,31 @@ class VisionLLMSegment(io.ComfyNode):
                     "names",
                     multiline=True,
                     default="person, dog",
-                    tooltip="What to outline: one name per line, or commas between them.",
+                    tooltip="What to segment: one name per line or separated by commas, in any language.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default=SEMANTIC,
-                    tooltip="semantic: all pixels of a name are one mask, and each pixel has exactly one name. instance: each thing has "
-                    "its mask.",
+                    tooltip="semantic: one mask per name; every pixel belongs to exactly one name. instance: one "
+                    "mask per object.",
                 ),
                 io.String.Input(
                     "others",
                     multiline=True,
                     default="background",
                     optional=True,
-                    tooltip="semantic only: names that take the pixels that are none of the above, such as wall, floor, sky. They are "
-                    "not given out. The model was trained on up to 150 names in all; they go in one prompt.",
+                    tooltip="semantic only: names for the remaining pixels, such as wall, floor, sky. They are not "
+                    "returned. All names go into one prompt; the model was trained on up to 150.",
                 ),
-                threshold_input(0.3, "instance only: things with a lower score are left out."),
-                top_k_input(THINGS, "things (instance only)"),
+                threshold_input(0.3, "instance only: drops detections below this score."),
+                top_k_input(MAX_DETECTIONS, "instance only: maximum detections per image, best first."),
                 json_masks_input(),
             ],
             outputs=found_outputs(
-                "Of each picture its boxes in pixels, with label and score. semantic: one around all pixels of a name, with the "
-                "score 1, in the order of the names; names without a pixel have none."
+                "Bounding boxes in pixels with label and score, one list per image. semantic: one box around "
+                "all pixels of a name, with score 1, in the order of the names. Names without pixels have no "
+                "box."
             ),
         )
 
@@ -98,7 +99,7 @@ class VisionLLMSegment(io.ComfyNode):
         else:
             found = [
                 one.select(one.labels < len(wanted))
-                for one in each(image, lambda picture: segment(visionllm, picture, every).areas())
+                for one in each(image, lambda picture: segment(visionllm, picture, every).to_detections())
             ]
         return found_output(cls, f"segment ({mode})", ", ".join(wanted), found, masks_in_json)
 

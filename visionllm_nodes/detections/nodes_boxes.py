@@ -7,12 +7,13 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..sockets import CATEGORY
-from .bounding_boxes import frames_of, in_order, score_of, whole_pixels
-from .masks import SET, boxes_to_masks, for_boxes, masks_to_boxes
+from .bounding_boxes import boxes_per_image, in_order, score_of, pixel_bounds
+from .masks import SET, boxes_to_masks, split_masks_per_image, masks_to_boxes
 from .names import split_names
 from .segs import to_segs
 
-BOXES = "Boxes of VisionLLM v2, RT-DETR, SAM3, Create Bounding Boxes or any other node: one, a list, or a list for each picture."
+BOXES = "Bounding boxes from VisionLLM, RT-DETR, SAM3, Create Bounding Boxes or any other node: one "
+"box, a list, or a list per image."
 OF_PICTURES, OF_OBJECTS = MASKS_ARE = ("one picture each", "objects of one picture")
 
 
@@ -23,17 +24,19 @@ class VisionLLMFilterBoxes(io.ComfyNode):
             node_id="VisionLLMFilterBoxes",
             display_name="Filter Boxes",
             category=CATEGORY,
-            description="Keeps boxes by name, score, size, place and rank; their masks go along.",
+            description="Filters bounding boxes by name, score, area, region and rank. Their masks are filtered with "
+            "them.",
             search_aliases=[
                 "filter detections",
                 "filter bbox",
                 "confidence threshold",
-                "top k",
-                "largest",
+                "score threshold",
+                "top k boxes",
+                "largest box",
                 "SEGS filter",
                 "过滤检测框",
                 "検出を絞り込む",
-                "필터",
+                "검출 필터",
                 "filtrar cajas",
                 "фильтр рамок",
             ],
@@ -42,13 +45,14 @@ class VisionLLMFilterBoxes(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="A mask for each box, in their order, as the detectors' nodes give them. They are filtered along.",
+                    tooltip="Masks of the boxes, one per box in the same order. They are filtered with the boxes.",
                 ),
                 io.String.Input(
                     "names",
                     default="",
                     multiline=True,
-                    tooltip="Keep only these: one per line or separated by commas. Empty keeps every name. Capitals do not matter.",
+                    tooltip="Names to keep, one per line or separated by commas. Empty keeps all names. Case does not "
+                    "matter.",
                 ),
                 io.Float.Input(
                     "min_score",
@@ -56,34 +60,30 @@ class VisionLLMFilterBoxes(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Keep boxes with at least this score. One without a score has 1.",
+                    tooltip="Drops boxes below this score. Boxes without a score count as 1.",
                 ),
                 io.Int.Input(
                     "min_area",
                     default=0,
                     min=0,
                     max=2**31 - 1,
-                    tooltip="Keep boxes of at least so many pixels, width times height.",
+                    tooltip="Minimum area of a box in pixels (width x height).",
                 ),
                 io.Int.Input(
                     "max_area",
                     default=0,
                     min=0,
                     max=2**31 - 1,
-                    tooltip="Keep boxes of at most so many pixels; 0: of any size.",
+                    tooltip="Maximum area of a box in pixels (width x height). 0: no limit.",
                 ),
                 io.Int.Input(
-                    "top_k",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="Keep so many boxes of each picture, the best; 0: all.",
+                    "top_k", default=0, min=0, max=100000, tooltip="Maximum boxes per image, best first. 0: no limit."
                 ),
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="Keep boxes that lie in this mask: one for all pictures, or one for each. It has the "
-                    "picture's size.",
+                    tooltip="Keeps only boxes inside this mask. One mask for all images or one per image, in the "
+                    "size of the images.",
                 ),
                 io.Float.Input(
                     "in_region",
@@ -91,19 +91,20 @@ class VisionLLMFilterBoxes(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="The part of a box that must lie in the region. 0: it must touch it.",
+                    tooltip="Minimum fraction of a box that must lie inside the region. 0: touching it is enough.",
                 ),
             ],
             outputs=[
                 io.BoundingBox.Output(
                     display_name="bboxes",
-                    tooltip="What is left, a list for each picture: the highest score first, then from above and from the left.",
+                    tooltip="Remaining boxes, one list per image: highest score first, then top to bottom and left to "
+                    "right.",
                 ),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="The masks of these boxes, in their order; a single empty one where none is left.",
+                    tooltip="Masks of the remaining boxes, in the same order. A single empty mask if no box remains.",
                 ),
-                io.Int.Output(display_name="count", tooltip="How many boxes are left, in all pictures."),
+                io.Int.Output(display_name="count", tooltip="Number of remaining boxes across all images."),
             ],
         )
 
@@ -111,10 +112,10 @@ class VisionLLMFilterBoxes(io.ComfyNode):
     def execute(
         cls, bboxes, names, min_score, min_area, max_area, top_k, in_region, masks=None, region=None
     ) -> io.NodeOutput:
-        frames = frames_of(bboxes)
+        frames = boxes_per_image(bboxes)
         wanted = {name.casefold() for name in split_names(names)}
         kept, kept_masks = [], []
-        of_frames = for_boxes(masks, frames) if masks is not None else [None] * len(frames)
+        of_frames = split_masks_per_image(masks, frames) if masks is not None else [None] * len(frames)
         for number, (boxes, own) in enumerate(zip(frames, of_frames)):
             place = None if region is None else _of_frame(region, number, len(frames))
             good = [
@@ -141,14 +142,16 @@ class VisionLLMPickBox(io.ComfyNode):
             node_id="VisionLLMPickBox",
             display_name="Pick Box",
             category=CATEGORY,
-            description="One box out of many, in whole pixels: for Crop Image, Set Area and other nodes that take a single one.",
+            description="Picks one bounding box and returns it in whole pixels, for Crop Image, Conditioning (Set "
+            "Area) and other nodes that take a single box.",
             search_aliases=[
                 "select box",
+                "pick bbox",
                 "bbox to int",
                 "crop region",
                 "first box",
                 "best detection",
-                "index",
+                "box by index",
                 "选择检测框",
                 "ボックスを選ぶ",
                 "상자 선택",
@@ -160,32 +163,33 @@ class VisionLLMPickBox(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The pictures. Connected, the box with its margin stays inside them.",
+                    tooltip="Images the boxes belong to. If connected, the box and its margin are clipped to the "
+                    "image.",
                 ),
                 io.Int.Input(
-                    "index", default=0, min=0, max=100000, tooltip="Which box of the picture, by score; 0 is the best."
+                    "index", default=0, min=0, max=100000, tooltip="Index of the box, sorted by score. 0 is the best."
                 ),
                 io.Int.Input(
-                    "picture", default=0, min=0, max=100000, tooltip="Which picture of the batch; 0 is the first."
+                    "picture", default=0, min=0, max=100000, tooltip="Index of the image in the batch. 0 is the first."
                 ),
-                io.Int.Input("margin", default=0, min=0, max=16384, tooltip="Pixels that the box grows to each side."),
+                io.Int.Input("margin", default=0, min=0, max=16384, tooltip="Pixels to add on each side of the box."),
             ],
             outputs=[
                 io.BoundingBox.Output(
-                    display_name="bbox", tooltip="The box, a single one. Crop Image takes it as its crop_region."
+                    display_name="bbox", tooltip="The picked box. Connect to crop_region of Crop Image."
                 ),
-                io.Int.Output(display_name="x", tooltip="Its left side, in pixels."),
-                io.Int.Output(display_name="y", tooltip="Its upper side, in pixels."),
+                io.Int.Output(display_name="x", tooltip="Left edge of the box in pixels."),
+                io.Int.Output(display_name="y", tooltip="Top edge of the box in pixels."),
                 io.Int.Output(display_name="width", tooltip="In pixels."),
                 io.Int.Output(display_name="height", tooltip="In pixels."),
-                io.String.Output(display_name="label", tooltip="Its name; empty where it has none."),
-                io.Float.Output(display_name="score", tooltip="Its score; 1 where it has none."),
+                io.String.Output(display_name="label", tooltip="Label of the box. Empty if it has none."),
+                io.Float.Output(display_name="score", tooltip="Score of the box. 1 if it has none."),
             ],
         )
 
     @classmethod
     def execute(cls, bboxes, index, picture, margin, image=None) -> io.NodeOutput:
-        frames = frames_of(bboxes, None if image is None else len(image))
+        frames = boxes_per_image(bboxes, None if image is None else len(image))
         if image is None and len(frames) == 1:  # boxes for every picture
             picture = 0
         if picture >= len(frames):
@@ -196,7 +200,7 @@ class VisionLLMPickBox(io.ComfyNode):
             raise ValueError(f"there is no box {index}: picture {picture} has {found}")
         box = boxes[index]
         height, width = (2**31, 2**31) if image is None else image.shape[1:3]
-        pixels = whole_pixels(box, height, width, margin)
+        pixels = pixel_bounds(box, height, width, margin)
         if pixels is None:
             raise ValueError(f"box {index} of picture {picture} holds no pixel of it: {box}")
         x1, y1, x2, y2 = pixels
@@ -212,7 +216,7 @@ class VisionLLMBoxesToMask(io.ComfyNode):
             node_id="VisionLLMBoxesToMask",
             display_name="Boxes to Mask",
             category=CATEGORY,
-            description="Fills boxes: a mask for inpainting, for a conditioning, or as a region.",
+            description="Converts bounding boxes to filled masks, for inpainting, regional prompts or as regions.",
             search_aliases=[
                 "bbox to mask",
                 "bounding box mask",
@@ -220,29 +224,30 @@ class VisionLLMBoxesToMask(io.ComfyNode):
                 "region mask",
                 "检测框转遮罩",
                 "ボックスをマスクに",
-                "마스크",
+                "상자를 마스크로",
                 "caja a máscara",
                 "рамки в маску",
             ],
             inputs=[
                 io.Image.Input(
-                    "image", tooltip="The pictures that the boxes belong to: the masks have their size and number."
+                    "image", tooltip="Images the boxes belong to. The masks have their size and batch size."
                 ),
                 io.BoundingBox.Input("bboxes", force_input=True, tooltip=BOXES),
-                io.Int.Input("margin", default=0, min=0, max=16384, tooltip="Pixels that each box grows to each side."),
+                io.Int.Input("margin", default=0, min=0, max=16384, tooltip="Pixels to add on each side of every box."),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="For each picture whatever lies in any of its boxes."),
+                io.Mask.Output(display_name="mask", tooltip="Union mask: one per image, covering all its boxes."),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="A mask for each box of all pictures, in their order; a single empty one where there is no box.",
+                    tooltip="One mask per box, in the order of the boxes across all images. A single empty mask if "
+                    "there is no box.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, image, bboxes, margin) -> io.NodeOutput:
-        frames = frames_of(bboxes, len(image))
+        frames = boxes_per_image(bboxes, len(image))
         grown = [
             [
                 {
@@ -265,7 +270,8 @@ class VisionLLMMaskToBoxes(io.ComfyNode):
             node_id="VisionLLMMaskToBoxes",
             display_name="Mask to Boxes",
             category=CATEGORY,
-            description="Boxes around what masks show: from painted marks to regions, from SAM's masks to crops.",
+            description="Finds the bounding boxes of masks, such as painted areas or masks from SAM, for cropping or "
+            "as regions.",
             search_aliases=[
                 "mask to bbox",
                 "mask bounding box",
@@ -273,32 +279,36 @@ class VisionLLMMaskToBoxes(io.ComfyNode):
                 "split mask",
                 "遮罩转检测框",
                 "マスクをボックスに",
+                "마스크를 상자로",
                 "máscara a caja",
                 "маска в рамки",
             ],
             inputs=[
-                io.Mask.Input("mask", tooltip="One mask or several. What is set from 0.5 on counts."),
+                io.Mask.Input("mask", tooltip="One or several masks. Pixels of at least 0.5 count."),
                 io.Combo.Input(
                     "masks_are",
                     options=list(MASKS_ARE),
-                    tooltip="Of a batch of masks: each is a picture's, or all are objects of one picture.",
+                    tooltip="What a batch of masks stands for. one picture each: each mask belongs to its own image. "
+                    "objects of one picture: all masks belong to one image.",
                 ),
                 io.Boolean.Input(
                     "separate",
                     default=True,
-                    tooltip="A box for each area that touches no other, the largest first; else one for each mask.",
+                    tooltip="On: one box per connected area, the largest first. Off: one box per mask.",
                 ),
                 io.Int.Input(
                     "min_area",
                     default=16,
                     min=1,
                     max=2**31 - 1,
-                    tooltip="Areas of fewer pixels are left out: specks of a brush.",
+                    tooltip="Drops areas smaller than this many pixels, such as brush specks.",
                 ),
-                io.String.Input("label", default="", tooltip="A name for the boxes; may stay empty."),
+                io.String.Input("label", default="", tooltip="Label for the boxes. Can be empty."),
             ],
             outputs=[
-                io.BoundingBox.Output(display_name="bboxes", tooltip="A list for each picture. The score of all is 1.")
+                io.BoundingBox.Output(
+                    display_name="bboxes", tooltip="Bounding boxes, one list per image. Their score is 1."
+                )
             ],
         )
 
@@ -317,23 +327,25 @@ class VisionLLMBoxesToSEGS(io.ComfyNode):
             node_id="VisionLLMBoxesToSEGS",
             display_name="Boxes to SEGS",
             category=CATEGORY,
-            description="Boxes, with or without masks, as SEGS for the Detailer nodes of the Impact Pack.",
+            description="Converts bounding boxes, with or without masks, to SEGS for the Detailer nodes of the Impact "
+            "Pack.",
             search_aliases=[
                 "bbox to SEGS",
                 "impact pack",
-                "detailer",
+                "face detailer",
                 "FaceDetailer",
                 "DetailerForEach",
                 "检测框转SEGS",
-                "SEGSに変換",
+                "ボックスをSEGSに",
+                "상자를 SEGS로",
             ],
             inputs=[
-                io.Image.Input("image", tooltip="The pictures that the boxes belong to."),
+                io.Image.Input("image", tooltip="Images the boxes belong to."),
                 io.BoundingBox.Input("bboxes", force_input=True, tooltip=BOXES),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="A mask for each box, in their order. Without them the boxes are filled.",
+                    tooltip="Masks of the boxes, one per box in the same order. Without masks, the boxes are filled.",
                 ),
                 io.Float.Input(
                     "crop_factor",
@@ -341,22 +353,23 @@ class VisionLLMBoxesToSEGS(io.ComfyNode):
                     min=1.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How much of its surroundings the Detailer sees: the crop is so many times the box.",
+                    tooltip="Size of the crop relative to the box. Larger values show the Detailer more of the "
+                    "surroundings.",
                 ),
             ],
             outputs=[
                 io.SEGS.Output(
                     display_name="segs",
                     is_output_list=True,
-                    tooltip="SEGS, one for each picture: with several, what follows runs once for each.",
+                    tooltip="List of SEGS, one per image. Nodes connected here run once per image.",
                 )
             ],
         )
 
     @classmethod
     def execute(cls, image, bboxes, crop_factor, masks=None) -> io.NodeOutput:
-        frames = frames_of(bboxes, len(image))
-        of_frames = [None] * len(frames) if masks is None else for_boxes(_of_size(masks, image), frames)
+        frames = boxes_per_image(bboxes, len(image))
+        of_frames = [None] * len(frames) if masks is None else split_masks_per_image(_of_size(masks, image), frames)
         return io.NodeOutput(
             [to_segs(picture, boxes, own, crop_factor) for picture, boxes, own in zip(image, frames, of_frames)]
         )
@@ -373,7 +386,7 @@ def _fits(box: dict, wanted: set[str], min_score: float, min_area: int, max_area
 
 
 def _lies_in(box: dict, region: torch.Tensor, part: float) -> bool:
-    pixels = whole_pixels(box, *region.shape)
+    pixels = pixel_bounds(box, *region.shape)
     if pixels is None:
         return False
     x1, y1, x2, y2 = pixels

@@ -9,10 +9,10 @@ from comfy_api.latest import io
 
 from ...mulan.images.text_drawing import TextRenderer
 from ..sockets import CATEGORY, KEYPOINTS
-from .bounding_boxes import frames_of
+from .bounding_boxes import boxes_per_image
 from .drawing import COLOURING, Colouring, Style, draw
 from .keypoints import checked
-from .masks import for_boxes
+from .masks import split_masks_per_image
 
 
 class VisionLLMDrawDetections(io.ComfyNode):
@@ -22,16 +22,17 @@ class VisionLLMDrawDetections(io.ComfyNode):
             node_id="VisionLLMDrawDetections",
             display_name="Draw Detections",
             category=CATEGORY,
-            description="Draws boxes, masks and keypoints on pictures, or on black for ControlNet. Names may be in any script, and any number of "
-            "things keeps colours that stay apart.",
+            description="Draws bounding boxes, masks and keypoints on images, or on black for ControlNet. Labels can "
+            "be in any script.",
             search_aliases=[
                 "draw bbox",
+                "draw boxes",
                 "visualize detections",
-                "annotate",
+                "annotate image",
                 "overlay mask",
                 "draw keypoints",
                 "draw skeleton",
-                "labels",
+                "draw labels",
                 "绘制检测结果",
                 "検出を描画",
                 "검출 그리기",
@@ -42,41 +43,41 @@ class VisionLLMDrawDetections(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The pictures to draw on. Without them, black ones of the size of the masks or keypoints.",
+                    tooltip="Images to draw on. If not connected, draws on black images of the size of the masks or "
+                    "keypoints.",
                 ),
                 io.BoundingBox.Input(
-                    "bboxes", optional=True, force_input=True, tooltip="Boxes of any node, with their names and scores."
+                    "bboxes",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Bounding boxes from any node, with their labels and scores.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="A mask for each box, in their order. Without boxes: one for each picture, or all masks on the only picture.",
+                    tooltip="Masks of the boxes, one per box in the same order. Without boxes: one mask per image, "
+                    "or all masks on a single image.",
                 ),
                 KEYPOINTS.Input(
                     "keypoints",
                     optional=True,
-                    tooltip="Keypoints of any skeleton. A POSE_KEYPOINT goes through Pose to Keypoints first.",
+                    tooltip="Keypoints of any skeleton. Convert a POSE_KEYPOINT with Pose to Keypoints first.",
                 ),
-                io.Boolean.Input("names", default=True, tooltip="Write each thing's name."),
-                io.Boolean.Input("scores", default=True, tooltip="Write each thing's score."),
-                io.Boolean.Input("keypoint_names", default=False, tooltip="Write each keypoint's name beside it."),
+                io.Boolean.Input("names", default=True, tooltip="Draws the label of each object."),
+                io.Boolean.Input("scores", default=True, tooltip="Draws the score of each object."),
+                io.Boolean.Input("keypoint_names", default=False, tooltip="Draws the name of each keypoint."),
                 io.Combo.Input(
                     "colours",
                     options=list(COLOURING),
-                    tooltip="One colour for each name, the same in all pictures, or one for each thing.",
+                    tooltip="by name: one color per label, the same in all images. by object: one color per object.",
                 ),
                 io.Float.Input(
-                    "mask_opacity",
-                    default=0.4,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much masks cover the picture.",
+                    "mask_opacity", default=0.4, min=0.0, max=1.0, step=0.05, tooltip="Opacity of the masks."
                 ),
                 io.Int.Input("line_width", default=0, min=0, max=100, tooltip="In pixels; 0: what suits the picture."),
                 io.Int.Input("text_size", default=0, min=0, max=500, tooltip="In pixels; 0: what suits the picture."),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="The pictures with what was drawn.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="Images with the detections drawn on them.")],
         )
 
     @classmethod
@@ -95,9 +96,9 @@ class VisionLLMDrawDetections(io.ComfyNode):
         keypoints=None,
     ) -> io.NodeOutput:
         poses = None if keypoints is None else checked(keypoints)
-        image = _canvas(image, masks, poses, None if bboxes is None else len(frames_of(bboxes)))
+        image = _canvas(image, masks, poses, None if bboxes is None else len(boxes_per_image(bboxes)))
         count = len(image)
-        boxes = [[] for _ in range(count)] if bboxes is None else frames_of(bboxes, count)
+        boxes = [[] for _ in range(count)] if bboxes is None else boxes_per_image(bboxes, count)
         if poses is not None and len(poses) != count:
             raise ValueError(
                 f"there are keypoints for {len(poses)} pictures, but {count} {'are' if count > 1 else 'is'} connected"
@@ -145,7 +146,7 @@ def _for_frames(masks: torch.Tensor, boxes: list | None, image: torch.Tensor) ->
             f"the masks are {masks.shape[2]} x {masks.shape[1]} pixels and the pictures {image.shape[2]} x {image.shape[1]}"
         )
     if boxes is not None:
-        return for_boxes(masks, boxes)
+        return split_masks_per_image(masks, boxes)
     if len(image) == 1:
         return [masks]
     if len(masks) not in (1, len(image)):

@@ -10,10 +10,10 @@ from comfy_api.latest import io
 
 from ...nodes.common import SavedFiles, show
 from ..sockets import CATEGORY, KEYPOINTS
-from .bounding_boxes import frames_of
+from .bounding_boxes import boxes_per_image
 from .json_document import Document, document, frame, read_document
 from .keypoints import checked
-from .masks import boxes_to_masks, for_boxes
+from .masks import boxes_to_masks, split_masks_per_image
 
 FILES = SavedFiles("detections", ".json", "Save Detections")
 TEXT = "the text below"
@@ -35,18 +35,18 @@ class VisionLLMSaveDetections(io.ComfyNode):
             node_id="VisionLLMSaveDetections",
             display_name="Save Detections",
             category=CATEGORY,
-            description="Writes boxes, masks and keypoints of any detector as one JSON file to output/detections, and shows the JSON, for people "
-            "and for programs that read the history.",
+            description="Saves boxes, masks and keypoints from any node as a JSON file in output/detections. Also "
+            "shows the JSON and keeps it in the history for API clients.",
             search_aliases=[
                 "save json",
                 "export bbox",
                 "save bounding boxes",
                 "save keypoints",
-                "annotations",
-                "dataset",
+                "save annotations",
+                "export dataset",
                 "保存检测结果",
                 "検出を保存",
-                "저장",
+                "검출 저장",
                 "guardar detecciones",
                 "сохранить рамки",
             ],
@@ -57,25 +57,31 @@ class VisionLLMSaveDetections(io.ComfyNode):
                     "json",
                     optional=True,
                     force_input=True,
-                    tooltip="The JSON of a VisionLLM node, written as it is. Then no boxes, masks or keypoints may be connected.",
+                    tooltip="JSON output of a VisionLLM node, saved unchanged. Cannot be combined with bboxes, masks "
+                    "or keypoints.",
                 ),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The pictures that the boxes belong to: the file tells their size."
+                    "image", optional=True, tooltip="Images the boxes belong to. The file records their size."
                 ),
-                io.BoundingBox.Input("bboxes", optional=True, force_input=True, tooltip="Boxes of any node."),
+                io.BoundingBox.Input(
+                    "bboxes", optional=True, force_input=True, tooltip="Bounding boxes from any node."
+                ),
                 io.Mask.Input(
-                    "masks", optional=True, tooltip="A mask for each box, in their order; written as run lengths."
+                    "masks",
+                    optional=True,
+                    tooltip="Masks of the boxes, one per box in the same order. Saved as run-length encoding (RLE).",
                 ),
-                KEYPOINTS.Input("keypoints", optional=True, tooltip="Keypoints instead of boxes."),
+                KEYPOINTS.Input("keypoints", optional=True, tooltip="Keypoints to save instead of boxes."),
                 io.String.Input(
                     "filename_prefix",
                     default="detections",
-                    tooltip="The file's name in output/detections; a number follows. May have subfolders and %year%, %month%, %day%.",
+                    tooltip="File name in output/detections, followed by a number. Can contain subfolders and %year%, "
+                    "%month%, %day%.",
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="json", tooltip="What was written."),
-                io.String.Output(display_name="file", tooltip="The file's name as Load Detections lists it."),
+                io.String.Output(display_name="json", tooltip="The saved JSON."),
+                io.String.Output(display_name="file", tooltip="Name of the file, as listed by Load Detections."),
             ],
         )
 
@@ -101,17 +107,18 @@ class VisionLLMLoadDetections(io.ComfyNode):
             node_id="VisionLLMLoadDetections",
             display_name="Load Detections",
             category=CATEGORY,
-            description="Reads what Save Detections or a VisionLLM node wrote: boxes, masks, keypoints and texts, without the model.",
+            description="Loads boxes, masks, keypoints and texts saved by Save Detections or a VisionLLM node, "
+            "without the model.",
             search_aliases=[
                 "load json",
                 "import bbox",
                 "load bounding boxes",
                 "load keypoints",
                 "parse json",
-                "annotations",
+                "load annotations",
                 "加载检测结果",
                 "検出を読み込む",
-                "불러오기",
+                "검출 불러오기",
                 "cargar detecciones",
                 "загрузить рамки",
             ],
@@ -119,29 +126,28 @@ class VisionLLMLoadDetections(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=[TEXT, *FILES.listed()],
-                    tooltip="A file that Save Detections wrote, in output/detections or in the input folder, or the text below.",
+                    tooltip="File saved by Save Detections, in output/detections or the input folder. the text below: "
+                    "reads json instead.",
                 ),
                 io.String.Input(
                     "json",
                     default="",
                     multiline=True,
-                    tooltip="The document as text, from another node or program; used where no file is chosen.",
+                    tooltip="JSON text from another node or program. Used only if no file is selected.",
                 ),
             ],
             outputs=[
-                io.BoundingBox.Output(display_name="bboxes", tooltip="A list for each picture."),
-                io.Mask.Output(display_name="mask", tooltip="For each picture whatever belongs to any of its things."),
+                io.BoundingBox.Output(display_name="bboxes", tooltip="Bounding boxes, one list per image."),
+                io.Mask.Output(display_name="mask", tooltip="Union mask: one per image, covering all its objects."),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="A mask for each box, in their order. Filled boxes where the file has no masks.",
+                    tooltip="One mask per box, in the same order. Filled boxes if the file has no masks.",
                 ),
-                KEYPOINTS.Output(
-                    display_name="keypoints", tooltip="The things that have keypoints, a record for each picture."
-                ),
+                KEYPOINTS.Output(display_name="keypoints", tooltip="Objects with keypoints, one record per image."),
                 io.String.Output(
                     display_name="text",
                     is_output_list=True,
-                    tooltip="What was said of each picture, or of all; empty where nothing was.",
+                    tooltip="List of texts, one per image or one for all. Empty if there are none.",
                 ),
             ],
         )
@@ -180,8 +186,8 @@ def _written(image, bboxes, masks, keypoints) -> str:
         raise ValueError("there is nothing to save: connect json, bboxes or keypoints")
     if image is None:
         raise ValueError("the file tells the pictures' size: connect image")
-    frames = frames_of(bboxes, len(image))
-    of_frames = [None] * len(frames) if masks is None else for_boxes(masks, frames)
+    frames = boxes_per_image(bboxes, len(image))
+    of_frames = [None] * len(frames) if masks is None else split_masks_per_image(masks, frames)
     return document(
         "boxes", "", [frame(image.shape[2], image.shape[1], boxes, own) for boxes, own in zip(frames, of_frames)]
     )
@@ -197,7 +203,7 @@ def _masks(loaded: Document, boxes: list) -> tuple[torch.Tensor, torch.Tensor]:
     if each is None or each.shape[1:] != union.shape[1:]:
         return union, filled
     return torch.stack(
-        [own.amax(0) if len(own) else torch.zeros_like(union[0]) for own in for_boxes(each, boxes)]
+        [own.amax(0) if len(own) else torch.zeros_like(union[0]) for own in split_masks_per_image(each, boxes)]
     ), each
 
 

@@ -17,8 +17,8 @@ class VisionLLMKeypointsToRegions(io.ComfyNode):
             node_id="VisionLLMKeypointsToRegions",
             display_name="Keypoints to Boxes, Masks and Points",
             category=CATEGORY,
-            description="What chosen keypoints cover: a box, a mask and points for each object. From eyes and nose to a face, from paws to what SAM "
-            "cuts out.",
+            description="Converts selected keypoints to a box, a mask and points for each object, such as a face box "
+            "from eyes and nose, or point prompts for SAM.",
             search_aliases=[
                 "keypoints to bbox",
                 "keypoints to mask",
@@ -28,16 +28,19 @@ class VisionLLMKeypointsToRegions(io.ComfyNode):
                 "face from pose",
                 "关键点转遮罩",
                 "キーポイントをマスクに",
+                "키포인트를 마스크로",
                 "puntos clave a máscara",
                 "ключевые точки в маску",
             ],
             inputs=[
-                KEYPOINTS.Input("keypoints", tooltip="Of VisionLLM Pose, of Pose to Keypoints or a loaded file."),
+                KEYPOINTS.Input(
+                    "keypoints", tooltip="Keypoints from VisionLLM Pose, Pose to Keypoints or Load Detections."
+                ),
                 io.String.Input(
                     "names",
                     default="",
                     multiline=True,
-                    tooltip="Only these keypoints: one per line or separated by commas. Empty takes all.",
+                    tooltip="Keypoints to use, one per line or separated by commas. Empty uses all.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -45,36 +48,40 @@ class VisionLLMKeypointsToRegions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Only keypoints with at least this score. VisionLLM v2 gives 1 to all of its keypoints.",
+                    tooltip="Ignores keypoints below this score. VisionLLM v2 scores all its keypoints 1.",
                 ),
                 io.Int.Input(
                     "margin",
                     default=8,
                     min=0,
                     max=16384,
-                    tooltip="Pixels around keypoints, to each side: of the boxes, the discs, the bones and the hull.",
+                    tooltip="Pixels to add around the keypoints: on each side of the boxes, and around the discs, "
+                    "bones or hull of the masks.",
                 ),
                 io.Combo.Input(
                     "shape",
                     options=list(records.SHAPES),
-                    tooltip="The masks: discs on the keypoints, the bones between them, or the hull around them.",
+                    tooltip="Shape of the masks. points: discs on the keypoints. bones: the bones between them. "
+                    "hull: the convex hull around them.",
                 ),
             ],
             outputs=[
                 io.BoundingBox.Output(
                     display_name="bboxes",
-                    tooltip="A box around the keypoints of each object that has some, a list for each picture.",
+                    tooltip="Bounding boxes around the selected keypoints, one list per image. Objects without such "
+                    "keypoints have no box.",
                 ),
-                io.Mask.Output(display_name="mask", tooltip="For each picture what belongs to any of its objects."),
+                io.Mask.Output(display_name="mask", tooltip="Union mask: one per image, covering all its objects."),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="A mask for each object, in the order of the boxes; a single empty one where there is none.",
+                    tooltip="One mask per object, in the order of the boxes. A single empty mask if there is no "
+                    "object.",
                 ),
                 io.String.Output(
                     display_name="points",
                     is_output_list=True,
-                    tooltip='The keypoints as JSON [{"x": 12, "y": 34}, ...], for positive_coords of SAM3 Detect; a text for each '
-                    "picture.",
+                    tooltip='Keypoints as JSON [{"x": 12, "y": 34}, ...], one string per image, for positive_coords of '
+                    "SAM3 Detect.",
                 ),
             ],
         )
@@ -102,35 +109,35 @@ class VisionLLMKeypointsToPose(io.ComfyNode):
             node_id="VisionLLMKeypointsToPose",
             display_name="Keypoints to Pose",
             category=CATEGORY,
-            description="Keypoints in OpenPose's form, placed by their names: body, feet, face, hands, and AP-10K animals. SDPose Draw Keypoints "
-            "and the nodes of comfyui_controlnet_aux draw it for ControlNet.",
+            description="Converts keypoints to OpenPose format by their names: body, feet, face, hands and AP-10K "
+            "animals. For SDPose Draw Keypoints and comfyui_controlnet_aux.",
             search_aliases=[
-                "openpose",
+                "keypoints to openpose",
                 "POSE_KEYPOINT",
                 "dwpose",
                 "controlnet pose",
                 "关键点转姿态",
                 "キーポイントをポーズに",
-                "포즈",
+                "키포인트를 포즈로",
                 "puntos clave a pose",
                 "ключевые точки в позу",
             ],
             inputs=[
-                KEYPOINTS.Input("keypoints", tooltip="Of VisionLLM Pose or a loaded file."),
+                KEYPOINTS.Input("keypoints", tooltip="Keypoints from VisionLLM Pose or Load Detections."),
                 io.Float.Input(
                     "threshold",
                     default=0.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Keypoints with a lower score count as not found.",
+                    tooltip="Treats keypoints below this score as not found.",
                 ),
             ],
             outputs=[
                 POSE_KEYPOINT.Output(
                     display_name="pose",
-                    tooltip="A dict for each picture. Confidences are 1 or 0, as all drawers need them; the true scores "
-                    "stand beside them.",
+                    tooltip="Poses in OpenPose format, one per image. Confidences are 1 or 0, as drawing nodes need "
+                    "them; the original scores are kept as well.",
                 )
             ],
         )
@@ -147,26 +154,26 @@ class VisionLLMPoseToKeypoints(io.ComfyNode):
             node_id="VisionLLMPoseToKeypoints",
             display_name="Pose to Keypoints",
             category=CATEGORY,
-            description="Poses of SDPose, DWPose, OpenPose or AnimalPose nodes as named keypoints: for boxes, masks, drawing and files.",
+            description="Converts poses from SDPose, DWPose, OpenPose or AnimalPose nodes to named keypoints, for "
+            "boxes, masks, drawing and saving.",
             search_aliases=[
-                "openpose",
+                "openpose to keypoints",
                 "POSE_KEYPOINT",
                 "dwpose",
                 "animal pose",
                 "姿态转关键点",
                 "ポーズをキーポイントに",
+                "포즈를 키포인트로",
                 "pose a puntos clave",
                 "поза в ключевые точки",
             ],
             inputs=[
-                POSE_KEYPOINT.Input(
-                    "pose", tooltip="POSE_KEYPOINT of ComfyUI's SDPose nodes or of comfyui_controlnet_aux."
-                )
+                POSE_KEYPOINT.Input("pose", tooltip="POSE_KEYPOINT from the SDPose nodes or comfyui_controlnet_aux.")
             ],
             outputs=[
                 KEYPOINTS.Output(
                     display_name="keypoints",
-                    tooltip="A record for each picture. Keypoints that were not found have the score 0.",
+                    tooltip="Named keypoints, one record per image. Keypoints that were not found have score 0.",
                 )
             ],
         )
