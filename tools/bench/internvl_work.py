@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mulan_nodes.mulan.conditioning.text_encoder import last_row
+from mulan_nodes.mulan.conditioning.text_encoder import last_token_state
 from mulan_nodes.mulan.conditioning.tokenizer import PAD
-from mulan_nodes.mulan.internvl.embedding_cache import CLOCK, StoredVectors, stored_path
+from mulan_nodes.mulan.internvl.embedding_cache import CLOCK_RESOLUTION, EmbeddingCache, cache_path
 from mulan_nodes.mulan.internvl.image_folder import embed_folder
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
-from mulan_nodes.mulan.internvl.internvl_model import LONGEST, LoadedInternVL, text_ids
-from mulan_nodes.mulan.internvl.ranking import direction, rank
-from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, PLACE, embed_labels
+from mulan_nodes.mulan.internvl.internvl_model import MAX_TOKENS, LoadedInternVL, text_ids
+from mulan_nodes.mulan.internvl.ranking import mean_embedding, rank
+from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, LABEL_MARK, embed_labels
 from PIL import Image
 from torch.nn import functional as F
 
@@ -129,7 +129,7 @@ class Texts:
 
     @property
     def sentences(self) -> list[str]:
-        return [template.replace(PLACE, label) for label in self._labels for template in TEMPLATES]
+        return [template.replace(LABEL_MARK, label) for label in self._labels for template in TEMPLATES]
 
     def rows(self, way: Way) -> tuple[torch.Tensor, dict[str, int]]:
         """A way's result and how many rows of the LLaMA it computes for that, padding included."""
@@ -150,14 +150,14 @@ class Texts:
         rows = []
         for start in range(0, len(texts), together):
             ids = [text_ids(self._loaded.tokenizer, text) for text in texts[start : start + together]]
-            states = self._loaded.encoder.states([(*of_text, *[PAD] * (LONGEST - len(of_text))) for of_text in ids])
-            rows += [last_row(of_text, of_rows) for of_text, of_rows in zip(ids, states)]
-        return self._loaded.model.embed_rows(torch.stack(rows))
+            states = self._loaded.encoder.states([(*of_text, *[PAD] * (MAX_TOKENS - len(of_text))) for of_text in ids])
+            rows += [last_token_state(of_text, of_rows) for of_text, of_rows in zip(ids, states)]
+        return self._loaded.model.project_texts(torch.stack(rows))
 
     def _label_by_label(self) -> torch.Tensor:
         """As clip_benchmark does: the sentences of one label in one batch."""
         of_labels = [
-            self._padded([template.replace(PLACE, label) for template in TEMPLATES], len(TEMPLATES))
+            self._padded([template.replace(LABEL_MARK, label) for template in TEMPLATES], len(TEMPLATES))
             for label in self._labels
         ]
         return torch.stack([F.normalize(vectors.mean(dim=0), dim=0) for vectors in of_labels])
@@ -176,9 +176,9 @@ class Pictures:
     def modes(self) -> dict[str, dict[str, Way]]:
         return {
             mode: {
-                "ours": lambda loaded=loaded: loaded.embed_pictures(self.pictures, FRAMING),
+                "ours": lambda loaded=loaded: loaded.embed_images(self.pictures, FRAMING),
                 "one by one": lambda loaded=loaded: torch.cat(
-                    [loaded.embed_pictures([picture], FRAMING) for picture in self.pictures]
+                    [loaded.embed_images([picture], FRAMING) for picture in self.pictures]
                 ),
             }
             for mode, loaded in self._loaded.items()
@@ -202,8 +202,8 @@ def orders(amounts: Amounts) -> dict[str, Way]:
         return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:TOP]
 
     return {
-        "ours": lambda: rank(vectors @ direction(query), TOP),
-        "all": lambda: rank(vectors @ direction(query))[:TOP],
+        "ours": lambda: rank(vectors @ mean_embedding(query), TOP),
+        "all": lambda: rank(vectors @ mean_embedding(query))[:TOP],
         "topk": lambda: (vectors @ query[0]).topk(TOP).indices.tolist(),
         "loop": loop,
     }
@@ -225,7 +225,7 @@ class Folders:
             file = self._seen / f"{number}.png"
             if not file.exists():
                 file.write_bytes(str(number).encode())
-        time.sleep(2 * CLOCK / 1e9)  # younger files are read each time
+        time.sleep(2 * CLOCK_RESOLUTION / 1e9)  # younger files are read each time
         self.bytes = self._keep(amounts)
 
     def seen(self) -> torch.Tensor:
@@ -238,9 +238,9 @@ class Folders:
     def _keep(self, amounts: Amounts) -> int:
         """Writes the vectors as if they had been computed -> bytes of their file."""
         owner = f"{self._loaded.identity} {FRAMING}"
-        path = stored_path(self._kept_in, self._seen, self._loaded.mode, FRAMING, owner)
+        path = cache_path(self._kept_in, self._seen, self._loaded.mode, FRAMING, owner)
         path.unlink(missing_ok=True)
-        stored, random = StoredVectors(path, owner), torch.Generator().manual_seed(4)
+        stored, random = EmbeddingCache(path, owner), torch.Generator().manual_seed(4)
         vectors = F.normalize(
             torch.randn(amounts.vectors, self._loaded.model.config.embedding, generator=random), dim=1
         )

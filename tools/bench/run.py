@@ -252,7 +252,7 @@ def write_files(bench: Bench) -> dict[str, Path]:
         ),
         "adapter": weights.write_adapter(folder / "adapter", bench.sizes),
     }
-    from mulan_nodes.mulan.conversion.convert import convert
+    from mulan_nodes.mulan.conversion.converters import convert
 
     for form in ("fp16", "int8", "fp8"):
         files[form] = folder / f"{form}.safetensors"

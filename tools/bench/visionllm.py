@@ -132,7 +132,7 @@ def measure_asking(asking, repeat: int, say: Say) -> dict:
 
 def measure_writing(asking, repeat: int, say: Say) -> dict:
     """Answers in words: with the cache and without, several questions side by side and one by one."""
-    from .visionllm_asking import LIMIT, NAIVE_LIMIT, QUESTIONS
+    from .visionllm_asking import MAX_TOKENS, NAIVE_LIMIT, QUESTIONS
 
     rounds = Rounds()
     same = asking.answer(QUESTIONS[:1], NAIVE_LIMIT)[1][0] == asking.answer_without_cache(QUESTIONS[0])[1]
@@ -150,7 +150,7 @@ def measure_writing(asking, repeat: int, say: Say) -> dict:
         rounds.note("naive", times=asking.answer_without_cache(QUESTIONS[0])[0])
         say(f"  round {number} of {repeat}")
     return {
-        "limit": LIMIT,
+        "limit": MAX_TOKENS,
         "naive_limit": NAIVE_LIMIT,
         "same_text": same,
         "same_texts": sum(a == b for a, b in zip(texts, together, strict=True)),

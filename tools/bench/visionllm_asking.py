@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mulan_nodes.visionllm_nodes.model import answers, perception, prompt_templates
-from mulan_nodes.visionllm_nodes.model.prefill import View, ask, prompt_of, remember, split, tokens_of
+from mulan_nodes.visionllm_nodes.model.prefill import ImageView, super_link_states, tokenize_prompt, cached_prefix, split_at_last_image, count_image_tokens
 from mulan_nodes.visionllm_nodes.model.prompt_templates import Turn
 from mulan_nodes.visionllm_nodes.model.special_tokens import PATCH, REGION
 from mulan_nodes.visionllm_nodes.model.super_link import read
@@ -30,7 +30,7 @@ QUESTIONS = (
     "What are the results for the user?",
     "Where can we locate the square and the circle?",
 )
-LIMIT = 24
+MAX_TOKENS = 24
 NAIVE_LIMIT = 3  # each of these tokens costs as much as a first question
 
 
@@ -58,10 +58,10 @@ class Asking:
             if decode:
                 perception.ground(self.loaded, self.pictures[views], phrase)
             else:
-                ask(self.loaded, View(self.loaded, self.pictures[views]), [prompt_templates.grounding(phrase)])
+                super_link_states(self.loaded, ImageView(self.loaded, self.pictures[views]), [prompt_templates.grounding(phrase)])
 
         if fresh:
-            self.loaded.memory.clear()
+            self.loaded.prefix_cache.clear()
         with self._timing_parts() as parts:
             whole, _ = timed(work)
         return {"whole": whole, **parts}
@@ -94,40 +94,40 @@ class Asking:
 
     def tokens(self, views: int, phrase: str) -> dict[str, int]:
         """Of the prompt up to the picture's last, and of the question behind it."""
-        begin, rest = split(self.loaded, self._prompt(views, prompt_templates.grounding(phrase)))
+        begin, rest = split_at_last_image(self.loaded, self._prompt(views, prompt_templates.grounding(phrase)))
         return {"begin": len(begin), "question": len(rest)}
 
     @torch.no_grad()
     def error(self, views: int, phrase: str) -> float:
         """What the decoder is asked with, behind the cache and in one pass over the whole prompt: how they differ, relative to the largest value."""
         turn = prompt_templates.grounding(phrase)
-        (behind,) = ask(self.loaded, View(self.loaded, self.pictures[views]), [turn])
+        (behind,) = super_link_states(self.loaded, ImageView(self.loaded, self.pictures[views]), [turn])
         ids = self._prompt(views, turn)
         prompt = self._whole(views, ids)
-        states, _ = self.loaded.model.read([prompt], self.loaded.ids[PATCH], self.loaded.ids[REGION])
+        states, _ = self.loaded.model.prefill([prompt], self.loaded.ids[PATCH], self.loaded.ids[REGION])
         whole = read(states[0], prompt.links)
         return float((behind - whole).abs().max() / whole.abs().max())
 
     # --- in words ---
 
-    def answer(self, questions: Sequence[str], limit: int = LIMIT) -> tuple[Times, list[str]]:
-        """Answers side by side, of exactly `limit` tokens each, to the picture of one view, which is remembered."""
+    def answer(self, questions: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Times, list[str]]:
+        """Answers side by side, of exactly `max_tokens` tokens each, to the picture of one view, which is remembered."""
         turns = [prompt_templates.chat(question) for question in questions]
         times, replies = timed(
-            lambda: answers.answer(self.loaded, [self.pictures[1]], turns, limit=limit, choose=self._word)
+            lambda: answers.answer(self.loaded, [self.pictures[1]], turns, max_tokens=max_tokens, sampler=self._word)
         )
         return times, [reply.text for reply in replies]
 
     @torch.no_grad()
-    def answer_without_cache(self, question: str, limit: int = NAIVE_LIMIT) -> tuple[Times, str]:
+    def answer_without_cache(self, question: str, max_tokens: int = NAIVE_LIMIT) -> tuple[Times, str]:
         """The loop that passes over the whole prompt for every token. It too sees the picture once, and makes logits of the last place only."""
         (turn,) = prompt_templates.chat(question)
         prompt = self._prompt(1, turn)
         ids = list(prompt)
 
         def work():
-            for _ in range(limit):
-                states, _ = self.loaded.model.read(
+            for _ in range(max_tokens):
+                states, _ = self.loaded.model.prefill(
                     [self._whole(1, ids)], self.loaded.ids[PATCH], self.loaded.ids[REGION]
                 )
                 ids.append(int(self._word(self.loaded.model.language.logits(states[:, -1]))))
@@ -141,10 +141,10 @@ class Asking:
         return logits[:, first : self.loaded.tokenizer.base_size].argmax(dim=-1) + first
 
     def _prompt(self, views: int, turn: Turn) -> list[int]:
-        return prompt_of(self.loaded, [turn], [tokens_of(self.loaded, View(self.loaded, self.pictures[views]))])
+        return tokenize_prompt(self.loaded, [turn], [count_image_tokens(self.loaded, ImageView(self.loaded, self.pictures[views]))])
 
     def _whole(self, views: int, ids: Sequence[int]) -> Prompt:
         """The whole prompt for one pass."""
-        begin, _ = split(self.loaded, ids)
-        seen = remember(self.loaded, View(self.loaded, self.pictures[views]), begin, lambda: None).seen
+        begin, _ = split_at_last_image(self.loaded, ids)
+        seen = cached_prefix(self.loaded, ImageView(self.loaded, self.pictures[views]), begin, lambda: None).features
         return Prompt(list(ids), [seen.tokens], None, self.loaded.model.super_link.links(ids, self.loaded.ids))
