@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mulan_nodes.mulan.internvl.internvl_model import LoadedInternVL
 from mulan_nodes.tools import evaluate_zeroshot
+from mulan_nodes.tools.commands import eval as command
 from mulan_nodes.tools.tinyworld import world
 from mulan_nodes.tools.zeroshot.dataset import Dataset, WrongDatasetError
 from mulan_nodes.tools.zeroshot.paper import PUBLISHED, published
@@ -95,13 +96,13 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_measured(dataset, evaluate)
 
 def test_a_second_run_looks_at_new_pictures_only(dataset, evaluate, monkeypatch):
     looked = []
-    embed = LoadedInternVL.embed_pictures
+    embed = LoadedInternVL.embed_images
 
     def counted(self, pictures, *arguments, **options):
         looked.append(len(pictures))
         return embed(self, pictures, *arguments, **options)
 
-    monkeypatch.setattr(LoadedInternVL, "embed_pictures", counted)
+    monkeypatch.setattr(LoadedInternVL, "embed_images", counted)
     before = evaluate(dataset)
     assert looked == [4, 4]
     draw(dataset / "red_circle", "red", "circle", 5)
@@ -114,7 +115,7 @@ def test_a_second_run_looks_at_new_pictures_only(dataset, evaluate, monkeypatch)
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(dataset, evaluate, monkeypatch):
     looked = []
-    embed = LoadedInternVL.embed_pictures
+    embed = LoadedInternVL.embed_images
 
     def stopped(self, pictures, *arguments, **options):
         looked.append(len(pictures))
@@ -122,7 +123,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(dataset, evaluate, monkeypat
             raise KeyboardInterrupt
         return embed(self, pictures, *arguments, **options)
 
-    monkeypatch.setattr(LoadedInternVL, "embed_pictures", stopped)
+    monkeypatch.setattr(LoadedInternVL, "embed_images", stopped)
     with pytest.raises(KeyboardInterrupt):
         evaluate(dataset)
     assert "8 pictures of 2 classes" in evaluate(dataset) and looked == [4, 4, 4]
@@ -206,16 +207,18 @@ def test_without_a_data_set_the_tiny_world_is_asked(evaluate, monkeypatch):
         evaluate(None, language=["pl"])
 
 
-def test_the_command_line(dev, capsys):
-    assert dev.parse(["eval"]).what is None and dev.parse(["eval", "visionllm"]).what == "visionllm"
-    options = dev.parse(["eval", "zeroshot", "--dataset", "data", "--language", "en", "zh", "--mode", "G"])
-    assert (options.dataset, options.language, options.mode, options.checkpoint) == (
-        Path("data"),
-        ["en", "zh"],
-        "G",
-        None,
-    )
-    for wrong in (["eval", "--dataset", "data"], ["eval", "mulan", "--language", "en"], ["eval", "sixty"]):
-        with pytest.raises(SystemExit):
-            dev.parse(wrong)
-    assert "are those of eval zeroshot" in capsys.readouterr().err
+def test_the_command_line(capsys, tmp_path):
+    def parse(*arguments):
+        parser = ArgumentParser()
+        command.add_arguments(parser)
+        return parser.parse_args(arguments)
+
+    assert parse().what is None and parse("visionllm").what == "visionllm"
+    options = parse("zeroshot", "--dataset", "data", "--language", "en", "zh", "--mode", "G")
+    given = (options.dataset, options.language, options.mode, options.checkpoint)
+    assert given == (Path("data"), ["en", "zh"], "G", None)
+    for wrong in (("--dataset", "data"), ("mulan", "--language", "en")):
+        with pytest.raises(SystemExit, match="belong to: dev.py eval zeroshot"):
+            command.run(tmp_path, parse(*wrong))
+    with pytest.raises(SystemExit):
+        parse("sixty")
