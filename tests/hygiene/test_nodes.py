@@ -6,17 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+
 from mulan_nodes.tools.comfy_server import pack_name
 
 ROOT = Path(__file__).resolve().parents[2]
-CATEGORIES = (
-    "MuLan",
-    "image/classification",
-    "image/detection",
-    "conditioning",
-    "loaders",
-    "text",
-)  # a folder of our own, else the host's
+# a folder of our own, else ComfyUI's
+CATEGORIES = ("MuLan", "image/classification", "image/detection", "conditioning", "loaders", "text")
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 
 
@@ -46,8 +41,16 @@ def test_every_input_and_output_has_a_tooltip(nodes):
         assert all(info["output_tooltips"]), id
 
 
-def test_every_node_has_search_words(nodes):
-    assert not [id for id, info in nodes.items() if not info.get("search_aliases")]
+def test_search_aliases_are_whole_phrases(nodes):
+    """A phrase of words: a fragment such as "to mask" is what a line break inside a string leaves."""
+    inner = {"to", "of", "and", "or", "by", "for", "in", "with", "the", "a", "an", "from", "on"}
+    for id, info in nodes.items():
+        aliases = info.get("search_aliases") or []
+        assert len(aliases) >= 3 and len(aliases) == len(set(aliases)), id
+        for alias in aliases:
+            words = alias.split()
+            assert alias == " ".join(words) and len(alias) >= 3, f"{id}: {alias!r}"
+            assert not inner & {words[0].lower(), words[-1].lower()}, f"{id}: {alias!r}"
 
 
 def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(nodes, server):
