@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from mulan_nodes.visionllm_nodes.model.keys import backbone, swin
+
+from mulan_nodes.visionllm_nodes.model.keys import backbone
 
 GROUNDING, POSE = "model.backbone.conv_encoder.model.", "backbone.0."
 TOLERANCE = 5e-5
@@ -12,11 +13,14 @@ def below(prefix, named):
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
-def loaded(tensors, told, names):
-    config = backbone.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, told)
-    module = backbone.build(config, operations=torch.nn, device="meta")
+def loaded(tensors, config, hugging_face):
+    sizes = backbone.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
+    module = backbone.build(sizes, operations=torch.nn, device="meta")
     module.load_state_dict(
-        {ours: source.read(tensors.__getitem__) for ours, source in backbone.sources(config, names).items()},
+        {
+            ours: source.read(tensors.__getitem__)
+            for ours, source in backbone.sources(sizes, hugging_face=hugging_face).items()
+        },
         strict=True,
         assign=True,
     )
@@ -25,19 +29,19 @@ def loaded(tensors, told, names):
 
 @torch.no_grad()
 def grounding_maps(case):
-    module = loaded(below(GROUNDING, case.weights()), case.facts["backbone_config"], swin.HUGGING_FACE)
+    module = loaded(below(GROUNDING, case.weights()), case.facts["backbone_config"], hugging_face=True)
     sizes, (height, width) = case.facts["inputs"]["image_sizes"], case.facts["inputs"]["pad"]
     images = torch.zeros(len(sizes), 3, height, width)
     for index, (h, w) in enumerate(sizes):
         images[index, :, :h, :w] = case.inputs(f"pixel_values.{index}", (3, h, w))
-    return module.widths, module(images)
+    return module.channels, module(images)
 
 
 @pytest.mark.parametrize("name", ["gdino_swin", "gdino_internimage", "gdino_fullwidth"])
 def test_maps_of_the_grounding_decoder(vision_case, close, name):
     case = vision_case(name)
-    widths, maps = grounding_maps(case)
-    assert len(maps) == 4 and tuple(each.shape[1] for each in maps) == widths
+    channels, maps = grounding_maps(case)
+    assert len(maps) == 4 and tuple(each.shape[1] for each in maps) == channels
     for level, features in enumerate(maps):
         key = f"backbone_feat_{level}"
         if key in case.stored:
@@ -50,17 +54,17 @@ def test_maps_of_the_grounding_decoder(vision_case, close, name):
 @torch.no_grad()
 def test_maps_of_the_pose_decoder(vision_case, close):
     case = vision_case("unipose_swin")
-    module = loaded(below(POSE, case.weights()), {}, swin.MICROSOFT)
+    module = loaded(below(POSE, case.weights()), {}, hugging_face=False)
     assert module.config.normed == (False, True, True, True)
     told = case.facts["swin"]
-    assert (module.config.width, list(module.config.depths), list(module.config.heads), module.config.window) == (
-        told["embed_dim"],
-        told["depths"],
-        told["num_heads"],
-        told["window_size"],
-    )
+    assert (
+        module.config.embed_dim,
+        list(module.config.depths),
+        list(module.config.num_heads),
+        module.config.window_size,
+    ) == (told["embed_dim"], told["depths"], told["num_heads"], told["window_size"])
     sizes = case.facts["inputs"]["image_sizes"]
-    height, width = (max(sides) + -max(sides) % 32 for sides in zip(*sizes))
+    height, width = (max(sides) + -max(sides) % 32 for sides in zip(*sizes, strict=True))
     images = torch.zeros(len(sizes), 3, height, width)
     for index, (h, w) in enumerate(sizes):
         images[index, :, :h, :w] = case.inputs(f"image.{index}", (3, h, w))
@@ -69,24 +73,28 @@ def test_maps_of_the_pose_decoder(vision_case, close):
 
 
 @pytest.mark.parametrize(
-    "name, prefix, names",
+    "name, prefix, hugging_face",
     [
-        ("gdino_swin_t", f"gdino.{GROUNDING}", swin.HUGGING_FACE),
-        ("unipose_swin_t", f"unipose.{POSE}", swin.MICROSOFT),
-        ("gdino_internimage_h", f"gdino.{GROUNDING}", swin.HUGGING_FACE),
-        ("unipose_internimage_h", f"unipose.{POSE}", swin.MICROSOFT),
+        ("gdino_swin_t", f"gdino.{GROUNDING}", True),
+        ("unipose_swin_t", f"unipose.{POSE}", False),
+        ("gdino_internimage_h", f"gdino.{GROUNDING}", True),
+        ("unipose_internimage_h", f"unipose.{POSE}", False),
     ],
 )
-def test_full_size_tensors(vision_manifest, name, prefix, names):
+def test_full_size_tensors(vision_manifest, name, prefix, hugging_face):
     listed = vision_manifest(name)
     published = {
         tensor: torch.empty(shape, device="meta") for tensor, shape in below(prefix, listed["tensors"]).items()
     }
-    module = loaded(published, {}, names)
-    used = [tensor for source in backbone.sources(module.config, names).values() for tensor in source.names]
+    module = loaded(published, {}, hugging_face)
+    used = [
+        tensor
+        for source in backbone.sources(module.config, hugging_face=hugging_face).values()
+        for tensor in source.names
+    ]
     assert sorted(used) == sorted(tensor for tensor in published if not backbone.unused(tensor))
     if "internimage" in name:
-        assert module.config.post_norms == (5, 11, 17, 23, 29) and module.widths == (320, 640, 1280, 2560)
+        assert module.config.post_norm_blocks == (5, 11, 17, 23, 29) and module.channels == (320, 640, 1280, 2560)
     buffers = below(prefix, {tensor: shape for tensor, shape, _ in listed["int_buffers"]})
     assert all(backbone.unused(buffer) for buffer in buffers)
 
@@ -95,7 +103,7 @@ def test_full_size_tensors(vision_manifest, name, prefix, names):
 def test_a_swin_map_smaller_than_a_window_is_padded_to_one(vision_case):
     """Upstream partitions always: a 32-pixel picture has 1x1 tokens in the last stage."""
     case = vision_case("gdino_swin")
-    module = loaded(below(GROUNDING, case.weights()), {}, swin.HUGGING_FACE)
+    module = loaded(below(GROUNDING, case.weights()), {}, hugging_face=True)
     assert [tuple(features.shape[2:]) for features in module(torch.ones(1, 3, 32, 32))] == [
         (8, 8),
         (4, 4),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mulan_nodes.visionllm_nodes.model.keys import grounding
 
 CASES = ["gdino_swin", "gdino_internimage", "gdino_fullwidth"]
@@ -38,15 +39,16 @@ def given(case):
     return images, images[:, 0] != 0, queries, torch.arange(max(counts)) < torch.tensor(counts)[:, None]
 
 
-class Seen:
+class Handed:
     """What the parts of a decoder handed on during one forward."""
 
     def __init__(self, decoder):
         self.hooks = [
-            decoder.query_mlp.register_forward_hook(lambda _, given, out: self.keep(patch_query=out.mean(2))),
-            decoder.pyramid.register_forward_hook(lambda _, given, out: self.keep(pyramid=out)),
-            decoder.encoder.register_forward_hook(lambda _, given, out: self.keep(enc_vision=out[0], enc_text=out[1])),
-            decoder.proposal_head.norm.register_forward_hook(lambda _, given, out: self.keep(cells=out)),
+            decoder.patch2query.register_forward_hook(lambda _, given, out: self.keep(patch_query=out.mean(2))),
+            decoder.encoder.register_forward_hook(
+                lambda _, given, out: self.keep(pyramid=given[0], enc_vision=out[0], enc_text=out[1])
+            ),
+            decoder.enc_output_norm.register_forward_hook(lambda _, given, out: self.keep(cells=out)),
         ]
 
     def keep(self, **what):
@@ -63,22 +65,23 @@ def answered(vision_case):
         if name not in made:
             case = vision_case(name)
             decoder = loaded(case)
-            seen, inputs = Seen(decoder), given(case)
+            handed, inputs = Handed(decoder), given(case)
             with upstream_text_masks(decoder, inputs[3]):
-                made[name] = case, decoder, decoder(*inputs), seen
+                made[name] = case, decoder, decoder(*inputs), handed
         return made[name]
 
     return get
 
 
 class upstream_text_masks:
-    """Upstream's mistake in batches: head h of sample b of B gets the text mask of sample (b * heads + h) % B. Needed for the batched rows only.
+    """Upstream's mistake in batches: head h of sample b of B gets the text mask of sample (b * heads + h) % B. Needed
+    for the batched rows only.
 
     Through it padded rows reach valid ones, so what upstream has there counts too: each sees itself, at position 0.
     """
 
     def __init__(self, decoder, query_mask):
-        self.layers = [layer.text for layer in decoder.encoder.layers]
+        self.layers = [layer.text_enhancer_layer for layer in decoder.encoder.layers]
         self.query_mask = query_mask
 
     def __enter__(self):
@@ -90,7 +93,7 @@ class upstream_text_masks:
 
     def mistaken(self, layer, inputs):
         text, positions, _ = inputs
-        (batch, length), heads = self.query_mask.shape, layer.attention.heads
+        (batch, length), heads = self.query_mask.shape, layer.self_attn.num_heads
         of_sample = self.query_mask[:, None] & self.query_mask[:, :, None] | torch.eye(length, dtype=torch.bool)
         order = torch.arange(batch * heads) % batch
         places = torch.arange(length) * self.query_mask
@@ -109,25 +112,30 @@ def close_where_finite(close, ours, golden, label, tolerance):
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_what_the_parts_hand_on(answered, close, name):
-    case, decoder, found, seen = answered(name)
+    case, decoder, found, handed = answered(name)
     stored, counts = case.stored, case.facts["inputs"]["text_lens"]
-    close(seen.patch_query, stored["patch_query"], f"{name} patch_query", STATES)
-    close(seen.enc_text, stored["enc_text"], f"{name} enc_text", STATES)
+    close(handed.patch_query, stored["patch_query"], f"{name} patch_query", STATES)
+    close(handed.enc_text, stored["enc_text"], f"{name} enc_text", STATES)
     if "enc_vision" in stored:
-        close(seen.enc_vision, stored["enc_vision"], f"{name} enc_vision", STATES)
+        close(handed.enc_vision, stored["enc_vision"], f"{name} enc_vision", STATES)
         close(found.mask_features, stored["mask_features"], f"{name} mask_features", STATES)
-        close(found.all_states.transpose(0, 1), stored["intermediate_hidden_states"], f"{name} hidden states", STATES)
+        close(
+            found.all_hidden_states.transpose(0, 1),
+            stored["intermediate_hidden_states"],
+            f"{name} hidden states",
+            STATES,
+        )
         for level in range(
-            len(seen.pyramid.shapes) - 1
+            len(handed.pyramid.shapes) - 1
         ):  # upstream's level 0 is the finest map, which is not in the pyramid
-            assert torch.equal(seen.pyramid.level_mask(level), stored[f"backbone_mask_{level + 1}"])
+            assert torch.equal(handed.pyramid.level_mask(level), stored[f"backbone_mask_{level + 1}"])
     else:
-        close(seen.enc_vision.mean(1), stored["enc_vision_mean"], f"{name} enc_vision", STATES)
-        close(seen.enc_vision.std(1), stored["enc_vision_std"], f"{name} enc_vision", STATES)
+        close(handed.enc_vision.mean(1), stored["enc_vision_mean"], f"{name} enc_vision", STATES)
+        close(handed.enc_vision.std(1), stored["enc_vision_std"], f"{name} enc_vision", STATES)
         close(found.mask_features.mean((2, 3)), stored["mask_features_mean"], f"{name} mask_features", STATES)
     count = stored["topk_logits"].shape[1]
     query_mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-    scores = (seen.cells @ seen.enc_text.transpose(1, 2)).masked_fill(~query_mask[:, None], float("-inf")).amax(-1)
+    scores = (handed.cells @ handed.enc_text.transpose(1, 2)).masked_fill(~query_mask[:, None], float("-inf")).amax(-1)
     close(scores.topk(count).values, stored["topk_logits"], f"{name} proposals' logits", logits_tolerance(case))
     assert torch.equal(found.proposals.index, stored["topk_index"])
     assert torch.equal(found.proposals.logits.amax(-1), scores.topk(count - 1).values)
@@ -147,7 +155,7 @@ def test_what_every_layer_answers(answered, close, name):
     masks = decoder.masks(found, every)
     if "pred_masks" in stored:
         close(masks, stored["pred_masks"], f"{name} masks", MASKS)
-        for states, golden in zip(found.all_states, stored["all_masks"], strict=True):
+        for states, golden in zip(found.all_hidden_states, stored["all_masks"], strict=True):
             close(decoder.mask_logits(states, found.mask_features), golden, f"{name} masks", MASKS)
     else:
         first = stored["pred_masks_first8"]
@@ -205,7 +213,7 @@ def test_features_of_lower_precision_keep_boxes_in_float32(answered):
     images, pixel_mask, queries, query_mask = given(case)
     low = loaded(case).to(torch.bfloat16)
     found = low(images.bfloat16(), pixel_mask, queries.bfloat16(), query_mask)
-    assert found.boxes.dtype == found.logits.dtype == torch.float32 and found.states.dtype == torch.bfloat16
+    assert found.boxes.dtype == found.logits.dtype == torch.float32 and found.hidden_states.dtype == torch.bfloat16
     assert found.boxes.isfinite().all() and 0 <= found.boxes.min() and found.boxes.max() <= 1
     assert not torch.equal(found.boxes, found.boxes.bfloat16().float())
 

@@ -1,4 +1,4 @@
-"""Every tensor of the full-size checkpoints, by name and shape: nothing missing, nothing unexpected. No value is read."""
+"""Every tensor of the full-size checkpoints by name and shape: none missing, none unexpected. No value is read."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import json
 
 import pytest
 import torch
+
 from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, WrongFileError
 from mulan_nodes.mulan.conversion import visionllm as convert
 from mulan_nodes.mulan.conversion.output_files import plan_output
 from mulan_nodes.visionllm_nodes.model.internimage import InternImageConfig
 from mulan_nodes.visionllm_nodes.model.swin import SwinConfig
-from mulan_nodes.visionllm_nodes.model.visionllm_files import read_visionllm, unexpected
+from mulan_nodes.visionllm_nodes.model.visionllm_files import read_visionllm, unused_tensors
 
 PARTS = {"tower", "bridge", "language", "super_link", "region_encoder", "grounding", "pose"}
 
 
 @pytest.fixture
 def opened_manifest(vision_manifest, tmp_path):
-    """opened_manifest("visionllmv2_7b_swin_t") -> the checkpoint of these names and shapes; further manifests replace the parts that they list."""
+    """opened_manifest("visionllmv2_7b_swin_t") -> the checkpoint of these names and shapes; further manifests replace
+    the parts that they list.
+    """
 
     def opened(name, *instead):
         tensors = vision_manifest(name)["tensors"]
@@ -48,7 +51,7 @@ def opened_manifest(vision_manifest, tmp_path):
 )
 def test_nothing_is_missing_and_nothing_unexpected(manifests, parts, width, backbone, opened_manifest, vision_manifest):
     opened = opened_manifest(*manifests)
-    assert opened.parts.keys() == parts and unexpected(opened) == []
+    assert opened.parts.keys() == parts and unused_tensors(opened) == []
     assert opened.parts["language"].config.width == width
     assert type(opened.parts["grounding"].config.backbone) is type(opened.parts["pose"].config.backbone) is backbone
     aliases = {alias for manifest in map(vision_manifest, manifests) for alias in manifest["aliases"]}
@@ -81,7 +84,7 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
             {"config": json.dumps({})},
         )
     )
-    assert unexpected(converted) == [] and converted.is_quantised
+    assert unused_tensors(converted) == [] and converted.is_quantized
     values = dict(converted.tensors())
     layers = [
         name.removesuffix("weight")
@@ -124,6 +127,6 @@ def test_another_shape_is_named(opened_manifest, tmp_path):
     shapes = {**file.shapes, "region_encoder.up_dim.bias": (4095,)}
     with pytest.raises(
         WrongFileError,
-        match=r"region_encoder.up_dim.bias give the shape \(4095,\), and region_encoder.out.bias is \(4096,\)",
+        match=r"region_encoder.up_dim.bias give the shape \(4095,\), and region_encoder.up_dim.bias is \(4096,\)",
     ):
         read_visionllm(TensorFile(tmp_path, shapes, file.read, {}))

@@ -1,13 +1,14 @@
-"""Region encoder, bridge, mappers, InternViT and InternLM2 against upstream's numbers, and the full-size ones' tensors."""
+"""Region encoder, bridge, mappers, InternViT and InternLM2 against upstream's numbers and full-size tensors."""
 
 import pytest
 import torch
+
+from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 from mulan_nodes.mulan.internvl import intern_vit_keys
 from mulan_nodes.mulan.internvl.intern_vit import InternViT
 from mulan_nodes.visionllm_nodes.model.bridge import Bridge, pixel_shuffle
 from mulan_nodes.visionllm_nodes.model.keys import bridge, internlm2, mappers, region_encoder
 from mulan_nodes.visionllm_nodes.model.language_model import LanguageModel
-from mulan_nodes.visionllm_nodes.model.mappers import Mapper
 from mulan_nodes.visionllm_nodes.model.region_encoder import RegionEncoder, region_weights
 
 TOLERANCE = 5e-5
@@ -59,11 +60,13 @@ def test_an_empty_region_is_the_bias(region, close):
     case, module, encode = region
     out = encode(torch.zeros_like(case.stored["masks"][:1]))
     close(out, case.stored["out_empty_region_alone"], "region_encoder out_empty", TOLERANCE)
-    assert torch.equal(out[0], module.out.bias)
+    assert torch.equal(out[0], module.up_dim.bias)
 
 
 def test_an_empty_region_spoils_no_other(region, close):
-    """Upstream truncates the coordinates of every region behind an empty first one; ours is what the region gives alone."""
+    """Upstream truncates the coordinates of every region behind an empty first one; ours is what the region gives
+    alone.
+    """
     case, _, encode = region
     box = case.stored["masks"][:1]
     out = encode(torch.cat((torch.zeros_like(box), box)))
@@ -87,7 +90,7 @@ def test_a_large_region_is_the_mean_of_all_its_pixels(region, close):
 def test_region_weights_are_the_mean_of_bilinear_samples():
     masks = torch.rand(3, 28, 42, generator=torch.Generator().manual_seed(0)) > 0.7
     grid = torch.rand(3, 1, 2, 3, generator=torch.Generator().manual_seed(1))
-    for mask, values, weights in zip(masks, grid, region_weights(masks, 2, 3)):
+    for mask, values, weights in zip(masks, grid, region_weights(masks, 2, 3), strict=True):
         rows, columns = mask.nonzero().T
         points = torch.stack((columns / mask.shape[1], rows / mask.shape[0]), dim=-1) * 2 - 1
         sampled = torch.nn.functional.grid_sample(values[None], points[None, None], align_corners=False).mean()
@@ -114,11 +117,13 @@ def test_bridge(vision_case, close, kind):
 def test_mapper(vision_case, close, name):
     case = vision_case("gen_edit_mapping")
     told = case.facts["config"]
-    module = loaded(Mapper, mappers, below(f"{name}.", case.weights(case.facts["weights_per_module"][name])))
+    module = loaded(LanguageAdapter, mappers, below(f"{name}.", case.weights(case.facts["weights_per_module"][name])))
     ids = case.stored[f"{name}_input_ids"]
     hidden = case.inputs(f"{name}.hidden", (*ids.shape, told["llm_hidden_size"]))
     first = (ids == told["trigger_token_id"][name]).int().argmax(dim=1) + 1
-    states = torch.stack([row[start : start + told["num_embed_tokens"]] for row, start in zip(hidden, first)])
+    states = torch.stack(
+        [row[start : start + told["num_embed_tokens"]] for row, start in zip(hidden, first, strict=True)]
+    )
     close(module.proj(states), case.stored[f"{name}_emb_proj"], f"gen_edit_mapping {name}", TOLERANCE)
     close(
         module.transformer["encoder"](module.proj(states)),
@@ -134,7 +139,10 @@ def test_intern_vit(vision_case, close):
     case = vision_case("internvit")
     told = case.facts["config"]
     module = loaded(InternViT, intern_vit_keys, case.weights(), told)
-    assert (module.config.picture, module.config.layers) == (told["image_size"], told["num_hidden_layers"])
+    assert (module.config.image_size, module.config.num_hidden_layers) == (
+        told["image_size"],
+        told["num_hidden_layers"],
+    )
     entering = []
     for layer in module.layers:
         layer.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
@@ -155,12 +163,12 @@ def test_intern_vit_runs_only_the_layers_it_needs(vision_case):
     ran = []
     for index, layer in enumerate(module.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
-    side = module.config.picture
+    side = module.config.image_size
     (before_last,) = module(torch.zeros(1, 3, side, side), (-2,))
-    assert ran == list(range(module.config.layers - 1)) and before_last.shape == (
+    assert ran == list(range(module.config.num_hidden_layers - 1)) and before_last.shape == (
         1,
-        module.config.patches,
-        module.config.width,
+        module.config.num_patches,
+        module.config.hidden_size,
     )
 
 
@@ -182,10 +190,10 @@ def test_internlm2_is_a_llama(vision_case, close):
 FULL = [
     ("core_7b", "region_encoder.", RegionEncoder, region_encoder),
     ("core_7b", "vl_bridge.", Bridge, bridge),
-    ("sd_ip2p_mappers_7b", "sd.", Mapper, mappers),
-    ("sd_ip2p_mappers_7b", "ip2p.", Mapper, mappers),
-    ("visionllmv2_7b_swin_t", "sd.", Mapper, mappers),
-    ("visionllmv2_7b_swin_t", "ip2p.", Mapper, mappers),
+    ("sd_ip2p_mappers_7b", "sd.", LanguageAdapter, mappers),
+    ("sd_ip2p_mappers_7b", "ip2p.", LanguageAdapter, mappers),
+    ("visionllmv2_7b_swin_t", "sd.", LanguageAdapter, mappers),
+    ("visionllmv2_7b_swin_t", "ip2p.", LanguageAdapter, mappers),
     ("visionllmv2_26b_swin_t", "region_encoder.", RegionEncoder, region_encoder),
     ("visionllmv2_26b_swin_t", "vl_bridge.", Bridge, bridge),
     ("visionllmv2_26b_swin_t", "vis_encoder.", InternViT, intern_vit_keys),
@@ -205,6 +213,10 @@ def test_full_size_tensors(vision_manifest, name, prefix, model, published):
         model, published, listed, {}, comfy.ops.manual_cast
     )  # strict: every name used once, every shape equal
     if prefix == "vis_encoder.":
-        assert (module.config.heads, module.config.picture, module.config.layers) == (25, 448, 45)
+        assert (module.config.num_attention_heads, module.config.image_size, module.config.num_hidden_layers) == (
+            25,
+            448,
+            45,
+        )
     if prefix == "llm.":
         assert (module.config.heads, module.config.key_value_heads) == (48, 8)

@@ -4,10 +4,16 @@ from collections import defaultdict
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from mulan_nodes.visionllm_nodes.model.keys import pose as published
 from mulan_nodes.visionllm_nodes.model.pose_decoder import EPS
-from mulan_nodes.visionllm_nodes.model.pose_groups import keypoint_references, open_across, split, visible
-from torch.nn import functional as F
+from mulan_nodes.visionllm_nodes.model.pose_groups import (
+    cross_group_mask,
+    keypoint_references,
+    self_attention_mask,
+    split,
+)
 
 LOGITS = 2e-4
 PLACES = 1e-5
@@ -29,7 +35,9 @@ def built(tensors, told):
 
 
 def asked(case):
-    """The golden's batch: images, pixel mask, object queries and mask, keypoint queries and mask; nothing padded beyond the batch's own need."""
+    """The golden's batch: images, pixel mask, object queries and mask, keypoint queries and mask; nothing padded
+    beyond the batch's own need.
+    """
     facts = case.facts
     sizes = facts["inputs"]["image_sizes"]
     height, width = (-(-max(size[axis] for size in sizes) // 32) * 32 for axis in (0, 1))
@@ -67,11 +75,12 @@ def answer(golden, decoder):
     parts = {}
     hooks = [
         getattr(decoder, name).register_forward_hook(lambda module, args, out, name=name: parts.__setitem__(name, out))
-        for name in ("backbone", "pyramid", "encoder")
+        for name in ("backbone", "encoder")
     ]
+    keep_pyramid = decoder.encoder.register_forward_pre_hook(lambda _, given: parts.__setitem__("pyramid", given[0]))
     with torch.no_grad():
         pose = decoder(*asked(golden))
-    for hook in hooks:
+    for hook in (*hooks, keep_pyramid):
         hook.remove()
     return pose, parts
 
@@ -112,7 +121,7 @@ def test_steps_are_upstreams(golden, answer, close):
 
     compared = defaultdict(int)
     for number, layer in enumerate(pose.layers):
-        for name, ours, tolerance in (("hs", layer.states, STATES), ("ref", layer.references, PLACES)):
+        for name, ours, tolerance in (("hs", layer.hidden_states, STATES), ("ref", layer.references, PLACES)):
             if f"{name}{number}" in stored:
                 close(ours, stored[f"{name}{number}"], f"unipose_swin {name}", tolerance)
             elif f"{name}{number}_first3groups" in stored:
@@ -131,10 +140,12 @@ def test_steps_are_upstreams(golden, answer, close):
 
 
 def test_more_words_of_padding_change_nothing(golden, decoder, answer, close):
-    """Upstream pads both lists to 100: padded objects are masked everywhere, and the keypoints' padding is in the slots already."""
+    """Upstream pads both lists to 100: padded objects are masked everywhere, and the keypoints' padding is in the
+    slots already.
+    """
     images, pixels, objects, object_mask, keypoints, keypoint_mask = asked(golden)
     more = F.pad(objects, (0, 0, 0, 0, 0, 5), value=1.0), F.pad(object_mask, (0, 5))
-    slots = decoder.config.slots - keypoints.shape[1]
+    slots = decoder.config.num_slots - keypoints.shape[1]
     more_keypoints = F.pad(keypoints, (0, 0, 0, 0, 0, slots), value=1.0), F.pad(keypoint_mask, (0, slots))
     with torch.no_grad():
         pose = decoder(images, pixels, *more, *more_keypoints)
@@ -173,7 +184,9 @@ def test_batch_is_the_single_answers(golden, decoder, close):
 
 
 def test_every_weight_learns_that_upstream_teaches(golden):
-    """From the answers of all layers and the proposals, as a trainer uses them; what says how far around a keypoint to look is not taught."""
+    """From the answers of all layers and the proposals, as a trainer uses them; what says how far around a keypoint to
+    look is not taught.
+    """
     decoder = built(golden.weights(), golden.facts["config"])
     pose = decoder(*asked(golden))
     answers = [
@@ -184,7 +197,9 @@ def test_every_weight_learns_that_upstream_teaches(golden):
     ).backward()
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in decoder.parameters())
     still = {name for name, weight in decoder.named_parameters() if weight.grad is None or not weight.grad.any()}
-    assert still == {name for name, _ in decoder.named_parameters() if name.startswith(("size_head.", "first_sizes."))}
+    assert still == {
+        name for name, _ in decoder.named_parameters() if name.startswith(("decoder.pose_hw_embed.", "decoder.hw."))
+    }
 
 
 def test_half_precision_keeps_places_in_float32(golden):
@@ -220,14 +235,14 @@ def literal_mask(keypoints: int, groups: int, slots: int):
     ("groups", "slots", "keypoints"), [(50, 68, 17), (50, 68, 68), (8, 10, 4), (3, 2, 0), (1, 5, 2), (12, 4, 4)]
 )
 def test_mask_is_upstreams(groups, slots, keypoints):
-    ours = visible((torch.arange(slots) < keypoints)[None], groups)
+    ours = self_attention_mask((torch.arange(slots) < keypoints)[None], groups)
     assert torch.equal(~ours[0], literal_mask(keypoints, groups, slots))
 
 
 def test_mask_leaks_as_many_pairs_as_upstreams(golden, decoder):
     config = decoder.config
-    group = torch.arange(config.groups * (1 + config.slots)) // (1 + config.slots)
-    leaks = open_across(config.groups, config.slots, torch.device("cpu")) & (group[:, None] != group)
+    group = torch.arange(config.num_groups * (1 + config.num_slots)) // (1 + config.num_slots)
+    leaks = cross_group_mask(config.num_groups, config.num_slots, torch.device("cpu")) & (group[:, None] != group)
     assert leaks.sum().item() == golden.facts["cross_group_allowed_pairs_head0"]
 
 
@@ -280,8 +295,8 @@ def test_sizes_that_cannot_be_are_refused(golden, change, said):
 
 def test_too_many_keypoints_are_refused(golden, decoder):
     images, pixels, objects, object_mask, keypoints, _ = asked(golden)
-    many = keypoints[:, :1].expand(-1, decoder.config.slots + 1, -1, -1)
-    with pytest.raises(ValueError, match=f"at most {decoder.config.slots}"):
+    many = keypoints[:, :1].expand(-1, decoder.config.num_slots + 1, -1, -1)
+    with pytest.raises(ValueError, match=f"at most {decoder.config.num_slots}"):
         decoder(images, pixels, objects, object_mask, many, torch.ones(many.shape[:2], dtype=torch.bool))
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mulan_nodes.tests.parity import visionllm_recipe as recipe
 from safetensors.torch import load_file
+
+from mulan_nodes.tests.parity import visionllm_recipe as recipe
 
 
 class Case:
@@ -39,5 +40,8 @@ class Case:
 
 
 def listed(manifest: Path) -> dict:
-    """A manifest of a full-size part: {"tensors": {name: shape}, "aliases": {name: canonical name}, "int_buffers": [[name, shape, dtype]]}."""
+    """A manifest of a full-size part.
+
+    {"tensors": {name: shape}, "aliases": {name: canonical name}, "int_buffers": [[name, shape, dtype]]}.
+    """
     return json.loads(manifest.read_text("utf-8"))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from mulan_nodes.visionllm_nodes.model.deformable_attention import sample_pyramid
-from mulan_nodes.visionllm_nodes.model.grounding_decoder import Grounding, GroundingDecoder
 from transformers.models.grounding_dino.modeling_grounding_dino import MultiScaleDeformableAttention
+
+from mulan_nodes.visionllm_nodes.model.deformable_attention import sample_pyramid
+from mulan_nodes.visionllm_nodes.model.grounding_decoder import GroundingDecoder, GroundingOutput
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The pyramid of a decoder's picture and how many of the queries get masks; by default 800 x 1333 padded, as published."""
+    """The pyramid of a decoder's picture and how many of the queries get masks; by default 800 x 1333 padded, as
+    published.
+    """
 
     levels: tuple[tuple[int, int], ...] = ((100, 168), (50, 84), (25, 42), (13, 21))
     heads: int = 8
@@ -32,7 +36,9 @@ class Compared:
 
 
 def deformable_attention(canvas: Canvas) -> Compared:
-    """Every cell of the pyramid looks at points around itself, as in the encoder: spread over about two cells of each level."""
+    """Every cell of the pyramid looks at points around itself, as in the encoder: spread over about two cells of each
+    level.
+    """
     random = torch.Generator().manual_seed(1)
     cells = [
         torch.stack(
@@ -58,29 +64,31 @@ def deformable_attention(canvas: Canvas) -> Compared:
 
 
 def masks(decoder: GroundingDecoder, canvas: Canvas, *, with_features: bool) -> Compared:
-    """Ours: the chosen queries of the last layer. Upstream: every query of every layer, and once more the learned ones, whose masks it drops.
+    """Ours: the chosen queries of the last layer. Upstream: every query of every layer, and once more the learned ones,
+    whose masks it drops.
 
-    with_features: with the convolutions that make what the queries are multiplied with, the same on both sides. Upstream's masks are held
-    once here; stacking the layers, as it does, holds them twice for a moment.
+    with_features: with the convolutions that make what the queries are multiplied with, the same on both sides.
+    Upstream's masks are held once here; stacking the layers, as it does, holds them twice for a moment.
     """
     random = torch.Generator().manual_seed(2)
     config = decoder.config
     rows, columns = canvas.levels[0]
-    states = torch.randn(config.layers, 1, config.queries, config.width, generator=random)
-    index = torch.randperm(config.queries, generator=random)[None, : canvas.chosen]
-    finest = torch.randn(1, decoder.backbone.widths[0], 2 * rows, 2 * columns, generator=random)
-    encoded = torch.randn(1, config.width, rows, columns, generator=random)
-    made = torch.randn(1, config.mask_width, 2 * rows, 2 * columns, generator=random)
+    states = torch.randn(config.num_layers, 1, config.num_queries, config.hidden_size, generator=random)
+    index = torch.randperm(config.num_queries, generator=random)[None, : canvas.chosen]
+    finest = torch.randn(1, config.backbone.channels[0], 2 * rows, 2 * columns, generator=random)
+    encoded = torch.randn(1, config.hidden_size, rows, columns, generator=random)
+    made = torch.randn(1, config.mask_channels, 2 * rows, 2 * columns, generator=random)
 
     def features():
-        return decoder.mask_branch(finest, encoded) if with_features else made
+        return decoder.make_mask_features(finest, encoded) if with_features else made
 
     def ours():
-        return decoder.masks(Grounding(None, None, states, features(), None), index)
+        unused: Any = None  # masks need the states and the features alone
+        return decoder.masks(GroundingOutput(unused, unused, states, features(), unused), index)
 
     def theirs():
         of_picture = features()
-        decoder.mask_logits(decoder.contents[None], of_picture)
+        decoder.mask_logits(decoder.initial_hidden_states(states.device)[None], of_picture)
         return [decoder.mask_logits(layer, of_picture) for layer in states]
 
     return Compared(ours, theirs, lambda layers: layers[-1][:, index[0]])

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save
+from torch import nn
+
 from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
 from mulan_nodes.mulan.checkpoints.weight_source import WeightSource
-from mulan_nodes.visionllm_nodes.model.image_inputs import PictureSettings
+from mulan_nodes.visionllm_nodes.model.image_inputs import ImageSettings
 from mulan_nodes.visionllm_nodes.model.keys import bridge, clip, grounding, llama, pose, region_encoder, super_link
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from mulan_nodes.visionllm_nodes.model.visionllm_files import SPIECE, TOKENIZER
-from safetensors.torch import save
-from torch import nn
 
 from .architecture import (
     BRIDGE,
@@ -35,7 +36,8 @@ from .tiny_model import PACK
 
 METADATA = {
     "title": "VisionLLM Nodes: tiny world",
-    "description": "A tiny VisionLLM v2 of a world of coloured shapes, trained from nothing on pictures drawn by a program",
+    "description": "A tiny VisionLLM v2 of a world of coloured shapes, trained from nothing on pictures drawn by a "
+    "program",
     "made_by": "python dev.py train-tiny",
     "license": "MIT",
 }
@@ -45,17 +47,17 @@ def told(tokenizer: VisionTokenizer) -> dict:
     """What upstream's config.json says and no tensor does, and the settings that the published model has no need of."""
     changed = {
         field.name: getattr(SETTINGS, field.name)
-        for field in dataclasses.fields(PictureSettings)
+        for field in dataclasses.fields(ImageSettings)
         if getattr(SETTINGS, field.name) != field.default
     }
     return {
         "model_type": "visionllmv2",
         "vis_output_layer": TOWER_LAYER,
         "vl_bridge_type": "mlp2x_gelu",
-        "vis_encoder_config": {"num_attention_heads": HEADS, "hidden_act": TOWER.activation},
+        "vis_encoder_config": {"num_attention_heads": HEADS, "hidden_act": TOWER.hidden_act},
         "llm_config": {"num_attention_heads": HEADS, "rms_norm_eps": language_config(len(tokenizer)).norm_eps},
         "gdino_config": {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS},
-        "unipose_config": {"nheads": HEADS, "num_box_decoder_layers": POSE.box_layers, "num_groups": GROUPS},
+        "unipose_config": {"nheads": HEADS, "num_box_decoder_layers": POSE.num_box_layers, "num_groups": GROUPS},
         TOKENIZER: {"tokenizer_config.json": {"legacy": tokenizer.legacy}},
         "picture_settings": changed,
     }
@@ -81,7 +83,7 @@ def published(parts: Mapping[str, nn.Module], vocabulary: int) -> dict[str, torc
                 f"the {part} has other tensors than its published names: {sorted(values.keys() ^ sources.keys())[:3]}"
             )
         for ours, source in sources.items():
-            tensors |= dict(zip((prefix + name for name in source.names), _apart(values[ours], source)))
+            tensors |= dict(zip((prefix + name for name in source.names), _apart(values[ours], source), strict=True))
     return tensors
 
 

@@ -1,7 +1,8 @@
-"""Trains the decoders: grounding (boxes and masks) and pose (keypoints), each asked with what the finished language model says.
+"""Trains the decoders: grounding (boxes and masks) and pose (keypoints), each asked with what the finished language
+model says.
 
-A decoder begins on stand-ins, learned vectors for what a name means, so that it can learn to see while the language model still learns to
-read; then it goes on with the states of the language model, which stays as it is.
+A decoder begins on stand-ins, learned vectors for what a name means, so that it can learn to see while the language
+model still learns to read; then it goes on with the states of the language model, which stays as it is.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from mulan_nodes.visionllm_nodes.model.grounding_decoder import GroundingDecoder
-from mulan_nodes.visionllm_nodes.model.pose_decoder import PoseDecoder
 from safetensors.torch import load_file
 from torch import nn
+
+from mulan_nodes.visionllm_nodes.model.grounding_decoder import GroundingDecoder
+from mulan_nodes.visionllm_nodes.model.pose_decoder import PoseDecoder
 
 from ..tinyworld.stages import is_finished, train_stage
 from ..tinyworld.world import PALETTE, SHAPES
@@ -40,7 +43,8 @@ Ask = Callable[
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a decoder should find in B pictures, padded to N shapes: boxes [B, N, 4] cxcywh 0..1, labels [B, N, K], present bool [B, N].
+    """What a decoder should find in B pictures, padded to N shapes: boxes [B, N, 4] cxcywh 0..1, labels [B, N, K],
+    present bool [B, N].
 
     `items[b]`: the scene's items that the shapes are.
     """
@@ -66,7 +70,7 @@ class Wanted:
 def wanted(pictured: Sequence[Scene], exercises: Sequence[Exercise]) -> Wanted:
     names = max(len(exercise.found) for exercise in exercises)
     boxes, labels, all_items = [], [], []
-    for scene, exercise in zip(pictured, exercises):
+    for scene, exercise in zip(pictured, exercises, strict=True):
         items = sorted({item for found in exercise.found for item in found})
         corners = torch.tensor(
             np.array([scene.items[item].box for item in items]).reshape(-1, 4) / PICTURE_SIZE, dtype=torch.float32
@@ -105,8 +109,10 @@ class StandIns(nn.Module):
         self, pictured: Sequence[Scene], exercises: Sequence[Exercise], rng: np.random.Generator
     ) -> tuple[Queries, Queries]:
         names = [
-            torch.stack([self._name(scene, meant, found) for meant, found in zip(exercise.meant, exercise.found)])
-            for scene, exercise in zip(pictured, exercises)
+            torch.stack(
+                [self._name(scene, meant, found) for meant, found in zip(exercise.meant, exercise.found, strict=True)]
+            )
+            for scene, exercise in zip(pictured, exercises, strict=True)
         ]
         keypoints = [
             self.keypoints(
@@ -114,7 +120,8 @@ class StandIns(nn.Module):
             )
             for exercise in exercises
         ]
-        return tuple(padded([rows[:, None] + self.slots for rows in group]) for group in (names, keypoints))
+        named, pointed = ([rows[:, None] + self.slots for rows in group] for group in (names, keypoints))
+        return padded(named), padded(pointed)
 
     def _name(self, scene: Scene, meant: Description | None, found: tuple[int, ...]) -> torch.Tensor:
         if meant is None:
@@ -123,14 +130,13 @@ class StandIns(nn.Module):
             place = self.place(torch.tensor(item.box, dtype=torch.float32) / PICTURE_SIZE)
         else:
             place = 0
+        tables: Any = self.words
         values = (meant.colour, PALETTE), (meant.shape, SHAPES), (meant.size, SIZES), (meant.side, SIDES)
-        return (
-            sum(
-                table.weight[1 + list(names).index(value) if value else 0]
-                for table, (value, names) in zip(self.words, values)
-            )
-            + place
+        rows: Any = sum(
+            table.weight[1 + list(names).index(value) if value else 0]
+            for table, (value, names) in zip(tables, values, strict=True)
         )
+        return rows + place
 
 
 def _keypoint(shape: str, name: str) -> int:
@@ -145,10 +151,12 @@ def asker(reader: Reader) -> Ask:
         seen = look(reader.model, reader.maker, pictured)
         asked = [Asked(number, exercise) for number, exercise in enumerate(exercises)]
         states, rows, _ = read(reader.model, reader.maker, seen, pictured, asked, rng)
-        queries = [torch.stack([states[number, link.places] for link in row.links]) for number, row in enumerate(rows)]
+        queries = [
+            torch.stack([states[number, link.positions] for link in row.links]) for number, row in enumerate(rows)
+        ]
         counts = [len(exercise.found) for exercise in exercises]
-        return padded([row[:count] for row, count in zip(queries, counts)]), padded(
-            [row[count:] for row, count in zip(queries, counts)]
+        return padded([row[:count] for row, count in zip(queries, counts, strict=True)]), padded(
+            [row[count:] for row, count in zip(queries, counts, strict=True)]
         )
 
     return ask
@@ -176,7 +184,7 @@ def grounding_loss(decoder: GroundingDecoder, ask: Ask, rng: np.random.Generator
     images, target = decoder_images(pictured), wanted(pictured, exercises)
     found = decoder(images, whole(images), queries, present)
     loss, _ = boxes_loss(found.proposals.logits, found.proposals.boxes, target, PROPOSAL_TIMES)
-    for logits, boxes in zip(found.all_logits, found.all_boxes):
+    for logits, boxes in zip(found.all_logits, found.all_boxes, strict=True):
         of_layer, pairs = boxes_loss(logits, boxes, target)
         loss = loss + of_layer
     pictures, at, objects = pairs
@@ -184,14 +192,14 @@ def grounding_loss(decoder: GroundingDecoder, ask: Ask, rng: np.random.Generator
         np.stack(
             [
                 pictured[picture].items[target.items[picture][number]].mask
-                for picture, number in zip(pictures.tolist(), objects.tolist())
+                for picture, number in zip(pictures.tolist(), objects.tolist(), strict=True)
             ]
         )
     )
-    of_masks = torch.einsum(
-        "mc,mchw->mhw", decoder.mask_head(found.states[pictures, at]), found.mask_features[pictures]
+    mask_logits = torch.einsum(
+        "mc,mchw->mhw", decoder.mask_embed(found.hidden_states[pictures, at]), found.mask_features[pictures]
     )
-    return loss + losses.masks(of_masks, masks) / target.count
+    return loss + losses.masks(mask_logits, masks) / target.count
 
 
 def pose_loss(decoder: PoseDecoder, ask: Ask, rng: np.random.Generator) -> torch.Tensor:
@@ -207,7 +215,7 @@ def pose_loss(decoder: PoseDecoder, ask: Ask, rng: np.random.Generator) -> torch
         if layer.keypoints is None:
             continue
         points = torch.zeros(len(pictures), asked.shape[1], 2)
-        for number, (picture, column) in enumerate(zip(pictures.tolist(), objects.tolist())):
+        for number, (picture, column) in enumerate(zip(pictures.tolist(), objects.tolist(), strict=True)):
             exercise = exercises[picture]
             item = pictured[picture].items[target.items[picture][column]]
             order = [KEYPOINTS[exercise.shape].index(name) for name in exercise.keypoints]
@@ -228,8 +236,10 @@ class Seeing(nn.Module):
         self.stand_ins = StandIns()
 
     def loss(self, rng: np.random.Generator, ask: Ask | None = None) -> torch.Tensor:
-        of = pose_loss if isinstance(self.decoder, PoseDecoder) else grounding_loss
-        return of(self.decoder, ask or self.stand_ins.ask, rng)
+        ask = ask or self.stand_ins.ask
+        if isinstance(self.decoder, PoseDecoder):
+            return pose_loss(self.decoder, ask, rng)
+        return grounding_loss(self.decoder, ask, rng)
 
 
 def train_on_stand_ins(name: str, work_dir: Path, seeing: Seeing, steps: int) -> None:

@@ -1,50 +1,63 @@
-"""One layer of the decoders: queries see each other, then the text, then the picture.
+"""One layer of the decoders: queries see each other, then the text, then the image.
 
-Source: Grounding DINO (Liu et al. 2023), section 3.4; UniPose (Yang et al. 2023) has the same layer.
+Source: Grounding DINO (Liu et al. 2023, arXiv 2303.05499), section 3.4; UniPose (Yang et al. 2023, arXiv 2310.08530)
+has the same layer.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .deformable_attention import DeformableAttention
-from .layers import LAYER_NORM_EPS, MLP, Attention
+from .layers import LAYER_NORM_EPS, Attention
 from .pyramid import Pyramid
 
 
 class DecoderLayer(nn.Module):
-    """Weights: `self_attention`, `self_norm`, `text_attention`, `text_norm`, `picture_attention`, `picture_norm`, `feed_forward`,
-    `feed_forward_norm`."""
+    """Modules have Grounding DINO's published names: `encoder_attn_text` reads the text, `encoder_attn` the image."""
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        feed_forward: int,
-        levels: int,
-        points: int,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        num_levels: int,
+        num_points: int,
         *,
-        operations,
+        operations: Any,
         dtype=None,
         device=None,
     ):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.self_attention = Attention(width, heads, operations=operations, **kw)
-        self.self_norm = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
-        self.text_attention = Attention(width, heads, operations=operations, **kw)
-        self.text_norm = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
-        self.picture_attention = DeformableAttention(width, heads, levels, points, operations=operations, **kw)
-        self.picture_norm = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
-        self.feed_forward = MLP((width, feed_forward, width), operations=operations, **kw)
-        self.feed_forward_norm = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
+        own = dict(operations=operations, **kw)
+        self.self_attn = Attention(hidden_size, num_heads, **own)
+        self.self_attn_layer_norm = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
+        self.encoder_attn_text = Attention(hidden_size, num_heads, **own)
+        self.encoder_attn_text_layer_norm = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
+        self.encoder_attn = DeformableAttention(hidden_size, num_heads, num_levels, num_points, **own)
+        self.encoder_attn_layer_norm = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
+        self.fc1 = operations.Linear(hidden_size, intermediate_size, **kw)
+        self.fc2 = operations.Linear(intermediate_size, hidden_size, **kw)
+        self.final_layer_norm = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
 
-    def forward(self, states, positions, references, vision, pyramid: Pyramid, text, text_mask, self_mask=None):
-        """states, positions [B, Q, D], references float32 [B, Q, levels, 4], vision [B, S, D], text [B, K, D], text_mask bool [B, K],
-        self_mask bool broadcastable to [B, heads, Q, Q] (True: may be seen; None: all) -> [B, Q, D], not normed for output."""
-        placed = states + positions
-        states = self.self_norm(states + self.self_attention(placed, placed, states, self_mask))
-        states = self.text_norm(states + self.text_attention(states + positions, text, text, text_mask[:, None, None]))
-        read = self.picture_attention(states + positions, references, vision, pyramid.mask, pyramid.shapes)
-        states = self.picture_norm(states + read)
-        return self.feed_forward_norm(states + self.feed_forward(states))
+    def forward(
+        self, hidden_states, positions, references, vision, pyramid: Pyramid, text, text_mask, self_mask=None
+    ) -> torch.Tensor:
+        """Return the queries' hidden states [B, Q, D] behind this layer, not yet normed for output.
+
+        hidden_states, positions [B, Q, D], references float32 [B, Q, levels, 4], vision [B, S, D], text [B, K, D],
+        text_mask bool [B, K], self_mask bool broadcastable to [B, heads, Q, Q] (True: may be seen; None: all).
+        """
+        queries = hidden_states + positions
+        attended = self.self_attn(queries, queries, hidden_states, self_mask)
+        hidden_states = self.self_attn_layer_norm(hidden_states + attended)
+        attended = self.encoder_attn_text(hidden_states + positions, text, text, text_mask[:, None, None])
+        hidden_states = self.encoder_attn_text_layer_norm(hidden_states + attended)
+        attended = self.encoder_attn(hidden_states + positions, references, vision, pyramid.mask, pyramid.shapes)
+        hidden_states = self.encoder_attn_layer_norm(hidden_states + attended)
+        return self.final_layer_norm(hidden_states + self.fc2(F.relu(self.fc1(hidden_states))))

@@ -1,154 +1,182 @@
-"""The encoder in which picture and text read each other, layer by layer.
+"""The encoder in which image and text read each other, layer by layer.
 
-Source: Grounding DINO (Liu et al. 2023), section 3.2, feature enhancer; in upstream the same under gdino's `encoder` and unipose's
-`fusion_layers`, `text_layers` and `layers`.
+Source: Grounding DINO (Liu et al. 2023, arXiv 2303.05499), section 3.2, feature enhancer. Modules have Grounding
+DINO's published names; the pose decoder's checkpoint has the same layers as `fusion_layers`, `text_layers` and
+`layers`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .deformable_attention import DeformableAttention
-from .layers import LAYER_NORM_EPS, MLP, Attention, sine_embedding
+from .layers import LAYER_NORM_EPS, Attention, sine_embedding
 from .pyramid import Pyramid, cell_references
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """`heads` and `feed_forward` are the deformable layer's, `text_*` the text layer's, `fusion_*` the fusion layer's."""
+    """Sizes of the encoder.
 
-    width: int
-    layers: int
-    heads: int
-    feed_forward: int
-    text_heads: int
-    text_feed_forward: int
-    fusion_heads: int
-    fusion_width: int
-    levels: int
-    points: int
+    `num_heads` and `intermediate_size` are the deformable layer's, `text_*` the text layer's, `fusion_*` the fusion
+    layer's.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    text_num_heads: int
+    text_intermediate_size: int
+    fusion_num_heads: int
+    fusion_hidden_size: int
+    num_levels: int
+    num_points: int
 
 
 class BiAttention(nn.Module):
-    """Picture reads text and text reads picture; both directions share the products of `vision_query` and `text_key`."""
+    """Image reads text and text reads image; both directions share the products of `vision_proj` and `text_proj`."""
 
-    def __init__(self, width: int, heads: int, inner: int, *, operations, dtype=None, device=None):
+    def __init__(self, hidden_size: int, num_heads: int, inner_size: int, *, operations: Any, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.heads = heads
-        self.vision_query = operations.Linear(width, inner, **kw)
-        self.text_key = operations.Linear(width, inner, **kw)
-        self.vision_value = operations.Linear(width, inner, **kw)
-        self.text_value = operations.Linear(width, inner, **kw)
-        self.vision_out = operations.Linear(inner, width, **kw)
-        self.text_out = operations.Linear(inner, width, **kw)
+        self.num_heads = num_heads
+        self.vision_proj = operations.Linear(hidden_size, inner_size, **kw)
+        self.text_proj = operations.Linear(hidden_size, inner_size, **kw)
+        self.values_vision_proj = operations.Linear(hidden_size, inner_size, **kw)
+        self.values_text_proj = operations.Linear(hidden_size, inner_size, **kw)
+        self.out_vision_proj = operations.Linear(inner_size, hidden_size, **kw)
+        self.out_text_proj = operations.Linear(inner_size, hidden_size, **kw)
 
-    def forward(self, vision, vision_mask, text, text_mask):
-        """vision [B, S, D], text [B, K, D], masks bool (True: real) -> what each reads of the other, of the same shapes."""
+    def forward(self, vision, vision_mask, text, text_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what each reads of the other, [B, S, D] and [B, K, D].
+
+        vision [B, S, D], text [B, K, D], masks bool [B, S] and [B, K] (True: real).
+        """
         query, key, vision_value, text_value = (
-            rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for rows in (
-                self.vision_query(vision),
-                self.text_key(text),
-                self.vision_value(vision),
-                self.text_value(text),
+                self.vision_proj(vision),
+                self.text_proj(text),
+                self.values_vision_proj(vision),
+                self.values_text_proj(text),
             )
         )
-        of_text = F.scaled_dot_product_attention(query, key, text_value, attn_mask=text_mask[:, None, None])
-        of_vision = F.scaled_dot_product_attention(key, query, vision_value, attn_mask=vision_mask[:, None, None])
-        return self.vision_out(of_text.transpose(1, 2).flatten(2)), self.text_out(of_vision.transpose(1, 2).flatten(2))
+        to_vision = F.scaled_dot_product_attention(query, key, text_value, attn_mask=text_mask[:, None, None])
+        to_text = F.scaled_dot_product_attention(key, query, vision_value, attn_mask=vision_mask[:, None, None])
+        return (
+            self.out_vision_proj(to_vision.transpose(1, 2).flatten(2)),
+            self.out_text_proj(to_text.transpose(1, 2).flatten(2)),
+        )
 
 
 class FusionLayer(nn.Module):
-    """Weights: `vision_norm`, `text_norm`, `attention`, and the scales `vision_scale`, `text_scale` [D] of what is added."""
+    """Image and text read each other; `vision_param` and `text_param` [D] scale what is added."""
 
-    def __init__(self, config: EncoderConfig, *, operations, dtype=None, device=None):
+    def __init__(self, config: EncoderConfig, *, operations: Any, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.vision_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
-        self.text_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
-        self.attention = BiAttention(
-            config.width, config.fusion_heads, config.fusion_width, operations=operations, **kw
-        )
-        self.vision_scale = nn.Parameter(torch.empty(config.width, **kw))
-        self.text_scale = nn.Parameter(torch.empty(config.width, **kw))
+        size = config.hidden_size
+        self.vision_param = nn.Parameter(torch.empty(size, **kw))
+        self.text_param = nn.Parameter(torch.empty(size, **kw))
+        self.layer_norm_vision = operations.LayerNorm(size, eps=LAYER_NORM_EPS, **kw)
+        self.layer_norm_text = operations.LayerNorm(size, eps=LAYER_NORM_EPS, **kw)
+        self.attn = BiAttention(size, config.fusion_num_heads, config.fusion_hidden_size, operations=operations, **kw)
 
-    def forward(self, vision, vision_mask, text, text_mask):
-        vision, text = self.vision_norm(vision), self.text_norm(text)  # what is kept is the normed, not the input
-        to_vision, to_text = self.attention(vision, vision_mask, text, text_mask)
-        return vision + self.vision_scale.to(vision) * to_vision, text + self.text_scale.to(text) * to_text
+    def forward(self, vision, vision_mask, text, text_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return vision [B, S, D] and text [B, K, D] behind the layer; masks bool [B, S] and [B, K] (True: real)."""
+        vision, text = (
+            self.layer_norm_vision(vision),
+            self.layer_norm_text(text),
+        )  # the normed ones are kept, not the inputs
+        to_vision, to_text = self.attn(vision, vision_mask, text, text_mask)
+        return vision + self.vision_param.to(vision) * to_vision, text + self.text_param.to(text) * to_text
 
 
-class TextLayer(nn.Module):
-    """Self-attention among the text tokens. Weights: `attention`, `attention_norm`, `feed_forward`, `feed_forward_norm`."""
+class TextEnhancerLayer(nn.Module):
+    """Self-attention among the text tokens."""
 
-    def __init__(self, config: EncoderConfig, *, operations, dtype=None, device=None):
+    def __init__(self, config: EncoderConfig, *, operations: Any, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.attention = Attention(config.width, config.text_heads, operations=operations, **kw)
-        self.attention_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
-        self.feed_forward = MLP((config.width, config.text_feed_forward, config.width), operations=operations, **kw)
-        self.feed_forward_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
+        size = config.hidden_size
+        self.self_attn = Attention(size, config.text_num_heads, operations=operations, **kw)
+        self.layer_norm_before = operations.LayerNorm(size, eps=LAYER_NORM_EPS, **kw)
+        self.fc1 = operations.Linear(size, config.text_intermediate_size, **kw)
+        self.fc2 = operations.Linear(config.text_intermediate_size, size, **kw)
+        self.layer_norm_after = operations.LayerNorm(size, eps=LAYER_NORM_EPS, **kw)
 
-    def forward(self, text, positions, mask):
-        """text, positions [B, K, D], mask bool broadcastable to [B, heads, K, K] (True: may be seen)."""
-        placed = text + positions
-        text = self.attention_norm(text + self.attention(placed, placed, text, mask))
-        return self.feed_forward_norm(text + self.feed_forward(text))
+    def forward(self, text, positions, mask) -> torch.Tensor:
+        """Return text [B, K, D] behind the layer.
+
+        text, positions [B, K, D], mask bool broadcastable to [B, heads, K, K] (True: may be seen).
+        """
+        queries = text + positions
+        text = self.layer_norm_before(text + self.self_attn(queries, queries, text, mask))
+        return self.layer_norm_after(text + self.fc2(F.relu(self.fc1(text))))
 
 
 class DeformableLayer(nn.Module):
-    """Deformable self-attention of the pyramid. Weights: `attention`, `attention_norm`, `feed_forward`, `feed_forward_norm`."""
+    """Deformable self-attention of the pyramid."""
 
-    def __init__(self, config: EncoderConfig, *, operations, dtype=None, device=None):
+    def __init__(self, config: EncoderConfig, *, operations: Any, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.attention = DeformableAttention(
-            config.width, config.heads, config.levels, config.points, operations=operations, **kw
+        size = config.hidden_size
+        self.self_attn = DeformableAttention(
+            size, config.num_heads, config.num_levels, config.num_points, operations=operations, **kw
         )
-        self.attention_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
-        self.feed_forward = MLP((config.width, config.feed_forward, config.width), operations=operations, **kw)
-        self.feed_forward_norm = operations.LayerNorm(config.width, eps=LAYER_NORM_EPS, **kw)
+        self.self_attn_layer_norm = operations.LayerNorm(size, eps=LAYER_NORM_EPS, **kw)
+        self.fc1 = operations.Linear(size, config.intermediate_size, **kw)
+        self.fc2 = operations.Linear(config.intermediate_size, size, **kw)
+        self.final_layer_norm = operations.LayerNorm(size, eps=LAYER_NORM_EPS, **kw)
 
-    def forward(self, vision, references, pyramid: Pyramid):
-        read = self.attention(vision + pyramid.positions, references, vision, pyramid.mask, pyramid.shapes)
-        vision = self.attention_norm(vision + read)
-        return self.feed_forward_norm(vision + self.feed_forward(vision))
+    def forward(self, vision, references, pyramid: Pyramid) -> torch.Tensor:
+        """Return vision [B, S, D] behind the layer; references float32 [B, S, levels, 2]."""
+        attended = self.self_attn(vision + pyramid.positions, references, vision, pyramid.mask, pyramid.shapes)
+        vision = self.self_attn_layer_norm(vision + attended)
+        return self.final_layer_norm(vision + self.fc2(F.relu(self.fc1(vision))))
 
 
 class EncoderLayer(nn.Module):
-    """`fusion`, then `text`, then `deformable`."""
+    """Fusion, then attention among the text, then attention within the image."""
 
-    def __init__(self, config: EncoderConfig, *, operations, dtype=None, device=None):
+    def __init__(self, config: EncoderConfig, **kw):
         super().__init__()
-        kw = dict(operations=operations, dtype=dtype, device=device)
-        self.fusion = FusionLayer(config, **kw)
-        self.text = TextLayer(config, **kw)
-        self.deformable = DeformableLayer(config, **kw)
+        self.fusion_layer = FusionLayer(config, **kw)
+        self.text_enhancer_layer = TextEnhancerLayer(config, **kw)
+        self.deformable_layer = DeformableLayer(config, **kw)
+
+    def forward(
+        self, vision, text, pyramid: Pyramid, references, text_mask, text_positions
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return vision [B, S, D] and text [B, K, D] behind the layer."""
+        vision, text = self.fusion_layer(vision, pyramid.mask, text, text_mask)
+        text = self.text_enhancer_layer(text, text_positions, text_mask[:, None, None])
+        return self.deformable_layer(vision, references, pyramid), text
 
 
-class FusedEncoder(nn.Module):
-    """Weights: `layers.{i}.fusion`, `layers.{i}.text`, `layers.{i}.deformable`."""
+class FusionEncoder(nn.Module):
+    """Layers of fusion, text attention and deformable attention."""
 
-    def __init__(self, config: EncoderConfig, *, operations, dtype=None, device=None):
+    def __init__(self, config: EncoderConfig, **kw):
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(config, operations=operations, dtype=dtype, device=device) for _ in range(config.layers)
-        )
+        self.layers = nn.ModuleList(EncoderLayer(config, **kw) for _ in range(config.num_layers))
 
-    def forward(self, pyramid: Pyramid, text, text_mask):
-        """text [B, K, D], text_mask bool [B, K] (True: valid; the valid ones see all of each other) -> vision [B, S, D], text [B, K, D]."""
+    def forward(self, pyramid: Pyramid, text, text_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return vision [B, S, D] and text [B, K, D] behind all layers.
+
+        text [B, K, D], text_mask bool [B, K] (True: valid; the valid ones see all of each other).
+        """
         vision = pyramid.features
         references = cell_references(pyramid)
-        places = torch.arange(text.shape[1], device=text.device).unsqueeze(-1)
-        text_positions = sine_embedding(places, text.shape[2]).to(text.dtype)
-        seen = text_mask[:, None, None]
+        indices = torch.arange(text.shape[1], device=text.device).unsqueeze(-1)
+        text_positions = sine_embedding(indices, text.shape[2]).to(text.dtype)
         for layer in self.layers:
-            vision, text = layer.fusion(vision, pyramid.mask, text, text_mask)
-            text = layer.text(text, text_positions, seen)
-            vision = layer.deformable(vision, references, pyramid)
+            vision, text = layer(vision, text, pyramid, references, text_mask, text_positions)
         return vision, text

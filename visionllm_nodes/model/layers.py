@@ -1,9 +1,11 @@
-"""Small parts that the grounding and the pose decoder share: perceptron, attention, sine embeddings, the inverse of the sigmoid."""
+"""Small parts that the grounding and the pose decoder share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,72 +15,84 @@ LAYER_NORM_EPS = 1e-5
 
 
 class MLP(nn.Module):
-    """Linear layers of the given widths with a ReLU between them. Weights: `layers.{i}`."""
+    """Linear layers between the given sizes, with a ReLU between them."""
 
-    def __init__(self, widths: Sequence[int], *, operations, dtype=None, device=None):
+    def __init__(self, sizes: Sequence[int], *, operations: Any, dtype=None, device=None):
         super().__init__()
         self.layers = nn.ModuleList(
-            operations.Linear(before, after, dtype=dtype, device=device)
-            for before, after in zip(widths, widths[1:], strict=False)
+            operations.Linear(before, after, dtype=dtype, device=device) for before, after in pairwise(sizes)
         )
 
-    def forward(self, x):
-        """x [..., widths[0]] -> [..., widths[-1]]."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [..., sizes[0]] to [..., sizes[-1]]."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
 
 
 class Attention(nn.Module):
-    """Multi-head attention. Weights: `in_proj` (rows of queries, then keys, then values, as torch.nn.MultiheadAttention packs them), `out_proj`."""
+    """Multi-head attention.
 
-    def __init__(self, width: int, heads: int, *, operations, dtype=None, device=None):
+    `in_proj` has the rows of queries, then keys, then values, as torch.nn.MultiheadAttention packs them.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, operations: Any, dtype=None, device=None):
         super().__init__()
-        self.heads = heads
-        self.in_proj = operations.Linear(width, 3 * width, dtype=dtype, device=device)
-        self.out_proj = operations.Linear(width, width, dtype=dtype, device=device)
+        self.num_heads = num_heads
+        self.in_proj = operations.Linear(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
+        self.out_proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
 
-    def forward(self, queries, keys, values, mask=None):
-        """queries [B, Q, D], keys and values [B, K, D], mask bool broadcastable to [B, heads, Q, K] (True: may be seen) -> [B, Q, D]."""
+    def forward(self, queries, keys, values, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the queries read, [B, Q, D].
+
+        queries [B, Q, D], keys and values [B, K, D], mask bool broadcastable to [B, heads, Q, K] (True: may be seen).
+        """
         of_queries = self.in_proj(queries)
         of_keys = of_queries if keys is queries else self.in_proj(keys)
         of_values = of_keys if values is keys else self.in_proj(values)
         q, k, v = of_queries.chunk(3, dim=-1)[0], of_keys.chunk(3, dim=-1)[1], of_values.chunk(3, dim=-1)[2]
-        q, k, v = (rows.unflatten(-1, (self.heads, -1)).transpose(1, 2) for rows in (q, k, v))
+        q, k, v = (rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
-def inverse_sigmoid(x, eps: float):
-    """log(x / (1 - x)) in float32, where x and 1 - x are taken to be at least `eps` (upstream: 1e-5 in grounding, 1e-3 in pose)."""
+def inverse_sigmoid(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return log(x / (1 - x)) in float32; x and 1 - x are clamped to at least `eps` (upstream: 1e-5 in grounding, 1e-3
+    in pose).
+    """
     x = x.float().clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def _waves(angles, width: int, temperature: float):
-    """angles [...] in radians -> float32 [..., width]: sine and cosine in turn, ever slower."""
-    steps = torch.arange(width, dtype=torch.float32, device=angles.device)
-    slowness = temperature ** (2 * torch.div(steps, 2, rounding_mode="floor") / width)
-    angles = angles.unsqueeze(-1) / slowness
+def _sine_waves(angles: torch.Tensor, size: int, temperature: float) -> torch.Tensor:
+    """Return sine and cosine in turn, of ever lower frequency: angles [...] in radians -> float32 [..., size]."""
+    steps = torch.arange(size, dtype=torch.float32, device=angles.device)
+    periods = temperature ** (2 * torch.div(steps, 2, rounding_mode="floor") / size)
+    angles = angles.unsqueeze(-1) / periods
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
 
 
-def sine_embedding(coordinates, width: int, temperature: float = 10000.0):
-    """coordinates [..., N] -> float32 [..., N * width]; of several coordinates the order is y, x, then the others (DETR's order).
+def sine_embedding(coordinates: torch.Tensor, size: int, temperature: float = 10000.0) -> torch.Tensor:
+    """Embed coordinates [..., N] in float32 [..., N * size]; of several the order is y, x, then the others (DETR's).
 
-    Float32 whatever the coordinates are, because bfloat16 cannot tell neighbouring positions apart.
+    Float32 whatever the coordinates are, because bfloat16 cannot tell neighboring positions apart.
     """
-    waves = [_waves(coordinate * (2 * math.pi), width, temperature) for coordinate in coordinates.float().unbind(-1)]
+    waves = [
+        _sine_waves(coordinate * (2 * math.pi), size, temperature) for coordinate in coordinates.float().unbind(-1)
+    ]
     if len(waves) > 1:
         waves[0], waves[1] = waves[1], waves[0]
     return torch.cat(waves, dim=-1)
 
 
-def picture_positions(mask, width: int, temperature: float):
-    """mask bool [B, H, W] (True: picture) -> float32 [B, H * W, width]: where in the unpadded picture each cell lies, y then x."""
-    ends = []
+def image_positions(mask: torch.Tensor, size: int, temperature: float) -> torch.Tensor:
+    """Return where in the unpadded image each cell lies, y then x: float32 [B, H * W, size].
+
+    `mask`: bool [B, H, W] (True: image).
+    """
+    axes = []
     for axis in (1, 2):
         count = mask.cumsum(axis, dtype=torch.float32)
         total = count.narrow(axis, mask.shape[axis] - 1, 1)
-        ends.append(_waves(count / (total + 1e-6) * (2 * math.pi), width // 2, temperature))
-    return torch.cat(ends, dim=-1).flatten(1, 2)
+        axes.append(_sine_waves(count / (total + 1e-6) * (2 * math.pi), size // 2, temperature))
+    return torch.cat(axes, dim=-1).flatten(1, 2)

@@ -1,176 +1,223 @@
-"""Swin transformer, the backbone of the grounding and pose decoders (Liu et al. 2021).
+"""Swin transformer, the backbone of the grounding and pose decoders (Liu et al. 2021, arXiv 2103.14030).
 
-Windows never shrink: a map smaller than a window is padded to one. Padding is zero behind the norm and takes part in attention, as upstream's does.
+Modules have the names of Microsoft's release, which the pose decoder's checkpoint has too. Windows never shrink: a map
+smaller than a window is padded to one. Padding is zero behind the norm and takes part in attention, as upstream's
+does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from ...mulan.internvl.feed_forward import FeedForward
+from ...mulan.internvl.intern_vit import FeedForward
 
 EPS = 1e-5
-PATCH = 4
-APART = -100.0  # added to the scores of tokens that only the cyclic shift made neighbours
+PATCH_SIZE = 4
+MASKED = -100.0  # added to the scores of tokens that only the cyclic shift made neighbors
 
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """`width` channels after the patch embedding, doubled per stage; `normed`: which of the four outputs have a norm."""
+    """`embed_dim` channels after the patch embedding, doubled per stage; `normed`: which stages have an output norm."""
 
-    width: int
+    embed_dim: int
     depths: tuple[int, ...]
-    heads: tuple[int, ...]
-    window: int
-    hidden: int  # of the first stage's perceptron, doubled per stage
+    num_heads: tuple[int, ...]
+    window_size: int
+    intermediate_size: int  # of the first stage's perceptrons, doubled per stage
     normed: tuple[bool, ...]
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.width << stage for stage in range(len(self.depths)))
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each stage's output."""
+        return tuple(self.embed_dim << stage for stage in range(len(self.depths)))
 
 
-def relative_position_index(window: int, device=None) -> torch.Tensor:
-    """[window^2, window^2] int64: the row of the bias table for each pair of tokens of a window."""
-    place = torch.arange(window, device=device)
-    row, column = place.repeat_interleave(window), place.repeat(window)
-    apart = window - 1
-    return (row[:, None] - row + apart) * (2 * window - 1) + column[:, None] - column + apart
+def relative_position_index(window_size: int, device: torch.device | None = None) -> torch.Tensor:
+    """Return [window_size^2, window_size^2] int64: the row of the bias table for each pair of tokens of a window."""
+    offsets = torch.arange(window_size, device=device)
+    row, column = offsets.repeat_interleave(window_size), offsets.repeat(window_size)
+    largest = window_size - 1
+    return (row[:, None] - row + largest) * (2 * window_size - 1) + column[:, None] - column + largest
 
 
-def windows(x: torch.Tensor, size: int) -> torch.Tensor:
-    """[B, H, W, C] -> [B * windows, size^2, C]; H and W are multiples of `size`."""
-    return rearrange(x, "b (h i) (w j) c -> (b h w) (i j) c", i=size, j=size)
+def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
+    """Cut maps into windows: [B, H, W, C] -> [B * windows, window_size^2, C].
+
+    H and W must be multiples of `window_size`.
+    """
+    return rearrange(x, "b (h i) (w j) c -> (b h w) (i j) c", i=window_size, j=window_size)
 
 
-def shift_mask(height: int, width: int, window: int, shift: int, device=None) -> torch.Tensor:
-    """[windows, window^2, window^2] float32: 0 where two tokens of a shifted map may meet, else `APART`."""
+def shift_mask(height: int, width: int, window_size: int, shift: int, device: torch.device | None = None):
+    """Return which tokens of a shifted map may meet: 0, else `MASKED`, float32 [windows, window_size^2, window_size^2].
 
-    def band(length):
-        place = torch.arange(length, device=device)
-        return (place >= length - window).long() + (place >= length - shift).long()
+    `height` and `width` are those of the padded map.
+    """
+
+    def band(length: int) -> torch.Tensor:
+        positions = torch.arange(length, device=device)
+        return (positions >= length - window_size).long() + (positions >= length - shift).long()
 
     region = 3 * band(height)[:, None] + band(width)
-    region = windows(region[None, :, :, None], window).squeeze(-1)
-    return (region[:, :, None] != region[:, None]).float() * APART
+    region = window_partition(region[None, :, :, None], window_size).squeeze(-1)
+    return (region[:, :, None] != region[:, None]).float() * MASKED
 
 
 class WindowAttention(nn.Module):
     """Attention within windows, with a learned bias per relative position and head."""
 
-    def __init__(self, width: int, heads: int, window: int, *, operations, dtype=None, device=None):
+    def __init__(self, hidden_size: int, num_heads: int, window_size: int, *, operations: Any, dtype=None, device=None):
         super().__init__()
-        self.heads = heads
-        self.window = window
-        self.qkv = operations.Linear(width, 3 * width, dtype=dtype, device=device)
-        self.out = operations.Linear(width, width, dtype=dtype, device=device)
-        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads, dtype=dtype, device=device))
+        kw = dict(dtype=dtype, device=device)
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.qkv = operations.Linear(hidden_size, 3 * hidden_size, **kw)
+        self.proj = operations.Linear(hidden_size, hidden_size, **kw)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads, **kw))
 
-    def forward(self, x, mask=None):
-        """x [B * windows, T, C], mask [windows, T, T] or None -> x's shape."""
-        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
-        bias = self.bias_table.to(x)[relative_position_index(self.window, x.device)].permute(2, 0, 1)[None]
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend within each window: x [B * windows, T, C], mask [windows, T, T] or None -> x's shape."""
+        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        index = relative_position_index(self.window_size, x.device)
+        bias = self.relative_position_bias_table.to(x)[index].permute(2, 0, 1)[None]
         if mask is not None:
             bias = (bias + mask.to(bias)[:, None]).repeat(len(x) // len(mask), 1, 1, 1)
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), "b h t d -> b t (h d)"))
+        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), "b h t d -> b t (h d)"))
 
 
 class SwinBlock(nn.Module):
+    """Attention within windows and a perceptron, each behind a norm and added."""
+
     def __init__(
-        self, width: int, heads: int, hidden: int, window: int, shift: int, *, operations, dtype=None, device=None
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        window_size: int,
+        shift: int,
+        *,
+        operations: Any,
+        dtype=None,
+        device=None,
     ):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.window = window
+        self.window_size = window_size
         self.shift = shift
-        self.norm1 = operations.LayerNorm(width, eps=EPS, **kw)
-        self.attention = WindowAttention(width, heads, window, operations=operations, **kw)
-        self.norm2 = operations.LayerNorm(width, eps=EPS, **kw)
-        self.feed_forward = FeedForward(width, hidden, operations=operations, **kw)
+        self.norm1 = operations.LayerNorm(hidden_size, eps=EPS, **kw)
+        self.attn = WindowAttention(hidden_size, num_heads, window_size, operations=operations, **kw)
+        self.norm2 = operations.LayerNorm(hidden_size, eps=EPS, **kw)
+        self.mlp = FeedForward(hidden_size, intermediate_size, operations=operations, **kw)
 
-    def forward(self, x, mask):
-        """x [B, H, W, C], mask: that of `shift_mask` for the padded map, used by shifted blocks only -> x's shape."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the block's output, of the shape of x [B, H, W, C].
+
+        `mask` is that of `shift_mask` for the padded map; only shifted blocks use it.
+        """
         height, width = x.shape[1:3]
-        own = F.pad(self.norm1(x), (0, 0, 0, -width % self.window, 0, -height % self.window))
-        rows, columns = (size // self.window for size in own.shape[1:3])
+        windows = F.pad(self.norm1(x), (0, 0, 0, -width % self.window_size, 0, -height % self.window_size))
+        rows, columns = (size // self.window_size for size in windows.shape[1:3])
         if self.shift:
-            own = own.roll((-self.shift, -self.shift), (1, 2))
-        own = self.attention(windows(own, self.window), mask if self.shift else None)
-        own = rearrange(own, "(b h w) (i j) c -> b (h i) (w j) c", h=rows, w=columns, i=self.window)
+            windows = windows.roll((-self.shift, -self.shift), (1, 2))
+        windows = self.attn(window_partition(windows, self.window_size), mask if self.shift else None)
+        windows = rearrange(windows, "(b h w) (i j) c -> b (h i) (w j) c", h=rows, w=columns, i=self.window_size)
         if self.shift:
-            own = own.roll((self.shift, self.shift), (1, 2))
-        x = x + own[:, :height, :width]
-        return x + self.feed_forward(self.norm2(x))
+            windows = windows.roll((self.shift, self.shift), (1, 2))
+        x = x + windows[:, :height, :width]
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Images [B, 3, H, W] -> [B, H/4, W/4, C]."""
+
+    def __init__(self, hidden_size: int, *, operations: Any, dtype=None, device=None):
+        super().__init__()
+        kw = dict(dtype=dtype, device=device)
+        self.proj = operations.Conv2d(3, hidden_size, PATCH_SIZE, stride=PATCH_SIZE, **kw)
+        self.norm = operations.LayerNorm(hidden_size, eps=EPS, **kw)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.proj(images).movedim(1, -1))
 
 
 class PatchMerging(nn.Module):
     """[B, H, W, C] -> [B, H/2, W/2, 2C]."""
 
-    def __init__(self, width: int, *, operations, dtype=None, device=None):
+    def __init__(self, hidden_size: int, *, operations: Any, dtype=None, device=None):
         super().__init__()
-        self.norm = operations.LayerNorm(4 * width, eps=EPS, dtype=dtype, device=device)
-        self.reduce = operations.Linear(4 * width, 2 * width, bias=False, dtype=dtype, device=device)
+        self.norm = operations.LayerNorm(4 * hidden_size, eps=EPS, dtype=dtype, device=device)
+        self.reduction = operations.Linear(4 * hidden_size, 2 * hidden_size, bias=False, dtype=dtype, device=device)
 
-    def forward(self, x):
-        return self.reduce(self.norm(rearrange(x, "b (h i) (w j) c -> b h w (j i c)", i=2, j=2)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.reduction(self.norm(rearrange(x, "b (h i) (w j) c -> b h w (j i c)", i=2, j=2)))
 
 
 class Stage(nn.Module):
-    def __init__(
-        self, width: int, heads: int, hidden: int, depth: int, window: int, *, operations, dtype=None, device=None
-    ):
+    """Blocks in turn without and with a shift.
+
+    `downsample` makes the next stage's input of the output; the last stage has none.
+    """
+
+    def __init__(self, config: SwinConfig, stage: int, *, operations: Any, dtype=None, device=None):
         super().__init__()
-        self.window = window
+        kw = dict(operations=operations, dtype=dtype, device=device)
+        self.window_size = config.window_size
+        hidden_size = config.channels[stage]
         self.blocks = nn.ModuleList(
             SwinBlock(
-                width,
-                heads,
-                hidden,
-                window,
-                window // 2 * (block % 2),
-                operations=operations,
-                dtype=dtype,
-                device=device,
+                hidden_size,
+                config.num_heads[stage],
+                config.intermediate_size << stage,
+                config.window_size,
+                config.window_size // 2 * (block % 2),
+                **kw,
             )
-            for block in range(depth)
+            for block in range(config.depths[stage])
         )
+        self.downsample = PatchMerging(hidden_size, **kw) if stage + 1 < len(config.depths) else None
 
-    def forward(self, x):
-        padded = [size + -size % self.window for size in x.shape[1:3]]
-        mask = shift_mask(*padded, self.window, self.window // 2, x.device)
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output, of x's shape [B, H, W, C], and the next stage's input (the output, if there is none)."""
+        height, width = (size + -size % self.window_size for size in x.shape[1:3])
+        mask = shift_mask(height, width, self.window_size, self.window_size // 2, x.device)
         for block in self.blocks:
             x = block(x, mask)
-        return x
+        return x, x if self.downsample is None else self.downsample(x)
 
 
 class Swin(nn.Module):
-    def __init__(self, config: SwinConfig, *, operations, dtype=None, device=None):
+    """The backbone. `norm{stage}` exists for the stages that `config.normed` names."""
+
+    def __init__(self, config: SwinConfig, *, operations: Any, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
         self.config = config
-        self.widths = config.widths
-        self.patch = operations.Conv2d(3, config.width, PATCH, stride=PATCH, **kw)
-        self.patch_norm = operations.LayerNorm(config.width, eps=EPS, **kw)
-        self.stages = nn.ModuleList(
-            Stage(width, heads, config.hidden << stage, depth, config.window, operations=operations, **kw)
-            for stage, (width, heads, depth) in enumerate(zip(self.widths, config.heads, config.depths))
+        self.channels = config.channels
+        self.patch_embed = PatchEmbed(config.embed_dim, operations=operations, **kw)
+        self.layers = nn.ModuleList(
+            Stage(config, stage, operations=operations, **kw) for stage in range(len(config.depths))
         )
-        self.merges = nn.ModuleList(PatchMerging(width, operations=operations, **kw) for width in self.widths[:-1])
-        self.norms = nn.ModuleList(
-            operations.LayerNorm(width, eps=EPS, **kw) if normed else nn.Identity()
-            for width, normed in zip(self.widths, config.normed)
-        )
+        for stage, (channels, normed) in enumerate(zip(config.channels, config.normed, strict=True)):
+            if normed:
+                self.add_module(f"norm{stage}", operations.LayerNorm(channels, eps=EPS, **kw))
 
-    def forward(self, images):
-        """images [B, 3, H, W], H and W multiples of 32 -> four maps [B, C_i, H/4.., W/4..], normed where the config says so."""
-        x = self.patch_norm(self.patch(images).movedim(1, -1))
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return four maps [B, C_i, H/4.., W/4..] of images [B, 3, H, W], normed where the config says so.
+
+        H and W must be multiples of 32.
+        """
+        x = self.patch_embed(images)
         maps = []
-        for index, stage in enumerate(self.stages):
-            x = stage(self.merges[index - 1](x) if index else x)
-            maps.append(self.norms[index](x).movedim(-1, 1))
+        for index, stage in enumerate(self.layers):
+            output, x = stage(x)
+            if self.config.normed[index]:
+                output = getattr(self, f"norm{index}")(output)
+            maps.append(output.movedim(-1, 1))
         return maps

@@ -1,51 +1,40 @@
-"""CLIP's names: transformers' CLIPVisionModel under `vis_encoder.`."""
+"""CLIP (`vis_encoder.`): transformers' CLIPVisionModel, whose names ComfyUI's has too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
 
 from ....mulan.checkpoints.weight_source import WeightSource
-from ..vision_tower import PATCH, TowerConfig
+from ..vision_tower import PATCH_SIZE, TowerConfig, VisionTower
+from . import count, sources_of
 
-LAYER = (
-    *(f"self_attn.{part}_proj" for part in "qkv"),
-    "self_attn.out_proj",
-    "mlp.fc1",
-    "mlp.fc2",
-    "layer_norm1",
-    "layer_norm2",
-)
-_HEAD = 64
+HEAD_DIM = 64  # where the configuration does not say how many heads there are
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> TowerConfig:
-    """Sizes from the tensors; the number of heads from `told` (`vis_encoder_config`), else CLIP's heads of 64."""
-    positions, width = shapes["vision_model.embeddings.position_embedding.weight"]
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> TowerConfig:
+    """Return the sizes from the tensors' shapes.
+
+    The number of heads and the activation are those of `config` (`vis_encoder_config`), else CLIP's.
+    """
+    positions, hidden_size = shapes["vision_model.embeddings.position_embedding.weight"]
     return TowerConfig(
-        width=width,
-        feed_forward=shapes["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
-        layers=1 + max(int(name.split(".")[3]) for name in shapes if name.startswith("vision_model.encoder.layers.")),
-        heads=told.get("num_attention_heads") or width // _HEAD,
-        picture=PATCH * round((positions - 1) ** 0.5),
-        activation=told.get("hidden_act") or TowerConfig.activation,
+        hidden_size=hidden_size,
+        intermediate_size=shapes["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
+        num_hidden_layers=count(shapes, "vision_model.encoder.layers."),
+        num_attention_heads=config.get("num_attention_heads") or hidden_size // HEAD_DIM,
+        image_size=PATCH_SIZE * round((positions - 1) ** 0.5),
+        hidden_act=config.get("hidden_act") or TowerConfig.hidden_act,
     )
 
 
 def sources(config: TowerConfig) -> dict[str, WeightSource]:
-    ours = [
-        "embeddings.class_embedding",
-        "embeddings.patch_embedding.weight",
-        "embeddings.position_embedding.weight",
-        *(f"{norm}.{kind}" for norm in ("pre_layrnorm", "post_layernorm") for kind in ("weight", "bias")),
-        *(
-            f"encoder.layers.{layer}.{part}.{kind}"
-            for layer in range(config.layers)
-            for part in LAYER
-            for kind in ("weight", "bias")
-        ),
-    ]
-    return {f"clip.{name}": WeightSource((f"vision_model.{name}",)) for name in ours}
+    """Return the published tensor of each of the tower's."""
+    return sources_of(VisionTower(config, operations=nn, device="meta"))
 
 
 def unused(name: str) -> bool:
+    """Whether it is the positions' index, which is recomputed."""
     return name.endswith("position_ids")

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ....mulan.checkpoints import internlm2
 from ....mulan.checkpoints.weight_source import WeightSource
 from ..language_model import LanguageConfig
+from . import count
 
-HEAD = 128  # channels, where the number of heads is not told
+HEAD_DIM = 128  # where the configuration does not say how many heads there are
 ROPE_THETA = 1e6
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> LanguageConfig:
-    """Sizes from the tensors; the number of heads from `told` (`llm_config`), else heads of 128. Raises KeyError where one is missing."""
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> LanguageConfig:
+    """Return the sizes from the tensors' shapes, what they do not tell from `config` (`llm_config`), else heads of 128.
+
+    Raises KeyError where a tensor is missing.
+    """
     vocabulary, width = shapes["model.tok_embeddings.weight"]
-    heads = told.get("num_attention_heads") or width // HEAD
+    heads = config.get("num_attention_heads") or width // HEAD_DIM
     rows = shapes["model.layers.0.attention.wqkv.weight"][0]
     return LanguageConfig(
         vocabulary=vocabulary,
         width=width,
         feed_forward=shapes["model.layers.0.feed_forward.w1.weight"][0],
-        layers=1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers.")),
+        layers=count(shapes, "model.layers."),
         heads=heads,
         key_value_heads=(rows * heads // width - heads) // 2,
-        norm_eps=told.get("rms_norm_eps") or LanguageConfig.norm_eps,
-        rope_theta=told.get("rope_theta") or ROPE_THETA,
+        norm_eps=config.get("rms_norm_eps") or LanguageConfig.norm_eps,
+        rope_theta=config.get("rope_theta") or ROPE_THETA,
     )
 
 
 def sources(config: LanguageConfig) -> dict[str, WeightSource]:
+    """Return the published tensors of each of the language model's: queries, keys and values are packed."""
     return internlm2.sources(config.layers, config.key_value_heads, config.width // config.heads)
 
 
 def unused(name: str) -> bool:
-    return name.endswith("rotary_emb.inv_freq")  # some files keep it; it follows from the number of heads
+    """Whether it is what some files keep of the rotary embedding: it follows from the number of heads."""
+    return name.endswith("rotary_emb.inv_freq")

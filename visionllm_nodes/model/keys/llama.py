@@ -1,49 +1,44 @@
-"""Vicuna's names: transformers' LlamaForCausalLM under `llm.`."""
+"""Vicuna (`llm.`): transformers' LlamaForCausalLM."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
 
 from ....mulan.checkpoints.weight_source import WeightSource
-from ..language_model import LanguageConfig
+from ..language_model import LanguageConfig, LanguageModel
+from . import count, sources_of
 
-LAYER = (
-    *(f"self_attn.{part}_proj" for part in "qkvo"),
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-    "input_layernorm",
-    "post_attention_layernorm",
-)
+HEAD_DIM = 128  # where the configuration does not say how many heads there are
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> LanguageConfig:
-    """Sizes from the tensors; the number of heads from `told` (`llm_config`), else LLaMA's heads of 128."""
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> LanguageConfig:
+    """Return the sizes from the tensors' shapes.
+
+    What they do not tell is taken from `config` (`llm_config`), else LLaMA's. Raises KeyError where a tensor is
+    missing.
+    """
     vocabulary, width = shapes["model.embed_tokens.weight"]
-    heads = told.get("num_attention_heads") or width // 128
+    heads = config.get("num_attention_heads") or width // HEAD_DIM
     return LanguageConfig(
         vocabulary=vocabulary,
         width=width,
         feed_forward=shapes["model.layers.0.mlp.up_proj.weight"][0],
-        layers=1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers.")),
+        layers=count(shapes, "model.layers."),
         heads=heads,
         key_value_heads=shapes["model.layers.0.self_attn.k_proj.weight"][0] * heads // width,
-        norm_eps=told.get("rms_norm_eps") or LanguageConfig.norm_eps,
-        rope_theta=told.get("rope_theta") or LanguageConfig.rope_theta,
+        norm_eps=config.get("rms_norm_eps") or LanguageConfig.norm_eps,
+        rope_theta=config.get("rope_theta") or LanguageConfig.rope_theta,
     )
 
 
 def sources(config: LanguageConfig) -> dict[str, WeightSource]:
-    ours = [
-        "embed_tokens.weight",
-        "norm.weight",
-        *(f"layers.{layer}.{part}.weight" for layer in range(config.layers) for part in LAYER),
-    ]
-    return {
-        **{name: WeightSource((f"model.{name}",)) for name in ours},
-        "lm_head.weight": WeightSource(("lm_head.weight",)),
-    }
+    """Return the published tensor of each of the language model's."""
+    return sources_of(LanguageModel(config, operations=nn, device="meta"), (r"^(?!lm_head\.)", "model."))
 
 
 def unused(name: str) -> bool:
-    return name.endswith("rotary_emb.inv_freq")  # some files keep it; it follows from the number of heads
+    """Whether it is what some files keep of the rotary embedding: it follows from the number of heads."""
+    return name.endswith("rotary_emb.inv_freq")

@@ -1,44 +1,45 @@
-"""The mappers' tensors under upstream's names (`sd.` and `ip2p.`)."""
+"""The mappers (`sd.` and `ip2p.`): the language model's hidden states of [GEN] or [EDIT] -> the context of Stable
+Diffusion 1.5 or InstructPix2Pix.
+
+Source: VisionLLMv2/visionllmv2/model/stable_diffusion, instruct_pix2pix. They are MuLan's adapter with other sizes,
+and three of its names differ.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from ....mulan.checkpoints.weight_source import WeightSource
-from ..mappers import Mapper, MapperConfig
+from ....mulan.conditioning.adapter import AdapterShape, LanguageAdapter
+from . import PACKED, Rename, sources_of
 
-QUERIES, PROJECTION, TRANSFORMER = "llm2sd_mapper_queries", "emb_proj.", "llm2sd_mapper."
+RENAMES: tuple[Rename, ...] = (
+    PACKED,
+    (r"^queries$", "llm2sd_mapper_queries"),
+    (r"^proj\.", "emb_proj."),
+    (r"^transformer\.", "llm2sd_mapper."),
+)
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> MapperConfig:
-    """All from the tensors. Raises KeyError where one is missing."""
-    _, queries, width = shapes[QUERIES]
-    return MapperConfig(
-        text_width=shapes[f"{PROJECTION}0.weight"][1],
-        width=width,
-        queries=queries,
-        feed_forward=shapes[f"{TRANSFORMER}encoder.layers.0.linear1.weight"][0],
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> AdapterShape:
+    """Return the sizes, from the tensors' shapes. Raises KeyError where a tensor is missing."""
+    _, num_queries, context_dim = shapes["llm2sd_mapper_queries"]
+    return AdapterShape(
+        text_hidden_size=shapes["emb_proj.0.weight"][1],
+        context_dim=context_dim,
+        num_queries=num_queries,
+        intermediate_size=shapes["llm2sd_mapper.encoder.layers.0.linear1.weight"][0],
     )
 
 
-def sources(config: MapperConfig) -> dict[str, WeightSource]:
-    def published(ours: str) -> str:
-        if ours == "queries":
-            return QUERIES
-        ours = ours.replace("in_proj.", "in_proj_")  # torch.nn.MultiheadAttention's packed projection
-        return (
-            ours.replace("proj.", PROJECTION, 1)
-            if ours.startswith("proj.")
-            else ours.replace("transformer.", TRANSFORMER, 1)
-        )
-
-    return {
-        ours: WeightSource((published(ours),)) for ours in Mapper(config, operations=nn, device="meta").state_dict()
-    }
+def sources(config: AdapterShape) -> dict[str, WeightSource]:
+    """Return the published tensor of each of the mapper's."""
+    return sources_of(LanguageAdapter(config, operations=nn, device="meta"), *RENAMES)
 
 
 def unused(name: str) -> bool:
-    """The diffusion model itself, which the host loads from a checkpoint of its own."""
+    """Whether it is of the diffusion model itself, which ComfyUI loads from a checkpoint of its own."""
     return name.startswith(("sd_text_encoder.", "sd_vae.", "sd_unet."))

@@ -1,35 +1,28 @@
-"""The region encoder's tensors under upstream's names (`region_encoder.`)."""
+"""The region encoder (`region_encoder.`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
 
 from ....mulan.checkpoints.weight_source import WeightSource
-from ..region_encoder import RegionConfig
-
-NAMES = {
-    "conv1": "mask_embedding.0",
-    "norm1": "mask_embedding.1",
-    "conv2": "mask_embedding.3",
-    "norm2": "mask_embedding.4",
-    "conv3": "mask_embedding.6",
-    "out": "up_dim",
-}
+from ..region_encoder import RegionConfig, RegionEncoder
+from . import sources_of
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], told: Mapping) -> RegionConfig:
-    """All from the tensors. Raises KeyError where one is missing."""
-    first, second, width = (shapes[f"{NAMES[conv]}.weight"][0] for conv in ("conv1", "conv2", "conv3"))
-    return RegionConfig(widths=(first, second), width=width, out_width=shapes["up_dim.weight"][0])
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> RegionConfig:
+    """Return the sizes, from the tensors' shapes. Raises KeyError where a tensor is missing."""
+    first, second, vision_hidden_size = (shapes[f"mask_embedding.{conv}.weight"][0] for conv in (0, 3, 6))
+    return RegionConfig((first, second), vision_hidden_size, hidden_size=shapes["up_dim.weight"][0])
 
 
 def sources(config: RegionConfig) -> dict[str, WeightSource]:
-    return {
-        f"{ours}.{kind}": WeightSource((f"{published}.{kind}",))
-        for ours, published in NAMES.items()
-        for kind in ("weight", "bias")
-    }
+    """Return the published tensor of each of the encoder's."""
+    return sources_of(RegionEncoder(config, operations=nn, device="meta"))
 
 
 def unused(name: str) -> bool:
+    """Return False: every tensor is read."""
     return False
