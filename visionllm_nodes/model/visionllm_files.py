@@ -25,6 +25,7 @@ from ...mulan.checkpoints.tensor_files import (
     read_config,
 )
 from ...mulan.checkpoints.weight_source import MARK, WeightSource, with_scales
+from ...mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 from ...mulan.internvl import intern_vit_keys
 from ...mulan.internvl.intern_vit import InternViT, InternViTConfig
 from .bridge import Bridge, BridgeConfig
@@ -32,7 +33,6 @@ from .grounding_decoder import GroundingConfig
 from .keys import bridge, clip, grounding, internlm2, llama, mappers, pose, region_encoder, super_link
 from .language_model import LanguageConfig, LanguageModel
 from .llama_tokenizer import VisionTokenizer
-from .mappers import Mapper, MapperConfig
 from .pose_decoder import PoseConfig
 from .region_encoder import RegionConfig, RegionEncoder
 from .super_link import SuperLink, SuperLinkConfig
@@ -60,11 +60,11 @@ class Part:
 
 
 @dataclass(frozen=True)
-class VisionFile:
+class VisionLLMFile:
     """A checkpoint, opened; nothing of its weights is read yet."""
 
     file: TensorFile
-    told: Mapping[str, Any]  # config.json
+    config: Mapping[str, Any]  # config.json
     parts: Mapping[str, Part]
 
     def build(self, *, operations, language_operations=None, dtype=None, device=None) -> VisionLLM:
@@ -81,7 +81,7 @@ class VisionFile:
                 )  # 8-bit weights are moved to where their layer was made: "meta" would lose them
             return _MODULES[type(config)](config, operations=ops, dtype=dtype, device=at)
 
-        layer = self.told.get("vis_output_layer", -2 if self.parts["tower"].names is clip else -1)
+        layer = self.config.get("vis_output_layer", -2 if self.parts["tower"].names is clip else -1)
         return VisionLLM(tower_layer=layer, **{name: made(name) for name in _PARTS})
 
     def sources(self) -> dict[str, WeightSource]:
@@ -97,7 +97,7 @@ class VisionFile:
             yield ours, source.read(self.file.read)
 
     @property
-    def is_quantised(self) -> bool:
+    def is_quantized(self) -> bool:
         return any(name.endswith(f".{MARK}") for name in self.file.shapes)
 
     @property
@@ -116,9 +116,9 @@ class VisionFile:
                 f"{describe_path(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} beside it. "
                 f"Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint."
             )
-        said = self.tokenizer_told()
+        said = self.tokenizer_config()
         try:
-            tokenizer = VisionTokenizer.of_files(model, *map(said.get, TOKENIZER_JSONS))
+            tokenizer = VisionTokenizer.from_files(model, *map(said.get, TOKENIZER_JSONS))
         except ValueError as error:
             raise WrongFileError(
                 f"{describe_path(self.file.path)}: {where} cannot serve: {error}. Take {TOKENIZER_NAME} from {SOURCE}."
@@ -131,20 +131,20 @@ class VisionFile:
             )
         return tokenizer
 
-    def tokenizer_told(self) -> dict[str, Any]:
+    def tokenizer_config(self) -> dict[str, Any]:
         """What the tokenizer's json files say, by name: those in a converted file's configuration, else those beside the weights."""
-        told = self.told.get(TOKENIZER, {})
-        if TOKENIZER in self.told or CONFIG in self.file.metadata:
-            return told
+        config = self.config.get(TOKENIZER, {})
+        if TOKENIZER in self.config or CONFIG in self.file.metadata:
+            return config
         for name in TOKENIZER_JSONS:
             if (self._folder / name).is_file():
                 try:
-                    told[name] = json.loads((self._folder / name).read_text("utf-8"))
+                    config[name] = json.loads((self._folder / name).read_text("utf-8"))
                 except ValueError as error:
                     raise WrongFileError(
                         f"{name} (in {self._folder}) is no JSON ({error}). Download it again."
                     ) from error
-        return told
+        return config
 
 
 def _one_of(prefix: str, *choices: tuple[str, ModuleType]) -> Callable[[Mapping], tuple[str, ModuleType] | None]:
@@ -169,19 +169,19 @@ _PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
             ("vision_model.embeddings.class_embedding", clip),
             ("embeddings.class_embedding", intern_vit_keys),
         ),
-        lambda told: told.get("vis_encoder_config") or {},
+        lambda config: config.get("vis_encoder_config") or {},
     ),
-    "bridge": (_one_of("vl_bridge.", ("weight", bridge), ("0.weight", bridge)), lambda told: {}),
+    "bridge": (_one_of("vl_bridge.", ("weight", bridge), ("0.weight", bridge)), lambda config: {}),
     "language": (
         _one_of("llm.", ("model.embed_tokens.weight", llama), ("model.tok_embeddings.weight", internlm2)),
-        lambda told: told.get("llm_config") or {},
+        lambda config: config.get("llm_config") or {},
     ),
-    "super_link": (_one_of(super_link.PREFIX, ("det.weight", super_link)), lambda told: {}),
-    "region_encoder": (_optional("region_encoder.", region_encoder), lambda told: {}),
-    "grounding": (_optional("gdino.", grounding), lambda told: told.get("gdino_config") or {}),
-    "pose": (_optional("unipose.", pose), lambda told: told.get("unipose_config") or {}),
-    "generate": (_optional("sd.", mappers), lambda told: told.get("sd_config") or {}),
-    "edit": (_optional("ip2p.", mappers), lambda told: told.get("ip2p_config") or {}),
+    "super_link": (_one_of(super_link.PREFIX, ("det.weight", super_link)), lambda config: {}),
+    "region_encoder": (_optional("region_encoder.", region_encoder), lambda config: {}),
+    "grounding": (_optional("gdino.", grounding), lambda config: config.get("gdino_config") or {}),
+    "pose": (_optional("unipose.", pose), lambda config: config.get("unipose_config") or {}),
+    "generate": (_optional("sd.", mappers), lambda config: config.get("sd_config") or {}),
+    "edit": (_optional("ip2p.", mappers), lambda config: config.get("ip2p_config") or {}),
 }
 
 _MODULES = {
@@ -191,21 +191,21 @@ _MODULES = {
     LanguageConfig: LanguageModel,
     SuperLinkConfig: SuperLink,
     RegionConfig: RegionEncoder,
-    MapperConfig: Mapper,
+    AdapterShape: LanguageAdapter,
     GroundingConfig: grounding.build,
     PoseConfig: pose.build,
 }
 
 
-def open_visionllm(path: Path) -> VisionFile:
+def open_visionllm(path: Path) -> VisionLLMFile:
     """Opens a folder of shards or one file. Raises WrongFile for anything else, and for a checkpoint that lacks or mistakes a tensor."""
     return read_visionllm(open_tensors(path))
 
 
-def read_visionllm(file: TensorFile) -> VisionFile:
+def read_visionllm(file: TensorFile) -> VisionLLMFile:
     """`open_visionllm` of tensors that are open already."""
     file = _with_shared(file)
-    path, told = file.path, read_config(file)
+    path, config = file.path, read_config(file)
     missing = [name for name in REQUIRED if _PARTS[name][0](file.shapes) is None]
     if missing:
         raise WrongFileError(
@@ -224,7 +224,7 @@ def read_visionllm(file: TensorFile) -> VisionFile:
             if published.startswith(prefix)
         }
         try:
-            parts[name] = Part(prefix, names, names.configuration(shapes, tell(told)))
+            parts[name] = Part(prefix, names, names.configuration(shapes, tell(config)))
         except KeyError as error:
             raise WrongFileError(
                 f"{describe_path(path)} is incomplete: its {name.replace('_', ' ')} has no tensor {prefix}{error.args[0]}. Download it again."
@@ -233,12 +233,12 @@ def read_visionllm(file: TensorFile) -> VisionFile:
             raise WrongFileError(
                 f"{describe_path(path)}: its {name.replace('_', ' ')} cannot be used: {error}."
             ) from error
-    opened = VisionFile(file, told, parts)
+    opened = VisionLLMFile(file, config, parts)
     check(opened)
     return opened
 
 
-def check(opened: VisionFile) -> None:
+def check(opened: VisionLLMFile) -> None:
     """Raises WrongFile where a tensor is missing, has another shape than the model's, or belongs to no part."""
     shapes, path = opened.file.shapes, opened.file.path
     sources = opened.sources()
@@ -261,7 +261,7 @@ def check(opened: VisionFile) -> None:
             )
 
 
-def unexpected(opened: VisionFile) -> list[str]:
+def unused_tensors(opened: VisionLLMFile) -> list[str]:
     """The tensors of the file that no part reads, and that are neither copies nor parts of stock diffusion models."""
     used = {name for source in opened.sources().values() for name in source.names}
     by_prefix = [(part.prefix, part.names.unused) for part in opened.parts.values()]
