@@ -53,7 +53,7 @@ def device_input() -> io.Input:
         default="default",
         optional=True,
         advanced=True,
-        tooltip="cpu keeps the model in main memory and computes there: slow, but it takes nothing of the GPU.",
+        tooltip="cpu keeps the model in system memory and runs it there: slow, but uses no VRAM.",
     )
 
 
@@ -71,7 +71,7 @@ def writing_inputs(limit: int, most: int) -> list[io.Input]:
             min=1,
             max=most,
             optional=True,
-            tooltip="The answer is cut after so many tokens; one is about a short word.",
+            tooltip="The maximum length of the answer in tokens. A short word is about one token.",
         ),
         io.Float.Input(
             "temperature",
@@ -81,7 +81,7 @@ def writing_inputs(limit: int, most: int) -> list[io.Input]:
             step=0.05,
             optional=True,
             advanced=True,
-            tooltip="0: the likeliest answer, always the same. More: freer.",
+            tooltip="0 is greedy and deterministic; higher values are more random.",
         ),
         io.Float.Input(
             "top_p",
@@ -91,7 +91,10 @@ def writing_inputs(limit: int, most: int) -> list[io.Input]:
             step=0.01,
             optional=True,
             advanced=True,
-            tooltip="With a temperature: words are drawn from the likeliest that together have this probability.",
+            tooltip=(
+                "Nucleus sampling: samples only from the most likely tokens whose probabilities sum to "
+                "top_p. Used when temperature is above 0."
+            ),
         ),
         io.Int.Input(
             "seed",
@@ -101,7 +104,7 @@ def writing_inputs(limit: int, most: int) -> list[io.Input]:
             control_after_generate=True,
             optional=True,
             advanced=True,
-            tooltip="With a temperature: the same seed, the same answer.",
+            tooltip="The random seed used for sampling. Used when temperature is above 0.",
         ),
     ]
 

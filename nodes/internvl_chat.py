@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..mulan.images.video_frames import spread_frames
+from ..mulan.images.video_frames import sample_frames
 from ..mulan.internvl_chat.chat_files import SOURCE, open_chat
-from ..mulan.internvl_chat.chat_history import read_chat, write_chat
+from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
 from ..mulan.internvl_chat.chat_loader import load_chat
-from ..mulan.internvl_chat.chat_preprocessing import MOST_TILES
+from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES
 from ..mulan.internvl_chat.chat_prompts import ChatPrompts
 from .common import (
     device_input,
@@ -35,38 +35,50 @@ class InternVLChatLoader(io.ComfyNode):
             node_id="InternVLChatLoader",
             display_name="InternVL Chat Loader",
             category="loaders",
-            description="Loads InternVL 2.5, 3 or 3.5, a language model that is shown pictures, as a CLIP: for Generate Text and InternVL Chat.",
+            description=(
+                "Loads InternVL 2.5, 3 or 3.5, a vision language model (VLM), as a CLIP for Generate "
+                "Text and InternVL Chat."
+            ),
             search_aliases=[
-                "internvl",
+                "load internvl",
+                "internvl chat",
                 "load llm",
                 "load vlm",
                 "vision language model",
+                "multimodal model",
                 "chat model",
-                "image to text",
+                "image to text model",
+                "caption model",
                 "多模态大模型",
-                "書生",
                 "视觉语言模型",
+                "书生",
                 "視覚言語モデル",
+                "画像からテキスト",
                 "시각 언어 모델",
                 "modèle vision-langage",
-                "Bildverstehen",
-                "визуальная модель",
-                "modelo visual",
+                "Vision-Language-Modell",
+                "визуально-языковая модель",
+                "modelo de visión y lenguaje",
             ],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=names(KIND),
-                    tooltip=f"In models/internvl_chat: the folder of one of {SOURCE}, or its -hf counterpart, or one .safetensors that "
-                    "dev.py convert made of it.",
+                    tooltip=(
+                        f"The model in models/internvl_chat: a folder from {SOURCE}, or its -hf version, "
+                        "or a single .safetensors file converted from it (see the help page)."
+                    ),
                 ),
                 device_input(),
             ],
             outputs=[
                 io.Clip.Output(
                     display_name="CLIP",
-                    tooltip="For Generate Text and InternVL Chat. It gives no conditioning: prompts need a text "
-                    "encoder's CLIP. ComfyUI moves it to the GPU and away as it does models.",
+                    tooltip=(
+                        "The model for Generate Text and InternVL Chat. It makes no conditioning: encode "
+                        "prompts with the CLIP of a text encoder. ComfyUI moves it to the GPU and back, "
+                        "like any model."
+                    ),
                 )
             ],
         )
@@ -93,21 +105,33 @@ class InternVLChat(io.ComfyNode):
             node_id="InternVLChat",
             display_name="InternVL Chat",
             category="text",
-            description="Talks with InternVL about pictures and videos, or just talks; the talk goes on from node to node.",
+            description=(
+                "Answers questions about images and videos, describes them, or just chats, with "
+                "InternVL. Connect history to the next node to continue the conversation."
+            ),
             search_aliases=[
                 "image to text",
-                "caption",
+                "video to text",
+                "caption image",
+                "image caption",
                 "describe image",
                 "describe video",
-                "vqa",
+                "image to prompt",
+                "ask about image",
                 "visual question answering",
+                "vqa",
                 "chat with image",
-                "ocr",
+                "vision language model",
+                "vlm",
                 "llm",
-                "internvl",
+                "ocr",
+                "read text in image",
+                "internvl chat",
                 "图像描述",
+                "图片反推",
                 "图生文",
                 "画像の説明",
+                "画像キャプション",
                 "이미지 설명",
                 "légende d'image",
                 "Bild beschreiben",
@@ -123,17 +147,22 @@ class InternVLChat(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="Describe the picture in detail.",
-                    tooltip="What to say or ask, in any language. Pictures stand before the first question of a talk; write <image> for "
-                    "each to place them yourself.",
+                    tooltip=(
+                        "The question or message, in any language. Images go before the first question "
+                        "of a conversation; write <image> for each of them to place them yourself."
+                    ),
                 ),
                 io.Autogrow.Input(
                     "images",
                     optional=True,
                     template=io.Autogrow.TemplateNames(io.Image.Input("image"), names=IMAGE_NAMES, min=0),
-                    tooltip="Pictures of any sizes, or batches of them, all for one answer. Without one it is just talk.",
+                    tooltip=(
+                        "Images of any size, or batches of them, all for one answer. Leave it "
+                        "unconnected to chat without images."
+                    ),
                 ),
                 io.Video.Input(
-                    "video", optional=True, tooltip="A video, of which frames are looked at, evenly spread over it."
+                    "video", optional=True, tooltip="A video to ask about. Evenly spaced frames of it are used."
                 ),
                 io.Int.Input(
                     "frames",
@@ -141,14 +170,20 @@ class InternVLChat(io.ComfyNode):
                     min=1,
                     max=128,
                     optional=True,
-                    tooltip="How many frames of the video. Each takes as much as a tile of a picture.",
+                    tooltip=(
+                        "The number of frames to take from the video. A frame takes as many tokens as "
+                        "one tile of an image."
+                    ),
                 ),
                 io.String.Input(
                     "history",
                     default="",
                     optional=True,
                     force_input=True,
-                    tooltip="The history of another InternVL Chat with the same pictures: the talk goes on from there. JSON.",
+                    tooltip=(
+                        "The history output of another InternVL Chat with the same images, to continue "
+                        "that conversation. JSON."
+                    ),
                 ),
                 io.String.Input(
                     "system",
@@ -156,24 +191,29 @@ class InternVLChat(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="What the model is told before the talk, such as who it is and how to answer. Empty: its authors' words.",
+                    tooltip="System prompt. Empty: the model's default.",
                 ),
                 io.Boolean.Input(
                     "thinking",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="It reasons at length before it answers, between <think> and </think>. InternVL 3.5 has learned that; give "
-                    "it tokens, and a temperature of 0.6.",
+                    tooltip=(
+                        "Lets the model reason between <think> and </think> before it answers. InternVL "
+                        "3.5 is trained for it; raise max_tokens and set temperature to 0.6. Leave "
+                        "system empty."
+                    ),
                 ),
                 io.Int.Input(
                     "tiles",
-                    default=MOST_TILES,
+                    default=MAX_TILES,
                     min=1,
                     max=40,
                     optional=True,
-                    tooltip="A picture is cut into at most so many tiles of 448 pixels, and seen once more as a whole. Fewer are faster; "
-                    "small writing needs more.",
+                    tooltip=(
+                        "The maximum number of 448-pixel tiles per image; a thumbnail of the whole image "
+                        "is added. Fewer tiles are faster; small text needs more."
+                    ),
                 ),
                 *writing_inputs(limit=512, most=32768),
             ],
@@ -181,7 +221,7 @@ class InternVLChat(io.ComfyNode):
                 io.String.Output(display_name="text", tooltip="The answer."),
                 io.String.Output(
                     display_name="history",
-                    tooltip="The talk so far with this answer, for the next InternVL Chat. JSON.",
+                    tooltip="The conversation so far with this answer, for the next InternVL Chat. JSON.",
                 ),
             ],
         )
@@ -189,7 +229,9 @@ class InternVLChat(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, question, images=None, history="", system="", thinking=False):
         checked = valid(_check, question, system, thinking)
-        return checked if checked is not True else valid(lambda text: for_field("history", read_chat, text), history)
+        return (
+            checked if checked is not True else valid(lambda text: for_field("history", parse_history, text), history)
+        )
 
     @classmethod
     def execute(
@@ -202,7 +244,7 @@ class InternVLChat(io.ComfyNode):
         history="",
         system="",
         thinking=False,
-        tiles=MOST_TILES,
+        tiles=MAX_TILES,
         max_tokens=512,
         temperature=0.0,
         top_p=0.9,
@@ -211,9 +253,9 @@ class InternVLChat(io.ComfyNode):
         if not isinstance(getattr(clip, "tokenizer", None), ChatPrompts):
             raise ValueError("clip: this CLIP does not talk. Connect that of InternVL Chat Loader.")
         _check(question, system, thinking)
-        rounds = for_field("history", read_chat, history)
+        rounds = for_field("history", parse_history, history)
         pictures = [picture for batch in map((images or {}).get, IMAGE_NAMES) if batch is not None for picture in batch]
-        shown = spread_frames(video, frames) if video is not None else []
+        shown = sample_frames(video, frames) if video is not None else []
         tokens = clip.tokenize(
             question,
             pictures=pictures,
@@ -223,7 +265,7 @@ class InternVLChat(io.ComfyNode):
             thinking=thinking,
             tiles=tiles,
         )
-        with clip.cond_stage_model.heard_by(lambda ids: show_meanwhile(cls, clip.decode(ids))):
+        with clip.cond_stage_model.streaming_to(lambda ids: show_meanwhile(cls, clip.decode(ids))):
             ids = clip.generate(
                 tokens,
                 do_sample=temperature > 0,
@@ -238,7 +280,7 @@ class InternVLChat(io.ComfyNode):
         written = document(
             "chat", model=clip.tokenizer.title, prompt=question, text=text, pictures=sizes, frames=len(shown)
         )
-        return io.NodeOutput(text, write_chat([*rounds, (question, text)]), ui=show(cls, text, written))
+        return io.NodeOutput(text, history_to_json([*rounds, (question, text)]), ui=show(cls, text, written))
 
 
 def _check(question: str, system: str, thinking: bool) -> None:

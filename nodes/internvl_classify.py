@@ -37,21 +37,28 @@ class InternVLZeroShotClassify(io.ComfyNode):
             node_id="InternVLZeroShotClassify",
             display_name="InternVL Zero-Shot Classify",
             category=CATEGORY,
-            description="Tells which of your labels fits each picture of a batch or a folder, with scores. Labels are words or sentences in any "
-            "language; nothing is trained.",
+            description=(
+                "Finds which of your labels fits each image of a batch or folder, with scores. "
+                "Labels are words or sentences in any language; nothing is trained."
+            ),
             search_aliases=[
-                "zero-shot",
-                "classification",
+                "zero-shot classification",
+                "image classification",
+                "classify images",
                 "label images",
                 "tag images",
-                "clip interrogator",
-                "clip score",
+                "image tagger",
                 "sort images",
-                "tagger",
+                "clip score",
+                "clip classify",
+                "filter images",
                 "零样本分类",
                 "图像分类",
+                "图片打标",
                 "画像分類",
+                "画像のタグ付け",
                 "이미지 분류",
+                "이미지 태그",
                 "classer des images",
                 "Bilder klassifizieren",
                 "классификация картинок",
@@ -63,22 +70,22 @@ class InternVLZeroShotClassify(io.ComfyNode):
             inputs=[model_input(), *label_inputs(), image_input(), folder_input(), framing_input(CROP)],
             outputs=[
                 io.String.Output(
-                    display_name="label", is_output_list=True, tooltip="A list: the best label of each picture."
+                    display_name="label", is_output_list=True, tooltip="List: the best label of each image."
                 ),
                 io.Float.Output(
                     display_name="score",
                     is_output_list=True,
-                    tooltip="A list: that label's score, of the kind chosen in scores.",
+                    tooltip="List: the score of that label, of the kind chosen in scores.",
                 ),
                 io.String.Output(
                     display_name="labels",
                     is_output_list=True,
-                    tooltip="A list: the top_k labels of each picture, the best first, with commas between them.",
+                    tooltip="List: the top_k labels of each image, best first, separated by commas.",
                 ),
                 io.String.Output(
                     display_name="names",
                     is_output_list=True,
-                    tooltip="A list: the file's name of each picture, or picture 1, picture 2 ... of a batch.",
+                    tooltip="List: the file name of each image, or 'picture 1', 'picture 2', ... for a batch.",
                 ),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],

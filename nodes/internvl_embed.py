@@ -38,23 +38,29 @@ class InternVLEmbed(io.ComfyNode):
             node_id="InternVLEmbed",
             display_name="InternVL Embed",
             category=CATEGORY,
-            description="Turns pictures of a batch or a folder, or texts, into vectors for InternVL Rank and InternVL Compare: computed once, used "
-            "as often as you like.",
+            description=(
+                "Encodes the images of a batch or folder, or texts, as embeddings for InternVL Rank "
+                "and InternVL Compare: encode once, use as often as you like."
+            ),
             search_aliases=[
                 "image embedding",
                 "text embedding",
                 "clip embedding",
                 "feature vector",
+                "image features",
                 "clip vision encode",
+                "encode images",
                 "index images",
+                "图像嵌入",
                 "特征向量",
-                "嵌入",
-                "埋め込み",
-                "임베딩",
-                "vecteur",
-                "Einbettung",
-                "вектор",
-                "incrustación",
+                "文本嵌入",
+                "画像埋め込み",
+                "特徴ベクトル",
+                "이미지 임베딩",
+                "vecteur d'image",
+                "Bild-Embedding",
+                "эмбеддинг картинки",
+                "incrustación de imagen",
             ],
             is_output_node=True,
             is_input_list=True,
@@ -66,7 +72,7 @@ class InternVLEmbed(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="Texts in place of pictures, one per line, in any language.",
+                    tooltip="Texts to encode instead of images, one per line, in any language.",
                 ),
                 image_input(),
                 folder_input(),
@@ -74,10 +80,11 @@ class InternVLEmbed(io.ComfyNode):
             ],
             outputs=[
                 EMBEDDINGS.Output(
-                    display_name="embeddings", tooltip="For InternVL Rank and InternVL Compare, with the same model."
+                    display_name="embeddings",
+                    tooltip="The embeddings, for InternVL Rank and InternVL Compare with the same model.",
                 ),
                 io.String.Output(
-                    display_name="names", is_output_list=True, tooltip="A list: the texts, or the pictures' names."
+                    display_name="names", is_output_list=True, tooltip="List: the texts, or the names of the images."
                 ),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
@@ -126,27 +133,41 @@ class InternVLCompare(io.ComfyNode):
             node_id="InternVLCompare",
             display_name="InternVL Compare",
             category=CATEGORY,
-            description="Shows how alike each two of some pictures or texts are, as a matrix with names and as numbers: near duplicates, captions "
-            "that fit, words that mean the same in two languages.",
+            description=(
+                "Shows how similar images or texts are to each other, as a matrix and as numbers: "
+                "finds near duplicates, captions that fit, and words with the same meaning in two "
+                "languages."
+            ),
             search_aliases=[
-                "similarity matrix",
-                "cosine similarity",
                 "compare images",
+                "image similarity",
+                "cosine similarity",
+                "similarity matrix",
+                "similarity score",
                 "find duplicates",
+                "duplicate images",
+                "near duplicates",
                 "clip score",
-                "相似度",
-                "类似度",
-                "유사도",
-                "similarité",
-                "Ähnlichkeit",
-                "сходство",
-                "similitud",
+                "图像相似度",
+                "查找重复图片",
+                "画像の類似度",
+                "重複画像",
+                "이미지 유사도",
+                "중복 이미지",
+                "similarité d'images",
+                "Bildähnlichkeit",
+                "сходство картинок",
+                "similitud de imágenes",
             ],
             is_output_node=True,
             inputs=[
-                EMBEDDINGS.Input("a", tooltip="Of InternVL Embed: the rows."),
+                EMBEDDINGS.Input("a", tooltip="Embeddings from InternVL Embed: the rows of the matrix."),
                 EMBEDDINGS.Input(
-                    "b", optional=True, tooltip="The columns, of the same model. Without it a is compared with itself."
+                    "b",
+                    optional=True,
+                    tooltip=(
+                        "Embeddings from the same model: the columns. If not connected, a is compared with itself."
+                    ),
                 ),
                 io.Int.Input(
                     "pairs",
@@ -154,14 +175,14 @@ class InternVLCompare(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="How many of the most alike pairs are told.",
+                    tooltip="The number of most similar pairs to report.",
                 ),
             ],
             outputs=[
-                io.Image.Output(tooltip="The matrix, its first 256 rows and columns: darker is more alike."),
+                io.Image.Output(tooltip="The similarity matrix, up to 256 rows and columns. Darker is more similar."),
                 io.String.Output(
                     display_name="json",
-                    tooltip=f"{JSON_TOOLTIP} The whole matrix is in it where it has at most {MOST_IN_JSON:,} numbers.",
+                    tooltip=f"{JSON_TOOLTIP} The full matrix is included up to {MOST_IN_JSON:,} scores.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],

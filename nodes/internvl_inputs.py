@@ -12,10 +12,10 @@ import torch
 from comfy_api.latest import io
 
 from ..mulan.images.image_files import list_images, read_image
-from ..mulan.internvl.image_folder import Unreadable, embed_folder
+from ..mulan.internvl.image_folder import UnreadableImage, embed_folder
 from ..mulan.internvl.labels import Labels, read_labels
 from ..mulan.internvl.preprocessing import FRAMINGS
-from ..mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, PLACE, read_templates
+from ..mulan.internvl.zeroshot import BUILT_IN, LABEL_MARK, NO_TEMPLATES, read_templates
 from .common import for_field
 
 INTERNVL, EMBEDDINGS = io.Custom("INTERNVL"), io.Custom("INTERNVL_EMBEDDINGS")
@@ -25,18 +25,18 @@ NONE, OWN = "none", "own"
 TEMPLATE_CHOICES = [NONE, *(templates.name for templates in BUILT_IN.values()), OWN]
 SOFTMAX, INDEPENDENT = SCORES = ("softmax", "independent")
 ABSENT = object()  # in validate_inputs: an input with nothing connected, while a connected one is None
-KEPT_IN = "internvl"  # the folder in ComfyUI's output folder for embeddings of folders
+CACHE_FOLDER = "internvl"  # the folder in ComfyUI's output folder for embeddings of folders
 
 
 def model_input() -> io.Input:
-    return INTERNVL.Input("internvl", tooltip="The INTERNVL of InternVL Loader.")
+    return INTERNVL.Input("internvl", tooltip="The model from InternVL Loader.")
 
 
 def image_input() -> io.Input:
     return io.Image.Input(
         "image",
         optional=True,
-        tooltip="Pictures: a batch, or a list of batches of any sizes. Connect it or name a folder.",
+        tooltip="The images: a batch, or a list of batches of any sizes. Connect this, or enter a folder.",
     )
 
 
@@ -45,8 +45,11 @@ def folder_input() -> io.Input:
         "folder",
         default="",
         optional=True,
-        tooltip="A folder of pictures, in place of image: a whole path, or one in ComfyUI's input or output folder. Its "
-        "embeddings are kept in output/internvl, so that the next time only new or changed pictures are looked at.",
+        tooltip=(
+            "A folder of images, instead of image: an absolute path, or a folder in ComfyUI's input or "
+            "output folder. Its embeddings are cached in output/internvl, so the next run only encodes "
+            "new and changed images."
+        ),
     )
 
 
@@ -57,8 +60,10 @@ def framing_input(default: str) -> io.Input:
         default=default,
         optional=True,
         advanced=True,
-        tooltip="crop: the middle square of each picture, as InternVL's authors classify. whole: all of it, squeezed into a "
-        "square, as they retrieve.",
+        tooltip=(
+            "crop: the center square of each image, the authors' setting for classification. whole: the "
+            "whole image, squeezed into a square, their setting for retrieval."
+        ),
     )
 
 
@@ -68,30 +73,38 @@ def label_inputs() -> list[io.Input]:
             "labels",
             multiline=True,
             default="a person\nan animal\na landscape",
-            tooltip="What it may be: one label per line, in any language and of any length.",
+            tooltip="Candidate labels, one per line, in any language. A label may be a word or a sentence.",
         ),
         io.Combo.Input(
             "templates",
             options=TEMPLATE_CHOICES,
             default=NONE,
             optional=True,
-            tooltip="Sentences that each label is put into; the mean of their vectors stands for it. (paper): those of InternVL's "
-            "authors. none: the label as it stands. own: the templates below.",
+            tooltip=(
+                "Prompt templates: sentences that each label is put into; the embeddings are averaged. "
+                "none: the label alone. (paper): the templates of InternVL's authors. Other languages: "
+                "one plain sentence. own: the sentences in own_templates."
+            ),
         ),
         io.String.Input(
             "own_templates",
             multiline=True,
-            default=f"a photo of {PLACE}\na drawing of {PLACE}",
+            default=f"a photo of {LABEL_MARK}\na drawing of {LABEL_MARK}",
             optional=True,
-            tooltip=f"Used where templates is own: one sentence per line, with {PLACE} where the label goes.",
+            tooltip=(
+                f"Your templates, used when templates is own: one sentence per line, with {LABEL_MARK} where the label goes."
+            ),
         ),
         io.Combo.Input(
             "scores",
             options=list(SCORES),
             default=SOFTMAX,
             optional=True,
-            tooltip="softmax: which of these labels, in shares that sum up to 1. independent: how well each label fits by itself (a "
-            "cosine), whatever other labels there are. The JSON has both.",
+            tooltip=(
+                "softmax: how likely each label is among these labels; sums to 1. independent: how well "
+                "each label fits on its own (cosine similarity), whatever the other labels are. The JSON "
+                "has both."
+            ),
         ),
         io.Int.Input(
             "top_k",
@@ -99,7 +112,7 @@ def label_inputs() -> list[io.Input]:
             min=1,
             max=10000,
             optional=True,
-            tooltip="How many labels of each picture are told, the best.",
+            tooltip="The number of best labels to report per image or video.",
         ),
     ]
 
@@ -189,19 +202,21 @@ class Seen:
     vectors: torch.Tensor
     names: tuple[str, ...]
     picture: Callable[[int], torch.Tensor] | None  # number -> [1, H, W, 3]
-    unreadable: Sequence[Unreadable] = field(default_factory=list)
+    unreadable: Sequence[UnreadableImage] = field(default_factory=list)
 
 
 def look(internvl, images: Iterable[torch.Tensor] | None, folder: str, framing: str) -> Seen:
     """Embeds the pictures of batches [B, H, W, 3], or else of a folder."""
     if images is None:
-        found = embed_folder(internvl, folder_of(folder), framing, Path(folder_paths.get_output_directory(), KEPT_IN))
+        found = embed_folder(
+            internvl, folder_of(folder), framing, Path(folder_paths.get_output_directory(), CACHE_FOLDER)
+        )
         return Seen(found.vectors, found.names, lambda number: read_image(found.files[number])[None], found.unreadable)
     pictures = [picture[..., :3] for batch in images for picture in batch]
     if not pictures:
         raise ValueError("image: there is no picture in the batch")
     names = tuple(f"picture {number}" for number in range(1, len(pictures) + 1))
-    return Seen(internvl.embed_pictures(pictures, framing), names, lambda number: pictures[number][None])
+    return Seen(internvl.embed_images(pictures, framing), names, lambda number: pictures[number][None])
 
 
 def _joined(texts: str | Sequence[str]) -> str:

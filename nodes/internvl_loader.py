@@ -28,19 +28,26 @@ class InternVLLoader(io.ComfyNode):
             node_id="InternVLLoader",
             display_name="InternVL Loader",
             category="loaders",
-            description="Loads InternVL-C or -G, which tells how well pictures and words of 110+ languages fit: for labels, ranking, search and "
-            "comparison. Its text encoder is the one MuLan uses, and can be shared with it.",
+            description=(
+                "Loads InternVL-C or InternVL-G, a CLIP-like model that scores how well images match "
+                "text in 110+ languages: to classify, search, rank and compare images. It can share "
+                "its text encoder with MuLan."
+            ),
             search_aliases=[
-                "internvl",
-                "clip score",
-                "zero-shot",
-                "image embedding",
-                "multilingual clip",
+                "load internvl",
+                "internvl clip",
                 "load clip vision",
-                "retrieval",
+                "multilingual clip",
+                "clip score",
+                "zero-shot model",
+                "image embedding model",
+                "image text matching",
+                "image retrieval model",
                 "图文匹配",
-                "零样本",
+                "零样本分类",
+                "以文搜图",
                 "画像検索",
+                "画像とテキストの類似度",
                 "이미지 검색",
                 "recherche d'images",
                 "Bildersuche",
@@ -51,39 +58,48 @@ class InternVLLoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=_checkpoints(),
-                    tooltip=f"In models/internvl: {SOURCE} or internvl_c_13b_224px.pth, or the vision file that dev.py convert made of "
-                    "either. A folder of shards that lies in models/text_encoders for MuLan is listed too.",
+                    tooltip=(
+                        f"The model in models/internvl: {SOURCE} or internvl_c_13b_224px.pth, or the "
+                        "vision file converted from either (see the help page). A published folder in "
+                        "models/text_encoders is listed too."
+                    ),
                 ),
                 io.Combo.Input(
                     "text_encoder",
                     options=[INSIDE, *names(ENCODERS)],
                     default=INSIDE,
-                    tooltip="InternVL's text encoder: the one in the checkpoint, or its converted file in models/text_encoders. Not used "
-                    "where a CLIP is connected.",
+                    tooltip=(
+                        "InternVL's text encoder: the one in the checkpoint, or its converted file in "
+                        "models/text_encoders. Not used when a CLIP is connected."
+                    ),
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default=MODES[0],
                     optional=True,
-                    tooltip="C: pictures by the vision tower alone. G: they are also read by the language model's queries; slower, and "
-                    "better at finding pictures by sentences.",
+                    tooltip=(
+                        "C: encodes images with the vision tower alone. G: the language model's queries "
+                        "read them too; slower, but better at finding images by sentences."
+                    ),
                 ),
                 precision_input(
-                    "What the vision side computes in, whatever the file holds. default: fp16 or bf16 where the device is fast with it, "
-                    "else fp32."
+                    "The precision the vision tower computes in, whatever the file holds. default: fp16 or "
+                    "bf16 where the device is fast with it, otherwise fp32."
                 ),
                 device_input(),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The CLIP of a MuLan Loader: its text encoder serves here too, so there is one copy of it in memory.",
+                    tooltip=(
+                        "The CLIP of a MuLan Loader. Its text encoder is shared, so there is only one copy in memory."
+                    ),
                 ),
             ],
             outputs=[
                 INTERNVL.Output(
                     display_name="INTERNVL",
-                    tooltip="For the InternVL nodes. ComfyUI moves it to the GPU and away as it does models.",
+                    tooltip="The model for the InternVL nodes. ComfyUI moves it to the GPU and back, like any model.",
                 )
             ],
         )

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..mulan.internvl.embeddings import Embeddings, check_same_model
-from ..mulan.internvl.ranking import direction, rank
+from ..mulan.internvl.ranking import mean_embedding, rank
 from .common import passes, show
 from .internvl_inputs import (
     ABSENT,
@@ -35,20 +35,31 @@ class InternVLRank(io.ComfyNode):
             node_id="InternVLRank",
             display_name="InternVL Rank",
             category=CATEGORY,
-            description="Puts pictures of a batch or a folder in order by how well they fit a sentence in any language, or another picture: search a "
-            "folder, or keep the best of several generations.",
+            description=(
+                "Sorts the images of a batch or folder by how well they match a sentence in any "
+                "language, or another image. Use it to search a folder, or to keep the best of "
+                "several generations."
+            ),
             search_aliases=[
-                "image search",
-                "retrieval",
                 "search images",
+                "image search",
+                "image retrieval",
+                "search folder by text",
+                "find similar images",
+                "reverse image search",
+                "rank images",
+                "sort by prompt",
                 "best of n",
                 "pick best image",
                 "clip score",
-                "similar images",
+                "aesthetic ranking",
                 "以文搜图",
+                "以图搜图",
                 "图像检索",
                 "画像検索",
+                "類似画像検索",
                 "이미지 검색",
+                "비슷한 이미지",
                 "recherche d'images",
                 "Bildersuche",
                 "поиск картинок",
@@ -64,19 +75,24 @@ class InternVLRank(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="What to look for: a sentence in any language. A list of texts, or text and picture together: their mean.",
+                    tooltip=(
+                        "What to look for: a sentence in any language. Several texts, or a text and "
+                        "query_image together, are averaged."
+                    ),
                 ),
                 io.Image.Input(
                     "query_image",
                     optional=True,
-                    tooltip="Look for pictures like this one, or like the mean of several.",
+                    tooltip="Looks for images similar to this one. Several images are averaged.",
                 ),
                 image_input(),
                 folder_input(),
                 EMBEDDINGS.Input(
                     "embeddings",
                     optional=True,
-                    tooltip="Of InternVL Embed, in place of image and folder: pictures or texts to put in order.",
+                    tooltip=(
+                        "Embeddings from InternVL Embed, instead of image and folder: the images or texts to sort."
+                    ),
                 ),
                 io.Int.Input(
                     "top_k",
@@ -84,7 +100,7 @@ class InternVLRank(io.ComfyNode):
                     min=0,
                     max=1000000,
                     optional=True,
-                    tooltip="At most so many, the best; 1 for the best of all. 0: all of them, and each is loaded for the output images.",
+                    tooltip="Returns at most this many images, best first. 0 returns all (loads every image).",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -93,8 +109,10 @@ class InternVLRank(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Leave out what scores below. Scores are cosines: low between texts and pictures even where they fit, "
-                    "higher between pictures.",
+                    tooltip=(
+                        "Drops results that score below this. Scores are cosine similarities: low between "
+                        "a text and an image even if they match well, higher between two images."
+                    ),
                 ),
                 framing_input(WHOLE),
             ],
@@ -102,18 +120,20 @@ class InternVLRank(io.ComfyNode):
                 io.Image.Output(
                     display_name="images",
                     is_output_list=True,
-                    tooltip="A list: the pictures in their new order, each in its own size. None for embeddings, and where nothing is "
-                    "left; then what follows does not run.",
+                    tooltip=(
+                        "List: the images, best first, each at its own size. Empty for embeddings, or if "
+                        "nothing reaches the threshold: nodes after it then do not run."
+                    ),
                 ),
                 io.Float.Output(
-                    display_name="scores", is_output_list=True, tooltip="A list: the score of each, the highest first."
+                    display_name="scores", is_output_list=True, tooltip="List: the score of each result, highest first."
                 ),
                 io.Int.Output(
                     display_name="order",
                     is_output_list=True,
-                    tooltip="A list: where each stood in the input; the first is 0.",
+                    tooltip="List: the index of each result in the input, starting at 0.",
                 ),
-                io.String.Output(display_name="names", is_output_list=True, tooltip="A list: the name of each."),
+                io.String.Output(display_name="names", is_output_list=True, tooltip="List: the name of each result."),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
         )
@@ -145,8 +165,8 @@ class InternVLRank(io.ComfyNode):
         check_source(or_absent(image), folder, embeddings=or_absent(embeddings))
         seen = look(internvl, image, folder, framing) if embeddings is None else _seen_before(embeddings, internvl)
         texts, pictures = _texts(query), [picture[..., :3] for batch in query_image or [] for picture in batch]
-        wanted = torch.cat([internvl.embed_texts(texts), internvl.embed_pictures(pictures, framing)])
-        scores = seen.vectors @ direction(wanted)
+        wanted = torch.cat([internvl.embed_texts(texts), internvl.embed_images(pictures, framing)])
+        scores = seen.vectors @ mean_embedding(wanted)
         order = rank(scores, first(top_k), first(threshold))
         told = [
             {"position": number, "name": seen.names[number], "score": rounded(scores[number].item())}

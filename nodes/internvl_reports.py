@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ..mulan.internvl.image_folder import Unreadable
+from ..mulan.internvl.image_folder import UnreadableImage
 from ..mulan.internvl.labels import Labels
 from ..mulan.internvl.zeroshot import Scores
 
 FORMAT = "internvl-nodes/1"
-JSON_TOOLTIP = f"Everything as one JSON text in the form {FORMAT}; headless clients find it in the history too."
+JSON_TOOLTIP = f"All results as one JSON text ({FORMAT}). It is in the history too, for API clients."
 LINES_SHOWN = 100
 
 
@@ -35,11 +35,11 @@ def rounded(score: float) -> float:
     return float(f"{score:.6g}")
 
 
-def told_unreadable(unreadable: Sequence[Unreadable]) -> list[dict] | None:
+def told_unreadable(unreadable: Sequence[UnreadableImage]) -> list[dict] | None:
     return [each._asdict() for each in unreadable] or None
 
 
-def table(lines: Sequence[str], unreadable: Sequence[Unreadable] = ()) -> str:
+def table(lines: Sequence[str], unreadable: Sequence[UnreadableImage] = ()) -> str:
     """For people: the first lines, and what could not be read."""
     more = len(lines) - LINES_SHOWN
     shown = [*lines[:LINES_SHOWN], *([f"... and {more} more"] if more > 0 else [])]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..mulan.images.video_frames import middles, spread_frames
-from ..mulan.internvl.ranking import direction, rank
+from ..mulan.images.video_frames import middle_frames, sample_frames
+from ..mulan.internvl.ranking import mean_embedding, rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
 from .common import passes, show
 from .internvl_inputs import (
@@ -32,16 +32,24 @@ class InternVLVideoClassify(io.ComfyNode):
             node_id="InternVLVideoClassify",
             display_name="InternVL Video Classify",
             category=CATEGORY,
-            description="Tells which of your labels fits a video, with scores: a few frames, evenly spread, are looked at together, as InternVL's "
-            "authors do for actions.",
+            description=(
+                "Finds which of your labels fits a video, with scores. Averages the embeddings of a "
+                "few evenly spaced frames, as InternVL's authors do for action recognition."
+            ),
             search_aliases=[
                 "video classification",
+                "classify video",
                 "action recognition",
                 "label video",
+                "tag video",
                 "zero-shot video",
+                "video tagging",
                 "视频分类",
+                "动作识别",
                 "動画分類",
+                "動作認識",
                 "동영상 분류",
+                "행동 인식",
                 "classer une vidéo",
                 "Video klassifizieren",
                 "классификация видео",
@@ -52,24 +60,27 @@ class InternVLVideoClassify(io.ComfyNode):
             inputs=[
                 model_input(),
                 *label_inputs(),
-                io.Video.Input("video", optional=True, tooltip="The video. Connect it, or its frames as image."),
-                io.Image.Input("image", optional=True, tooltip="The frames of a video as a batch, in place of video."),
+                io.Video.Input(
+                    "video", optional=True, tooltip="The video to classify. Connect this, or its frames as image."
+                ),
+                io.Image.Input("image", optional=True, tooltip="The frames of a video as a batch, instead of video."),
                 io.Int.Input(
                     "frames",
                     default=8,
                     min=1,
                     max=256,
                     optional=True,
-                    tooltip="How many frames are looked at: the middle ones of so many equal parts. The paper takes 8.",
+                    tooltip=(
+                        "The number of frames to use, evenly spaced: the middle frames of equal parts. "
+                        "The paper uses 8."
+                    ),
                 ),
                 framing_input(CROP),
             ],
             outputs=[
                 io.String.Output(display_name="label", tooltip="The best label."),
-                io.Float.Output(display_name="score", tooltip="Its score, of the kind chosen in scores."),
-                io.String.Output(
-                    display_name="labels", tooltip="The top_k labels, the best first, with commas between them."
-                ),
+                io.Float.Output(display_name="score", tooltip="The score of that label, of the kind chosen in scores."),
+                io.String.Output(display_name="labels", tooltip="The top_k labels, best first, separated by commas."),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
         )
@@ -95,14 +106,14 @@ class InternVLVideoClassify(io.ComfyNode):
     ) -> io.NodeOutput:
         _check_frames(or_absent(video), or_absent(image))
         if video is not None:
-            chosen = spread_frames(video, frames)
+            chosen = sample_frames(video, frames)
         elif len(image):
-            chosen = [image[number][..., :3] for number in middles(len(image), frames)]
+            chosen = [image[number][..., :3] for number in middle_frames(len(image), frames)]
         else:
             raise ValueError("image: there is no picture in the batch")
         read = labels_of(labels)
         of_labels = embed_labels(internvl, read.names, templates_of(templates, own_templates))
-        found = classify(direction(internvl.embed_pictures(chosen, framing))[None], of_labels, internvl.logit_scale)
+        found = classify(mean_embedding(internvl.embed_images(chosen, framing))[None], of_labels, internvl.logit_scale)
         order = rank(found.cosine[0], top_k)
         shown = (found.softmax if scores == SOFTMAX else found.cosine)[0]
         written = document(

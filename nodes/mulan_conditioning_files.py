@@ -21,33 +21,52 @@ class MulanSaveConditioning(io.ComfyNode):
             node_id="MuLanSaveConditioning",
             display_name="MuLan Save Conditioning",
             category="MuLan",
-            description="Writes an encoded prompt to output/conditioning, so that later graphs, or another machine, need no text encoder.",
+            description=(
+                "Saves a conditioning (an encoded prompt) to output/conditioning. Later workflows, on "
+                "this or another machine, load it without the text encoder."
+            ),
             search_aliases=[
                 "save conditioning",
                 "export conditioning",
-                "save prompt",
+                "save prompt embedding",
+                "save encoded prompt",
                 "cache conditioning",
+                "cache text encoder",
                 "prompt embeds",
                 "保存条件",
+                "保存提示词编码",
                 "条件付けを保存",
+                "조건 저장",
+                "enregistrer le conditionnement",
+                "Conditioning speichern",
+                "сохранить кондишнинг",
+                "guardar acondicionamiento",
             ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="Any conditioning of texts, areas, masks and timestep ranges. One with a ControlNet or "
-                    "hooks is refused: these are no data.",
+                    tooltip=(
+                        "The conditioning to save, including areas, masks and timestep ranges. A "
+                        "conditioning with a ControlNet or hooks cannot be saved: they are objects, not "
+                        "tensors."
+                    ),
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="MuLan",
-                    tooltip="The file's name in output/conditioning; a number follows. May have subfolders and %year%, %month%, %day%.",
+                    tooltip=(
+                        "The prefix of the file name in output/conditioning; a counter is added. May "
+                        "contain subfolders and %year%, %month%, %day%."
+                    ),
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(tooltip="The conditioning that came in."),
-                io.String.Output(display_name="file", tooltip="The file's name as MuLan Load Conditioning lists it."),
+                io.Conditioning.Output(tooltip="The conditioning, unchanged."),
+                io.String.Output(
+                    display_name="file", tooltip="The name of the saved file, as MuLan Load Conditioning lists it."
+                ),
             ],
         )
 
@@ -65,16 +84,25 @@ class MulanLoadConditioning(io.ComfyNode):
             node_id="MuLanLoadConditioning",
             display_name="MuLan Load Conditioning",
             category="MuLan",
-            description="Reads what MuLan Save Conditioning wrote. The graph needs no text encoder then.",
+            description=(
+                "Loads a conditioning that MuLan Save Conditioning saved. The workflow needs no text encoder."
+            ),
             search_aliases=[
                 "load conditioning",
                 "import conditioning",
-                "load prompt",
+                "load prompt embedding",
+                "load encoded prompt",
                 "cached conditioning",
                 "without text encoder",
                 "prompt embeds",
                 "加载条件",
+                "加载提示词编码",
                 "条件付けを読み込む",
+                "조건 불러오기",
+                "charger le conditionnement",
+                "Conditioning laden",
+                "загрузить кондишнинг",
+                "cargar acondicionamiento",
             ],
             has_intermediate_output=True,
             hidden=[io.Hidden.unique_id],
@@ -82,19 +110,25 @@ class MulanLoadConditioning(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=list(FILES.listed()),
-                    tooltip="A file that MuLan Save Conditioning wrote, in output/conditioning or in the input folder.",
+                    tooltip=(
+                        "The file to load, saved by MuLan Save Conditioning: in output/conditioning or in "
+                        "ComfyUI's input folder."
+                    ),
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="Connected, a file for another model family is refused. It is not changed.",
+                    tooltip="If connected, the file must be for this model's family. The model is not changed.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(tooltip="What was saved, exactly."),
+                io.Conditioning.Output(tooltip="The conditioning, exactly as saved."),
                 io.String.Output(
                     display_name="info",
-                    tooltip="What the file holds: prompts, family, shapes, and what it was made with.",
+                    tooltip=(
+                        "What the file holds: prompts, model family, shapes, and the text encoder and "
+                        "adapter it was made with."
+                    ),
                 ),
             ],
         )

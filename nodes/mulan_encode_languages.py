@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..mulan.conditioning.languages import encode_once, labelled_prompts
+from ..mulan.conditioning.languages import encode_unique, parse_labeled_prompts
 
 
 class MulanEncodeLanguages(io.ComfyNode):
@@ -14,29 +14,45 @@ class MulanEncodeLanguages(io.ComfyNode):
             node_id="MuLanEncodeLanguages",
             display_name="MuLan Encode Languages",
             category="MuLan",
-            description="Encodes many prompts and a negative at once, and gives the prompts as a list: what follows, such as KSampler, runs once for each.",
+            description=(
+                "Encodes several prompts, one per line and each in any language, in one pass. Returns "
+                "the conditionings as a list: nodes after it, such as KSampler, run once per prompt."
+            ),
             search_aliases=[
                 "prompt list",
+                "multiple prompts",
                 "batch prompts",
                 "multiline prompts",
-                "many languages",
-                "language grid",
+                "one prompt per line",
                 "prompts from text",
-                "multilingual",
+                "encode multiple prompts",
+                "multilingual prompts",
+                "compare languages",
+                "language grid",
+                "批量提示词",
                 "提示词列表",
+                "多语言提示词",
                 "プロンプト一覧",
+                "複数プロンプト",
                 "프롬프트 목록",
+                "여러 프롬프트",
+                "liste de prompts",
+                "Prompt-Liste",
+                "список промптов",
+                "lista de prompts",
             ],
             is_input_list=True,
             inputs=[
-                io.Clip.Input("clip", tooltip="The CLIP of MuLan Loader, or any other."),
+                io.Clip.Input("clip", tooltip="The CLIP that encodes the prompts: MuLan Loader's, or any other."),
                 io.String.Input(
                     "prompts",
                     multiline=True,
                     dynamic_prompts=True,
                     default="en: a red circle\nde: ein roter Kreis\nzh: 红色的圆形",
-                    tooltip="One prompt per line. A language code and a colon before it is its label: 'zh: 一只猫', 'pt-BR: um gato'. "
-                    "Connected, a list of texts is a list of prompts.",
+                    tooltip=(
+                        "The prompts, one per line. A language code and a colon in front label a prompt: "
+                        "'zh: 一只猫', 'pt-BR: um gato'. A connected list of texts is a list of prompts."
+                    ),
                 ),
                 io.String.Input(
                     "negative",
@@ -44,24 +60,22 @@ class MulanEncodeLanguages(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     optional=True,
-                    tooltip="One negative prompt for all, encoded as MuLan Loader's CLIP (negative) does.",
+                    tooltip="One negative prompt for all prompts, encoded as by MuLan Loader's CLIP (negative).",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(
-                    is_output_list=True, tooltip="A list: for each prompt what CLIP Text Encode gives."
-                ),
+                io.Conditioning.Output(is_output_list=True, tooltip="List: the conditioning of each prompt."),
                 io.Conditioning.Output(
                     display_name="negative",
-                    tooltip="The negative prompt, a single one: it goes with every item of the lists.",
+                    tooltip="The conditioning of the negative prompt. It is used with every prompt of the list.",
                 ),
                 io.String.Output(
                     display_name="labels",
                     is_output_list=True,
-                    tooltip="A list: the language code before each prompt, or the prompt's number where there is none.",
+                    tooltip="List: the language code of each prompt, or its number if it has none.",
                 ),
                 io.String.Output(
-                    display_name="prompts", is_output_list=True, tooltip="A list: the prompts without their labels."
+                    display_name="prompts", is_output_list=True, tooltip="List: the prompts without their labels."
                 ),
             ],
         )
@@ -70,7 +84,7 @@ class MulanEncodeLanguages(io.ComfyNode):
     def validate_inputs(cls, prompts):
         if isinstance(prompts[0], str):  # None: it is connected
             try:
-                labelled_prompts(prompts)
+                parse_labeled_prompts(prompts)
             except ValueError as error:
                 return str(error)
         return True
@@ -82,8 +96,8 @@ class MulanEncodeLanguages(io.ComfyNode):
             raise ValueError(
                 "the connected CLIP is empty: its checkpoint has no text encoder. Connect MuLan Loader's CLIP."
             )
-        labels, texts = map(list, zip(*labelled_prompts(prompts)))
-        conditionings, of_negative = encode_once(clip, texts, negative)
+        labels, texts = map(list, zip(*parse_labeled_prompts(prompts)))
+        conditionings, of_negative = encode_unique(clip, texts, negative)
         return io.NodeOutput(conditionings, of_negative, labels, texts)
 
 

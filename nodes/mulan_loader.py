@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..mulan.conditioning.base_model import check_family, with_adapter
+from ..mulan.conditioning.base_model import apply_adapter, check_family
 from ..mulan.conditioning.clip import check_pair, load_clip, negative_view
 from ..mulan.conditioning.families import DEFAULT_ZEROING, PIXART, ZEROING
 from ..mulan.conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, open_adapter, open_text_encoder
@@ -22,47 +22,71 @@ class MulanLoader(io.ComfyNode):
             node_id="MuLanLoader",
             display_name="MuLan Loader",
             category="MuLan",
-            description="Gives a Stable Diffusion 1.5, 2.1, SDXL or PixArt checkpoint prompts in 110+ languages: InternVL's text encoder with a MuLan "
-            "adapter, as a CLIP for the stock text nodes.",
+            description=(
+                "Adds prompts in 110+ languages to a Stable Diffusion 1.5, 2.1, SDXL or PixArt "
+                "checkpoint. Returns InternVL's text encoder with a MuLan adapter as a CLIP for the "
+                "standard text nodes."
+            ),
             search_aliases=[
-                "multilingual",
-                "mulan",
-                "internvl",
-                "language adapter",
-                "translate prompt",
+                "multilingual prompt",
                 "multilingual clip",
-                "text encoder",
-                "多语言",
-                "多言語",
-                "다국어",
-                "multilingue",
-                "mehrsprachig",
-                "многоязычный",
+                "multilingual text encoder",
+                "non-english prompt",
+                "prompt in any language",
+                "translate prompt",
+                "language adapter",
+                "load mulan",
+                "mulan adapter",
+                "internvl text encoder",
+                "load clip",
+                "多语言提示词",
+                "中文提示词",
+                "多言語プロンプト",
+                "日本語プロンプト",
+                "다국어 프롬프트",
+                "한국어 프롬프트",
+                "prompt multilingue",
+                "mehrsprachiger Prompt",
+                "многоязычный промпт",
+                "prompt multilingüe",
             ],
             inputs=[
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The checkpoint's MODEL. It passes through unchanged for SD1.5 and SD2.1; for PixArt and some SDXL adapters the "
-                    "output is needed, with the adapter's weights in it. Connected, it is checked to be of the adapter's family.",
+                    tooltip=(
+                        "The checkpoint's MODEL. Required for PixArt and some SDXL adapters, which "
+                        "replace weights in it; SD1.5 and SD2.1 pass through unchanged. If connected, its "
+                        "family must match the adapter's."
+                    ),
                 ),
                 io.Combo.Input(
                     "text_encoder",
                     options=names("text_encoders"),
-                    tooltip=f"InternVL's text encoder in models/text_encoders: one .safetensors, or the folder of {ENCODER_SOURCE}.",
+                    tooltip=(
+                        "InternVL's text encoder in models/text_encoders: a single .safetensors file, or "
+                        f"the folder of {ENCODER_SOURCE}. See the help page to convert the folder to one "
+                        "smaller file."
+                    ),
                 ),
                 io.Combo.Input(
                     "adapter",
                     options=[*names("mulan"), NO_ADAPTER],
-                    tooltip=f"The MuLan adapter in models/mulan, from {ADAPTER_SOURCE}. Its tensors tell which family it is for. "
-                    "None: for the mulan-pixart model, which has its own.",
+                    tooltip=(
+                        f"The MuLan adapter in models/mulan, from {ADAPTER_SOURCE}. Its model family is "
+                        "detected from its tensors. Choose none for the mulan-pixart model, which "
+                        "contains its adapter."
+                    ),
                 ),
                 io.Combo.Input(
                     "prompt_style",
                     options=list(STYLES),
                     default=STYLES[0],
-                    tooltip="default: prompt weights as (word:1.2), long prompts in several windows, nothing lost. "
-                    "upstream: token by token what MuLan's authors do; brackets are text and all past 75 tokens is dropped.",
+                    tooltip=(
+                        "default: supports weights such as (word:1.2), BREAK and prompts of any length. "
+                        "upstream: tokenizes exactly like MuLan's own code, so brackets are plain text "
+                        "and everything past the first window (75 or 78 tokens) is dropped."
+                    ),
                 ),
                 io.Combo.Input(
                     "device",
@@ -70,7 +94,9 @@ class MulanLoader(io.ComfyNode):
                     default="default",
                     optional=True,
                     advanced=True,
-                    tooltip="cpu keeps the text encoder in main memory and computes there: slower, but it takes nothing of the GPU.",
+                    tooltip=(
+                        "cpu keeps the text encoder in system memory and runs it there: slower, but uses no VRAM."
+                    ),
                 ),
                 io.Combo.Input(
                     "sdxl_zeros",
@@ -78,18 +104,26 @@ class MulanLoader(io.ComfyNode):
                     default=DEFAULT_ZEROING,
                     optional=True,
                     advanced=True,
-                    tooltip="SDXL only: what becomes zeros, as in mulankit. negative pooled: MuLan's own SDXL examples, the pooled vector of "
-                    "negatives. all pooled, empty negative: mulankit's default, every pooled vector and the whole of an empty negative. "
-                    "Negatives are what CLIP (negative) encodes.",
+                    tooltip=(
+                        "SDXL only: which embeddings are set to zero. negative pooled: the pooled "
+                        "embedding of negatives, as in MuLan's SDXL examples. all pooled, empty negative: "
+                        "every pooled embedding and all of an empty negative, mulankit's default. "
+                        "nothing: none of them. Negatives are prompts encoded with CLIP (negative)."
+                    ),
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The MODEL that came in, with what the adapter replaces of it."),
-                io.Clip.Output(tooltip="For prompts, and for negatives too."),
+                io.Model.Output(
+                    tooltip="The MODEL with the adapter's weights in it. Use it in place of the checkpoint's."
+                ),
+                io.Clip.Output(tooltip="Encodes prompts, and negative prompts too."),
                 io.Clip.Output(
                     display_name="CLIP (negative)",
-                    tooltip="The same weights, for negatives as MuLan's authors encode them: without the words put before a prompt; "
-                    "for SDXL with them, and with zeros for the pooled vector.",
+                    tooltip=(
+                        "Encodes negative prompts as MuLan's authors do: without the prefix 'summarize:', "
+                        "or for SDXL with the prefix and a pooled embedding of zeros. Shares its weights "
+                        "with CLIP."
+                    ),
                 ),
             ],
         )
@@ -123,7 +157,7 @@ class MulanLoader(io.ComfyNode):
                 f"the adapter {adapter}" if adapter_file else "the choice adapter = none",
             )
             if adapter_file:
-                model = with_adapter(model, adapter_file)
+                model = apply_adapter(model, adapter_file)
         elif adapter_file and adapter_file.patches_model:
             raise ValueError(
                 f"the adapter {adapter} replaces weights of the {adapter_file.family.title} model: connect the checkpoint's MODEL to the "

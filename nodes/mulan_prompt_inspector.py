@@ -20,37 +20,51 @@ class MulanPromptInspector(io.ComfyNode):
             node_id="MuLanPromptInspector",
             display_name="MuLan Prompt Inspector",
             category="MuLan",
-            description="Shows what MuLan makes of a prompt: its tokens, windows and weights, what is cut away, and how many tokens the language takes. "
-            "Nothing is encoded, so it takes no time and no GPU.",
+            description=(
+                "Shows how MuLan reads a prompt: tokens, windows, weights, dropped text, and the "
+                "number of tokens the language needs. Only runs the tokenizer, so it takes no time "
+                "and no GPU."
+            ),
             search_aliases=[
-                "token count",
-                "tokenizer",
                 "count tokens",
-                "prompt length",
+                "token count",
+                "token counter",
                 "show tokens",
                 "token viewer",
+                "tokenize prompt",
+                "prompt length",
+                "prompt too long",
                 "debug prompt",
-                "fertility",
-                "词元",
-                "トークン",
-                "토큰",
-                "токены",
+                "inspect prompt",
+                "prompt weights",
+                "查看词元",
+                "提示词长度",
+                "トークン数",
+                "プロンプトの長さ",
+                "토큰 수",
+                "nombre de tokens",
+                "Token zählen",
+                "число токенов",
+                "contar tokens",
             ],
             is_output_node=True,
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The CLIP of MuLan Loader, or its CLIP (negative): the prompt is read as that one reads it.",
+                    tooltip="CLIP or CLIP (negative) of MuLan Loader. The prompt is read as that output reads it.",
                 ),
                 io.String.Input(
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The prompt, in any language. (words:1.2) sets a weight, BREAK on its own begins another window.",
+                    tooltip=(
+                        "The prompt to inspect, in any language. (words:1.2) sets a weight; BREAK on its "
+                        "own starts a new window."
+                    ),
                 ),
             ],
             outputs=[
-                io.Image.Output(tooltip="The windows with their tokens, weights and notes; 1024 pixels wide."),
+                io.Image.Output(tooltip="The windows with their tokens, weights and notes, drawn 1024 pixels wide."),
                 io.String.Output(display_name="report", tooltip="The same as text."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
