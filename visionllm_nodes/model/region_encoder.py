@@ -73,11 +73,11 @@ class RegionEncoder(nn.Module):
         images [R, 3, S, S] normalized as the vision tower's, masks bool [R, 1, S, S], features: the tower's last three
         hidden states [R, (S / 14)^2, vision_hidden_size] each, first the third from the end.
         """
-        x = torch.cat((images, masks.to(images)), dim=1)
+        x = torch.cat((images, masks.to(images)), dim=1).movedim(1, -1)
         for layer in self.mask_embedding:
-            x = layer(x.movedim(1, -1)).movedim(-1, 1) if isinstance(layer, nn.LayerNorm) else layer(x)
-        rows, columns = x.shape[2:]
-        level, total = x.flatten(2).transpose(1, 2).float(), torch.zeros((), device=x.device)
+            x = layer(x.movedim(-1, 1)).movedim(1, -1) if isinstance(layer, nn.Conv2d) else layer(x)
+        rows, columns = x.shape[1:3]
+        level, total = x.flatten(1, 2).float(), torch.zeros((), device=x.device)
         for hidden_states in features:  # each level adds to those before it, and the levels are averaged
             level = level + hidden_states.float()
             total = total + level / len(features)
