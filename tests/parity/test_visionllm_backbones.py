@@ -56,13 +56,13 @@ def test_maps_of_the_pose_decoder(vision_case, close):
     case = vision_case("unipose_swin")
     module = loaded(below(POSE, case.weights()), {}, hugging_face=False)
     assert module.config.normed == (False, True, True, True)
-    told = case.facts["swin"]
+    swin = case.facts["swin"]
     assert (
         module.config.embed_dim,
         list(module.config.depths),
         list(module.config.num_heads),
         module.config.window_size,
-    ) == (told["embed_dim"], told["depths"], told["num_heads"], told["window_size"])
+    ) == (swin["embed_dim"], swin["depths"], swin["num_heads"], swin["window_size"])
     sizes = case.facts["inputs"]["image_sizes"]
     height, width = (max(sides) + -max(sides) % 32 for sides in zip(*sizes, strict=True))
     images = torch.zeros(len(sizes), 3, height, width)
@@ -101,7 +101,7 @@ def test_full_size_tensors(vision_manifest, name, prefix, hugging_face):
 
 @torch.no_grad()
 def test_a_swin_map_smaller_than_a_window_is_padded_to_one(vision_case):
-    """Upstream partitions always: a 32-pixel picture has 1x1 tokens in the last stage."""
+    """Upstream partitions always: a 32-pixel image has 1x1 tokens in the last stage."""
     case = vision_case("gdino_swin")
     module = loaded(below(GROUNDING, case.weights()), {}, hugging_face=True)
     assert [tuple(features.shape[2:]) for features in module(torch.ones(1, 3, 32, 32))] == [

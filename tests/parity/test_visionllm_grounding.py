@@ -10,13 +10,15 @@ BOXES, MASKS, STATES = 1e-5, 2e-4, 5e-5
 PUBLISHED_WIDTH = 256
 
 
-def told(facts):
+def upstream_config(facts):
     return facts["config"] | {"backbone_config": facts["backbone_config"]}
 
 
 def loaded(case):
     tensors = case.weights()
-    config = grounding.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, told(case.facts))
+    config = grounding.configuration(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, upstream_config(case.facts)
+    )
     decoder = grounding.build(config, operations=torch.nn, device="meta")
     decoder.load_state_dict(
         {ours: source.read(tensors.__getitem__) for ours, source in grounding.sources(config).items()},
@@ -39,8 +41,8 @@ def given(case):
     return images, images[:, 0] != 0, queries, torch.arange(max(counts)) < torch.tensor(counts)[:, None]
 
 
-class Handed:
-    """What the parts of a decoder handed on during one forward."""
+class Intermediate:
+    """What the parts of a decoder intermediate on during one forward."""
 
     def __init__(self, decoder):
         self.hooks = [
@@ -57,7 +59,7 @@ class Handed:
 
 @pytest.fixture(scope="module")
 def answered(vision_case):
-    """answered(name) -> case, decoder, what it answered, what its parts handed on."""
+    """answered(name) -> case, decoder, its output, what its parts returned."""
     made = {}
 
     @torch.no_grad()
@@ -65,9 +67,9 @@ def answered(vision_case):
         if name not in made:
             case = vision_case(name)
             decoder = loaded(case)
-            handed, inputs = Handed(decoder), given(case)
+            intermediate, inputs = Intermediate(decoder), given(case)
             with upstream_text_masks(decoder, inputs[3]):
-                made[name] = case, decoder, decoder(*inputs), handed
+                made[name] = case, decoder, decoder(*inputs), intermediate
         return made[name]
 
     return get
@@ -96,8 +98,8 @@ class upstream_text_masks:
         (batch, length), heads = self.query_mask.shape, layer.self_attn.num_heads
         of_sample = self.query_mask[:, None] & self.query_mask[:, :, None] | torch.eye(length, dtype=torch.bool)
         order = torch.arange(batch * heads) % batch
-        places = torch.arange(length) * self.query_mask
-        return text, positions[places], of_sample[order].unflatten(0, (batch, heads))
+        indices = torch.arange(length) * self.query_mask
+        return text, positions[indices], of_sample[order].unflatten(0, (batch, heads))
 
 
 def logits_tolerance(case):
@@ -111,13 +113,13 @@ def close_where_finite(close, ours, golden, label, tolerance):
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_what_the_parts_hand_on(answered, close, name):
-    case, decoder, found, handed = answered(name)
+def test_intermediate_results(answered, close, name):
+    case, decoder, found, intermediate = answered(name)
     stored, counts = case.stored, case.facts["inputs"]["text_lens"]
-    close(handed.patch_query, stored["patch_query"], f"{name} patch_query", STATES)
-    close(handed.enc_text, stored["enc_text"], f"{name} enc_text", STATES)
+    close(intermediate.patch_query, stored["patch_query"], f"{name} patch_query", STATES)
+    close(intermediate.enc_text, stored["enc_text"], f"{name} enc_text", STATES)
     if "enc_vision" in stored:
-        close(handed.enc_vision, stored["enc_vision"], f"{name} enc_vision", STATES)
+        close(intermediate.enc_vision, stored["enc_vision"], f"{name} enc_vision", STATES)
         close(found.mask_features, stored["mask_features"], f"{name} mask_features", STATES)
         close(
             found.all_hidden_states.transpose(0, 1),
@@ -126,16 +128,20 @@ def test_what_the_parts_hand_on(answered, close, name):
             STATES,
         )
         for level in range(
-            len(handed.pyramid.shapes) - 1
+            len(intermediate.pyramid.shapes) - 1
         ):  # upstream's level 0 is the finest map, which is not in the pyramid
-            assert torch.equal(handed.pyramid.level_mask(level), stored[f"backbone_mask_{level + 1}"])
+            assert torch.equal(intermediate.pyramid.level_mask(level), stored[f"backbone_mask_{level + 1}"])
     else:
-        close(handed.enc_vision.mean(1), stored["enc_vision_mean"], f"{name} enc_vision", STATES)
-        close(handed.enc_vision.std(1), stored["enc_vision_std"], f"{name} enc_vision", STATES)
+        close(intermediate.enc_vision.mean(1), stored["enc_vision_mean"], f"{name} enc_vision", STATES)
+        close(intermediate.enc_vision.std(1), stored["enc_vision_std"], f"{name} enc_vision", STATES)
         close(found.mask_features.mean((2, 3)), stored["mask_features_mean"], f"{name} mask_features", STATES)
     count = stored["topk_logits"].shape[1]
     query_mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-    scores = (handed.cells @ handed.enc_text.transpose(1, 2)).masked_fill(~query_mask[:, None], float("-inf")).amax(-1)
+    scores = (
+        (intermediate.cells @ intermediate.enc_text.transpose(1, 2))
+        .masked_fill(~query_mask[:, None], float("-inf"))
+        .amax(-1)
+    )
     close(scores.topk(count).values, stored["topk_logits"], f"{name} proposals' logits", logits_tolerance(case))
     assert torch.equal(found.proposals.index, stored["topk_index"])
     assert torch.equal(found.proposals.logits.amax(-1), scores.topk(count - 1).values)
@@ -144,7 +150,7 @@ def test_what_the_parts_hand_on(answered, close, name):
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_what_every_layer_answers(answered, close, name):
+def test_outputs_of_every_layer(answered, close, name):
     case, decoder, found, _ = answered(name)
     stored = case.stored
     close_where_finite(close, found.all_logits, stored["all_logits"], f"{name} logits", logits_tolerance(case))
@@ -168,7 +174,7 @@ def test_what_every_layer_answers(answered, close, name):
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_a_sample_in_a_batch_answers_as_alone(answered, close, name):
+def test_a_sample_in_a_batch_is_answered_as_alone(answered, close, name):
     case, decoder, _, _ = answered(name)
     inputs = given(case)
     counts = case.facts["inputs"]["text_lens"]
@@ -187,7 +193,7 @@ def test_a_sample_in_a_batch_answers_as_alone(answered, close, name):
 
 
 @pytest.mark.parametrize("name", ["gdino_swin_t", "gdino_internimage_h"])
-def test_every_published_tensor_has_its_place(vision_manifest, name):
+def test_every_published_tensor_is_read(vision_manifest, name):
     manifest = vision_manifest(name)
     prefix = manifest["prefix"]
     shapes = {tensor.removeprefix(prefix): tuple(shape) for tensor, shape in manifest["tensors"].items()}

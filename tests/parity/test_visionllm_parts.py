@@ -18,8 +18,10 @@ def below(prefix, named):
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
-def loaded(model, published, tensors, told=None, operations=torch.nn):
-    config = published.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, told or {})
+def loaded(model, published, tensors, upstream_config=None, operations=torch.nn):
+    config = published.configuration(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, upstream_config or {}
+    )
     module = model(config, operations=operations, device="meta")
     module.load_state_dict(
         {ours: source.read(tensors.__getitem__) for ours, source in published.sources(config).items()},
@@ -116,13 +118,13 @@ def test_bridge(vision_case, close, kind):
 @torch.no_grad()
 def test_mapper(vision_case, close, name):
     case = vision_case("gen_edit_mapping")
-    told = case.facts["config"]
+    upstream_config = case.facts["config"]
     module = loaded(LanguageAdapter, mappers, below(f"{name}.", case.weights(case.facts["weights_per_module"][name])))
     ids = case.stored[f"{name}_input_ids"]
-    hidden = case.inputs(f"{name}.hidden", (*ids.shape, told["llm_hidden_size"]))
-    first = (ids == told["trigger_token_id"][name]).int().argmax(dim=1) + 1
+    hidden = case.inputs(f"{name}.hidden", (*ids.shape, upstream_config["llm_hidden_size"]))
+    first = (ids == upstream_config["trigger_token_id"][name]).int().argmax(dim=1) + 1
     states = torch.stack(
-        [row[start : start + told["num_embed_tokens"]] for row, start in zip(hidden, first, strict=True)]
+        [row[start : start + upstream_config["num_embed_tokens"]] for row, start in zip(hidden, first, strict=True)]
     )
     close(module.proj(states), case.stored[f"{name}_emb_proj"], f"gen_edit_mapping {name}", TOLERANCE)
     close(
@@ -137,18 +139,20 @@ def test_mapper(vision_case, close, name):
 @torch.no_grad()
 def test_intern_vit(vision_case, close):
     case = vision_case("internvit")
-    told = case.facts["config"]
-    module = loaded(InternViT, intern_vit_keys, case.weights(), told)
+    upstream_config = case.facts["config"]
+    module = loaded(InternViT, intern_vit_keys, case.weights(), upstream_config)
     assert (module.config.image_size, module.config.num_hidden_layers) == (
-        told["image_size"],
-        told["num_hidden_layers"],
+        upstream_config["image_size"],
+        upstream_config["num_hidden_layers"],
     )
     entering = []
     for layer in module.layers:
         layer.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
-    depth = told["num_hidden_layers"]
+    depth = upstream_config["num_hidden_layers"]
     chosen = module(
-        case.inputs("vit.pixel", (len(case.stored["hidden_0"]), 3, told["image_size"], told["image_size"])),
+        case.inputs(
+            "vit.pixel", (len(case.stored["hidden_0"]), 3, upstream_config["image_size"], upstream_config["image_size"])
+        ),
         tuple(range(depth + 1)),
     )
     for index, states in enumerate(chosen):

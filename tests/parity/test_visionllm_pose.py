@@ -16,15 +16,15 @@ from mulan_nodes.visionllm_nodes.model.pose_groups import (
 )
 
 LOGITS = 2e-4
-PLACES = 1e-5
+COORDINATES = 1e-5
 STATES = 5e-5
 STORED_GROUPS = 3
 VISIBILITY = torch.sigmoid(torch.ones(()))  # upstream's third keypoint channel, whatever it sees
 
 
-def built(tensors, told):
+def built(tensors, upstream_config):
     """The decoder with upstream's `tensors`."""
-    config = published.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, told)
+    config = published.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, upstream_config)
     decoder = published.build(config, operations=torch.nn, device="meta")
     decoder.load_state_dict(
         {ours: source.read(tensors.__getitem__) for ours, source in published.sources(config).items()},
@@ -34,7 +34,7 @@ def built(tensors, told):
     return decoder.train(False)
 
 
-def asked(case):
+def inputs_of(case):
     """The golden's batch: images, pixel mask, object queries and mask, keypoint queries and mask; nothing padded
     beyond the batch's own need.
     """
@@ -48,7 +48,7 @@ def asked(case):
         longest = max(counts)
         return (
             torch.stack([F.pad(queries, (0, 0, 0, 0, 0, longest - len(queries))) for queries in rows]),
-            torch.tensor([[place < count for place in range(longest)] for count in counts]),
+            torch.tensor([[index < count for index in range(longest)] for count in counts]),
         )
 
     images = torch.zeros(len(sizes), 3, height, width)
@@ -79,32 +79,32 @@ def answer(golden, decoder):
     ]
     keep_pyramid = decoder.encoder.register_forward_pre_hook(lambda _, given: parts.__setitem__("pyramid", given[0]))
     with torch.no_grad():
-        pose = decoder(*asked(golden))
+        pose = decoder(*inputs_of(golden))
     for hook in (*hooks, keep_pyramid):
         hook.remove()
     return pose, parts
 
 
 def keypoints_as_upstream(keypoints):
-    """[B, G, S, 2] -> [B, G, 3 * S]: all places, then a visibility for each."""
+    """[B, G, S, 2] -> [B, G, 3 * S]: all coordinates, then a visibility for each."""
     return torch.cat((keypoints.flatten(2), VISIBILITY.expand(keypoints.shape[:3])), dim=-1)
 
 
-def test_answer_is_upstreams(golden, answer, close):
+def test_outputs_are_upstreams(golden, answer, close):
     pose, _ = answer
     keypoints = golden.facts["inputs"]["n_kpt"]
     close(pose.logits, golden.stored["pred_logits"], "unipose_swin logits", LOGITS)
-    close(pose.boxes, golden.stored["pred_boxes"], "unipose_swin boxes", PLACES)
+    close(pose.boxes, golden.stored["pred_boxes"], "unipose_swin boxes", COORDINATES)
     close(
         keypoints_as_upstream(pose.layers[-1].keypoints),
         golden.stored["pred_keypoints"],
         "unipose_swin keypoints",
-        PLACES,
+        COORDINATES,
     )
     assert torch.equal(pose.keypoints, pose.layers[-1].keypoints[:, :, : max(keypoints)])
 
 
-def test_steps_are_upstreams(golden, answer, close):
+def test_intermediate_results_are_upstreams(golden, answer, close):
     pose, parts = answer
     stored, slots = golden.stored, pose.layers[-1].keypoints.shape[2]
     vision, text = parts["encoder"]
@@ -121,7 +121,7 @@ def test_steps_are_upstreams(golden, answer, close):
 
     compared = defaultdict(int)
     for number, layer in enumerate(pose.layers):
-        for name, ours, tolerance in (("hs", layer.hidden_states, STATES), ("ref", layer.references, PLACES)):
+        for name, ours, tolerance in (("hs", layer.hidden_states, STATES), ("ref", layer.references, COORDINATES)):
             if f"{name}{number}" in stored:
                 close(ours, stored[f"{name}{number}"], f"unipose_swin {name}", tolerance)
             elif f"{name}{number}_first3groups" in stored:
@@ -139,24 +139,24 @@ def test_steps_are_upstreams(golden, answer, close):
     }
 
 
-def test_more_words_of_padding_change_nothing(golden, decoder, answer, close):
+def test_more_padding_changes_nothing(golden, decoder, answer, close):
     """Upstream pads both lists to 100: padded objects are masked everywhere, and the keypoints' padding is in the
     slots already.
     """
-    images, pixels, objects, object_mask, keypoints, keypoint_mask = asked(golden)
+    images, pixels, objects, object_mask, keypoints, keypoint_mask = inputs_of(golden)
     more = F.pad(objects, (0, 0, 0, 0, 0, 5), value=1.0), F.pad(object_mask, (0, 5))
     slots = decoder.config.num_slots - keypoints.shape[1]
     more_keypoints = F.pad(keypoints, (0, 0, 0, 0, 0, slots), value=1.0), F.pad(keypoint_mask, (0, slots))
     with torch.no_grad():
         pose = decoder(images, pixels, *more, *more_keypoints)
     close(pose.logits[..., : objects.shape[1]], answer[0].logits, "unipose_swin padding", LOGITS)
-    close(pose.keypoints[:, :, : keypoints.shape[1]], answer[0].keypoints, "unipose_swin padding", PLACES)
+    close(pose.keypoints[:, :, : keypoints.shape[1]], answer[0].keypoints, "unipose_swin padding", COORDINATES)
     assert torch.isinf(pose.logits[..., objects.shape[1] :]).all()
 
 
 def test_batch_is_the_single_answers(golden, decoder, close):
-    """Two pictures of one size, with other numbers of objects and of keypoints."""
-    images, pixels, objects, object_mask, keypoints, keypoint_mask = (rows[:1] for rows in asked(golden))
+    """Two images of one size, with other numbers of objects and of keypoints."""
+    images, pixels, objects, object_mask, keypoints, keypoint_mask = (rows[:1] for rows in inputs_of(golden))
     fewer = 1, keypoints.shape[1] // 2
     other = torch.ones_like(pixels)
     with torch.no_grad():
@@ -177,10 +177,10 @@ def test_batch_is_the_single_answers(golden, decoder, close):
             keypoints.flip(1)[:, : fewer[1]],
             keypoint_mask[:, : fewer[1]],
         )
-    for row, single, names, places in ((0, first, objects.shape[1], keypoints.shape[1]), (1, second, *fewer)):
+    for row, single, names, points in ((0, first, objects.shape[1], keypoints.shape[1]), (1, second, *fewer)):
         close(batch.logits[row, :, :names], single.logits[0], "unipose_swin batch", LOGITS)
-        close(batch.boxes[row], single.boxes[0], "unipose_swin batch", PLACES)
-        close(batch.keypoints[row, :, :places], single.keypoints[0], "unipose_swin batch", PLACES)
+        close(batch.boxes[row], single.boxes[0], "unipose_swin batch", COORDINATES)
+        close(batch.keypoints[row, :, :points], single.keypoints[0], "unipose_swin batch", COORDINATES)
 
 
 def test_every_weight_learns_that_upstream_teaches(golden):
@@ -188,7 +188,7 @@ def test_every_weight_learns_that_upstream_teaches(golden):
     look is not taught.
     """
     decoder = built(golden.weights(), golden.facts["config"])
-    pose = decoder(*asked(golden))
+    pose = decoder(*inputs_of(golden))
     answers = [
         part for layer in pose.layers for part in (layer.logits, layer.boxes, layer.keypoints) if part is not None
     ]
@@ -202,9 +202,9 @@ def test_every_weight_learns_that_upstream_teaches(golden):
     }
 
 
-def test_half_precision_keeps_places_in_float32(golden):
+def test_half_precision_keeps_coordinates_in_float32(golden):
     halved = built({name: tensor.bfloat16() for name, tensor in golden.weights().items()}, golden.facts["config"])
-    images, pixels, objects, object_mask, keypoints, keypoint_mask = asked(golden)
+    images, pixels, objects, object_mask, keypoints, keypoint_mask = inputs_of(golden)
     with torch.no_grad():
         pose = halved(images.bfloat16(), pixels, objects.bfloat16(), object_mask, keypoints, keypoint_mask)
     assert {
@@ -253,7 +253,7 @@ def test_boxes_at_the_edge_begin_a_thousandth_inside():
 
 
 @pytest.mark.parametrize("name", ["unipose_swin_t", "unipose_internimage_h"])
-def test_manifest_is_read_whole(vision_manifest, name):
+def test_every_published_tensor_is_read(vision_manifest, name):
     manifest = vision_manifest(name)
     prefix = manifest["prefix"]
     shapes = {tensor.removeprefix(prefix): tuple(shape) for tensor, shape in manifest["tensors"].items()}
@@ -294,7 +294,7 @@ def test_sizes_that_cannot_be_are_refused(golden, change, said):
 
 
 def test_too_many_keypoints_are_refused(golden, decoder):
-    images, pixels, objects, object_mask, keypoints, _ = asked(golden)
+    images, pixels, objects, object_mask, keypoints, _ = inputs_of(golden)
     many = keypoints[:, :1].expand(-1, decoder.config.num_slots + 1, -1, -1)
     with pytest.raises(ValueError, match=f"at most {decoder.config.num_slots}"):
         decoder(images, pixels, objects, object_mask, many, torch.ones(many.shape[:2], dtype=torch.bool))
@@ -306,7 +306,7 @@ def test_small_model_has_few_groups_and_slots(golden):
     del tensors["transformer.decoder.hw_append.weight"]
     tensors["transformer.decoder.hw.weight"] = tensors["transformer.decoder.hw.weight"][:10]
     decoder = built(tensors, golden.facts["config"] | {"num_groups": 8})
-    images, pixels, objects, object_mask, keypoints, keypoint_mask = asked(golden)
+    images, pixels, objects, object_mask, keypoints, keypoint_mask = inputs_of(golden)
     with torch.no_grad():
         pose = decoder(images, pixels, objects, object_mask, keypoints[:, :4], keypoint_mask[:, :4])
     assert pose.logits.shape[:2] == (len(images), 8) and pose.keypoints.shape == (len(images), 8, 4, 2)

@@ -15,7 +15,7 @@ from mulan_nodes.visionllm_nodes.model.grounding_decoder import GroundingDecoder
 
 @dataclass(frozen=True)
 class Canvas:
-    """The pyramid of a decoder's picture and how many of the queries get masks; by default 800 x 1333 padded, as
+    """The pyramid of a decoder's image and how many of the queries get masks; by default 800 x 1333 padded, as
     published.
     """
 
@@ -46,10 +46,10 @@ def deformable_attention(canvas: Canvas) -> Compared:
         ).flatten(0, 1)
         for level in canvas.levels
     ]
-    centres = torch.cat(cells)[None, :, None, None, None]
-    count, shape = centres.shape[1], (canvas.heads, len(canvas.levels), canvas.points)
+    centers = torch.cat(cells)[None, :, None, None, None]
+    count, shape = centers.shape[1], (canvas.heads, len(canvas.levels), canvas.points)
     sizes = torch.tensor([(columns, rows) for rows, columns in canvas.levels], dtype=torch.float32)
-    points = centres + 2 * torch.randn(1, count, *shape, 2, generator=random) / sizes[:, None]
+    points = centers + 2 * torch.randn(1, count, *shape, 2, generator=random) / sizes[:, None]
     weights = (
         torch.randn(1, count, canvas.heads, len(canvas.levels) * canvas.points, generator=random)
         .softmax(-1)
@@ -87,8 +87,8 @@ def masks(decoder: GroundingDecoder, canvas: Canvas, *, with_features: bool) -> 
         return decoder.masks(GroundingOutput(unused, unused, states, features(), unused), index)
 
     def theirs():
-        of_picture = features()
-        decoder.mask_logits(decoder.initial_hidden_states(states.device)[None], of_picture)
-        return [decoder.mask_logits(layer, of_picture) for layer in states]
+        mask_features = features()
+        decoder.mask_logits(decoder.initial_hidden_states(states.device)[None], mask_features)
+        return [decoder.mask_logits(layer, mask_features) for layer in states]
 
     return Compared(ours, theirs, lambda layers: layers[-1][:, index[0]])

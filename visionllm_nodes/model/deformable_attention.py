@@ -50,7 +50,7 @@ def sample_pyramid(
 
 
 class DeformableAttention(nn.Module):
-    """Attention of queries to `num_points` places per level and head of a pyramid."""
+    """Attention of queries to `num_points` points per head and level of a pyramid."""
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ _QKV = tuple(f".{part}." for part in ("query", "key", "value"))
 def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> SwinConfig | InternImageConfig:
     """Return the sizes, from the tensors' shapes.
 
-    `config` is upstream's dict of the backbone, where there is one: which blocks have a post norm is told by nothing
+    `config` is upstream's dict of the backbone, where there is one: which blocks have a post norm follows from nothing
     else (`level2_post_norm_block_ids`; the published ones where it is missing). Raises KeyError where a tensor is
     missing.
     """
