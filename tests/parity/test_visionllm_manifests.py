@@ -59,6 +59,18 @@ def test_nothing_is_missing_and_nothing_unexpected(manifests, parts, width, back
     assert not used & aliases, "a tensor is read under its second name, which a converted file lacks"
 
 
+@pytest.mark.parametrize("name", ["visionllmv2_7b_swin_t", "visionllmv2_26b_swin_t"])
+def test_modules_have_the_published_names(name, opened_manifest):
+    """A key map holds only what differs: these parts have none, and no part's map changes most of its names."""
+    parts = opened_manifest(name).parts
+    for part in ("tower", "bridge", "super_link", "region_encoder"):
+        assert all(source.names == (parts[part].prefix + key,) for key, source in parts[part].sources().items()), part
+    sources = parts["grounding"].sources()
+    kept = [key for key, source in sources.items() if source.names[0] in (f"gdino.{key}", f"gdino.model.{key}")]
+    own = [key for key in sources if not key.startswith("backbone.")]
+    assert len(kept) > 0.85 * len(own)
+
+
 @pytest.mark.parametrize("name, count", [("visionllmv2_7b_swin_t", 686), ("visionllmv2_26b_swin_t", 0)])
 def test_the_unet_that_edits_is_the_host_s(name, count, opened_manifest):
     names = convert._host_unet(opened_manifest(name).file)

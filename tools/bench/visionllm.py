@@ -61,9 +61,9 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
             "width": language.width,
             "feed_forward": language.feed_forward,
             "layers": language.layers,
-            "tower_layers": tower.layers,
-            "queries": asking.loaded.model.grounding.config.queries,
-            "decoder_layers": asking.loaded.model.grounding.config.layers,
+            "tower_layers": tower.num_hidden_layers,
+            "queries": asking.loaded.model.grounding.config.num_queries,
+            "decoder_layers": asking.loaded.model.grounding.config.num_layers,
         },
         "whole": asdict(WHOLE),
     }
@@ -108,7 +108,9 @@ def measure_parts(asking, canvas, repeat: int, say: Say) -> dict:
 
 
 def measure_asking(asking, repeat: int, say: Say) -> dict:
-    """Per number of views: the first question about a picture, and the second; of the most views with the decoder, which is the same for all."""
+    """Per number of views: the first question about a picture, and the second; of the most views with the decoder,
+    which is the same for all.
+    """
     from .visionllm_asking import PHRASES, VIEWS
 
     found, rounds = {}, Rounds()
