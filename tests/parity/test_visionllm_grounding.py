@@ -76,8 +76,9 @@ def answered(vision_case):
 
 
 class upstream_text_masks:
-    """Upstream's mistake in batches: head h of sample b of B gets the text mask of sample (b * heads + h) % B. Needed
-    for the batched rows only.
+    """Upstream's mistake in batches, needed for the batched rows only.
+
+    Head h of sample b of B gets the text mask of sample (b * heads + h) % B.
 
     Through it padded rows reach valid ones, so what upstream has there counts too: each sees itself, at position 0.
     """

@@ -19,8 +19,9 @@ PARTS = {"tower", "bridge", "language", "super_link", "region_encoder", "groundi
 
 @pytest.fixture
 def opened_manifest(vision_manifest, tmp_path):
-    """opened_manifest("visionllmv2_7b_swin_t") -> the checkpoint of these names and shapes; further manifests replace
-    the parts that they list.
+    """opened_manifest("visionllmv2_7b_swin_t") -> the checkpoint of these names and shapes.
+
+    Further manifests replace the parts that they list.
     """
 
     def opened(name, *instead):

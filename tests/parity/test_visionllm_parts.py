@@ -66,8 +66,9 @@ def test_an_empty_region_is_the_bias(region, close):
 
 
 def test_an_empty_region_spoils_no_other(region, close):
-    """Upstream truncates the coordinates of every region behind an empty first one; ours is what the region gives
-    alone.
+    """Upstream truncates the coordinates of every region behind an empty first one.
+
+    Ours is what the region gives alone.
     """
     case, _, encode = region
     box = case.stored["masks"][:1]

@@ -35,8 +35,9 @@ def built(tensors, upstream_config):
 
 
 def inputs_of(case):
-    """The golden's batch: images, pixel mask, object queries and mask, keypoint queries and mask; nothing padded
-    beyond the batch's own need.
+    """The golden's batch, padded no more than the batch needs.
+
+    Images, pixel mask, object queries and mask, keypoint queries and mask.
     """
     facts = case.facts
     sizes = facts["inputs"]["image_sizes"]
@@ -140,8 +141,9 @@ def test_intermediate_results_are_upstreams(golden, answer, close):
 
 
 def test_more_padding_changes_nothing(golden, decoder, answer, close):
-    """Upstream pads both lists to 100: padded objects are masked everywhere, and the keypoints' padding is in the
-    slots already.
+    """Upstream pads both lists to 100.
+
+    Padded objects are masked everywhere, and the keypoints' padding is in the slots already.
     """
     images, pixels, objects, object_mask, keypoints, keypoint_mask = inputs_of(golden)
     more = F.pad(objects, (0, 0, 0, 0, 0, 5), value=1.0), F.pad(object_mask, (0, 5))
@@ -184,8 +186,9 @@ def test_batch_is_the_single_answers(golden, decoder, close):
 
 
 def test_every_weight_learns_that_upstream_teaches(golden):
-    """From the answers of all layers and the proposals, as a trainer uses them; what says how far around a keypoint to
-    look is not taught.
+    """From the answers of all layers and the proposals, as a trainer uses them.
+
+    What says how far around a keypoint to look is not taught.
     """
     decoder = built(golden.weights(), golden.facts["config"])
     pose = decoder(*inputs_of(golden))

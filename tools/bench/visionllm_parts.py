@@ -15,8 +15,9 @@ from mulan_nodes.visionllm_nodes.model.grounding_decoder import GroundingDecoder
 
 @dataclass(frozen=True)
 class Canvas:
-    """The pyramid of a decoder's image and how many of the queries get masks; by default 800 x 1333 padded, as
-    published.
+    """The pyramid of a decoder's image and how many of the queries get masks.
+
+    By default 800 x 1333 padded, as published.
     """
 
     levels: tuple[tuple[int, int], ...] = ((100, 168), (50, 84), (25, 42), (13, 21))
@@ -36,8 +37,9 @@ class Compared:
 
 
 def deformable_attention(canvas: Canvas) -> Compared:
-    """Every cell of the pyramid looks at points around itself, as in the encoder: spread over about two cells of each
-    level.
+    """Every cell of the pyramid looks at points around itself, as in the encoder.
+
+    They are spread over about two cells of each level.
     """
     random = torch.Generator().manual_seed(1)
     cells = [
@@ -64,8 +66,9 @@ def deformable_attention(canvas: Canvas) -> Compared:
 
 
 def masks(decoder: GroundingDecoder, canvas: Canvas, *, with_features: bool) -> Compared:
-    """Ours: the chosen queries of the last layer. Upstream: every query of every layer, and once more the learned ones,
-    whose masks it drops.
+    """Masks of the chosen queries of the last layer.
+
+    Upstream makes those of every query of every layer, and once more of the learned ones, which it drops.
 
     with_features: with the convolutions that make what the queries are multiplied with, the same on both sides.
     Upstream's masks are held once here; stacking the layers, as it does, holds them twice for a moment.

@@ -19,8 +19,7 @@ CHUNK_SIZE = 1024  # queries at a time on a CPU: their samples stay in its cache
 def sample_pyramid(
     value: torch.Tensor, shapes: Sequence[tuple[int, int]], points: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Return the weighted sum of the values at the points, bilinear, zero outside the pyramid's levels; computed in
-    float32.
+    """Return the weighted sum of the values at the points, bilinear, zero outside the levels; computed in float32.
 
     value [B, S, heads, C] (levels one after the other, rows first), shapes (height, width) per level,
     points [B, Q, heads, levels, P, 2] as x, y where 0..1 is the whole padded level, weights [B, Q, heads, levels, P]

@@ -1,5 +1,4 @@
-"""InternImage, the large backbone of the grounding and pose decoders (Wang et al. 2022, arXiv 2211.05778), with its
-deformable convolution DCNv3.
+"""InternImage, the large backbone of the grounding and pose decoders (Wang et al. 2022, arXiv 2211.05778).
 
 Modules have the published names; that is why norms stand in an nn.Sequential.
 """
@@ -22,7 +21,9 @@ KERNEL_SIZE = 3
 
 @dataclass(frozen=True)
 class InternImageConfig:
-    """`embed_dim` channels of the first level, doubled per level; `post_norm_blocks`: the third level's blocks with
+    """Sizes of InternImage.
+
+    `embed_dim` channels of the first level, doubled per level; `post_norm_blocks`: the third level's blocks with
     another norm behind them.
     """
 
@@ -79,8 +80,9 @@ class ChannelsLast(nn.Module):
 
 
 class DCNv3(nn.Module):
-    """Deformable convolution. Offsets and weights come from a depthwise convolution; a gate per group lets the
-    undeformed value through.
+    """Deformable convolution.
+
+    Offsets and weights come from a depthwise convolution; a gate per group lets the undeformed value through.
     """
 
     def __init__(self, channels: int, groups: int, *, operations: Any, dtype=None, device=None):
@@ -157,8 +159,9 @@ class Downsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks and a norm. `post_norms` are those behind the blocks `post_norm_blocks`. The last level has no
-    `downsample`.
+    """Blocks and a norm.
+
+    `post_norms` are those behind the blocks `post_norm_blocks`. The last level has no `downsample`.
     """
 
     def __init__(self, config: InternImageConfig, level: int, *, operations: Any, dtype=None, device=None):

@@ -57,8 +57,9 @@ class Attention(nn.Module):
 
 
 def inverse_sigmoid(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return log(x / (1 - x)) in float32; x and 1 - x are clamped to at least `eps` (upstream: 1e-5 in grounding, 1e-3
-    in pose).
+    """Return log(x / (1 - x)) in float32.
+
+    x and 1 - x are clamped to at least `eps` (upstream: 1e-5 in grounding, 1e-3 in pose).
     """
     x = x.float().clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

@@ -35,8 +35,9 @@ def keypoint_references(boxes: torch.Tensor, offsets: torch.Tensor, sizes: torch
 
 
 def cross_group_mask(num_groups: int, num_slots: int, device: torch.device) -> torch.Tensor:
-    """Return which tokens upstream's mask leaves open to tokens of other groups: bool [N, N], rows see columns, N =
-    groups * (1 + slots).
+    """Return which tokens upstream's mask leaves open to tokens of other groups.
+
+    bool [N, N], rows see columns, N = groups * (1 + slots).
 
     Upstream's 68-for-69 bug, kept because its numbers come from it: a group has 1 + slots tokens, but the blocks that
     shut other groups off are laid out `num_slots` wide (UniPose.prepare_for_mask). The blocks therefore drift across
@@ -51,8 +52,9 @@ def cross_group_mask(num_groups: int, num_slots: int, device: torch.device) -> t
 
 
 def self_attention_mask(slot_mask: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Return the mask of the group layers: slot_mask bool [B, slots] (True: a keypoint of the prompt) -> bool [B, N,
-    N], True = seen.
+    """Return the mask of the group layers, bool [B, N, N], True = seen.
+
+    `slot_mask`: bool [B, slots], True for a keypoint of the prompt.
 
     Within a group the box and the prompt's keypoints see each other, and padding sees padding; between groups see
     `cross_group_mask`.

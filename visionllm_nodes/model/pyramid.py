@@ -114,8 +114,9 @@ def box_references(boxes: torch.Tensor, pyramid: Pyramid) -> torch.Tensor:
 
 
 def first_boxes(pyramid: Pyramid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a square box around each cell: logits float32 [B, S, 4] of cxcywh in 0..1 of the image, and usable bool
-    [B, S].
+    """Return a square box around each cell, and which of them are usable, bool [B, S].
+
+    The boxes are logits, float32 [B, S, 4], of cxcywh in 0..1 of the image.
 
     Where a cell is padding, or its box too near an edge, the logits are +inf and the cell is not usable.
     """

@@ -27,8 +27,9 @@ class RegionConfig:
 
 
 def sampling_weights(pixels: int, cells: int, device: torch.device | None = None) -> torch.Tensor:
-    """Return [pixels, cells] float32: how much of each cell a bilinear sample at a pixel's upper left corner takes;
-    zeros outside.
+    """Return how much of each cell a bilinear sample at a pixel's upper left corner takes; zeros outside.
+
+    float32 [pixels, cells].
     """
     positions = torch.arange(pixels, dtype=torch.float32, device=device) / pixels * cells - 0.5
     return (1 - (positions[:, None] - torch.arange(cells, dtype=torch.float32, device=device)).abs()).clamp(min=0)

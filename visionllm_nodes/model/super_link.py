@@ -58,8 +58,9 @@ class SuperLink(nn.ModuleDict):
         self.config = config
 
     def links(self, input_ids: Sequence[int], id_of: Mapping[str, int]) -> list[Link]:
-        """Return the links of a prompt, in its order. Raises ValueError where a tool token is not followed by all its
-        [EMB] tokens.
+        """Return the links of a prompt, in its order.
+
+        Raises ValueError where a tool token is not followed by all its [EMB] tokens.
         """
         tool_of = {id_of[tool]: tool for tool in TABLE_OF}
         first = id_of[EMBEDDINGS[0]]

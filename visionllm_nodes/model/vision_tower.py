@@ -59,8 +59,9 @@ class VisionTower(nn.Module):
             setattr(self.vision_model, name, operations.LayerNorm(config.hidden_size, dtype=dtype, device=device))
 
     def forward(self, images: torch.Tensor, layers: tuple[int, ...] = (-2,)) -> list[torch.Tensor]:
-        """Return the patches' hidden states [N, patches, hidden_size] behind each of `layers` (0: the embeddings, -1:
-        the last layer).
+        """Return the patches' hidden states [N, patches, hidden_size] behind each of `layers`.
+
+        0 is the embeddings, -1 the last layer.
 
         `images` [N, 3, S, S], normalized. Neither the class token nor the last norm takes part.
         """

@@ -21,8 +21,9 @@ PACKED: Rename = (r"\.in_proj\.", ".in_proj_")
 
 
 def sources_of(module: nn.Module, *renames: Rename) -> dict[str, WeightSource]:
-    """Return the published tensor of each tensor of `module`: its own key, changed by `renames` (pattern, replacement)
-    in turn.
+    """Return the published tensor of each tensor of `module`.
+
+    Its name is our own key, changed by `renames` in turn.
     """
     return {key: WeightSource((rename(key, renames),)) for key in module.state_dict()}
 

@@ -1,5 +1,6 @@
-"""A decoder's backbone, below its prefix: InternImage, or Swin in either of two namings. Our Swin has Microsoft's, the
-pose decoder's.
+"""A decoder's backbone, below its prefix: InternImage, or Swin in either of two namings.
+
+Our Swin has Microsoft's names, as the pose decoder's checkpoint has.
 """
 
 from __future__ import annotations

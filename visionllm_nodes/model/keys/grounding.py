@@ -81,8 +81,9 @@ def sources(config: GroundingConfig) -> dict[str, WeightSource]:
 
 
 def shared(name: str) -> str:
-    """Return the one name that `sources` has for a tensor that the checkpoint may hold under several, or under any of
-    them.
+    """Return the one name that `sources` has for a tensor.
+
+    The checkpoint may hold a shared one under several names, or under any of them.
     """
     head = _SHARED.match(name)
     if head is None:
@@ -91,8 +92,9 @@ def shared(name: str) -> str:
 
 
 def unused(name: str) -> bool:
-    """Whether it is another name of a shared head, the head whose result upstream discards, or what the backbone
-    recomputes.
+    """Whether nothing reads it.
+
+    That is another name of a shared head, the head whose result upstream discards, or what the backbone recomputes.
     """
     if name.startswith(BACKBONE):
         return backbone.unused(name)

@@ -1,5 +1,6 @@
-"""The mappers (`sd.` and `ip2p.`): the language model's hidden states of [GEN] or [EDIT] -> the context of Stable
-Diffusion 1.5 or InstructPix2Pix.
+"""The mappers (`sd.` and `ip2p.`): hidden states of [GEN] or [EDIT] -> the context of a diffusion model.
+
+The models are Stable Diffusion 1.5 and InstructPix2Pix.
 
 Source: VisionLLMv2/visionllmv2/model/stable_diffusion, instruct_pix2pix. They are MuLan's adapter with other sizes,
 and three of its names differ.

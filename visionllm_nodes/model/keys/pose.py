@@ -50,11 +50,11 @@ _SHARED = re.compile(rf"(?:transformer\.decoder\.)?({'|'.join(HEADS)})\.\d+\.")
 
 
 def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> PoseConfig:
-    """Return the sizes, from the tensors' shapes and from `config` (config.json's `unipose_config`) what they do not
-    tell.
+    """Return the sizes, from the tensors' shapes and from `config` (config.json's `unipose_config`).
 
-    That is heads, box layers and temperature. `num_groups` is not upstream's, which has 50 in its code: models trained
-    here have it. Raises KeyError where a tensor is missing, ValueError where the sizes do not agree.
+    `config` has heads, box layers and temperature, which no tensor tells; and `num_groups`, which upstream has in its
+    code (50) and models trained here write there. Raises KeyError where a tensor is missing, ValueError where the sizes
+    do not agree.
     """
     num_levels, hidden_size = shapes["transformer.level_embed"]
     num_heads = config.get("nheads", 8)
@@ -105,8 +105,9 @@ def sources(config: PoseConfig) -> dict[str, WeightSource]:
 
 
 def shared(name: str) -> str:
-    """Return the one name that `sources` has for a tensor that the checkpoint may hold under several, or under any of
-    them.
+    """Return the one name that `sources` has for a tensor.
+
+    The checkpoint may hold a shared one under several names, or under any of them.
     """
     head = _SHARED.match(name)
     return name if head is None else f"transformer.decoder.{head[1]}.0.{name[head.end() :]}"
