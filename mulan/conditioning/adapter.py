@@ -1,81 +1,100 @@
 """The MuLan language adapter: multilingual text states in, the context of a diffusion model's cross-attention out.
 
-Source: MuLan's ``LanguageAdapter`` (mulankit 1.0.2, mulankit/models): an MLP, then a one-layer transformer
-whose decoder reads the text states with learned queries. Nothing is masked: the rows of padding take part.
+Source: MuLan's ``LanguageAdapter`` (mulankit 1.0.2, mulankit/models): an MLP, then a one-layer transformer whose
+decoder reads the text states with learned queries. Nothing is masked: the rows of padding take part.
+
+Modules bear the published names but for `in_proj`: ``torch.nn.MultiheadAttention`` keeps that packed projection as two
+bare parameters, ``in_proj_weight`` and ``in_proj_bias``. Here it is a Linear, because ComfyUI casts, streams and
+quantizes layers, and LoRA keys are those of layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-HEADS = 8
-FEED_FORWARD_RATIO = 4
+NUM_HEADS = 8
+MLP_RATIO = 4
 LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """The sizes an adapter's own tensors tell: text width, context width, number of queries, feed-forward width."""
+    """The sizes of an adapter, all of which its tensors tell."""
 
-    text_width: int
-    width: int
-    queries: int
-    feed_forward: int
+    text_hidden_size: int
+    context_dim: int
+    num_queries: int
+    intermediate_size: int
 
     @classmethod
-    def of(cls, state_dict: dict[str, torch.Tensor], prefix: str = "") -> AdapterShape:
-        """Reads the sizes from a state dict in published or in `from_published` names. Raises KeyError where one is missing."""
-        _, queries, width = state_dict[f"{prefix}queries"].shape
+    def from_state_dict(cls, state_dict: Mapping[str, Any], prefix: str = "") -> AdapterShape:
+        """Read the sizes from a state dict, in published names or the module's own.
+
+        Raises KeyError where a tensor is missing.
+        """
+        _, num_queries, context_dim = state_dict[f"{prefix}queries"].shape
         return cls(
-            text_width=state_dict[f"{prefix}proj.0.weight"].shape[1],
-            width=width,
-            queries=queries,
-            feed_forward=state_dict[f"{prefix}transformer.encoder.layers.0.linear1.weight"].shape[0],
+            text_hidden_size=state_dict[f"{prefix}proj.0.weight"].shape[1],
+            context_dim=context_dim,
+            num_queries=num_queries,
+            intermediate_size=state_dict[f"{prefix}transformer.encoder.layers.0.linear1.weight"].shape[0],
         )
 
 
-def from_published(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names of `torch.nn.MultiheadAttention` -> the names here, where the packed projection is a Linear like any other."""
-    return {name.replace("in_proj_", "in_proj."): tensor for name, tensor in state_dict.items()}
+def published_key(key: str) -> str:
+    """Return the published name of one of the module's keys; published names stay as they are."""
+    return key.replace("in_proj.", "in_proj_")
 
 
-def to_published(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `from_published`: what upstream's strict loading expects."""
-    return {name.replace("in_proj.", "in_proj_"): tensor for name, tensor in state_dict.items()}
+def from_published(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the keys of a published adapter to the module's: ``in_proj_weight`` -> ``in_proj.weight``."""
+    return {key.replace("in_proj_", "in_proj."): tensor for key, tensor in state_dict.items()}
+
+
+def to_published(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the module's keys to the published ones, which upstream's strict loading expects."""
+    return {published_key(key): tensor for key, tensor in state_dict.items()}
 
 
 class Attention(nn.Module):
     """Multi-head attention without a mask; queries, keys and values come from one packed projection."""
 
-    def __init__(self, width, heads, dtype=None, device=None, operations=nn):
+    def __init__(self, hidden_size, num_heads, dtype=None, device=None, operations: Any = nn):
         super().__init__()
-        self.heads = heads
-        self.in_proj = operations.Linear(width, 3 * width, dtype=dtype, device=device)
-        self.out_proj = operations.Linear(width, width, dtype=dtype, device=device)
+        self.num_heads = num_heads
+        self.in_proj = operations.Linear(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
+        self.out_proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
 
     def forward(self, x, memory=None):
-        """x [B, Q, D], memory [B, T, D] (x itself when None) -> [B, Q, D]; x may be [1, Q, D], the same for every memory."""
+        """Attend from x [B, Q, D] to memory [B, T, D] (x itself when None) -> [B, Q, D].
+
+        x may be [1, Q, D], the same for all.
+        """
         q, k, v = self.in_proj(x).chunk(3, dim=-1)
         if memory is not None:
             _, k, v = self.in_proj(memory).chunk(3, dim=-1)
-        q, k, v = (rows.unflatten(-1, (self.heads, -1)).transpose(1, 2) for rows in (q, k, v))
+        q, k, v = (rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in (q, k, v))
         out = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, width, heads, feed_forward, dtype=None, device=None, operations=nn):
+    """Layer of ``torch.nn.TransformerEncoder``, norms first: x [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, hidden_size, num_heads, intermediate_size, dtype=None, device=None, operations: Any = nn):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.self_attn = Attention(width, heads, operations=operations, **kw)
-        self.linear1 = operations.Linear(width, feed_forward, **kw)
-        self.linear2 = operations.Linear(feed_forward, width, **kw)
-        self.norm1 = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
-        self.norm2 = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
+        self.self_attn = Attention(hidden_size, num_heads, operations=operations, **kw)
+        self.linear1 = operations.Linear(hidden_size, intermediate_size, **kw)
+        self.linear2 = operations.Linear(intermediate_size, hidden_size, **kw)
+        self.norm1 = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
+        self.norm2 = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
 
     def forward(self, x):
         x = x + self.self_attn(self.norm1(x))
@@ -83,16 +102,18 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, width, heads, feed_forward, dtype=None, device=None, operations=nn):
+    """Layer of ``torch.nn.TransformerDecoder``, norms first: x [1 or B, Q, D], memory [B, T, D] -> [B, Q, D]."""
+
+    def __init__(self, hidden_size, num_heads, intermediate_size, dtype=None, device=None, operations: Any = nn):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
-        self.self_attn = Attention(width, heads, operations=operations, **kw)
-        self.multihead_attn = Attention(width, heads, operations=operations, **kw)
-        self.linear1 = operations.Linear(width, feed_forward, **kw)
-        self.linear2 = operations.Linear(feed_forward, width, **kw)
-        self.norm1 = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
-        self.norm2 = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
-        self.norm3 = operations.LayerNorm(width, eps=LAYER_NORM_EPS, **kw)
+        self.self_attn = Attention(hidden_size, num_heads, operations=operations, **kw)
+        self.multihead_attn = Attention(hidden_size, num_heads, operations=operations, **kw)
+        self.linear1 = operations.Linear(hidden_size, intermediate_size, **kw)
+        self.linear2 = operations.Linear(intermediate_size, hidden_size, **kw)
+        self.norm1 = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
+        self.norm2 = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
+        self.norm3 = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, **kw)
 
     def forward(self, x, memory):
         x = x + self.self_attn(self.norm1(x))
@@ -101,12 +122,12 @@ class DecoderLayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The one-layer encoder or decoder with its final norm, under the names of `torch.nn.Transformer`."""
+    """The one-layer encoder or decoder with its final norm, under the names of ``torch.nn.Transformer``."""
 
-    def __init__(self, layer, width, dtype=None, device=None, operations=nn):
+    def __init__(self, layer, hidden_size, dtype=None, device=None, operations: Any = nn):
         super().__init__()
         self.layers = nn.ModuleList([layer])
-        self.norm = operations.LayerNorm(width, eps=LAYER_NORM_EPS, dtype=dtype, device=device)
+        self.norm = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, dtype=dtype, device=device)
 
     def forward(self, x, *memory):
         for layer in self.layers:
@@ -115,32 +136,34 @@ class Stack(nn.Module):
 
 
 class LanguageAdapter(nn.Module):
-    """Text states [B, T, text_width] -> context [B, queries, width]; the output has `queries` rows whatever T is.
+    """Text states [B, T, text_hidden_size] -> context [B, num_queries, context_dim]; the number of rows does not depend
+    on T.
 
-    T must be what the adapter was trained with (77 rows for SD1.5 and SD2.1, padding included), because padding is read too.
+    T must be what the adapter was trained with (77 rows for SD1.5 and SD2.1, padding included), because padding is read
+    too.
     """
 
-    def __init__(self, shape: AdapterShape, heads: int = HEADS, dtype=None, device=None, operations=nn):
+    def __init__(self, shape: AdapterShape, num_heads: int = NUM_HEADS, dtype=None, device=None, operations: Any = nn):
         super().__init__()
         kw = dict(dtype=dtype, device=device, operations=operations)
+        dim = shape.context_dim
         self.shape = shape
         self.proj = nn.Sequential(
-            operations.Linear(shape.text_width, shape.width, dtype=dtype, device=device),
+            operations.Linear(shape.text_hidden_size, dim, dtype=dtype, device=device),
             nn.GELU(),
-            operations.Linear(shape.width, shape.width, dtype=dtype, device=device),
+            operations.Linear(dim, dim, dtype=dtype, device=device),
         )
-        self.queries = nn.Parameter(torch.zeros(1, shape.queries, shape.width, dtype=dtype, device=device))
+        self.queries = nn.Parameter(torch.zeros(1, shape.num_queries, dim, dtype=dtype, device=device))
         self.transformer = nn.ModuleDict(
             {
-                "encoder": Stack(EncoderLayer(shape.width, heads, shape.feed_forward, **kw), shape.width, **kw),
-                "decoder": Stack(DecoderLayer(shape.width, heads, shape.feed_forward, **kw), shape.width, **kw),
+                "encoder": Stack(EncoderLayer(dim, num_heads, shape.intermediate_size, **kw), dim, **kw),
+                "decoder": Stack(DecoderLayer(dim, num_heads, shape.intermediate_size, **kw), dim, **kw),
             }
         )
 
     def forward(self, states):
-        """states [B, T, text_width] -> context [B, queries, width]."""
+        """Return the context [B, num_queries, context_dim] of states [B, T, text_hidden_size]."""
         memory = self.transformer["encoder"](self.proj(states))
-        queries = self.queries.to(
-            dtype=memory.dtype, device=memory.device
-        )  # [1, Q, D]: they differ from where they have read the memory on
+        # [1, Q, D]: the same for every text until they have read its memory
+        queries = self.queries.to(dtype=memory.dtype, device=memory.device)
         return self.transformer["decoder"](queries, memory)

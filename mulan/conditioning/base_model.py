@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 
-def family_of(model: ModelPatcher) -> Family | None:
+def detect_family(model: ModelPatcher) -> Family | None:
     """The family whose text a MODEL reads; None for one that MuLan has no adapter for."""
     if isinstance(model.model, comfy.model_base.PixArt):
         return PIXART
     width = model.model.model_config.unet_config.get("context_dim")
-    return next((family for family in FAMILIES if family is not PIXART and family.context_width == width), None)
+    return next((family for family in FAMILIES if family is not PIXART and family.context_dim == width), None)
 
 
 def check_family(model: ModelPatcher, family: Family, what: str) -> None:
     """Raises ValueError where `what` (such as "the adapter x.pth") is of another family than the MODEL."""
-    found = family_of(model)
+    found = detect_family(model)
     if found is family:
         return
     name = type(model.model.model_config).__name__
@@ -36,7 +36,7 @@ def check_family(model: ModelPatcher, family: Family, what: str) -> None:
     )
 
 
-def with_adapter(model: ModelPatcher, adapter: AdapterFile) -> ModelPatcher:
+def apply_adapter(model: ModelPatcher, adapter: AdapterFile) -> ModelPatcher:
     """The MODEL with the weights an adapter replaces; itself where there are none.
 
     A replacement forgets what was patched before it, so it goes to the front of its weight's list: LoRAs and merges act in either order.

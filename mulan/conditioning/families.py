@@ -15,27 +15,27 @@ class Family:
 
     name: str
     title: str
-    context_width: int  # of the CONDITIONING; PixArt's is projected inside the MODEL
+    context_dim: int  # of the CONDITIONING; PixArt's is projected inside the MODEL
     token_keys: tuple[str, ...]  # the names stock nodes expect tokens under
     prefixed_window: int
     bare_window: int
     bare_negative: bool = True  # upstream encodes negatives without the prefix
-    pooled_width: int | None = None
+    pooled_dim: int | None = None
 
 
-SD15 = Family("sd15", "Stable Diffusion 1.5", context_width=768, token_keys=("l",), prefixed_window=80, bare_window=77)
-SD21 = Family("sd21", "Stable Diffusion 2.1", context_width=1024, token_keys=("h",), prefixed_window=80, bare_window=77)
+SD15 = Family("sd15", "Stable Diffusion 1.5", context_dim=768, token_keys=("l",), prefixed_window=80, bare_window=77)
+SD21 = Family("sd21", "Stable Diffusion 2.1", context_dim=1024, token_keys=("h",), prefixed_window=80, bare_window=77)
 SDXL = Family(
     "sdxl",
     "SDXL",
-    context_width=2048,
+    context_dim=2048,
     token_keys=("g", "l"),
     prefixed_window=83,
     bare_window=83,
     bare_negative=False,
-    pooled_width=1280,
+    pooled_dim=1280,
 )
-PIXART = Family("pixart", "PixArt", context_width=4096, token_keys=("t5xxl",), prefixed_window=83, bare_window=80)
+PIXART = Family("pixart", "PixArt", context_dim=4096, token_keys=("t5xxl",), prefixed_window=83, bare_window=80)
 FAMILIES = (SD15, SD21, SDXL, PIXART)
 
 

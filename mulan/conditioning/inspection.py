@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..images.unicode_text import WITHOUT_SPACES, is_mark, script
-from .prompt_tokenizer import PromptTokenizer, Reading, Token
+from .prompt_tokenizer import PromptTokenizer, Token, TokenizedPrompt
 from .tokenizer import PREFIX, SPACE, UNK, InternVLTokenizer, units
 
 # The same sentence in a language of each script, to say what this vocabulary makes of it.
@@ -33,7 +33,7 @@ SAMPLES = {
 
 _FULL_WIDTH_WEIGHT = re.compile(r"（[^（）()]{0,200}[:：]\s?[\d.]{1,8}[）)]|\([^（）()]{0,200}：\s?[\d.]{1,8}[）)]")
 MANY_WINDOWS = 8  # past which a prompt asks too much
-MOST_WINDOWS = 32  # that a report shows
+MAX_WINDOWS = 32  # that a report shows
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,15 @@ def inspect(prompts: PromptTokenizer, text: str, negative: bool = False) -> Insp
 def report(inspection: Inspection) -> str:
     """The inspection as text. A piece begins with ``▁`` where a word begins; ``×1.3`` is its weight, ``[3]`` the number of its bytes."""
     lines = summary(inspection)
-    for number, window in enumerate(inspection.windows[:MOST_WINDOWS], 1):
+    for number, window in enumerate(inspection.windows[:MAX_WINDOWS], 1):
         lines += [
             "",
             f"window {number}{' (BREAK)' if window.after_break else ''}: {window.tokens} of {inspection.room} tokens",
         ]
         if window.boxes:
             lines.append(" ".join(map(_box_text, window.boxes)))
-    if len(inspection.windows) > MOST_WINDOWS:
-        lines += ["", f"... and {count(len(inspection.windows) - MOST_WINDOWS, 'window')} more"]
+    if len(inspection.windows) > MAX_WINDOWS:
+        lines += ["", f"... and {count(len(inspection.windows) - MAX_WINDOWS, 'window')} more"]
     if inspection.merged or inspection.dropped:
         lines.append("")
     if inspection.merged:
@@ -221,7 +221,7 @@ def _box_text(box: Box) -> str:
     return text + (f"[{len(box.ids)}]" if len(box.ids) > 1 else "") + (f"×{box.weight:g}" if box.weight != 1 else "")
 
 
-def _dropped_text(reading: Reading) -> str:
+def _dropped_text(reading: TokenizedPrompt) -> str:
     """What upstream cuts away, as it was written; a character that is cut in two is lost whole."""
     if not reading.dropped:
         return ""
@@ -252,7 +252,7 @@ def _sample(scripts: list[tuple[str, float]], tokenizer: InternVLTokenizer) -> S
     return Sample(language, len(tokenizer.encode(sentence)), len(tokenizer.encode(ENGLISH)))
 
 
-def _notes(prompts: PromptTokenizer, text: str, reading: Reading, windows: list[Window]) -> list[str]:
+def _notes(prompts: PromptTokenizer, text: str, reading: TokenizedPrompt, windows: list[Window]) -> list[str]:
     """What a person may not expect."""
     found, upstream = reading.notes, prompts.style == "upstream"
     boxes = [box for window in windows for box in window.boxes]

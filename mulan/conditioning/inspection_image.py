@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..images.text_drawing import Colour, TextRenderer
+from ..images.text_drawing import Color, TextRenderer
 from .inspection import Box, Inspection, comparison, count
 from .inspection import Window as InspectedWindow
 from .tokenizer import BOS, EOS, PREFIX
 
-WIDTH, TALLEST = 1024, 2048
+WIDTH, MAX_HEIGHT = 1024, 2048
 MARGIN, PAD, GAP = 32, 20, 16
 INNER = WIDTH - 2 * MARGIN
 PAPER, CARD, INK, QUIET, RULE = (246, 247, 249), (255, 255, 255), (28, 30, 34), (110, 114, 122), (214, 217, 223)
@@ -34,15 +34,15 @@ BOX_HEIGHT, BOX_PAD, ROW, WORD_GAP = 52, 7, 61, 9
 WIDEST_BOX, MOST_DROPPED, MOST_NOTES = 300, 80, 12
 
 
-def draw(inspection: Inspection, lettering: TextRenderer) -> Image.Image:
-    """An RGB picture, `WIDTH` wide and at most `TALLEST` high; windows that have no room are counted."""
-    return _Page(inspection, lettering).draw()
+def draw(inspection: Inspection, renderer: TextRenderer) -> Image.Image:
+    """An RGB picture, `WIDTH` wide and at most `MAX_HEIGHT` high; windows that have no room are counted."""
+    return _Page(inspection, renderer).draw()
 
 
 class _Page:
-    def __init__(self, inspection: Inspection, lettering: TextRenderer):
-        self.inspection, self.letters = inspection, lettering
-        self.picture = Image.new("RGB", (WIDTH, TALLEST), PAPER)
+    def __init__(self, inspection: Inspection, renderer: TextRenderer):
+        self.inspection, self.letters = inspection, renderer
+        self.picture = Image.new("RGB", (WIDTH, MAX_HEIGHT), PAPER)
         self.pen = ImageDraw.Draw(self.picture)
         self.y = MARGIN
 
@@ -54,7 +54,7 @@ class _Page:
             more = len(inspection.windows) - number
             lines = _wrapped(self._measured(self._window_boxes(window)))
             height = 2 * PAD + 46 + len(lines) * ROW
-            if self.y + height + GAP + (40 if more > 1 else 0) + tail > TALLEST:
+            if self.y + height + GAP + (40 if more > 1 else 0) + tail > MAX_HEIGHT:
                 self._text(MARGIN, self.y + 20, f"… and {count(more, 'window')} more", HEADING, QUIET)
                 self.y += 40
                 break
@@ -63,7 +63,7 @@ class _Page:
             self._lost()
         if inspection.notes:
             self._notes()
-        return self.picture.crop((0, 0, WIDTH, min(TALLEST, self.y - GAP + MARGIN)))
+        return self.picture.crop((0, 0, WIDTH, min(MAX_HEIGHT, self.y - GAP + MARGIN)))
 
     # --- head -----------------------------------------------------------------------------------------------------
 
@@ -100,14 +100,14 @@ class _Page:
         left, whole = MARGIN + PAD, INNER - 2 * PAD
         total = sum(share for _, share in shown)
         x = float(left)
-        for (_, share), colour in zip(shown, SCRIPT_COLOURS):
+        for (_, share), color in zip(shown, SCRIPT_COLOURS):
             self.pen.rectangle(
-                (round(x), self.y + 14, max(round(x), round(x + whole * share / total) - 2), self.y + 21), fill=colour
+                (round(x), self.y + 14, max(round(x), round(x + whole * share / total) - 2), self.y + 21), fill=color
             )
             x += whole * share / total
         x = left
-        for (name, share), colour in zip(shown, SCRIPT_COLOURS):
-            self.pen.ellipse((x, self.y + 36, x + 9, self.y + 45), fill=colour)
+        for (name, share), color in zip(shown, SCRIPT_COLOURS):
+            self.pen.ellipse((x, self.y + 36, x + 9, self.y + 45), fill=color)
             x += 16 + self._text(x + 16, self.y + 46, f"{name} {share:.0%}", SMALL, INK) + 22
         self.y += 60
         if self.inspection.sample:
@@ -150,18 +150,18 @@ class _Page:
                 if position and _stands_apart(box, line[position - 1][1]):
                     x += WORD_GAP
                 group = box.group
-                colour = CARD if box.group < 0 or faded else SHADES[box.group % len(SHADES)][shade % 2]
-                self._box(x, top + number * ROW, width, box, colour, faded)
+                color = CARD if box.group < 0 or faded else SHADES[box.group % len(SHADES)][shade % 2]
+                self._box(x, top + number * ROW, width, box, color, faded)
                 x += width + 1
 
-    def _box(self, left: int, top: int, width: int, box: Box, colour: Colour, faded: bool) -> None:
+    def _box(self, left: int, top: int, width: int, box: Box, color: Color, faded: bool) -> None:
         special = box.group < 0 or box.is_literal
         edge = STRONGER if box.weight > 1 else WEAKER if box.weight < 1 else FRAME if special else None
         ink = LOST if faded else QUIET if box.group < 0 else INK
         self.pen.rectangle(
             (left, top, left + width - 1, top + BOX_HEIGHT - 1),
-            CARD if special else colour,
-            edge or (RULE if faded else colour),
+            CARD if special else color,
+            edge or (RULE if faded else color),
             2 if box.weight != 1 else 1,
         )
         text = self.letters.shorten(self._shown(box), PIECE, WIDEST_BOX - 2 * BOX_PAD)
@@ -250,11 +250,11 @@ class _Page:
             self._text(MARGIN + PAD, self.y + PAD + 17 + 24 * number, line, TEXT, NOTE)
         self.y += height + GAP
 
-    def _text(self, left: float, baseline: int, text: str, size: int, colour: Colour) -> int:
-        return self.letters.draw(self.picture, round(left), baseline, text, size, colour)
+    def _text(self, left: float, baseline: int, text: str, size: int, color: Color) -> int:
+        return self.letters.draw(self.picture, round(left), baseline, text, size, color)
 
-    def _card(self, left: int, top: int, width: int, height: int, colour: Colour) -> None:
-        self.pen.rounded_rectangle((left, top, left + width - 1, top + height - 1), 8, colour, RULE)
+    def _card(self, left: int, top: int, width: int, height: int, color: Color) -> None:
+        self.pen.rounded_rectangle((left, top, left + width - 1, top + height - 1), 8, color, RULE)
 
 
 def _row(text: str, id: int, group: int) -> Box:

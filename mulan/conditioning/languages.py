@@ -24,12 +24,12 @@ LANGUAGE_CODES = frozenset(
 _LABEL = re.compile(r"([a-z]{2,3})((?:[-_](?:[A-Za-z]{2,4}|\d{3}))*)[:：]")
 
 
-class LabelledPrompt(NamedTuple):
+class LabeledPrompt(NamedTuple):
     label: str
     prompt: str
 
 
-def labelled_prompts(texts: list[str]) -> list[LabelledPrompt]:
+def parse_labeled_prompts(texts: list[str]) -> list[LabeledPrompt]:
     """One text: a prompt per line, empty lines left out. Several texts: each is a prompt, even an empty one. Raises ValueError for none.
 
     ``zh: 一只猫`` is the prompt ``一只猫`` with the label ``zh``. Without a label of its own a prompt is labelled with its number, from 1.
@@ -40,14 +40,14 @@ def labelled_prompts(texts: list[str]) -> list[LabelledPrompt]:
     return [_split(prompt, number) for number, prompt in enumerate(prompts, 1)]
 
 
-def _split(text: str, number: int) -> LabelledPrompt:
+def _split(text: str, number: int) -> LabeledPrompt:
     found = _LABEL.match(text)
     if found is None or found[1] not in LANGUAGE_CODES:
-        return LabelledPrompt(str(number), text)
-    return LabelledPrompt(found[1] + found[2], text[found.end() :].strip())
+        return LabeledPrompt(str(number), text)
+    return LabeledPrompt(found[1] + found[2], text[found.end() :].strip())
 
 
-def encode_once(clip: comfy.sd.CLIP, prompts: list[str], negative: str) -> tuple[list[list], list]:
+def encode_unique(clip: comfy.sd.CLIP, prompts: list[str], negative: str) -> tuple[list[list], list]:
     """-> the CONDITIONING of each prompt, and that of one negative, all in one go; a prompt that occurs again is not encoded again."""
     different = list(dict.fromkeys(prompts))
     *encoded, of_negative = encode_prompts(clip, different, [negative])

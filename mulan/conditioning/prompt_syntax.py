@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-BRACKETS_WEIGH = 1.1
-LARGEST_WEIGHT = 100.0  # a thousand nested brackets would be 1e41, and the encoder's numbers would end
+BRACKET_WEIGHT = 1.1
+MAX_WEIGHT = 100.0  # a thousand nested brackets would be 1e41, and the encoder's numbers would end
 
 _BRACKET = re.compile(r"\\[()]|[()]")
 _BREAK = re.compile(r"(?<![\w\\])BREAK(?!\w)")
@@ -71,7 +71,7 @@ def parse(text: str) -> Prompt:
             ", ".join(notes.inversions),
         )
     if notes.limited_weights:
-        logging.warning("MuLan: the prompt's weights go past %g and are limited to it", LARGEST_WEIGHT)
+        logging.warning("MuLan: the prompt's weights go past %g and are limited to it", MAX_WEIGHT)
     return Prompt(
         [_segments([Segment(_ESCAPED.sub(r"\1", text), weight) for text, weight in part]) for part in parts], notes
     )
@@ -97,14 +97,14 @@ def _weighted(text: str, notes: Notes) -> list[Segment]:
     segments, weights, begin = [], [1.0], 0
 
     def emit(end: int) -> None:
-        weight = max(-LARGEST_WEIGHT, min(LARGEST_WEIGHT, weights[-1]))
+        weight = max(-MAX_WEIGHT, min(MAX_WEIGHT, weights[-1]))
         notes.limited_weights += weight != weights[-1] and begin < end
         segments.append(Segment(text[begin:end], weight))
 
     for position, (given, end) in sorted(groups.items()):
         emit(end)
         if text[position] == "(":
-            weights.append(weights[-1] * BRACKETS_WEIGH if given is None else given)
+            weights.append(weights[-1] * BRACKET_WEIGHT if given is None else given)
         else:
             weights.pop()
         begin = position + 1

@@ -37,7 +37,7 @@ class Token(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenizedPrompt:
     """A prompt as it goes into the text encoder, and what became of the rest."""
 
     text: list[str]  # of each part, brackets and BREAK taken away
@@ -83,7 +83,7 @@ class PromptTokenizer:
         tokens = {key: list(rows) for key in self.family.token_keys}
         return {**tokens, NEGATIVE: []} if negative and not self.family.bare_negative else tokens
 
-    def read(self, text: str, negative: bool = False, disable_weights: bool = False) -> Reading:
+    def read(self, text: str, negative: bool = False, disable_weights: bool = False) -> TokenizedPrompt:
         """All that is known of a prompt before it is encoded. Never raises, whatever the text holds."""
         prompt = plain(text) if self.style == "upstream" or disable_weights else parse(text)
         empty = self.style == "default" and not any(prompt.parts)
@@ -107,7 +107,7 @@ class PromptTokenizer:
             chunks = [_split(part, room) for part in tokens]
             kept = [window for part in chunks for window in part]
             parts = [number for number, part in enumerate(chunks) for _ in part]
-        return Reading(texts, prefix, kept, parts, length, room, merged, dropped, prompt.notes)
+        return TokenizedPrompt(texts, prefix, kept, parts, length, room, merged, dropped, prompt.notes)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What CLIPSave must keep beside the weights, so that the file can be loaded again."""
@@ -122,7 +122,7 @@ class PromptTokenizer:
 
     def _pieces(self, text: str, prefixed: bool) -> list[Piece]:
         return (
-            self.tokenizer.encode_prefixed(text, keep_first=self.style == "default")
+            self.tokenizer.encode_prefixed(text, keep_merged=self.style == "default")
             if prefixed
             else self.tokenizer.encode(text)
         )

@@ -18,7 +18,7 @@ import torch
 from ..checkpoints.identify import identify
 from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from ..checkpoints.tensor_files import WrongFileError, describe_path, open_tensors
-from .base_model import check_family, family_of
+from .base_model import check_family, detect_family
 from .families import FAMILIES, PIXART, Family
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SOURCES = ("text_encoder", "adapter")
 
 _PLAIN = (bool, int, float, str)
 # What a width tells where MuLan's CLIP did not: 4096 may be PixArt's, but a dozen other models' too.
-_WIDTH_TITLES = {family.context_width: family.title for family in FAMILIES if family is not PIXART} | {
+_WIDTH_TITLES = {family.context_dim: family.title for family in FAMILIES if family is not PIXART} | {
     1280: "the SDXL refiner"
 }
 
@@ -88,7 +88,7 @@ class SavedConditioning:
             check_family(model, self.family, f"the conditioning {describe_path(self.path)}")
             return
         config = model.model.model_config
-        width = PIXART.context_width if family_of(model) is PIXART else config.unet_config.get("context_dim")
+        width = PIXART.context_dim if detect_family(model) is PIXART else config.unet_config.get("context_dim")
         if width not in (None, self.width):
             raise ValueError(
                 f"the conditioning {describe_path(self.path)} is for {self.title} (contexts of width {self.width}), but the connected MODEL is a "

@@ -102,14 +102,14 @@ class InternVLTokenizer:
             offset += len(part.encode())
         return pieces
 
-    def encode_prefixed(self, text: str, keep_first: bool) -> list[Piece]:
+    def encode_prefixed(self, text: str, keep_merged: bool) -> list[Piece]:
         """The pieces of ``summarize:`` + text; three prefix pieces come first, offsets count from the start of the text.
 
         Upstream cuts rows 1..3 away, and where the text's first characters merge with the colon ("1girl" -> ":1") it loses them.
         ``keep_first`` keeps them: the text is then encoded behind a newline, which leaves it without a leading space just as the colon does.
         """
         pieces = self.encode(PREFIX + text, -len(PREFIX.encode()))
-        if not keep_first or [p.id for p in pieces[:3]] == [p.id for p in self.prefix]:
+        if not keep_merged or [p.id for p in pieces[:3]] == [p.id for p in self.prefix]:
             return pieces
         behind_newline = self.encode("\n" + text, -1)
         count = len(self._newline)
@@ -117,8 +117,9 @@ class InternVLTokenizer:
             return pieces
         return self.prefix + behind_newline[count:]
 
-    def decode(self, ids: list[int]) -> str:
-        return self.sentencepiece.decode([id for id in ids if id > EOS])
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids; special tokens are left out."""
+        return self.sentencepiece.decode([token_id for token_id in ids if token_id > EOS])
 
     def piece(self, id: int) -> str:
         return self.sentencepiece.id_to_piece(id)

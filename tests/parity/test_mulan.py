@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published, to_published
 from mulan_nodes.mulan.conditioning.adapter_sdxl import AdapterShapeXL, LanguageAdapterXL
 from mulan_nodes.mulan.conditioning.clip import load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import PIXART, SD15, SD21, SDXL
 from mulan_nodes.mulan.conditioning.model_files import TextConfig, open_adapter, open_text_encoder
-from mulan_nodes.mulan.conditioning.text_encoder import InternVLEncoder
+from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
 from mulan_nodes.mulan.conditioning.tokenizer import InternVLTokenizer
-from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 FAMILIES = {"sd15": SD15, "sd15_direct": SD15, "sd21": SD21, "sdxl": SDXL, "pixart": PIXART}
@@ -59,7 +60,7 @@ def test_every_tokenizer_case_has_upstreams_ids(tokenizers):
             plain = [1] + [p.id for p in tokenizer.encode(case["text"])] + [2]
             assert plain == case.get("ids", case.get("ids_without_prefix")), case["text"]
             if "ids_with_prefix" in case:
-                prefixed = [1] + [p.id for p in tokenizer.encode_prefixed(case["text"], keep_first=False)] + [2]
+                prefixed = [1] + [p.id for p in tokenizer.encode_prefixed(case["text"], keep_merged=False)] + [2]
                 assert prefixed == case["ids_with_prefix"], case["text"]
 
 
@@ -67,12 +68,12 @@ def test_text_kept_from_the_colon_changes_nothing_elsewhere(tokenizers):
     """The default style's one change of ids: prompts that do not merge with the colon keep upstream's, all keep the prefix whole."""
     for tokenizer, cases in tokenizers:
         for case in cases:
-            ours = [p.id for p in tokenizer.encode_prefixed(case["text"], keep_first=True)]
-            upstream = [p.id for p in tokenizer.encode_prefixed(case["text"], keep_first=False)]
+            ours = [p.id for p in tokenizer.encode_prefixed(case["text"], keep_merged=True)]
+            upstream = [p.id for p in tokenizer.encode_prefixed(case["text"], keep_merged=False)]
             prefix = [p.id for p in tokenizer.prefix]
             assert ours[:3] == prefix, case["text"]
             assert ours == upstream or upstream[:3] != prefix, case["text"]
-        whole = "".join(p.text for p in tokenizer.encode_prefixed("//example.org", keep_first=True)[3:])
+        whole = "".join(p.text for p in tokenizer.encode_prefixed("//example.org", keep_merged=True)[3:])
         assert whole == "//example.org"
 
 
@@ -90,7 +91,7 @@ def test_text_states(case, facts, clips, tensors, close):
     clip, _ = clips(case)
     clip.load_model()
     for _, entry in sides(facts(f"cases_{case}")):
-        (states,) = clip.cond_stage_model.internvl.states([entry["input_ids"]])
+        (states,) = clip.cond_stage_model.internvl.hidden_states([entry["input_ids"]])
         close(states, tensors(entry["text_encoder_output"]), "text.safetensors")
 
 
@@ -161,7 +162,7 @@ def test_layer_by_layer(goldens, facts, clips, close):
 def test_full_size_adapter(full_size, whole):
     """The published size (4096 -> 768, 20.4M parameters) with the recipe's weights."""
     entry, published, given = full_size("sd15")
-    adapter = LanguageAdapter(AdapterShape.of(published))
+    adapter = LanguageAdapter(AdapterShape.from_state_dict(published))
     adapter.load_state_dict(from_published(published))
     with torch.no_grad():
         whole(adapter(given("input")), entry["output"])
@@ -203,11 +204,11 @@ def test_every_tensor_that_text_needs_of_the_full_size_checkpoint_has_its_place(
     shutil.copy(goldens / "tokenizer" / "tokenizer.model", folder)
     found = open_text_encoder(folder)
     assert found.config == TextConfig(
-        vocabulary=49954, width=4096, feed_forward=11008, layers=32, heads=32, norm_eps=1e-6
+        vocab_size=49954, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, rms_norm_eps=1e-6
     )
     module = InternVLEncoder(found.config, dtype=torch.float16, device="meta")
     wanted = {n: tuple(t.shape) for n, t in module.transformer.state_dict().items()}
     assert {n: shapes[source] for n, source in found.names.items()} == wanted
-    assert found.projected_width == 768
+    assert found.projection_dim == 768
     dropped = [n for n in shapes if n not in found.names.values()]
     assert not [n for n in dropped if n.startswith("qllama.model.") and ".cross_attn." not in n]

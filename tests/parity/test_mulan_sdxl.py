@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from mulan_nodes.mulan.conditioning.adapter import from_published
 from mulan_nodes.mulan.conditioning.adapter_sdxl import AdapterShapeXL, LanguageAdapterXL
 from mulan_nodes.mulan.conditioning.clip import load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import SDXL, ZEROING, Zeroing
 from mulan_nodes.mulan.conditioning.model_files import open_adapter
-from torch import nn
 
 VARIANTS = ("sdxl_embed_attnpool", "sdxl_embed_textproj", "sdxl_noembed_attnpool", "sdxl_noembed_textproj")
 FLAG_SETS = {"default": "all pooled, empty negative", "examples_sdxl_py": "negative pooled", "all_off": "nothing"}
@@ -53,7 +54,7 @@ def test_text_embeds(facts, clips, tensors, close):
     clip.load_model()
     encoder = clip.cond_stage_model.internvl
     for entry in facts("cases_sdxl")["positives"]:
-        (states,) = encoder.states([entry["input_ids"]])
+        (states,) = encoder.hidden_states([entry["input_ids"]])
         close(
             encoder.text_embeds(entry["input_ids"], states)[0],
             tensors(entry["text_embeds"]).reshape(-1),
@@ -120,7 +121,7 @@ def test_size_embedding(facts, adapter_files, tensors, close):
 def test_full_size(name, full_size, whole):
     """The published sizes with the recipe's weights: context, pooled vector, and the size embedding where the adapter brings one."""
     entry, published, given = full_size(name)
-    adapter = LanguageAdapterXL(AdapterShapeXL.of(published))
+    adapter = LanguageAdapterXL(AdapterShapeXL.from_state_dict(published))
     embedding = {n: t for n, t in published.items() if n.startswith("add_embedding.")}
     adapter.load_state_dict(from_published({n: t for n, t in published.items() if n not in embedding}))
     with torch.no_grad():

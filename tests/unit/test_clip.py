@@ -11,12 +11,13 @@ import comfy.model_management
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.checkpoints import tensor_files
-from mulan_nodes.mulan.conditioning import text_encoder
-from mulan_nodes.mulan.conditioning.clip import TextStates, encode_prompts, load_clip, negative_view
+from mulan_nodes.mulan.conditioning import internvl_llama, text_encoder
+from mulan_nodes.mulan.conditioning.clip import FrozenTextEncoder, encode_prompts, load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import SD15, SDXL
 from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_text_encoder
-from safetensors.torch import load_file, save_file
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
 ADAPTER = GOLDENS / "weights" / "sd15_tiny.safetensors"
@@ -41,7 +42,7 @@ def one_file(folder: Path, path: Path, change) -> Path:
     weights = {"spiece_model": torch.frombuffer(bytearray(source.tokenizer()), dtype=torch.uint8)}
     for name, tensor in source.state_dict().items():
         weights |= change(name, tensor)
-    config = json.dumps({"num_attention_heads": source.config.heads, "rms_norm_eps": source.config.norm_eps})
+    config = json.dumps({"num_attention_heads": source.config.num_attention_heads, "rms_norm_eps": source.config.rms_norm_eps})
     save_file(weights, path, metadata={"config": config})
     return path
 
@@ -108,7 +109,7 @@ def test_training_states_are_what_the_adapter_reads(folder):
     kept = load_file(GOLDENS / "sd15.safetensors")
     texts = load_file(GOLDENS / "text.safetensors")
     captions = [next(e["prompt"] for e in cases["positives"] if e["id"] == id) for id in ("p07", "p09")]
-    states = TextStates(folder)([captions[0], "", captions[1]])
+    states = FrozenTextEncoder(folder)([captions[0], "", captions[1]])
     assert torch.allclose(states[0], kept["p07.prompt_embeds"], atol=2e-5)
     assert torch.allclose(states[2], kept["p09.prompt_embeds"], atol=2e-5)
     assert torch.allclose(states[1], texts["n00.text80"][:77], atol=2e-5)
@@ -123,7 +124,7 @@ def test_the_negative_view_shares_the_weights_and_leaves_the_clip_alone(clip):
 def test_prompts_encoded_together_are_what_each_is_alone(clip):
     """More windows than one batch holds; one prompt takes several, one has weights."""
     prompts = [
-        *(f"a photo of {number} cats" for number in range(text_encoder.WINDOWS_AT_ONCE)),
+        *(f"a photo of {number} cats" for number in range(text_encoder.BATCH_SIZE)),
         "a cat and " * 60,
         "a (red:1.4) cat",
         "",
@@ -132,7 +133,7 @@ def test_prompts_encoded_together_are_what_each_is_alone(clip):
     alone = [clip.encode(prompt) for prompt in prompts] + [
         negative_view(clip).encode(negative) for negative in ("blurry", "")
     ]
-    assert alone[text_encoder.WINDOWS_AT_ONCE].shape[1] > 120
+    assert alone[text_encoder.BATCH_SIZE].shape[1] > 120
     for ((context, _),), wanted in zip(together, alone, strict=True):
         assert torch.allclose(context, wanted, atol=2e-5) and context.untyped_storage().nbytes() == 4 * context.numel()
 
@@ -179,7 +180,7 @@ def test_an_adapter_of_unknown_width_is_refused():
         open_adapter(ADAPTER)
 
 
-# --- files that are whole but wrong -----------------------------------------------------------------------------------
+# --- files that are whole but wrong  ---
 
 
 def sentencepiece_model(pieces: int, path: Path, **options) -> bytes:
@@ -221,7 +222,7 @@ def test_a_tokenizer_that_cannot_be_read(model, folder, tmp_path):
 
 
 def test_a_tokenizer_of_another_vocabulary(folder, tmp_path):
-    rows = open_text_encoder(folder).config.vocabulary
+    rows = open_text_encoder(folder).config.vocab_size
     other = with_tokenizer(folder, tmp_path / "Other", sentencepiece_model(400, tmp_path))
     with pytest.raises(
         WrongFileError, match=f"Other .*knows 400 pieces, but its embedding has {rows} rows.*another model's"
@@ -290,12 +291,12 @@ def test_nan_in_the_pooled_part_of_an_sdxl_adapter(folder, tmp_path):
     ), "zeros need no weights"
 
 
-# --- memory that ends, and a user who stops ---------------------------------------------------------------------------
+# --- memory that ends, and a user who stops  ---
 
 
 def encoders_in_memory() -> int:
     gc.collect()
-    return sum(type(thing) is text_encoder.InternVLEncoder for thing in gc.get_objects())
+    return sum(type(thing) is internvl_llama.InternVLEncoder for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])

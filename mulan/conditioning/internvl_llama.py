@@ -1,0 +1,142 @@
+"""InternVL's LLaMA: windows of token ids in, hidden states out.
+
+Source: mulankit 1.0.2, ``InternVLTextModel``. The LLaMA is ComfyUI's own, so streaming to small GPUs, casting and
+quantized weights are ComfyUI's work. The adapter is nested in the encoder's module because LoRA keys need one common
+prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy import sd1_clip
+from comfy.text_encoders import llama
+
+from .adapter import LanguageAdapter
+from .adapter_sdxl import LanguageAdapterXL
+from .model_files import TextConfig
+from .tokenizer import BOS, EOS, PAD
+
+BYTES_PER_ACTIVATION = 4  # ComfyUI computes text encoders in float32
+
+
+@dataclass
+class LlamaConfig(llama.Llama2Config):
+    """ComfyUI's LLaMA with InternVL's constants; the sizes come from the file."""
+
+    vocab_size: int = 49954
+    intermediate_size: int = 11008
+    num_key_value_heads: int = 32
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+    @classmethod
+    def from_text_config(cls, config: TextConfig) -> LlamaConfig:
+        """Build the configuration of a file's LLaMA."""
+        llama_config = cls(**asdict(config), num_key_value_heads=config.num_attention_heads)
+        llama_config.head_dim = config.hidden_size // config.num_attention_heads  # a class attribute, not a field
+        return llama_config
+
+
+class InternVLLlama(llama.BaseLlama, torch.nn.Module):
+    """All rows of the last layer, behind the final norm. `config` holds a `TextConfig` under ``sizes``."""
+
+    def __init__(self, config, dtype, device, operations):
+        super().__init__()
+        sizes = config["sizes"]
+        self.num_layers = sizes.num_hidden_layers
+        self.model = llama.Llama2_(LlamaConfig.from_text_config(sizes), device=device, dtype=dtype, ops=operations)
+        self.dtype = dtype
+
+
+class InternVLEncoder(sd1_clip.SDClipModel):
+    """Windows of token ids -> hidden states; it holds the adapter, which reads them."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        adapter: LanguageAdapter | LanguageAdapterXL | None = None,
+        projection_dim: int | None = None,
+        dtype=None,
+        device="cpu",
+        model_options=None,
+    ):
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            textmodel_json_config={"sizes": config},
+            model_class=InternVLLlama,  # pyright: ignore[reportArgumentType]: a default is all ComfyUI declares
+            layer="last",
+            layer_norm_hidden_state=True,
+            enable_attention_masks=True,
+            special_tokens={"start": BOS, "end": EOS, "pad": PAD},
+            model_options=model_options or {},
+        )
+        self.config = config
+        if projection_dim is not None:
+            self.text_projection = torch.nn.Parameter(
+                torch.empty(config.hidden_size, projection_dim, dtype=dtype, device=device), requires_grad=False
+            )
+        if adapter is not None:
+            self.adapter = adapter
+            self.adapter.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where ComfyUI wants it to compute."""
+        return self.execution_device or self.transformer.get_input_embeddings().weight.device
+
+    def process_tokens(self, tokens, device):
+        """Embed the tokens and mask every row of id 0, as upstream does: also a literal <unk> inside the text, and
+        nothing else.
+        """
+        embeds, _, _, info = super().process_tokens(tokens, device)
+        mask = (torch.tensor(tokens, device=device) != PAD).long()
+        return embeds, mask, mask.sum(dim=1).tolist(), info
+
+    def hidden_states(
+        self, windows: Sequence[Sequence[int]], after_layer: Callable[[], None] = lambda: None
+    ) -> list[torch.Tensor]:
+        """Encode windows of T token ids each -> the hidden states of each, [T, hidden_size] float32.
+
+        `after_layer` is called after each layer. Stops when the user interrupts.
+        """
+
+        def hook(*_):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            after_layer()
+
+        llama_model: Any = self.transformer.model
+        hooks = [layer.register_forward_hook(hook) for layer in llama_model.layers]
+        try:
+            return list(self([list(window) for window in windows])[0])
+        finally:
+            for registered in hooks:
+                registered.remove()
+
+    def text_embeds(self, input_ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:
+        """Return upstream's pooled vector [1, projection_dim]: `last_token_state`, projected."""
+        row = last_token_state(input_ids, states)
+        return row[None] @ self.text_projection.to(row)
+
+    def memory_required(self, num_rows: int) -> int:
+        """Return the bytes that encoding so many rows takes beside the weights.
+
+        The widest layer's activations and one weight cast to float32, twice for safety.
+        """
+        hidden_size, intermediate_size = self.config.hidden_size, self.config.intermediate_size
+        activations = num_rows * (6 * hidden_size + 3 * intermediate_size)
+        return 2 * BYTES_PER_ACTIVATION * (activations + hidden_size * intermediate_size)
+
+
+def last_token_state(input_ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:
+    """Return the row of a text's states [T, hidden_size] that stands for the text.
+
+    Upstream takes the row that the count of ids above 0 points at, normally eos.
+    """
+    return states[sum(token_id > 0 for token_id in input_ids) - 1]
