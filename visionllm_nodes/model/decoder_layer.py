@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...mulan.conditioning.adapter import Attention
 from .deformable_attention import DeformableAttention
-from .layers import LAYER_NORM_EPS, Attention
+from .layers import LAYER_NORM_EPS
 from .pyramid import Pyramid
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...mulan.conditioning.adapter import Attention
 from .deformable_attention import DeformableAttention
-from .layers import LAYER_NORM_EPS, Attention, sine_embedding
+from .layers import LAYER_NORM_EPS, sine_embedding
 from .pyramid import Pyramid, cell_references
 
 

@@ -30,32 +30,6 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-class Attention(nn.Module):
-    """Multi-head attention.
-
-    `in_proj` has the rows of queries, then keys, then values, as torch.nn.MultiheadAttention packs them.
-    """
-
-    def __init__(self, hidden_size: int, num_heads: int, *, operations: Any, dtype=None, device=None):
-        super().__init__()
-        self.num_heads = num_heads
-        self.in_proj = operations.Linear(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
-        self.out_proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
-
-    def forward(self, queries, keys, values, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return what the queries read, [B, Q, D].
-
-        queries [B, Q, D], keys and values [B, K, D], mask bool broadcastable to [B, heads, Q, K] (True: may be seen).
-        """
-        of_queries = self.in_proj(queries)
-        of_keys = of_queries if keys is queries else self.in_proj(keys)
-        of_values = of_keys if values is keys else self.in_proj(values)
-        q, k, v = of_queries.chunk(3, dim=-1)[0], of_keys.chunk(3, dim=-1)[1], of_values.chunk(3, dim=-1)[2]
-        q, k, v = (rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
-
-
 def inverse_sigmoid(x: torch.Tensor, eps: float) -> torch.Tensor:
     """Return log(x / (1 - x)) in float32.
 
