@@ -63,24 +63,31 @@ def to_published(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 class Attention(nn.Module):
-    """Multi-head attention without a mask; queries, keys and values come from one packed projection."""
+    """Multi-head attention, of VisionLLM's decoders too.
 
-    def __init__(self, hidden_size, num_heads, dtype=None, device=None, operations: Any = nn):
+    `in_proj` has the rows of queries, then keys, then values, as torch.nn.MultiheadAttention packs them.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, dtype=None, device=None, operations: Any = nn):
         super().__init__()
         self.num_heads = num_heads
         self.in_proj = operations.Linear(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
         self.out_proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
 
-    def forward(self, x, memory=None):
-        """Attend from x [B, Q, D] to memory [B, T, D] (x itself when None) -> [B, Q, D].
+    def forward(self, queries, keys=None, values=None, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the queries read, [B, Q, D].
 
-        x may be [1, Q, D], the same for all.
+        queries [B, Q, D] or [1, Q, D], the same for all; keys [B, K, D], by default the queries; values [B, K, D], by
+        default the keys; mask bool broadcastable to [B, heads, Q, K] (True: may be seen).
         """
-        q, k, v = self.in_proj(x).chunk(3, dim=-1)
-        if memory is not None:
-            _, k, v = self.in_proj(memory).chunk(3, dim=-1)
+        keys = queries if keys is None else keys
+        values = keys if values is None else values
+        of_queries = self.in_proj(queries)
+        of_keys = of_queries if keys is queries else self.in_proj(keys)
+        of_values = of_keys if values is keys else self.in_proj(values)
+        q, k, v = of_queries.chunk(3, dim=-1)[0], of_keys.chunk(3, dim=-1)[1], of_values.chunk(3, dim=-1)[2]
         q, k, v = (rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in (q, k, v))
-        out = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v)
+        out = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
