@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..checkpoints.identify import ADAPTER_TITLES
+
 
 @dataclass(frozen=True)
 class Family:
     """What a family fixes about text.
 
-    A window is a number of rows of the text encoder, padding included. The adapter was trained with exactly these, because it
-    reads the padding too: a prompt behind ``summarize:`` has the longer window and loses the prefix's three rows afterwards.
+    A window is a number of rows of the text encoder, padding included. The adapter was trained with exactly these,
+    because it reads the padding too. A prompt behind ``summarize:`` has the longer window and loses the prefix's three
+    rows afterwards.
     """
 
     name: str
@@ -23,11 +26,11 @@ class Family:
     pooled_dim: int | None = None
 
 
-SD15 = Family("sd15", "Stable Diffusion 1.5", context_dim=768, token_keys=("l",), prefixed_window=80, bare_window=77)
-SD21 = Family("sd21", "Stable Diffusion 2.1", context_dim=1024, token_keys=("h",), prefixed_window=80, bare_window=77)
+SD15 = Family("sd15", ADAPTER_TITLES[768], context_dim=768, token_keys=("l",), prefixed_window=80, bare_window=77)
+SD21 = Family("sd21", ADAPTER_TITLES[1024], context_dim=1024, token_keys=("h",), prefixed_window=80, bare_window=77)
 SDXL = Family(
     "sdxl",
-    "SDXL",
+    ADAPTER_TITLES[2048],
     context_dim=2048,
     token_keys=("g", "l"),
     prefixed_window=83,
@@ -35,20 +38,22 @@ SDXL = Family(
     bare_negative=False,
     pooled_dim=1280,
 )
-PIXART = Family("pixart", "PixArt", context_dim=4096, token_keys=("t5xxl",), prefixed_window=83, bare_window=80)
+PIXART = Family(
+    "pixart", ADAPTER_TITLES[4096], context_dim=4096, token_keys=("t5xxl",), prefixed_window=83, bare_window=80
+)
 FAMILIES = (SD15, SD21, SDXL, PIXART)
 
 
 @dataclass(frozen=True)
 class Zeroing:
-    """What upstream replaces by zeros for SDXL (its ``force_sdxl_zero_*`` flags, after the adapter)."""
+    """What is set to zero for SDXL, behind the adapter: upstream's ``force_sdxl_zero_*`` flags."""
 
     pooled: bool
     empty_negative: bool
     negative_pooled: bool
 
 
-# mulankit's own default is all three; MuLan's SDXL examples, with which its pictures are made, turn two of them off.
+# mulankit's own default is all three; MuLan's SDXL examples, which its images are made with, turn two of them off.
 ZEROING = {
     "negative pooled": Zeroing(pooled=False, empty_negative=False, negative_pooled=True),
     "all pooled, empty negative": Zeroing(pooled=True, empty_negative=True, negative_pooled=True),

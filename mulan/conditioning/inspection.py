@@ -1,4 +1,4 @@
-"""What a prompt becomes before it is encoded, as data and as text. Only the tokenizer is asked, never the encoder."""
+"""What a prompt becomes before it is encoded, as data and as text. It needs the tokenizer alone, not the encoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..images.unicode_text import WITHOUT_SPACES, is_mark, script
 from .prompt_tokenizer import PromptTokenizer, Token, TokenizedPrompt
 from .tokenizer import PREFIX, SPACE, UNK, InternVLTokenizer, units
 
-# The same sentence in a language of each script, to say what this vocabulary makes of it.
+# The same sentence in a language of each script, to compare how many tokens it takes.
 ENGLISH = "A small red house stands by the river under a blue sky."
 SAMPLES = {
     "Cyrillic": ("Russian", "Маленький красный дом стоит у реки под голубым небом."),
@@ -32,33 +32,35 @@ SAMPLES = {
 }
 
 _FULL_WIDTH_WEIGHT = re.compile(r"（[^（）()]{0,200}[:：]\s?[\d.]{1,8}[）)]|\([^（）()]{0,200}：\s?[\d.]{1,8}[）)]")
-MANY_WINDOWS = 8  # past which a prompt asks too much
-MAX_WINDOWS = 32  # that a report shows
+MANY_WINDOWS = 8  # a prompt of more is noted
+MAX_WINDOWS = 32  # shown in a report
 
 
 @dataclass(frozen=True)
-class Box:
+class TokenBox:
     """What is shown as one: a piece, or the bytes of a character that the vocabulary lacks."""
 
     text: str  # without the space before it
-    ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
     weight: float
-    group: int  # counts words from 1, in scripts that write no spaces pieces; below 0: no text of the prompt
+    group: int  # counts words from 1, pieces in scripts without spaces; below 0: not text of the prompt
     starts_word: bool
     is_bytes: bool
     is_literal: bool  # a special token that the user wrote out, such as <s>
 
 
 @dataclass(frozen=True)
-class Window:
-    boxes: list[Box]
+class InspectedWindow:
+    """The text of one window."""
+
+    boxes: list[TokenBox]
     tokens: int
     after_break: bool
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokens of the same sentence in a language of the prompt's main script and in English."""
+    """How many tokens the same sentence takes in a language of the prompt's main script and in English."""
 
     language: str
     tokens: int
@@ -67,17 +69,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that the picture and the report say."""
+    """All that the image and the report show."""
 
     family: str
     style: str
     negative: bool
-    prefix: list[Box]  # none where the prompt goes in bare
+    prefix: list[TokenBox]  # none where the prompt goes in bare
     length: int  # rows of a window
-    room: int  # of these, for text
-    windows: list[Window]
+    capacity: int  # of these, for text
+    windows: list[InspectedWindow]
     merged: str
-    dropped: list[Box]
+    dropped: list[TokenBox]
     dropped_tokens: int
     dropped_text: str
     words: int | None  # None where most of the text's scripts write no spaces
@@ -88,7 +90,7 @@ class Inspection:
 
     @property
     def tokens(self) -> int:
-        """Of the text, also of what is dropped."""
+        """Tokens of the text, dropped ones included."""
         return sum(window.tokens for window in self.windows) + self.dropped_tokens
 
     @property
@@ -100,18 +102,21 @@ class Inspection:
         return self.tokens / self.characters if self.characters else None
 
 
-def inspect(prompts: PromptTokenizer, text: str, negative: bool = False) -> Inspection:
-    """Reads `text` as the CLIP of this tokenizer would; `negative`: as the CLIP for negatives. Never raises, whatever the text holds."""
-    reading = prompts.read(text, negative)
+def inspect_prompt(prompts: PromptTokenizer, text: str, negative: bool = False) -> Inspection:
+    """Read `text` as the CLIP of this tokenizer would; `negative`: as the CLIP for negatives.
+
+    Never raises, whatever the text.
+    """
+    prompt = prompts.tokenize(text, negative)
     windows = [
-        Window(
+        InspectedWindow(
             _boxes(window, prompts.tokenizer),
             len(window),
-            number > 0 and reading.parts[number] != reading.parts[number - 1],
+            index > 0 and prompt.part_of_window[index] != prompt.part_of_window[index - 1],
         )
-        for number, window in enumerate(reading.windows)
+        for index, window in enumerate(prompt.windows)
     ]
-    whole = " ".join(reading.text)
+    whole = " ".join(prompt.text)
     letters = Counter(filter(None, map(script, whole)))
     shares = [
         (name, count / letters.total()) for name, count in sorted(letters.items(), key=lambda item: (-item[1], item[0]))
@@ -121,36 +126,40 @@ def inspect(prompts: PromptTokenizer, text: str, negative: bool = False) -> Insp
         style=prompts.style,
         negative=negative,
         prefix=[
-            Box(piece.text.lstrip(SPACE), (piece.id,), 1.0, -2, piece.starts_word, False, False)
-            for piece in reading.prefix
+            TokenBox(piece.text.lstrip(SPACE), (piece.id,), 1.0, -2, piece.starts_word, False, False)
+            for piece in prompt.prefix
         ],
-        length=reading.length,
-        room=reading.room,
+        length=prompt.length,
+        capacity=prompt.capacity,
         windows=windows,
-        merged=reading.merged,
-        dropped=_boxes(reading.dropped, prompts.tokenizer),
-        dropped_tokens=len(reading.dropped),
-        dropped_text=_dropped_text(reading),
+        merged=prompt.merged,
+        dropped=_boxes(prompt.dropped, prompts.tokenizer),
+        dropped_tokens=len(prompt.dropped),
+        dropped_text=_dropped_text(prompt),
         words=_words(whole, letters),
         characters=sum(not character.isspace() for character in whole),
         scripts=shares,
         sample=_sample(shares, prompts.tokenizer),
-        notes=_notes(prompts, text, reading, windows),
+        notes=_notes(prompts, text, prompt, windows),
     )
 
 
-def report(inspection: Inspection) -> str:
-    """The inspection as text. A piece begins with ``▁`` where a word begins; ``×1.3`` is its weight, ``[3]`` the number of its bytes."""
+def format_report(inspection: Inspection) -> str:
+    """Write the inspection as text.
+
+    A piece begins with ``▁`` where a word begins; ``×1.3`` is its weight, ``[3]`` its bytes.
+    """
     lines = summary(inspection)
     for number, window in enumerate(inspection.windows[:MAX_WINDOWS], 1):
         lines += [
             "",
-            f"window {number}{' (BREAK)' if window.after_break else ''}: {window.tokens} of {inspection.room} tokens",
+            f"window {number}{' (BREAK)' if window.after_break else ''}: {window.tokens} of {inspection.capacity} "
+            "tokens",
         ]
         if window.boxes:
             lines.append(" ".join(map(_box_text, window.boxes)))
     if len(inspection.windows) > MAX_WINDOWS:
-        lines += ["", f"... and {count(len(inspection.windows) - MAX_WINDOWS, 'window')} more"]
+        lines += ["", f"... and {plural(len(inspection.windows) - MAX_WINDOWS, 'window')} more"]
     if inspection.merged or inspection.dropped:
         lines.append("")
     if inspection.merged:
@@ -163,12 +172,13 @@ def report(inspection: Inspection) -> str:
 
 
 def summary(inspection: Inspection) -> list[str]:
-    """The report's head: three or four lines."""
+    """Return the report's head: two to four lines."""
     prefix = f"prefix {PREFIX}" if inspection.prefix else "no prefix"
     lines = [
         f"{inspection.family}, {'negative' if inspection.negative else 'prompt'}, style {inspection.style}, {prefix}",
-        f"{count(inspection.tokens, 'token')} of text in {count(len(inspection.windows), 'window')} of {inspection.length} rows, "
-        f"{inspection.room} of them for text",
+        f"{plural(inspection.tokens, 'token')} of text in {plural(len(inspection.windows), 'window')} of "
+        f"{inspection.length} rows, "
+        f"{inspection.capacity} of them for text",
     ]
     if inspection.characters:
         lines.append(fertility(inspection))
@@ -178,31 +188,33 @@ def summary(inspection: Inspection) -> list[str]:
 
 
 def fertility(inspection: Inspection) -> str:
-    """How many tokens the text's words and characters take, and which scripts they are of."""
+    """Say how many tokens the text's words and characters take, and in which scripts they are."""
     per_word = f"{inspection.per_word:.2f} tokens per word, " if inspection.per_word else ""
     scripts = ", ".join(f"{name} {share:.0%}" for name, share in inspection.scripts[:4]) or "no letters"
     return f"{per_word}{inspection.per_character:.2f} {'' if per_word else 'tokens '}per character; {scripts}"
 
 
 def comparison(sample: Sample) -> str:
+    """Say how many tokens the sample sentence takes."""
     return f"the same sentence takes {sample.tokens} tokens in {sample.language} and {sample.english} in English"
 
 
-def count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 token, 2 tokens."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _boxes(tokens: Sequence[Token], tokenizer: InternVLTokenizer) -> list[Box]:
-    boxes, group, word, begin = [], 0, 0, 0
+def _boxes(tokens: Sequence[Token], tokenizer: InternVLTokenizer) -> list[TokenBox]:
+    boxes, group, word_id, begin = [], 0, 0, 0
     for unit in units([token.piece for token in tokens]):
         token = tokens[begin]
         begin += len(unit.pieces)
         text = unit.text[1:] if unit.text.startswith(" ") and len(unit.text.strip()) > 0 else unit.text
-        group += token.word != word or any(script(character) in WITHOUT_SPACES for character in text)
-        word = token.word
+        group += token.word_id != word_id or any(script(character) in WITHOUT_SPACES for character in text)
+        word_id = token.word_id
         literal = len(unit.pieces) == 1 and tokenizer.literals.get(unit.text) == token.piece.id
         boxes.append(
-            Box(
+            TokenBox(
                 text,
                 tuple(piece.id for piece in unit.pieces),
                 token.weight,
@@ -215,28 +227,32 @@ def _boxes(tokens: Sequence[Token], tokenizer: InternVLTokenizer) -> list[Box]:
     return boxes
 
 
-def _box_text(box: Box) -> str:
+def _box_text(box: TokenBox) -> str:
     text = box.text.replace(" ", SPACE) if not box.text.strip(" ") else SPACE * box.starts_word + box.text
     text = text if text.isprintable() else "".join(c if c.isprintable() else f"<{ord(c):04X}>" for c in text)
-    return text + (f"[{len(box.ids)}]" if len(box.ids) > 1 else "") + (f"×{box.weight:g}" if box.weight != 1 else "")
+    return (
+        text
+        + (f"[{len(box.token_ids)}]" if len(box.token_ids) > 1 else "")
+        + (f"×{box.weight:g}" if box.weight != 1 else "")
+    )
 
 
-def _dropped_text(reading: TokenizedPrompt) -> str:
-    """What upstream cuts away, as it was written; a character that is cut in two is lost whole."""
-    if not reading.dropped:
+def _dropped_text(prompt: TokenizedPrompt) -> str:
+    """Return what upstream cuts away, as it was written; a character that is cut in two is lost whole."""
+    if not prompt.dropped:
         return ""
-    end = reading.windows[0][-1].piece.end if reading.windows[0] else 0
-    if end is None:  # the pieces lost their places in the text
-        return "".join(unit.text for unit in units([token.piece for token in reading.dropped]))
-    raw = reading.text[0].encode()
+    end = prompt.windows[0][-1].piece.end if prompt.windows[0] else 0
+    if end is None:  # the pieces lost their positions in the text
+        return "".join(unit.text for unit in units([token.piece for token in prompt.dropped]))
+    raw = prompt.text[0].encode()
     while end < len(raw) and 0x80 <= raw[end] < 0xC0:  # in the middle of a character
         end -= 1
     return raw[end:].decode()
 
 
 def _words(text: str, letters: Counter[str]) -> int | None:
-    """Words between spaces; None where most letters are of scripts that write none."""
-    without = sum(number for name, number in letters.items() if name in WITHOUT_SPACES)
+    """Count words between spaces; None where most letters are of scripts without spaces."""
+    without = sum(times for name, times in letters.items() if name in WITHOUT_SPACES)
     if 2 * without > letters.total():
         return None
     return sum(any(character.isalnum() or is_mark(character) for character in word) for word in text.split())
@@ -252,12 +268,12 @@ def _sample(scripts: list[tuple[str, float]], tokenizer: InternVLTokenizer) -> S
     return Sample(language, len(tokenizer.encode(sentence)), len(tokenizer.encode(ENGLISH)))
 
 
-def _notes(prompts: PromptTokenizer, text: str, reading: TokenizedPrompt, windows: list[Window]) -> list[str]:
-    """What a person may not expect."""
-    found, upstream = reading.notes, prompts.style == "upstream"
+def _notes(prompts: PromptTokenizer, text: str, prompt: TokenizedPrompt, windows: list[InspectedWindow]) -> list[str]:
+    """Return what a person may not expect."""
+    found, upstream = prompt.notes, prompts.style == "upstream"
     boxes = [box for window in windows for box in window.boxes]
     literals = sorted({box.text for box in boxes if box.is_literal})
-    in_bytes = sum(box.is_bytes and len(box.ids) > 1 for box in boxes)
+    in_bytes = sum(box.is_bytes and len(box.token_ids) > 1 for box in boxes)
     notes = []
     if not boxes:
         notes.append("the prompt is empty")
@@ -270,19 +286,19 @@ def _notes(prompts: PromptTokenizer, text: str, reading: TokenizedPrompt, window
     if upstream and re.search(r"(?<!\w)BREAK(?!\w)", text):
         notes.append("BREAK is text in the upstream style")
     if not upstream and found.lone_brackets:
-        notes.append(f"{count(found.lone_brackets, 'bracket')} without a partner: read as text")
+        notes.append(f"{plural(found.lone_brackets, 'bracket')} without a partner: read as text")
     if not upstream and _FULL_WIDTH_WEIGHT.search(text):
         notes.append("full-width （ ） and ： are text: weights are written (words:1.2)")
     if found.limited_weights:
         notes.append("weights past 100 are limited to 100")
     if found.surrogates:
-        notes.append(f"{count(found.surrogates, 'lone surrogate')} (half a character): replaced by U+FFFD")
+        notes.append(f"{plural(found.surrogates, 'lone surrogate')} (half a character): replaced by U+FFFD")
     if literals:
         notes.append(f"special tokens written out in the prompt act as such: {_quoted(literals)}")
-    if any(UNK in box.ids for box in boxes if box.is_literal):
+    if any(UNK in box.token_ids for box in boxes if box.is_literal):
         notes.append("<unk> is masked: the encoder does not see it")
     if in_bytes:
-        notes.append(f"{count(in_bytes, 'character')} not in the vocabulary: read byte by byte")
+        notes.append(f"{plural(in_bytes, 'character')} not in the vocabulary: read byte by byte")
     if len(windows) > MANY_WINDOWS:
         notes.append(f"{len(windows)} windows: slow to encode and far more than adapters were trained with")
     elif len(windows) > 1:
@@ -290,6 +306,6 @@ def _notes(prompts: PromptTokenizer, text: str, reading: TokenizedPrompt, window
     return notes
 
 
-def _quoted(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def _quoted(names: Sequence[str], limit: int = 8) -> str:
+    shown = ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

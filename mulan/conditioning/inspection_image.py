@@ -1,4 +1,4 @@
-"""An inspected prompt as a picture: a card per window with a box for each piece, what is cut away, and the notes."""
+"""An inspected prompt as an image: a card per window with a box for each piece, what is cut away, and the notes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from ..images.text_drawing import Color, TextRenderer
-from .inspection import Box, Inspection, comparison, count
-from .inspection import Window as InspectedWindow
+from .inspection import InspectedWindow, Inspection, TokenBox, comparison, plural
 from .tokenizer import BOS, EOS, PREFIX
 
 WIDTH, MAX_HEIGHT = 1024, 2048
@@ -27,43 +26,43 @@ SHADES = (
     ((253, 225, 233), (249, 205, 219)),
     ((216, 241, 243), (192, 230, 234)),
 )
-SCRIPT_COLOURS = ((64, 118, 214), (44, 155, 96), (222, 128, 40), (138, 92, 200), (206, 72, 118), (30, 150, 160))
+SCRIPT_COLORS = ((64, 118, 214), (44, 155, 96), (222, 128, 40), (138, 92, 200), (206, 72, 118), (30, 150, 160))
 
 TITLE, HEADING, TEXT, SMALL, PIECE, UNDER = 30, 19, 17, 14, 21, 12
 BOX_HEIGHT, BOX_PAD, ROW, WORD_GAP = 52, 7, 61, 9
-WIDEST_BOX, MOST_DROPPED, MOST_NOTES = 300, 80, 12
+MAX_BOX_WIDTH, MAX_DROPPED, MAX_NOTES = 300, 80, 12
 
 
-def draw(inspection: Inspection, renderer: TextRenderer) -> Image.Image:
-    """An RGB picture, `WIDTH` wide and at most `MAX_HEIGHT` high; windows that have no room are counted."""
+def draw_inspection(inspection: Inspection, renderer: TextRenderer) -> Image.Image:
+    """Draw an RGB image, `WIDTH` wide and at most `MAX_HEIGHT` high. Windows that do not fit are counted."""
     return _Page(inspection, renderer).draw()
 
 
 class _Page:
     def __init__(self, inspection: Inspection, renderer: TextRenderer):
-        self.inspection, self.letters = inspection, renderer
-        self.picture = Image.new("RGB", (WIDTH, MAX_HEIGHT), PAPER)
-        self.pen = ImageDraw.Draw(self.picture)
+        self.inspection, self.renderer = inspection, renderer
+        self.image = Image.new("RGB", (WIDTH, MAX_HEIGHT), PAPER)
+        self.pen = ImageDraw.Draw(self.image)
         self.y = MARGIN
 
     def draw(self) -> Image.Image:
         inspection = self.inspection
         self._head()
         tail = self._tail_height()
-        for number, window in enumerate(inspection.windows):
-            more = len(inspection.windows) - number
+        for index, window in enumerate(inspection.windows):
+            more = len(inspection.windows) - index
             lines = _wrapped(self._measured(self._window_boxes(window)))
             height = 2 * PAD + 46 + len(lines) * ROW
             if self.y + height + GAP + (40 if more > 1 else 0) + tail > MAX_HEIGHT:
-                self._text(MARGIN, self.y + 20, f"… and {count(more, 'window')} more", HEADING, QUIET)
+                self._text(MARGIN, self.y + 20, f"… and {plural(more, 'window')} more", HEADING, QUIET)
                 self.y += 40
                 break
-            self._window(number, window, lines, height)
+            self._window(index, window, lines, height)
         if inspection.merged or inspection.dropped:
             self._lost()
         if inspection.notes:
             self._notes()
-        return self.picture.crop((0, 0, WIDTH, min(MAX_HEIGHT, self.y - GAP + MARGIN)))
+        return self.image.crop((0, 0, WIDTH, min(MAX_HEIGHT, self.y - GAP + MARGIN)))
 
     # --- head -----------------------------------------------------------------------------------------------------
 
@@ -77,36 +76,36 @@ class _Page:
         windows = len(inspection.windows)
         tiles = [
             (str(inspection.tokens), "tokens of text"),
-            (str(windows), f"window{'' if windows == 1 else 's'} of {inspection.room}"),
+            (str(windows), f"window{'' if windows == 1 else 's'} of {inspection.capacity}"),
         ]
         if inspection.per_word:
             tiles.append((f"{inspection.per_word:.2f}", "tokens per word"))
         if inspection.per_character:
             tiles.append((f"{inspection.per_character:.2f}", "tokens per character"))
         width = (INNER - GAP * (len(tiles) - 1)) // len(tiles)
-        for i, (number, what) in enumerate(tiles):
+        for i, (value, label) in enumerate(tiles):
             left = MARGIN + i * (width + GAP)
             self._card(left, self.y, width, 84, CARD)
-            self._text(left + PAD, self.y + 44, number, 32, INK)
-            self._text(left + PAD, self.y + 69, what, SMALL, QUIET)
+            self._text(left + PAD, self.y + 44, value, 32, INK)
+            self._text(left + PAD, self.y + 69, label, SMALL, QUIET)
         self.y += 84 + GAP
         if inspection.scripts:
             self._scripts()
 
     def _scripts(self) -> None:
-        """A bar of the letters' scripts, and what the main one costs."""
-        shown = self.inspection.scripts[: len(SCRIPT_COLOURS)]
+        """Draw a bar of the letters' scripts, and what the main one costs."""
+        shown = self.inspection.scripts[: len(SCRIPT_COLORS)]
         self._card(MARGIN, self.y, INNER, 84 if self.inspection.sample else 60, CARD)
         left, whole = MARGIN + PAD, INNER - 2 * PAD
         total = sum(share for _, share in shown)
         x = float(left)
-        for (_, share), color in zip(shown, SCRIPT_COLOURS):
+        for (_, share), color in zip(shown, SCRIPT_COLORS, strict=False):
             self.pen.rectangle(
                 (round(x), self.y + 14, max(round(x), round(x + whole * share / total) - 2), self.y + 21), fill=color
             )
             x += whole * share / total
         x = left
-        for (name, share), color in zip(shown, SCRIPT_COLOURS):
+        for (name, share), color in zip(shown, SCRIPT_COLORS, strict=False):
             self.pen.ellipse((x, self.y + 36, x + 9, self.y + 45), fill=color)
             x += 16 + self._text(x + 16, self.y + 46, f"{name} {share:.0%}", SMALL, INK) + 22
         self.y += 60
@@ -117,33 +116,36 @@ class _Page:
 
     # --- windows --------------------------------------------------------------------------------------------------
 
-    def _window(self, number: int, window: InspectedWindow, lines: list[list[tuple[int, Box]]], height: int) -> None:
-        room, length = self.inspection.room, self.inspection.length
+    def _window(
+        self, index: int, window: InspectedWindow, lines: list[list[tuple[int, TokenBox]]], height: int
+    ) -> None:
+        capacity, length = self.inspection.capacity, self.inspection.length
         self._card(MARGIN, self.y, INNER, height, CARD)
         left, right, top = MARGIN + PAD, MARGIN + INNER - PAD, self.y + PAD
-        title = f"Window {number + 1}"
+        title = f"Window {index + 1}"
         width = self._text(left, top + 15, title, HEADING, INK)
         if window.after_break:
             self._text(left + width + 12, top + 15, "after BREAK", SMALL, QUIET)
-        filled = f"{window.tokens} of {room} tokens; {length} rows, {length - len(self.inspection.prefix) - 2 - window.tokens} of padding"
-        self._text(right - self.letters.width(filled, SMALL), top + 14, filled, SMALL, QUIET)
+        padding = length - len(self.inspection.prefix) - 2 - window.tokens
+        filled = f"{window.tokens} of {capacity} tokens; {length} rows, {padding} of padding"
+        self._text(right - self.renderer.width(filled, SMALL), top + 14, filled, SMALL, QUIET)
         bar = top + 28
         self.pen.rounded_rectangle((left, bar, right, bar + 6), 3, ROOM)
         if window.tokens:
             self.pen.rounded_rectangle(
-                (left, bar, left + max(6, round((right - left) * window.tokens / room)), bar + 6), 3, FILLED
+                (left, bar, left + max(6, round((right - left) * window.tokens / capacity)), bar + 6), 3, FILLED
             )
         self._lines(lines, left, top + 50)
         self.y += height + GAP
 
-    def _window_boxes(self, window: InspectedWindow) -> list[Box]:
-        """Its text between the rows that every window has."""
+    def _window_boxes(self, window: InspectedWindow) -> list[TokenBox]:
+        """Return its text between the rows that every window has."""
         return [_row("bos", BOS, -1), *self.inspection.prefix, *window.boxes, _row("eos", EOS, -3)]
 
-    def _lines(self, lines: list[list[tuple[int, Box]]], left: int, top: int, faded: bool = False) -> None:
-        """Boxes, wrapped. Those of one word touch each other and alternate in shade."""
+    def _lines(self, lines: list[list[tuple[int, TokenBox]]], left: int, top: int, faded: bool = False) -> None:
+        """Draw lines of boxes. Those of one word touch each other and alternate in shade."""
         shade, group = 0, None
-        for number, line in enumerate(lines):
+        for index, line in enumerate(lines):
             x = left
             for position, (width, box) in enumerate(line):
                 shade = shade + 1 if box.group == group else 0
@@ -151,10 +153,10 @@ class _Page:
                     x += WORD_GAP
                 group = box.group
                 color = CARD if box.group < 0 or faded else SHADES[box.group % len(SHADES)][shade % 2]
-                self._box(x, top + number * ROW, width, box, color, faded)
+                self._box(x, top + index * ROW, width, box, color, faded)
                 x += width + 1
 
-    def _box(self, left: int, top: int, width: int, box: Box, color: Color, faded: bool) -> None:
+    def _box(self, left: int, top: int, width: int, box: TokenBox, color: Color, faded: bool) -> None:
         special = box.group < 0 or box.is_literal
         edge = STRONGER if box.weight > 1 else WEAKER if box.weight < 1 else FRAME if special else None
         ink = LOST if faded else QUIET if box.group < 0 else INK
@@ -164,36 +166,36 @@ class _Page:
             edge or (RULE if faded else color),
             2 if box.weight != 1 else 1,
         )
-        text = self.letters.shorten(self._shown(box), PIECE, WIDEST_BOX - 2 * BOX_PAD)
-        x = left + (width - self.letters.width(text, PIECE)) // 2
+        text = self.renderer.shorten(self._shown(box), PIECE, MAX_BOX_WIDTH - 2 * BOX_PAD)
+        x = left + (width - self.renderer.width(text, PIECE)) // 2
         self._text(x, top + 26, text, PIECE, ink)
         if faded:
             self.pen.line((left + 4, top + 19, left + width - 5, top + 19), LOST)
         under = _under(box)
         self._text(
-            left + (width - self.letters.width(under, UNDER)) // 2,
+            left + (width - self.renderer.width(under, UNDER)) // 2,
             top + 47,
             under,
             UNDER,
-            edge if box.weight != 1 else QUIET,
+            edge if edge and box.weight != 1 else QUIET,
         )
 
-    def _shown(self, box: Box) -> str:
-        """Spaces alone must be seen."""
+    def _shown(self, box: TokenBox) -> str:
+        """Return the box's text; spaces alone are made visible."""
         if box.text.strip(" "):
             return box.text
-        space = "␣" if self.letters.draws("␣") else "_"
+        space = "␣" if self.renderer.draws("␣") else "_"
         return space if len(box.text) == 1 else f"{space}×{len(box.text)}"
 
-    def _measured(self, boxes: Sequence[Box]) -> list[tuple[int, Box]]:
-        """Each box with its width."""
+    def _measured(self, boxes: Sequence[TokenBox]) -> list[tuple[int, TokenBox]]:
+        """Return each box with its width."""
         return [
             (
                 max(
                     20,
                     min(
-                        WIDEST_BOX,
-                        max(self.letters.width(self._shown(box), PIECE), self.letters.width(_under(box), UNDER))
+                        MAX_BOX_WIDTH,
+                        max(self.renderer.width(self._shown(box), PIECE), self.renderer.width(_under(box), UNDER))
                         + 2 * BOX_PAD,
                     ),
                 ),
@@ -205,30 +207,30 @@ class _Page:
     # --- what follows the windows ---------------------------------------------------------------------------------
 
     def _tail_height(self) -> int:
-        """What must stay free below the windows."""
+        """Return the height that must stay free below the windows."""
         lost = self._lost_lines() if self.inspection.merged or self.inspection.dropped else None
         height = 0 if lost is None else 2 * PAD + 34 + 26 * bool(self.inspection.merged) + len(lost) * ROW + GAP
         if self.inspection.notes:
             height += 2 * PAD + 24 * len(self._note_lines()) + GAP
         return height + MARGIN
 
-    def _lost_lines(self) -> list[list[tuple[int, Box]]]:
-        return _wrapped(self._measured(self.inspection.dropped[:MOST_DROPPED]))
+    def _lost_lines(self) -> list[list[tuple[int, TokenBox]]]:
+        return _wrapped(self._measured(self.inspection.dropped[:MAX_DROPPED]))
 
     def _lost(self) -> None:
         inspection, lines = self.inspection, self._lost_lines()
-        more = len(inspection.dropped) - MOST_DROPPED
+        more = len(inspection.dropped) - MAX_DROPPED
         height = 2 * PAD + 34 + 26 * bool(inspection.merged) + len(lines) * ROW
         self._card(MARGIN, self.y, INNER, height, LOST_CARD)
         left, top = MARGIN + PAD, self.y + PAD
-        title = f"Cut away: {count(inspection.dropped_tokens, 'token')}" if inspection.dropped else "Lost"
-        self._text(left, top + 15, title + (f", {MOST_DROPPED} shown" if more > 0 else ""), HEADING, LOST)
+        title = f"Cut away: {plural(inspection.dropped_tokens, 'token')}" if inspection.dropped else "Lost"
+        self._text(left, top + 15, title + (f", {MAX_DROPPED} shown" if more > 0 else ""), HEADING, LOST)
         top += 34
         if inspection.merged:
             self._text(
                 left,
                 top + 14,
-                self.letters.shorten(
+                self.renderer.shorten(
                     f"merged with the prefix's colon and lost: {inspection.merged}", TEXT, INNER - 2 * PAD
                 ),
                 TEXT,
@@ -239,45 +241,45 @@ class _Page:
         self.y += height + GAP
 
     def _note_lines(self) -> list[str]:
-        lines = [line for note in self.inspection.notes for line in _folded(note, self.letters, INNER - 2 * PAD - 20)]
-        return lines if len(lines) <= MOST_NOTES else lines[: MOST_NOTES - 1] + ["…"]
+        lines = [line for note in self.inspection.notes for line in _folded(note, self.renderer, INNER - 2 * PAD - 20)]
+        return lines if len(lines) <= MAX_NOTES else lines[: MAX_NOTES - 1] + ["…"]
 
     def _notes(self) -> None:
         lines = self._note_lines()
         height = 2 * PAD + 24 * len(lines)
         self._card(MARGIN, self.y, INNER, height, NOTE_CARD)
-        for number, line in enumerate(lines):
-            self._text(MARGIN + PAD, self.y + PAD + 17 + 24 * number, line, TEXT, NOTE)
+        for index, line in enumerate(lines):
+            self._text(MARGIN + PAD, self.y + PAD + 17 + 24 * index, line, TEXT, NOTE)
         self.y += height + GAP
 
     def _text(self, left: float, baseline: int, text: str, size: int, color: Color) -> int:
-        return self.letters.draw(self.picture, round(left), baseline, text, size, color)
+        return self.renderer.draw(self.image, round(left), baseline, text, size, color)
 
     def _card(self, left: int, top: int, width: int, height: int, color: Color) -> None:
         self.pen.rounded_rectangle((left, top, left + width - 1, top + height - 1), 8, color, RULE)
 
 
-def _row(text: str, id: int, group: int) -> Box:
-    """A row that is no text; groups below 0 are drawn without colour."""
-    return Box(text, (id,), 1.0, group, True, False, False)
+def _row(text: str, token_id: int, group: int) -> TokenBox:
+    """Return the box of a row that is not text; groups below 0 are drawn without color."""
+    return TokenBox(text, (token_id,), 1.0, group, True, False, False)
 
 
-def _under(box: Box) -> str:
-    """The weight, else the number of bytes, else the id."""
+def _under(box: TokenBox) -> str:
+    """Return the weight, else the number of bytes, else the id."""
     if box.weight != 1:
         return f"×{box.weight:.4g}"
-    if len(box.ids) > 1:
-        return f"{len(box.ids)} bytes"
-    return str(box.ids[0])
+    if len(box.token_ids) > 1:
+        return f"{len(box.token_ids)} bytes"
+    return str(*box.token_ids)
 
 
-def _stands_apart(box: Box, before: Box) -> bool:
+def _stands_apart(box: TokenBox, before: TokenBox) -> bool:
     return box.starts_word or (box.group < 0) != (before.group < 0)
 
 
-def _wrapped(boxes: list[tuple[int, Box]]) -> list[list[tuple[int, Box]]]:
-    """Lines of boxes; a word goes whole onto the next line where it fits one."""
-    lines: list[list[tuple[int, Box]]] = [[]]
+def _wrapped(boxes: list[tuple[int, TokenBox]]) -> list[list[tuple[int, TokenBox]]]:
+    """Break boxes into lines; a word goes whole onto the next line where it fits one."""
+    lines: list[list[tuple[int, TokenBox]]] = [[]]
     x, i, width = 0, 0, INNER - 2 * PAD
     while i < len(boxes):
         end = i + 1
@@ -300,12 +302,12 @@ def _wrapped(boxes: list[tuple[int, Box]]) -> list[list[tuple[int, Box]]]:
     return lines if lines[-1] else []
 
 
-def _folded(text: str, letters: TextRenderer, width: int) -> list[str]:
-    """A note in lines, the first behind a dot."""
+def _folded(text: str, renderer: TextRenderer, width: int) -> list[str]:
+    """Break a note into lines, the first behind a dot."""
     lines, line = [], "·"
     for word in text.split():
-        word = letters.shorten(word, TEXT, width)
-        if letters.width(f"{line} {word}", TEXT) > width:
+        word = renderer.shorten(word, TEXT, width)
+        if renderer.width(f"{line} {word}", TEXT) > width:
             lines.append(line)
             line = "  " + word
         else:

@@ -137,12 +137,13 @@ class AdapterFile:
 
 def open_text_encoder(path: Path) -> TextEncoderFile:
     """Recognize InternVL's text encoder without reading its weights. Raises WrongFileError for anything else."""
-    return text_encoder_of(open_tensors(path))
+    return text_encoder_from_tensors(open_tensors(path))
 
 
-def text_encoder_of(file: TensorFile) -> TextEncoderFile:
-    """Recognize InternVL's text encoder among tensors that are open already. Raises WrongFileError for anything "
-    "else.
+def text_encoder_from_tensors(file: TensorFile) -> TextEncoderFile:
+    """Recognize InternVL's text encoder among tensors that are open already.
+
+    Raises WrongFileError for anything else.
     """
     path = file.path
     expected = f"expected InternVL's LLaMA text encoder, from {ENCODER_SOURCE}, in models/text_encoders"
@@ -196,7 +197,12 @@ def open_adapter(path: Path, family: Family | None = None) -> AdapterFile:
 
     `family` overrides the detected one (tests). Raises WrongFileError for anything else.
     """
-    file = open_tensors(path)
+    return adapter_from_tensors(open_tensors(path), family)
+
+
+def adapter_from_tensors(file: TensorFile, family: Family | None = None) -> AdapterFile:
+    """Recognize a MuLan adapter among tensors that are open already, as `open_adapter` does."""
+    path = file.path
     expected = f"expected a MuLan adapter, from {ADAPTER_SOURCE}, in models/mulan"
     prefix, layout = next(
         ((p, kind) for p in _ADAPTER_PREFIXES if (kind := adapter_layout(file.shapes, p))), ("", None)

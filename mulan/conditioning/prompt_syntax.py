@@ -1,8 +1,8 @@
-"""What a prompt's brackets, BREAK and `embedding:` say: parts of plain text, each in segments of one weight.
+r"""What a prompt's brackets, BREAK and `embedding:` say: parts of plain text, each in segments of one weight.
 
-Brackets as in ComfyUI: `(words:1.2)` weighs 1.2, `(words)` 1.1 times what stands around it, `\\(` is a bracket. Two deviations, both for
-prompts that are broken there: a bracket without a partner is text and changes nothing else, and a weight that is no finite number is text.
-The time is linear in the prompt's length, however deep brackets are nested.
+Brackets as in ComfyUI: `(words:1.2)` weighs 1.2, `(words)` 1.1 times what stands around it, `\(` is a bracket. Two
+deviations, both for prompts that are broken there: an unpaired bracket is text and changes nothing else, and a weight
+that is not a finite number is text. The time is linear in the prompt's length, however deep brackets are nested.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 BRACKET_WEIGHT = 1.1
-MAX_WEIGHT = 100.0  # a thousand nested brackets would be 1e41, and the encoder's numbers would end
+MAX_WEIGHT = 100.0  # a thousand nested brackets would overflow float32
 
 _BRACKET = re.compile(r"\\[()]|[()]")
 _BREAK = re.compile(r"(?<![\w\\])BREAK(?!\w)")
@@ -24,13 +24,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Segment(NamedTuple):
+    """Text of one weight."""
+
     text: str
     weight: float
 
 
 @dataclass
 class Notes:
-    """What could not be taken as it was written."""
+    """What could not be read as it was written."""
 
     inversions: list[str] = field(default_factory=list)  # taken out of the text
     lone_brackets: int = 0  # read as text
@@ -40,20 +42,23 @@ class Notes:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's parts in order, each beginning a window of its own. There is always one, for an empty prompt without segments."""
+    """A prompt's parts in order, each beginning a window of its own.
+
+    There is always one; an empty prompt's has no segments.
+    """
 
     parts: list[list[Segment]]
     notes: Notes
 
 
-def plain(text: str) -> Prompt:
-    """The prompt as it is, all of weight 1."""
+def plain_prompt(text: str) -> Prompt:
+    """Read the prompt as it is, all of weight 1."""
     notes = Notes()
-    return Prompt([_segments([Segment(_whole_characters(text, notes), 1.0)])], notes)
+    return Prompt([_non_empty([Segment(_whole_characters(text, notes), 1.0)])], notes)
 
 
-def parse(text: str) -> Prompt:
-    """The prompt with weights and breaks. Never raises; what cannot be taken as written is logged and noted."""
+def parse_prompt(text: str) -> Prompt:
+    """Read the prompt with its weights and breaks. Never raises; what cannot be read as written is logged and noted."""
     notes = Notes()
     text = _whole_characters(text, notes)
     parts: list[list[Segment]] = [[]]
@@ -63,36 +68,35 @@ def parse(text: str) -> Prompt:
         parts += [[Segment(other, segment.weight)] for other in others]
     if len(parts) > 1:
         last = len(parts) - 1
-        parts = [_stripped(part, left=number > 0, right=number < last) for number, part in enumerate(parts)]
+        parts = [_stripped(part, left=index > 0, right=index < last) for index, part in enumerate(parts)]
         parts = [part for part in parts if any(segment.text.strip() for segment in part)] or [[]]
     if notes.inversions:
         logging.warning(
-            "MuLan: textual inversions are made for CLIP and mean nothing to InternVL, ignored: %s",
+            "MuLan: ignored textual inversions, which are made for CLIP and mean nothing to InternVL: %s",
             ", ".join(notes.inversions),
         )
     if notes.limited_weights:
-        logging.warning("MuLan: the prompt's weights go past %g and are limited to it", MAX_WEIGHT)
+        logging.warning("MuLan: the prompt has weights beyond %g, which are limited to it", MAX_WEIGHT)
     return Prompt(
-        [_segments([Segment(_ESCAPED.sub(r"\1", text), weight) for text, weight in part]) for part in parts], notes
+        [_non_empty([Segment(_ESCAPED.sub(r"\1", text), weight) for text, weight in part]) for part in parts], notes
     )
 
 
 def _whole_characters(text: str, notes: Notes) -> str:
-    """Pairs of surrogates become their character, lone ones U+FFFD: neither has an encoding in UTF-8."""
+    """Replace pairs of surrogates by their character, lone ones by U+FFFD: neither has an encoding in UTF-8."""
     if not _SURROGATE.search(text):
         return text
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")  # joins the pairs
     text, notes.surrogates = _SURROGATE.subn("\ufffd", text)
     if notes.surrogates:
         logging.warning(
-            "MuLan: the prompt holds %d halves of characters (lone surrogates), each replaced by U+FFFD",
-            notes.surrogates,
+            "MuLan: replaced %d halves of characters (lone surrogates) in the prompt by U+FFFD", notes.surrogates
         )
     return text
 
 
 def _weighted(text: str, notes: Notes) -> list[Segment]:
-    """The text between brackets that have a partner, with the weights of the groups they make. Escapes stay."""
+    """Split the text at paired brackets, with the weights of the groups they make. Escapes stay."""
     groups = _groups(text, notes)
     segments, weights, begin = [], [1.0], 0
 
@@ -113,8 +117,10 @@ def _weighted(text: str, notes: Notes) -> list[Segment]:
 
 
 def _groups(text: str, notes: Notes) -> dict[int, tuple[float | None, int]]:
-    """Position of a bracket with a partner -> (the weight its group names, where the text before the bracket ends)."""
-    found, open_brackets, behind_bracket = {}, [], 0
+    """Return position of each paired bracket -> (the weight its group names, where the text before the bracket "
+    "ends).
+    """
+    groups, open_brackets, behind_bracket = {}, [], 0
     for match in _BRACKET.finditer(text):
         position = match.start()
         if match[0] == "(":
@@ -122,17 +128,20 @@ def _groups(text: str, notes: Notes) -> dict[int, tuple[float | None, int]]:
         elif match[0] == ")" and open_brackets:
             opened = open_brackets.pop()
             given, end = _named_weight(text, max(behind_bracket, opened + 2), position)
-            found[opened] = given, opened
-            found[position] = None, end
+            groups[opened] = given, opened
+            groups[position] = None, end
         elif match[0] == ")":
             notes.lone_brackets += 1
         behind_bracket = match.end()
     notes.lone_brackets += len(open_brackets)
-    return found
+    return groups
 
 
 def _named_weight(text: str, begin: int, end: int) -> tuple[float | None, int]:
-    """(weight, where its colon stands) of a group that closes at `end`, its last bracket before `begin`; (None, end) where it names none."""
+    """Return (weight, position of its colon) of a group that closes at `end`, its last bracket before `begin`.
+
+    (None, end) where the group names no weight.
+    """
     colon = text.rfind(":", begin, end)
     try:
         weight = float(text[colon + 1 : end]) if colon >= 0 else math.nan
@@ -149,7 +158,7 @@ def _without_inversions(text: str, notes: Notes) -> str:
 
 
 def _stripped(part: list[Segment], left: bool, right: bool) -> list[Segment]:
-    """Without the spaces at its ends that touch a BREAK."""
+    """Strip the spaces at the ends that touch a BREAK."""
     part = [segment for segment in part if segment.text]
     while left and part:
         part[0] = Segment(part[0].text.lstrip(), part[0].weight)
@@ -164,5 +173,5 @@ def _stripped(part: list[Segment], left: bool, right: bool) -> list[Segment]:
     return part
 
 
-def _segments(segments: list[Segment]) -> list[Segment]:
+def _non_empty(segments: list[Segment]) -> list[Segment]:
     return [segment for segment in segments if segment.text]

@@ -1,13 +1,14 @@
-"""A prompt as the windows of tokens and weights that the text encoder is given: ComfyUI's tokenizer contract for MuLan.
+r"""A prompt as the windows of tokens and weights that the text encoder gets: ComfyUI's tokenizer contract for MuLan.
 
 Two styles. ``upstream`` repeats mulankit 1.0.2 token by token. ``default`` is the same but for these deviations:
-- `(words:1.2)` sets weights and `\\(` escapes, as in ComfyUI (prompt_syntax.py); upstream reads brackets as text;
+- `(words:1.2)` sets weights and `\(` escapes, as in ComfyUI (prompt_syntax.py); upstream reads brackets as text;
 - `BREAK` begins another window; upstream reads it as text;
-- a prompt that is empty gets no prefix where upstream's negatives get none, as upstream's empty negative, so one CLIP serves both sides;
+- an empty prompt gets no prefix where upstream's negatives get none, so one CLIP serves both sides;
 - characters that merge with the prefix's colon ("1girl", "(red") are kept; upstream cuts them away;
-- text past one window (75 tokens for SD1.5 and SD2.1, 78 for the others) goes on in another (windows.py); upstream drops it;
+- text past one window (75 tokens for SD1.5 and SD2.1, 78 for the others) goes on in another (windows.py); upstream
+  drops it;
 - `embedding:name` is taken out with a warning: textual inversions of CLIP mean nothing to this encoder.
-In both, halves of characters (lone surrogates) become U+FFFD; upstream fails on them.
+In both, lone surrogates (halves of characters) become U+FFFD; upstream fails on them.
 """
 
 from __future__ import annotations
@@ -21,39 +22,41 @@ import torch
 from . import windows
 from .families import Family
 from .model_files import SAVED_CONFIG
-from .prompt_syntax import Notes, Segment, parse, plain
+from .prompt_syntax import Notes, Segment, parse_prompt, plain_prompt
 from .tokenizer import BOS, EOS, PAD, InternVLTokenizer, Piece
 
 STYLES = ("default", "upstream")
-NEGATIVE = "negative"  # the tokenizer option of the CLIP for negatives, and the key that tells SDXL's encoder of it
+NEGATIVE = "negative"  # the tokenizer option of the CLIP for negatives, and the key that marks them for SDXL's encoder
 
 
 class Token(NamedTuple):
-    """One token of a prompt's text; `word` counts the words of the prompt from 1."""
+    """One token of a prompt's text; `word_id` counts the words of the prompt from 1."""
 
     piece: Piece
     weight: float
-    word: int
+    word_id: int
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as it goes into the text encoder, and what became of the rest."""
+    """A prompt as it goes into the text encoder, and what became of the rest of it."""
 
     text: list[str]  # of each part, brackets and BREAK taken away
     prefix: list[Piece]  # as it stands in every window; none where the prompt goes in bare
     windows: list[list[Token]]
-    parts: list[int]  # of each window, the part it belongs to
+    part_of_window: list[int]  # index of the part that each window belongs to
     length: int  # rows of a window, padding included
-    room: int  # of these, for text
-    merged: str  # upstream: text that stands in the prefix's last row, which is cut away
-    dropped: list[Token]  # upstream: what the window has no room for
+    capacity: int  # rows of a window for text
+    merged: str  # upstream: text in the prefix's last row, which is cut away
+    dropped: list[Token]  # upstream: what does not fit into the window
     notes: Notes
 
     def rows(self, window: list[Token]) -> list[tuple[int, float, int]]:
-        """(id, weight, word) of all rows: bos, prefix, text, eos, padding. The word of all but text is 0."""
+        """Return (id, weight, word id) of all rows: bos, prefix, text, eos, padding. The word id of all but text is "
+        "0.
+        """
         head = [(BOS, 1.0, 0)] + [(piece.id, 1.0, 0) for piece in self.prefix]
-        rows = head + [(token.piece.id, token.weight, token.word) for token in window] + [(EOS, 1.0, 0)]
+        rows = head + [(token.piece.id, token.weight, token.word_id) for token in window] + [(EOS, 1.0, 0)]
         return rows + [(PAD, 1.0, 0)] * (self.length - len(rows))
 
 
@@ -62,7 +65,7 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: InternVLTokenizer, family: Family, style: str, config: torch.Tensor | None = None):
         if style not in STYLES:
-            raise ValueError(f"prompt_style is {style!r}, expected is one of {', '.join(STYLES)}")
+            raise ValueError(f"prompt_style is {style!r}, expected one of {', '.join(STYLES)}")
         self.tokenizer = tokenizer
         self.family = family
         self.style = style
@@ -71,26 +74,27 @@ class PromptTokenizer:
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, tokenizer_options: dict | None = None, **options
     ):
-        """The windows of a prompt: rows (id, weight), or (id, weight, word) with `return_word_ids`, the same under each of the family's keys.
+        """Return the windows of a prompt, the same under each of the family's token keys.
 
-        `tokenizer_options` may hold ``negative``: True for negatives as upstream encodes them. `disable_weights` reads brackets and BREAK as text.
+        A window is rows (id, weight), or (id, weight, word id) with `return_word_ids`. `tokenizer_options` may hold
+        ``negative``: True for negatives as upstream encodes them. `disable_weights` reads brackets and BREAK as text.
         A negative of a family that has no bare ones carries the key ``negative``, with an empty list.
         """
         negative = bool((tokenizer_options or {}).get(NEGATIVE, False))
-        reading = self.read(text, negative, options.get("disable_weights", False))
+        prompt = self.tokenize(text, negative, options.get("disable_weights", False))
         columns = 3 if return_word_ids else 2
-        rows = [[row[:columns] for row in reading.rows(window)] for window in reading.windows]
+        rows = [[row[:columns] for row in prompt.rows(window)] for window in prompt.windows]
         tokens = {key: list(rows) for key in self.family.token_keys}
         return {**tokens, NEGATIVE: []} if negative and not self.family.bare_negative else tokens
 
-    def read(self, text: str, negative: bool = False, disable_weights: bool = False) -> TokenizedPrompt:
-        """All that is known of a prompt before it is encoded. Never raises, whatever the text holds."""
-        prompt = plain(text) if self.style == "upstream" or disable_weights else parse(text)
+    def tokenize(self, text: str, negative: bool = False, disable_weights: bool = False) -> TokenizedPrompt:
+        """Return all that is known of a prompt before it is encoded. Never raises, whatever the text holds."""
+        prompt = plain_prompt(text) if self.style == "upstream" or disable_weights else parse_prompt(text)
         empty = self.style == "default" and not any(prompt.parts)
         prefixed = not (self.family.bare_negative and (negative or empty))
         length = self.family.prefixed_window if prefixed else self.family.bare_window
         count = len(self.tokenizer.prefix) if prefixed else 0
-        room = length - count - 2
+        capacity = length - count - 2
 
         texts = ["".join(segment.text for segment in part) for part in prompt.parts]
         encoded = [self._pieces(part, prefixed) for part in texts]
@@ -99,25 +103,27 @@ class PromptTokenizer:
         merged, dropped = "", []
         if self.style == "upstream":
             (content,), (part,) = tokens, texts
-            kept, dropped = [content[:room]], content[room:]
-            parts = [0]
+            kept, dropped = [content[:capacity]], content[capacity:]
+            part_of_window = [0]
             if prefix and prefix[-1].end:
                 merged = part.encode()[: prefix[-1].end].decode(errors="replace")
         else:
-            chunks = [_split(part, room) for part in tokens]
+            chunks = [_split(part, capacity) for part in tokens]
             kept = [window for part in chunks for window in part]
-            parts = [number for number, part in enumerate(chunks) for _ in part]
-        return TokenizedPrompt(texts, prefix, kept, parts, length, room, merged, dropped, prompt.notes)
+            part_of_window = [index for index, part in enumerate(chunks) for _ in part]
+        return TokenizedPrompt(texts, prefix, kept, part_of_window, length, capacity, merged, dropped, prompt.notes)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What CLIPSave must keep beside the weights, so that the file can be loaded again."""
+        """Return what CLIPSave must keep beside the weights, so that the file can be loaded again."""
         kept = {"spiece_model": torch.frombuffer(bytearray(self.tokenizer.model), dtype=torch.uint8)}
         return kept if self._config is None else {**kept, SAVED_CONFIG: self._config}
 
     def untokenize(self, tokens) -> list[tuple]:
+        """Return (row, piece) of each row (id, ...) of a window."""
         return [(token, self.tokenizer.piece(token[0])) for token in tokens]
 
     def decode(self, token_ids, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids; special tokens are always left out."""
         return self.tokenizer.decode(list(token_ids))
 
     def _pieces(self, text: str, prefixed: bool) -> list[Piece]:
@@ -129,21 +135,21 @@ class PromptTokenizer:
 
 
 def _tokens(parts: list[list[Piece]], segments: list[list[Segment]]) -> list[list[Token]]:
-    """Each part's pieces with their weights, words counted through all parts."""
-    tokens, word = [], 0
-    for pieces, weighted in zip(parts, segments):
+    """Join each part's pieces with their weights; words are counted through all parts."""
+    tokens, word_id = [], 0
+    for pieces, weighted in zip(parts, segments, strict=True):
         weights = _Weights(weighted)
         rows = []
-        for number, piece in enumerate(pieces):
-            word += number == 0 or piece.starts_word
-            rows.append(Token(piece, weights.at(piece.offset), word))
+        for index, piece in enumerate(pieces):
+            word_id += index == 0 or piece.starts_word
+            rows.append(Token(piece, weights.at(piece.offset), word_id))
         tokens.append(rows)
     return tokens
 
 
-def _split(tokens: list[Token], room: int) -> list[list[Token]]:
+def _split(tokens: list[Token], size: int) -> list[list[Token]]:
     chunks, begin = [], 0
-    for chunk in windows.split([token.piece for token in tokens], room):
+    for chunk in windows.split_windows([token.piece for token in tokens], size):
         chunks.append(tokens[begin : begin + len(chunk)])
         begin += len(chunk)
     return chunks

@@ -1,8 +1,10 @@
-"""CONDITIONING as a .safetensors: a graph, or another machine, that draws without the text encoder.
+"""CONDITIONING as a .safetensors file, so that a graph, or another machine, can generate images without the text
+encoder.
 
-The file keeps every entry with all that stock nodes put into it: tensors as tensors (one that is used twice is stored once); numbers, texts, lists and
-tuples as JSON in the metadata key `ENTRIES`. What is no data (a ControlNet, hooks) is refused, never left out silently.
-The other metadata keys tell people and tools what the file is. None is called "prompt" or "workflow": the editor takes these for graphs.
+The file keeps every entry with all that stock nodes put into it: tensors as tensors (one that is used twice is stored
+once); numbers, texts, lists and tuples as JSON in the metadata key `ENTRIES`. What is no data (a ControlNet, hooks) is
+refused, never left out silently. The other metadata keys tell people and tools what the file is. None is called
+"prompt" or "workflow": the editor takes these for graphs.
 """
 
 from __future__ import annotations
@@ -24,107 +26,123 @@ from .families import FAMILIES, PIXART, Family
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-MARK, FORMAT = "mulan_conditioning", 1  # the metadata key that says what the file is, and the newest layout known here
+FORMAT_KEY, FORMAT_VERSION = (
+    "mulan_conditioning",
+    1,
+)  # the metadata key that says what the file is, and the newest layout
 ENTRIES, VERSIONS = "entries", "versions"
 MULAN = "mulan"  # in an entry that MuLan's CLIP made: {"family", "prompt", "text_encoder", "adapter"}
 SOURCES = ("text_encoder", "adapter")
 
 _PLAIN = (bool, int, float, str)
-# What a width tells where MuLan's CLIP did not: 4096 may be PixArt's, but a dozen other models' too.
+# What the width tells where MuLan's CLIP did not: 4096 may be PixArt's, but a dozen other models' too.
 _WIDTH_TITLES = {family.context_dim: family.title for family in FAMILIES if family is not PIXART} | {
     1280: "the SDXL refiner"
 }
 
 
 class UnsaveableError(ValueError):
-    """A conditioning that a file cannot hold; the message says which part of it and what to do."""
+    """A conditioning that a file cannot hold; the message says which part of it, and what to do."""
 
 
 @dataclass(frozen=True)
 class SavedConditioning:
-    """What a file holds. `conditioning` is ComfyUI's [[context [1, rows, width], values], ...], on the CPU, in the dtypes that were saved."""
+    """What a file holds.
+
+    `conditioning` is ComfyUI's [[context [1, rows, width], values], ...], on the CPU, in the dtypes that were saved.
+    """
 
     path: Path
     conditioning: list
     versions: Mapping[str, str]  # of the programs that wrote it, by their names
 
     @property
-    def width(self) -> int:
+    def context_dim(self) -> int:
+        """Channels of the context."""
         return self.conditioning[0][0].shape[-1]
 
     @property
     def family(self) -> Family | None:
-        """The family as MuLan's CLIP told it."""
-        told = _told(self.conditioning[0][1]).get("family")
-        return next((family for family in FAMILIES if family.name == told), None)
+        """The family that MuLan's CLIP wrote into the conditioning; None where another CLIP made it."""
+        name = _mulan_info(self.conditioning[0][1]).get("family")
+        return next((family for family in FAMILIES if family.name == name), None)
 
     @property
     def title(self) -> str:
-        """The family's title, else what the width tells."""
+        """The family's title, else what the width of the context tells."""
         return (
             self.family.title
             if self.family
-            else _WIDTH_TITLES.get(self.width, f"a model of contexts of width {self.width}")
+            else _WIDTH_TITLES.get(self.context_dim, f"a model of contexts of width {self.context_dim}")
         )
 
     def describe(self) -> str:
-        """For a person: the family, a line for each entry, and where the file comes from."""
+        """Describe the file for a person: the family, a line for each entry, and where it comes from."""
         lines = [f"{self.path.name}: a conditioning for {self.title}"]
         lines += [_entry_line(context, values) for context, values in self.conditioning]
-        told = [
-            (name, _told(values)[name])
+        sources = [
+            (name, _mulan_info(values)[name])
             for _, values in self.conditioning
             for name in SOURCES
-            if _told(values).get(name)
+            if _mulan_info(values).get(name)
         ]
-        lines += [f"{name.replace('_', ' ')}: {file}" for name, file in dict.fromkeys(told)]
+        lines += [f"{name.replace('_', ' ')}: {file}" for name, file in dict.fromkeys(sources)]
         if self.versions:
             lines.append("saved by " + ", ".join(f"{name} {version}" for name, version in self.versions.items()))
         return "\n".join(lines)
 
     def check_model(self, model: ModelPatcher) -> None:
-        """Raises ValueError where a MODEL reads other contexts, as far as file and MODEL tell."""
+        """Raise ValueError where a MODEL reads other contexts, as far as file and MODEL tell."""
         if self.family is not None:
             check_family(model, self.family, f"the conditioning {describe_path(self.path)}")
             return
         config = model.model.model_config
-        width = PIXART.context_dim if detect_family(model) is PIXART else config.unet_config.get("context_dim")
-        if width not in (None, self.width):
+        context_dim = PIXART.context_dim if detect_family(model) is PIXART else config.unet_config.get("context_dim")
+        if context_dim not in (None, self.context_dim):
             raise ValueError(
-                f"the conditioning {describe_path(self.path)} is for {self.title} (contexts of width {self.width}), but the connected MODEL is a "
-                f"{type(config).__name__} (contexts of width {width}). Load a conditioning of the model's family."
+                f"the conditioning {describe_path(self.path)} is for {self.title} (contexts of width "
+                f"{self.context_dim}), "
+                "but the connected MODEL is a "
+                f"{type(config).__name__} (contexts of width {context_dim}). Load a conditioning of the model's family."
             )
 
 
 def save_conditioning(path: Path, conditioning: list, versions: Mapping[str, str]) -> SavedConditioning:
-    """Writes the file whole or not at all, and returns what it holds. Raises Unsaveable, and OSError where the disk refuses."""
+    """Write the file whole or not at all, and return what it holds.
+
+    Raises UnsaveableError, and OSError where the disk refuses.
+    """
     if not conditioning:
         raise UnsaveableError("this conditioning has no entries: there is nothing to save.")
     tensors = _Tensors()
     entries = [tensors.entry(number, context, values) for number, (context, values) in enumerate(conditioning, 1)]
-    told = [_told(values) for _, values in conditioning]
-    metadata = {MARK: str(FORMAT), ENTRIES: json.dumps(entries), VERSIONS: json.dumps(dict(versions))}
-    metadata["prompts"] = _readable(json.dumps([entry.get("prompt", "") for entry in told], ensure_ascii=False))
+    infos = [_mulan_info(values) for _, values in conditioning]
+    metadata = {FORMAT_KEY: str(FORMAT_VERSION), ENTRIES: json.dumps(entries), VERSIONS: json.dumps(dict(versions))}
+    metadata["prompts"] = _readable(json.dumps([info.get("prompt", "") for info in infos], ensure_ascii=False))
     for name in ("family", *SOURCES):
-        metadata[name] = _readable(", ".join(dict.fromkeys(entry[name] for entry in told if entry.get(name))))
-    slots = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.named.items()}
-    with SafetensorsWriter(path, slots, metadata) as file:
+        metadata[name] = _readable(", ".join(dict.fromkeys(info[name] for info in infos if info.get(name))))
+    specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.named.items()}
+    with SafetensorsWriter(path, specs, metadata) as file:
         for name, tensor in tensors.named.items():
             file.write(name, tensor)
     return SavedConditioning(path, conditioning, versions)
 
 
 def load_conditioning(path: Path) -> SavedConditioning:
-    """Reads the file whole. Raises WrongFile for one that is no saved conditioning, of a newer layout, damaged, or with values that are no numbers."""
+    """Read the file whole.
+
+    Raises WrongFileError where it is another kind of file, of a newer layout, damaged, or contains NaN.
+    """
     file = open_tensors(path)
-    if MARK not in file.metadata:
+    if FORMAT_KEY not in file.metadata:
         raise WrongFileError(
-            f"{describe_path(path)} is {identify(file.shapes)}; expected is a conditioning that MuLan Save Conditioning wrote."
+            f"{describe_path(path)} is {identify(file.shapes)}; "
+            f"expected a conditioning that MuLan Save Conditioning wrote."
         )
-    if file.metadata[MARK] != str(FORMAT):
+    if file.metadata[FORMAT_KEY] != str(FORMAT_VERSION):
         raise WrongFileError(
-            f"{describe_path(path)} is a saved conditioning of layout {file.metadata[MARK]}, and this version of MuLan Nodes knows {FORMAT}: "
-            f"update MuLan Nodes, or save the conditioning again."
+            f"{describe_path(path)} is a saved conditioning of layout {file.metadata[FORMAT_KEY]}, "
+            f"and this MuLan Nodes knows {FORMAT_VERSION}: update MuLan Nodes, or save the conditioning again."
         )
     try:
         # Copies: the file may be replaced or cut while its conditioning lives on.
@@ -137,18 +155,20 @@ def load_conditioning(path: Path) -> SavedConditioning:
         loaded.describe()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise WrongFileError(
-            f"{describe_path(path)} is a damaged saved conditioning ({type(error).__name__}: {error}): save or copy it again."
+            f"{describe_path(path)} is a damaged saved conditioning ({type(error).__name__}: {error}): "
+            f"save or copy it again."
         ) from error
     broken = [name for name, tensor in tensors.items() if _has_nan(tensor)]
     if broken:
         raise WrongFileError(
-            f"{describe_path(path)} holds values that are no numbers (NaN) in {broken[0]}: it would draw black pictures. Save it again."
+            f"{describe_path(path)} contains NaN (not a number) in {broken[0]}, which would give black images. "
+            f"Save it again."
         )
     return loaded
 
 
 class _Tensors:
-    """Collects the tensors of a conditioning under names that say where they stand, and leaves a tree of JSON that refers to them."""
+    """Tensors of a conditioning, collected under names that say where they stand, and the JSON that refers to them."""
 
     def __init__(self):
         self.named: dict[str, torch.Tensor] = {}
@@ -157,12 +177,15 @@ class _Tensors:
     def entry(self, number: int, context: torch.Tensor, values: dict) -> dict:
         if not isinstance(context, torch.Tensor):
             raise UnsaveableError(
-                f"entry {number} of this conditioning has a {type(context).__name__} where its context should be: it cannot be saved."
+                f"entry {number} of this conditioning has a {type(context).__name__} where its context should be: it "
+                "cannot be saved."
             )
         return {"context": self._tree(context, f"{number}.context"), "values": self._tree(values, str(number))}
 
     def _tree(self, value, where: str):
-        """`value` as JSON: {"tensor": name}, {"list": [...]}, {"tuple": [...]}, {"dict": {...}}, or itself where it is plain."""
+        """Return `value` as JSON: {"tensor": name}, {"list": [...]}, {"tuple": [...]}, {"dict": {...}}, or itself where
+        it is plain.
+        """
         if isinstance(value, torch.Tensor):
             return {"tensor": self._name(value, where)}
         if type(value) in (list, tuple):
@@ -173,8 +196,9 @@ class _Tensors:
             return value
         entry, _, name = where.partition(".")
         raise UnsaveableError(
-            f"entry {entry} of this conditioning carries `{name}`, a {type(value).__name__}, which is no data that a file can keep. "
-            f"Save the conditioning before it gets that, and apply it again behind MuLan Load Conditioning."
+            f"entry {entry} of this conditioning contains `{name}`, a {type(value).__name__}, which cannot be saved "
+            f"(it is an object, not data). Save the conditioning before that is added, and add it again behind "
+            f"MuLan Load Conditioning."
         )
 
     def _name(self, tensor: torch.Tensor, where: str) -> str:
@@ -182,8 +206,8 @@ class _Tensors:
         if same not in self._names:
             if _has_nan(tensor):
                 raise UnsaveableError(
-                    f"{where} of this conditioning holds values that are no numbers (NaN): it would draw black pictures. Check the text "
-                    f"encoder's and the adapter's files."
+                    f"{where} of this conditioning contains NaN (not a number), which would give black images. "
+                    f"Check the files of the text encoder and the adapter."
                 )
             name = where
             while name in self.named:  # keys may hold dots
@@ -193,7 +217,7 @@ class _Tensors:
 
 
 def _value(tree, tensor: Callable[[str], torch.Tensor]):
-    """The inverse of `_Tensors.tree`."""
+    """Read what `_Tensors` wrote."""
     if not isinstance(tree, dict):
         return tree
     ((kind, content),) = tree.items()
@@ -204,13 +228,13 @@ def _value(tree, tensor: Callable[[str], torch.Tensor]):
     return {"list": list, "tuple": tuple}[kind](_value(part, tensor) for part in content)
 
 
-def _told(values: Mapping) -> Mapping:
-    told = values.get(MULAN)
-    return told if isinstance(told, Mapping) else {}
+def _mulan_info(values: Mapping) -> Mapping:
+    info = values.get(MULAN)
+    return info if isinstance(info, Mapping) else {}
 
 
 def _entry_line(context: torch.Tensor, values: Mapping) -> str:
-    prompt = _told(values).get("prompt")
+    prompt = _mulan_info(values).get("prompt")
     shape = " x ".join(map(str, context.shape)) + f", {str(context.dtype).removeprefix('torch.')}"
     more = ", ".join(sorted(name for name, value in values.items() if value is not None and name != MULAN))
     return f"{'prompt not known' if prompt is None else _readable(repr(prompt))}: {shape}" + (
@@ -223,5 +247,5 @@ def _has_nan(tensor: torch.Tensor) -> bool:
 
 
 def _readable(text: str) -> str:
-    """Without the half characters (unpaired surrogates) that no file and no message can carry."""
+    """Replace half characters (lone surrogates), which neither a file nor a message can hold."""
     return text.encode("utf-8", "replace").decode()

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from mulan_nodes.mulan.conditioning.base_model import check_family, family_of, with_adapter
+from torch import nn
+
+from mulan_nodes.mulan.conditioning.base_model import apply_adapter, check_family, detect_family
 from mulan_nodes.mulan.conditioning.families import PIXART, SD15, SDXL
 from mulan_nodes.mulan.conditioning.model_files import open_adapter
-from torch import nn
 
 ADAPTER = (
     Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ def weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
 
 def test_the_weights_are_the_adapters_and_the_models_own_come_back(model, adapter):
     own = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
-    patched = weights(with_adapter(model, adapter))
+    patched = weights(apply_adapter(model, adapter))
     for name, tensor in adapter.model_patch().items():
         assert torch.equal(patched[name], tensor) and not torch.equal(own[name], tensor)
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.model.state_dict().items())
@@ -67,12 +68,12 @@ def test_the_weights_are_the_adapters_and_the_models_own_come_back(model, adapte
 
 def test_another_patch_acts_before_and_after(model, adapter):
     wanted = adapter.model_patch()[FIRST] + other_patch(adapter.model_patch()[FIRST].shape)[FIRST][1][0]
-    after = with_adapter(model, adapter)
+    after = apply_adapter(model, adapter)
     after.add_patches(other_patch(wanted.shape))
     before = model.clone()
     before.add_patches(other_patch(wanted.shape))
     assert torch.equal(weights(after)[FIRST], wanted)
-    assert torch.equal(weights(with_adapter(before, adapter))[FIRST], wanted)
+    assert torch.equal(weights(apply_adapter(before, adapter))[FIRST], wanted)
 
 
 def test_a_merge_before_is_a_merge_of_models_that_have_the_weights(model, adapter):
@@ -83,13 +84,13 @@ def test_a_merge_before_is_a_merge_of_models_that_have_the_weights(model, adapte
     other.add_patches(other_patch(tensor.shape))
     merged = model.clone()
     merged.add_patches({FIRST: other.get_key_patches()[FIRST]}, 0.5, 0.5)
-    assert torch.allclose(weights(with_adapter(merged, adapter))[FIRST], tensor + difference / 2, atol=1e-6)
+    assert torch.allclose(weights(apply_adapter(merged, adapter))[FIRST], tensor + difference / 2, atol=1e-6)
 
 
 def test_the_last_of_two_adapters_acts(model, adapter):
     first = model.clone()
     first.add_patches({name: ("set", (torch.zeros_like(tensor),)) for name, tensor in adapter.model_patch().items()})
-    patched = weights(with_adapter(first, adapter))
+    patched = weights(apply_adapter(first, adapter))
     assert all(torch.equal(patched[name], tensor) for name, tensor in adapter.model_patch().items())
 
 
@@ -102,11 +103,11 @@ def test_a_model_without_these_weights_is_refused(adapter):
         ValueError,
         match="sdxl_embed_attnpool_tiny.safetensors replaces weights that the connected SimpleNamespace lacks.*label_emb",
     ):
-        with_adapter(bare, adapter)
+        apply_adapter(bare, adapter)
 
 
 def test_families_are_told_from_the_model(model):
-    assert family_of(model) is SDXL
+    assert detect_family(model) is SDXL
     check_family(model, SDXL, "the adapter x")
     with pytest.raises(
         ValueError, match="the adapter x is for Stable Diffusion 1.5, but the connected MODEL is a SDXL model"

@@ -42,7 +42,9 @@ def one_file(folder: Path, path: Path, change) -> Path:
     weights = {"spiece_model": torch.frombuffer(bytearray(source.tokenizer()), dtype=torch.uint8)}
     for name, tensor in source.state_dict().items():
         weights |= change(name, tensor)
-    config = json.dumps({"num_attention_heads": source.config.num_attention_heads, "rms_norm_eps": source.config.rms_norm_eps})
+    config = json.dumps(
+        {"num_attention_heads": source.config.num_attention_heads, "rms_norm_eps": source.config.rms_norm_eps}
+    )
     save_file(weights, path, metadata={"config": config})
     return path
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFont
+
 from mulan_nodes.mulan.conditioning.families import SD15
-from mulan_nodes.mulan.conditioning.inspection import MANY_WINDOWS, MOST_WINDOWS, inspect, report, summary
-from mulan_nodes.mulan.conditioning.inspection_image import PAPER, TALLEST, WIDTH, draw
+from mulan_nodes.mulan.conditioning.inspection import MANY_WINDOWS, MAX_WINDOWS, format_report, inspect_prompt, summary
+from mulan_nodes.mulan.conditioning.inspection_image import MAX_HEIGHT, PAPER, WIDTH, draw_inspection
 from mulan_nodes.mulan.conditioning.prompt_tokenizer import PromptTokenizer
 from mulan_nodes.mulan.conditioning.tokenizer import InternVLTokenizer
 from mulan_nodes.mulan.images import unicode_text
 from mulan_nodes.mulan.images.fonts import Fonts, open_font
 from mulan_nodes.mulan.images.text_drawing import TextRenderer
-from PIL import Image, ImageFont
 
 MODEL = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
 
@@ -38,13 +39,13 @@ def upstream(tokenizer) -> PromptTokenizer:
     return PromptTokenizer(tokenizer, SD15, "upstream")
 
 
-# --- data and text ------------------------------------------------------------------------------------------------
+# --- data and text  ---
 
 
 def test_a_report(default):
     """Stable to the letter: people compare reports."""
     assert (
-        report(inspect(default, "a (red:1.3) cat BREAK 𓀀 ሰማ embedding:Bad"))
+        format_report(inspect_prompt(default, "a (red:1.3) cat BREAK 𓀀 ሰማ embedding:Bad"))
         == """\
 Stable Diffusion 1.5, prompt, style default, prefix summarize:
 15 tokens of text in 2 windows of 80 rows, 75 of them for text
@@ -64,17 +65,17 @@ note: 2 windows: each is encoded on its own, their contexts follow one another""
 
 def test_boxes_hold_the_prompt_s_tokens(default):
     text = "1girl, a (red:1.3) house 𓀀𓀁 по-русски, 红色的城堡 " * 8
-    inspection = inspect(default, text)
-    ids = [id for window in inspection.windows for box in window.boxes for id in box.ids]
-    assert ids == [token.piece.id for window in default.read(text).windows for token in window]
+    inspection = inspect_prompt(default, text)
+    ids = [id for window in inspection.windows for box in window.boxes for id in box.token_ids]
+    assert ids == [token.piece.id for window in default.tokenize(text).windows for token in window]
     assert [window.tokens for window in inspection.windows] == [
-        sum(len(box.ids) for box in window.boxes) for window in inspection.windows
+        sum(len(box.token_ids) for box in window.boxes) for window in inspection.windows
     ]
     assert {box.text for window in inspection.windows for box in window.boxes if box.is_bytes} >= {"𓀀", "𓀁"}
 
 
 def test_groups_are_words_and_pieces_where_none_are_written(default):
-    boxes = inspect(default, "a yellow house 红色的城堡").windows[0].boxes
+    boxes = inspect_prompt(default, "a yellow house 红色的城堡").windows[0].boxes
     groups = [
         "".join(box.text for box in boxes if box.group == group) for group in sorted({box.group for box in boxes})
     ]
@@ -83,30 +84,32 @@ def test_groups_are_words_and_pieces_where_none_are_written(default):
 
 def test_what_upstream_cuts_away_is_told_exactly(upstream):
     text = "//example.org " + "a red house,  bright " * 30
-    inspection = inspect(upstream, text)
+    inspection = inspect_prompt(upstream, text)
     kept = (
-        "".join(token.piece.text for token in upstream.read(text).windows[0]).replace("▁", " ").replace("<0x2C>", ",")
+        "".join(token.piece.text for token in upstream.tokenize(text).windows[0])
+        .replace("▁", " ")
+        .replace("<0x2C>", ",")
     )
     assert inspection.merged == "//" and inspection.merged + kept + inspection.dropped_text == text
-    written = report(inspection)
+    written = format_report(inspection)
     assert repr(inspection.dropped_text) in written and "lost to the prefix's colon: '//'" in written
-    assert sum(len(box.ids) for box in inspection.dropped) == inspection.dropped_tokens
+    assert sum(len(box.token_ids) for box in inspection.dropped) == inspection.dropped_tokens
 
 
 @pytest.mark.parametrize("before", range(4))
 def test_a_character_that_upstream_cuts_in_two_is_lost_whole(upstream, before):
     text = "a" + " a" * (70 + before) + " 𓀀𓀁𓀂"
-    assert inspect(upstream, text).dropped_text in ("𓀀𓀁𓀂", "𓀁𓀂", "𓀂")
+    assert inspect_prompt(upstream, text).dropped_text in ("𓀀𓀁𓀂", "𓀁𓀂", "𓀂")
 
 
 def test_the_negative_side_has_no_prefix(default):
-    assert inspect(default, "a cat").prefix and not inspect(default, "a cat", negative=True).prefix
+    assert inspect_prompt(default, "a cat").prefix and not inspect_prompt(default, "a cat", negative=True).prefix
     assert (
-        "negative" in summary(inspect(default, "a cat", negative=True))[0]
-        and "no prefix" in summary(inspect(default, "a cat", negative=True))[0]
+        "negative" in summary(inspect_prompt(default, "a cat", negative=True))[0]
+        and "no prefix" in summary(inspect_prompt(default, "a cat", negative=True))[0]
     )
     always = PromptTokenizer(default.tokenizer, replace(SD15, bare_negative=False), "default")
-    assert inspect(always, "a cat", negative=True).prefix
+    assert inspect_prompt(always, "a cat", negative=True).prefix
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_the_negative_side_has_no_prefix(default):
     ],
 )
 def test_scripts_words_and_the_sentence_to_compare(default, text, scripts, words, language):
-    inspection = inspect(default, text)
+    inspection = inspect_prompt(default, text)
     assert [name for name, _ in inspection.scripts] == scripts and inspection.words == words
     assert (inspection.sample.language if inspection.sample else None) == language
     assert (
@@ -150,25 +153,28 @@ NOTES = {
 
 @pytest.mark.parametrize("text", NOTES)
 def test_a_note_for_what_may_surprise(default, text):
-    assert any(NOTES[text] in note for note in inspect(default, text).notes)
+    assert any(NOTES[text] in note for note in inspect_prompt(default, text).notes)
 
 
 def test_a_plain_prompt_has_no_notes(default, upstream):
-    assert not inspect(default, "a (red:1.2) house by the river").notes and not inspect(upstream, "a red house").notes
+    assert (
+        not inspect_prompt(default, "a (red:1.2) house by the river").notes
+        and not inspect_prompt(upstream, "a red house").notes
+    )
 
 
 def test_upstream_says_what_it_reads_as_text(upstream):
-    notes = " ".join(inspect(upstream, "a (red:1.2) BREAK embedding:x").notes)
+    notes = " ".join(inspect_prompt(upstream, "a (red:1.2) BREAK embedding:x").notes)
     assert "brackets are text" in notes and "BREAK is text" in notes and "embedding: is text" in notes
 
 
 def test_a_long_prompt_has_a_short_report(default):
-    inspection = inspect(default, "a red house, " * 3000)
-    assert len(inspection.windows) > MOST_WINDOWS > MANY_WINDOWS
-    assert f"... and {len(inspection.windows) - MOST_WINDOWS} windows more" in report(inspection)
+    inspection = inspect_prompt(default, "a red house, " * 3000)
+    assert len(inspection.windows) > MAX_WINDOWS > MANY_WINDOWS
+    assert f"... and {len(inspection.windows) - MAX_WINDOWS} windows more" in format_report(inspection)
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
+# --- pictures  ---
 
 
 PICTURES = {
@@ -185,11 +191,12 @@ PICTURES = {
 def test_a_picture_stays_in_bounds(default, upstream, name, fonts):
     for prompts in (default, upstream):
         before = time.process_time()
-        picture = draw(
-            inspect(prompts, PICTURES[name]), TextRenderer(Fonts([]) if fonts == "none" else None, PICTURES[name])
+        picture = draw_inspection(
+            inspect_prompt(prompts, PICTURES[name]),
+            TextRenderer(Fonts([]) if fonts == "none" else None, PICTURES[name]),
         )
         assert time.process_time() - before < 6
-        assert picture.mode == "RGB" and picture.width == WIDTH and 200 < picture.height <= TALLEST
+        assert picture.mode == "RGB" and picture.width == WIDTH and 200 < picture.height <= MAX_HEIGHT
         pixels = np.asarray(picture)
         for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
             assert (edge == PAPER).all(), "something is drawn over the margin"
@@ -197,10 +204,12 @@ def test_a_picture_stays_in_bounds(default, upstream, name, fonts):
 
 
 def test_a_piece_wider_than_a_box_is_shortened(default):
-    inspection = inspect(default, "a cat")
+    inspection = inspect_prompt(default, "a cat")
     wide = replace(inspection.windows[0].boxes[0], text="W" * 400)
     pixels = np.asarray(
-        draw(replace(inspection, windows=[replace(inspection.windows[0], boxes=[wide])]), TextRenderer(Fonts([])))
+        draw_inspection(
+            replace(inspection, windows=[replace(inspection.windows[0], boxes=[wide])]), TextRenderer(Fonts([]))
+        )
     )
     assert (pixels[:, -8:] == PAPER).all()
 
@@ -210,7 +219,10 @@ def test_weights_cuts_and_notes_are_seen(default, upstream):
     from mulan_nodes.mulan.conditioning.inspection_image import LOST, LOST_CARD, NOTE_CARD, STRONGER, WEAKER
 
     def colours(prompts, text):
-        return {colour for _, colour in draw(inspect(prompts, text), TextRenderer(Fonts([]))).getcolors(1 << 20)}
+        return {
+            color
+            for _, color in draw_inspection(inspect_prompt(prompts, text), TextRenderer(Fonts([]))).getcolors(1 << 20)
+        }
 
     plain = colours(default, "a red house")
     assert not plain & {STRONGER, WEAKER, LOST, LOST_CARD, NOTE_CARD}
@@ -218,7 +230,7 @@ def test_weights_cuts_and_notes_are_seen(default, upstream):
     assert {LOST, LOST_CARD} <= colours(upstream, "a red house, " * 40) and NOTE_CARD in colours(default, "(a")
 
 
-# --- fonts --------------------------------------------------------------------------------------------------------
+# --- fonts  ---
 
 
 def cmap_font(path: Path, unicode_text: str, fmt: int) -> Path:
@@ -265,8 +277,8 @@ def test_the_best_font_is_taken(tmp_path):
     (tmp_path / "sub" / "broken.ttf").write_bytes(b"\0\1\0\0\0\x09")
     (tmp_path / "sub" / "empty.otf").write_bytes(b"")
     fonts = Fonts([tmp_path, tmp_path / "nowhere"])
-    assert fonts.that_draws("й").path.name == "NotoSansX-Regular.ttf" and fonts.that_draws("ѫ").path.name == "Rare.ttf"
-    assert fonts.that_draws("йѫ") is None and fonts.that_draws("猫") is None
+    assert fonts.font_for("й").path.name == "NotoSansX-Regular.ttf" and fonts.font_for("ѫ").path.name == "Rare.ttf"
+    assert fonts.font_for("йѫ") is None and fonts.font_for("猫") is None
 
 
 def test_a_font_that_cannot_be_drawn_with_is_no_failure(tmp_path):
@@ -276,7 +288,7 @@ def test_a_font_that_cannot_be_drawn_with_is_no_failure(tmp_path):
     assert TextRenderer(Fonts([tmp_path])).draw(picture, 10, 40, "я", 20, (0, 0, 0)) > 0
 
 
-# --- lettering ----------------------------------------------------------------------------------------------------
+# --- lettering  ---
 
 
 def inked(letters: TextRenderer, text: str, size: int = 24) -> tuple[np.ndarray, int]:
@@ -333,6 +345,6 @@ def test_reading_logs_and_never_raises(default, caplog):
     """Every plane of Unicode, halves of characters included."""
     text = "".join(map(chr, range(0, 0x110000, 251)))
     with caplog.at_level(logging.WARNING):
-        inspection = inspect(default, text)
-    assert "surrogates" in caplog.text and len(report(inspection)) > 1000
-    assert draw(inspection, TextRenderer(Fonts([]))).height <= TALLEST
+        inspection = inspect_prompt(default, text)
+    assert "surrogates" in caplog.text and len(format_report(inspection)) > 1000
+    assert draw_inspection(inspection, TextRenderer(Fonts([]))).height <= MAX_HEIGHT

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from mulan_nodes.mulan.conditioning.languages import labelled_prompts
+
+from mulan_nodes.mulan.conditioning.languages import parse_labeled_prompts
 
 
 @pytest.mark.parametrize(
@@ -32,11 +33,11 @@ from mulan_nodes.mulan.conditioning.languages import labelled_prompts
     ],
 )
 def test_a_label_is_a_language_code_and_a_colon(line, label, prompt):
-    assert labelled_prompts([line]) == [(label, prompt)]
+    assert parse_labeled_prompts([line]) == [(label, prompt)]
 
 
 def test_a_text_has_a_prompt_per_line():
-    assert labelled_prompts(["en: a cat\n\n  ein Hund \r\n \nzh: 猫\n"]) == [
+    assert parse_labeled_prompts(["en: a cat\n\n  ein Hund \r\n \nzh: 猫\n"]) == [
         ("en", "a cat"),
         ("2", "ein Hund"),
         ("zh", "猫"),
@@ -44,7 +45,7 @@ def test_a_text_has_a_prompt_per_line():
 
 
 def test_each_of_several_texts_is_a_prompt():
-    assert labelled_prompts(["a cat,\nsleeping", "", "zh: 猫\n坐着"]) == [
+    assert parse_labeled_prompts(["a cat,\nsleeping", "", "zh: 猫\n坐着"]) == [
         ("1", "a cat,\nsleeping"),
         ("2", ""),
         ("zh", "猫\n坐着"),
@@ -54,4 +55,4 @@ def test_each_of_several_texts_is_a_prompt():
 @pytest.mark.parametrize("texts", [[""], [" \n\t\n"], []])
 def test_no_prompt_is_an_error(texts):
     with pytest.raises(ValueError, match="there is no prompt: write one per line"):
-        labelled_prompts(texts)
+        parse_labeled_prompts(texts)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from comfy import sd1_clip
+
 from mulan_nodes.mulan.conditioning import prompt_syntax
 from mulan_nodes.mulan.conditioning.families import SD15
 from mulan_nodes.mulan.conditioning.prompt_tokenizer import PromptTokenizer
@@ -92,7 +93,7 @@ def test_upstream_reads_brackets_as_text_and_drops_what_does_not_fit(tokenizer):
 
 def test_characters_that_merge_with_the_colon_are_kept(prompts, tokenizer):
     assert tokenizer.decode([id for id, _ in content(windows(prompts, "//example.org")[0])]) == "//example.org"
-    assert [p.id for p in tokenizer.encode_prefixed("//example.org", keep_first=False)[:3]] != [
+    assert [p.id for p in tokenizer.encode_prefixed("//example.org", keep_merged=False)[:3]] != [
         p.id for p in tokenizer.prefix
     ]
 
@@ -111,7 +112,7 @@ def test_long_text_goes_on_in_windows_that_lose_nothing_and_cut_no_character(pro
     chunks = [[id for id, _ in content(window)] for window in windows(prompts, text)]
     assert len(chunks) > 1 and all(0 < len(chunk) <= 75 for chunk in chunks)
     assert [id for chunk in chunks for id in chunk] == [
-        p.id for p in tokenizer.encode_prefixed(text, keep_first=True)[3:]
+        p.id for p in tokenizer.encode_prefixed(text, keep_merged=True)[3:]
     ]
     assert not any("\ufffd" in tokenizer.decode(chunk) for chunk in chunks)
 
@@ -119,7 +120,8 @@ def test_long_text_goes_on_in_windows_that_lose_nothing_and_cut_no_character(pro
 def chunks(prompts, text) -> list[str]:
     """What each window holds, as text."""
     return [
-        "".join(unit.text for unit in units([token.piece for token in window])) for window in prompts.read(text).windows
+        "".join(unit.text for unit in units([token.piece for token in window]))
+        for window in prompts.tokenize(text).windows
     ]
 
 
@@ -146,7 +148,7 @@ def test_a_full_stop_inside_a_number_or_a_name_ends_no_phrase(prompts):
 def test_windows_end_between_words(prompts, text):
     """Also where words are runs of bytes, which would fit the window in part."""
     assert all(chunk.startswith(" ") for chunk in chunks(prompts, text)[1:])
-    assert max(len(window) for window in prompts.read(text).windows) > 60
+    assert max(len(window) for window in prompts.tokenize(text).windows) > 60
 
 
 def test_a_run_of_bytes_is_cut_only_where_it_is_longer_than_a_window(prompts):
@@ -197,16 +199,16 @@ def test_what_is_drawn_as_one_stays_in_one_window(prompts, text):
     ],
 )
 def test_break_begins_a_window(prompts, text, parts):
-    reading = prompts.read(text)
-    assert reading.text == parts and reading.parts == list(range(len(parts)))
-    single = [prompts.read(part, disable_weights=True).windows[0] for part in parts]
+    reading = prompts.tokenize(text)
+    assert reading.text == parts and reading.part_of_window == list(range(len(parts)))
+    single = [prompts.tokenize(part, disable_weights=True).windows[0] for part in parts]
     assert [[token.piece.id for token in window] for window in reading.windows] == [
         [token.piece.id for token in window] for window in single
     ]
 
 
 def test_a_break_inside_brackets_keeps_the_weight(prompts, tokenizer):
-    reading = prompts.read("a (red car BREAK a blue:1.3) house")
+    reading = prompts.tokenize("a (red car BREAK a blue:1.3) house")
     assert reading.text == ["a red car", "a blue house"]
     weighty = [
         [tokenizer.decode([t.piece.id for t in window if t.weight == weight]).strip() for weight in (1.0, 1.3)]
@@ -248,7 +250,7 @@ def test_brackets_weigh_as_in_comfyui():
     compared = 0
     for _ in range(5000):
         text = balanced(source, 4)
-        ours = prompt_syntax.parse(text)
+        ours = prompt_syntax.parse_prompt(text)
         if ours.notes.lone_brackets or ours.notes.limited_weights:  # a backslash took a bracket its partner
             continue
         host = [
@@ -270,17 +272,17 @@ def test_brackets_weigh_as_in_comfyui():
     ],
 )
 def test_a_bracket_without_a_partner_is_text(text, read, lone):
-    prompt = prompt_syntax.parse(text)
+    prompt = prompt_syntax.parse_prompt(text)
     assert prompt.parts == [read] and prompt.notes.lone_brackets == lone
 
 
 @pytest.mark.parametrize("given", ["nan", "inf", "-inf", "1e999"])
 def test_a_weight_that_is_no_number_is_text(given):
-    assert prompt_syntax.parse(f"(red:{given})").parts == [[(f"red:{given}", 1.1)]]
+    assert prompt_syntax.parse_prompt(f"(red:{given})").parts == [[(f"red:{given}", 1.1)]]
 
 
 def test_weights_have_a_limit(caplog):
-    prompt = prompt_syntax.parse("(red:1e9) " + "(" * 1000 + "blue" + ")" * 1000 + "(green:-1e9)")
+    prompt = prompt_syntax.parse_prompt("(red:1e9) " + "(" * 1000 + "blue" + ")" * 1000 + "(green:-1e9)")
     assert [weight for _, weight in prompt.parts[0]] == [100, 1, 100, -100]
     assert prompt.notes.limited_weights == 3 and "limited" in caplog.text
 
@@ -326,9 +328,9 @@ def test_absurd_prompts_are_read_in_no_time(tokenizer, name, style):
     tokens = prompts.tokenize_with_weights(text)["l"]
     assert time.process_time() - before < 3
     assert {len(window) for window in tokens} == {
-        80 if style == "upstream" or any(prompt_syntax.parse(text).parts) else 77
+        80 if style == "upstream" or any(prompt_syntax.parse_prompt(text).parts) else 77
     }
-    assert all(abs(weight) <= prompt_syntax.LARGEST_WEIGHT for window in tokens for _, weight in window)
+    assert all(abs(weight) <= prompt_syntax.MAX_WEIGHT for window in tokens for _, weight in window)
 
 
 def test_halves_of_characters_are_replaced(prompts, caplog):
@@ -360,13 +362,13 @@ def test_a_family_without_bare_negatives(tokenizer):
 @pytest.mark.parametrize("negative", [False, True])
 def test_a_window_has_room_for_what_upstream_keeps(tokenizer, family, room, negative):
     for style, count in (("default", 3), ("upstream", 1)):
-        reading = PromptTokenizer(tokenizer, family, style).read("," * room * 3, negative)
-        assert reading.room == room and len(reading.windows[0]) == room, style
+        reading = PromptTokenizer(tokenizer, family, style).tokenize("," * room * 3, negative)
+        assert reading.capacity == room and len(reading.windows[0]) == room, style
         assert style == "default" or len(reading.windows) == 1
 
 
 def test_upstream_tells_what_it_loses(tokenizer):
-    reading = PromptTokenizer(tokenizer, SD15, "upstream").read("//example.org " + "a cat, " * 60)
+    reading = PromptTokenizer(tokenizer, SD15, "upstream").tokenize("//example.org " + "a cat, " * 60)
     assert reading.merged == "//"
     kept = "".join(unit.text for unit in units([token.piece for token in reading.windows[0]]))
     dropped = "".join(unit.text for unit in units([token.piece for token in reading.dropped]))
