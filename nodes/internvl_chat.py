@@ -1,4 +1,4 @@
-"""InternVL's dialogue: a loader whose CLIP core's Generate Text takes, and a node that talks on about several pictures."""
+"""InternVL Chat Loader, whose CLIP ComfyUI's Generate Text takes too, and InternVL Chat."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..mulan.internvl_chat.chat_prompts import ChatPrompts
 from .common import (
     device_input,
     device_of,
-    for_field,
-    locate,
-    names,
-    show,
-    show_meanwhile,
-    stamp,
-    valid,
-    writing_inputs,
+    fingerprint_model,
+    list_models,
+    locate_model,
+    sampling_inputs,
+    show_progress,
+    show_text,
+    validate,
+    with_field_name,
 )
 from .internvl_reports import document
 
@@ -63,7 +63,7 @@ class InternVLChatLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=names(KIND),
+                    options=list_models(KIND),
                     tooltip=(
                         f"The model in models/internvl_chat: a folder from {SOURCE}, or its -hf version, "
                         "or a single .safetensors file converted from it (see the help page)."
@@ -85,17 +85,17 @@ class InternVLChatLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint):
-        """Only names, shapes and the tokenizer are read, so a wrong file is told before the queue starts."""
-        return valid(lambda name: open_chat(locate(KIND, name, SOURCE)).words(), checkpoint)
+        """Reject a wrong file before the run starts; only names, shapes and the tokenizer are read."""
+        return validate(lambda name: open_chat(locate_model(KIND, name, SOURCE)).tokenizer(), checkpoint)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint=None, **others):
-        """A file that was downloaded again under its name is read again."""
-        return stamp(KIND, checkpoint)
+        """Change when a file does, so that one downloaded again under its name is read again."""
+        return fingerprint_model(KIND, checkpoint)
 
     @classmethod
     def execute(cls, checkpoint, device="default") -> io.NodeOutput:
-        return io.NodeOutput(load_chat(locate(KIND, checkpoint, SOURCE), device_of(device)))
+        return io.NodeOutput(load_chat(locate_model(KIND, checkpoint, SOURCE), device_of(device)))
 
 
 class InternVLChat(io.ComfyNode):
@@ -215,7 +215,7 @@ class InternVLChat(io.ComfyNode):
                         "is added. Fewer tiles are faster; small text needs more."
                     ),
                 ),
-                *writing_inputs(limit=512, most=32768),
+                *sampling_inputs(max_tokens=512, limit=32768),
             ],
             outputs=[
                 io.String.Output(display_name="text", tooltip="The answer."),
@@ -228,10 +228,8 @@ class InternVLChat(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, question, images=None, history="", system="", thinking=False):
-        checked = valid(_check, question, system, thinking)
-        return (
-            checked if checked is not True else valid(lambda text: for_field("history", parse_history, text), history)
-        )
+        checked = validate(_check, question, system, thinking)
+        return checked if checked is not True else validate(parse_history, history, field="history")
 
     @classmethod
     def execute(
@@ -251,21 +249,22 @@ class InternVLChat(io.ComfyNode):
         seed=0,
     ) -> io.NodeOutput:
         if not isinstance(getattr(clip, "tokenizer", None), ChatPrompts):
-            raise ValueError("clip: this CLIP does not talk. Connect that of InternVL Chat Loader.")
+            raise ValueError("clip: this CLIP cannot generate text. Connect the CLIP output of InternVL Chat Loader.")
         _check(question, system, thinking)
-        rounds = for_field("history", parse_history, history)
-        pictures = [picture for batch in map((images or {}).get, IMAGE_NAMES) if batch is not None for picture in batch]
-        shown = sample_frames(video, frames) if video is not None else []
+        rounds = with_field_name("history", parse_history, history)
+        batches = [images[name] for name in IMAGE_NAMES if images and images.get(name) is not None]
+        single_images = [image for batch in batches for image in batch]
+        video_frames = sample_frames(video, frames) if video is not None else []
         tokens = clip.tokenize(
             question,
-            pictures=pictures,
-            frames=shown,
+            images=single_images,
+            frames=video_frames,
             history=rounds,
             system=system or None,
             thinking=thinking,
             tiles=tiles,
         )
-        with clip.cond_stage_model.streaming_to(lambda ids: show_meanwhile(cls, clip.decode(ids))):
+        with clip.cond_stage_model.streaming_to(lambda ids: show_progress(cls, clip.decode(ids))):
             ids = clip.generate(
                 tokens,
                 do_sample=temperature > 0,
@@ -276,16 +275,16 @@ class InternVLChat(io.ComfyNode):
                 seed=seed,
             )
         text = clip.decode(ids)
-        sizes = [{"width": picture.shape[1], "height": picture.shape[0]} for picture in pictures]
+        sizes = [{"width": image.shape[1], "height": image.shape[0]} for image in single_images]
         written = document(
-            "chat", model=clip.tokenizer.title, prompt=question, text=text, pictures=sizes, frames=len(shown)
+            "chat", model=clip.tokenizer.title, prompt=question, text=text, pictures=sizes, frames=len(video_frames)
         )
-        return io.NodeOutput(text, history_to_json([*rounds, (question, text)]), ui=show(cls, text, written))
+        return io.NodeOutput(text, history_to_json([*rounds, (question, text)]), ui=show_text(cls, text, written))
 
 
 def _check(question: str, system: str, thinking: bool) -> None:
-    """Raises ValueError that begins with the field."""
+    """Raise ValueError that begins with the field."""
     if not question.strip():
-        raise ValueError("question: it is empty")
+        raise ValueError("question: enter a question")
     if system.strip() and thinking:
-        raise ValueError("system: leave it empty with thinking, which is asked for in its place")
+        raise ValueError("system: leave it empty when thinking is on, which has a system prompt of its own")

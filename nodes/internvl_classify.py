@@ -1,4 +1,4 @@
-"""InternVL Zero-Shot Classify: labels for pictures out of words that no one trained it on."""
+"""InternVL Zero-Shot Classify: the best labels for images, of labels that nothing was trained on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..mulan.internvl.ranking import rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
-from .common import passes, show
+from .common import show_text, validation_result
 from .internvl_inputs import (
     ABSENT,
     CATEGORY,
@@ -14,20 +14,27 @@ from .internvl_inputs import (
     NONE,
     SOFTMAX,
     check_label_inputs,
-    check_source,
-    first,
     folder_input,
     framing_input,
     image_input,
     label_inputs,
-    labels_of,
-    look,
     model_input,
     or_absent,
-    stamp_of,
-    templates_of,
+    parse_labels,
+    parse_templates,
+    unwrap_single,
 )
-from .internvl_reports import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated, told_unreadable
+from .internvl_reports import (
+    JSON_TOOLTIP,
+    document,
+    label_line,
+    label_records,
+    model_fields,
+    repeated_note,
+    summary_text,
+    unreadable_records,
+)
+from .internvl_sources import check_source, embed_images, fingerprint_folder
 
 
 class InternVLZeroShotClassify(io.ComfyNode):
@@ -93,12 +100,12 @@ class InternVLZeroShotClassify(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, labels, templates=NONE, own_templates="", image=ABSENT, folder=""):
-        checked = passes(check_label_inputs, labels, templates, own_templates)
-        return passes(check_source, image, first(folder)) if checked is True else checked
+        checked = validation_result(check_label_inputs, labels, templates, own_templates)
+        return validation_result(check_source, image, unwrap_single(folder)) if checked is True else checked
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):
-        return stamp_of(folder)
+        return fingerprint_folder(folder)
 
     @classmethod
     def execute(
@@ -114,40 +121,43 @@ class InternVLZeroShotClassify(io.ComfyNode):
         framing=CROP,
     ) -> io.NodeOutput:
         internvl, kind, choice, framing, folder = (
-            first(internvl),
-            first(scores),
-            first(templates),
-            first(framing),
-            first(folder),
+            unwrap_single(internvl),
+            unwrap_single(scores),
+            unwrap_single(templates),
+            unwrap_single(framing),
+            unwrap_single(folder),
         )
-        check_source(or_absent(image), folder)
-        read = labels_of(labels)
-        of_labels = embed_labels(internvl, read.names, templates_of(choice, own_templates))
-        seen = look(internvl, image, folder, framing)
-        found = classify(seen.vectors, of_labels, internvl.logit_scale)
-        best = [rank(row, first(top_k)) for row in found.cosine]
-        shown = getattr(found, "softmax" if kind == SOFTMAX else "cosine")
-        told = [
-            {"name": name, "labels": told_labels(read, found, number, order)}
-            for number, (name, order) in enumerate(zip(seen.names, best))
+        source = check_source(or_absent(image), folder)
+        parsed = parse_labels(labels)
+        label_embeddings = embed_labels(internvl, parsed.names, parse_templates(choice, own_templates))
+        images = embed_images(internvl, image, source, framing)
+        results = classify(images.vectors, label_embeddings, internvl.logit_scale)
+        best = [rank(row, unwrap_single(top_k)) for row in results.cosine]
+        shown = results.softmax if kind == SOFTMAX else results.cosine
+        records = [
+            {"name": name, "labels": label_records(parsed, results, index, order)}
+            for index, (name, order) in enumerate(zip(images.names, best, strict=True))
         ]
         written = document(
             "classify",
-            **made_by(internvl),
+            **model_fields(internvl),
             framing=framing,
             templates=choice,
             scores=kind,
-            labels=list(read.names),
-            repeated=list(read.repeated) or None,
-            pictures=told,
-            unreadable=told_unreadable(seen.unreadable),
+            labels=list(parsed.names),
+            repeated=list(parsed.repeated) or None,
+            pictures=records,
+            unreadable=unreadable_records(images.unreadable),
         )
-        lines = [line(name, read.names, row, order) for name, row, order in zip(seen.names, shown, best)]
+        lines = [
+            label_line(name, parsed.names, row, order)
+            for name, row, order in zip(images.names, shown, best, strict=True)
+        ]
         return io.NodeOutput(
-            [read.names[order[0]] for order in best],
-            [row[order[0]].item() for row, order in zip(shown, best)],
-            [", ".join(read.names[label] for label in order) for order in best],
-            list(seen.names),
+            [parsed.names[order[0]] for order in best],
+            [row[order[0]].item() for row, order in zip(shown, best, strict=True)],
+            [", ".join(parsed.names[label] for label in order) for order in best],
+            list(images.names),
             written,
-            ui=show(cls, table([*lines, *told_repeated(read)], seen.unreadable), written),
+            ui=show_text(cls, summary_text([*lines, *repeated_note(parsed)], images.unreadable), written),
         )

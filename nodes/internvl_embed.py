@@ -1,4 +1,4 @@
-"""InternVL Embed and InternVL Compare: pictures and texts as vectors, and how alike each two of them are."""
+"""InternVL Embed and InternVL Compare: embeddings of images and texts, and their similarities."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..mulan.images.text_drawing import TextRenderer
-from ..mulan.internvl.embeddings import PICTURE, TEXT, Embeddings, check_same_model
-from ..mulan.internvl.ranking import best_pairs
-from ..mulan.internvl.similarity_image import MOST, draw
-from .common import passes, show
+from ..mulan.internvl.ranking import IMAGE, TEXT, Embeddings, best_pairs, check_same_model
+from ..mulan.internvl.similarity_image import MAX_NAMES, draw_similarity
+from .common import show_text, validation_result
 from .internvl_inputs import (
     ABSENT,
     CATEGORY,
     EMBEDDINGS,
     WHOLE,
-    check_source,
-    first,
     folder_input,
     framing_input,
     image_input,
-    look,
     model_input,
     or_absent,
-    stamp_of,
+    unwrap_single,
 )
-from .internvl_reports import JSON_TOOLTIP, document, made_by, rounded, table, told_unreadable
+from .internvl_reports import JSON_TOOLTIP, document, model_fields, round_score, summary_text, unreadable_records
+from .internvl_sources import check_source, embed_images, fingerprint_folder
 
 MOST_IN_JSON = 100_000  # scores of a matrix; of a larger one the JSON has only the pairs
 
@@ -92,38 +89,51 @@ class InternVLEmbed(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, texts=(), image=ABSENT, folder=""):
-        return passes(
-            check_source, image, first(folder), texts=ABSENT if None not in texts and not _lines(texts) else texts
+        return validation_result(
+            check_source,
+            image,
+            unwrap_single(folder),
+            texts=ABSENT if None not in texts and not _lines(texts) else texts,
         )
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):
-        return stamp_of(folder)
+        return fingerprint_folder(folder)
 
     @classmethod
     def execute(cls, internvl, texts=(), image=None, folder="", framing=WHOLE) -> io.NodeOutput:
-        internvl, folder, framing, lines = first(internvl), first(folder), first(framing), _lines(texts)
-        check_source(or_absent(image), folder, texts=lines or ABSENT)
+        internvl, folder, framing, lines = (
+            unwrap_single(internvl),
+            unwrap_single(folder),
+            unwrap_single(framing),
+            _lines(texts),
+        )
+        source = check_source(or_absent(image), folder, texts=lines or ABSENT)
+        unreadable = []
         if lines:
-            made, unreadable = Embeddings(internvl.embed_texts(lines), tuple(lines), TEXT, internvl.identity), []
+            embeddings = Embeddings(internvl.embed_texts(lines), tuple(lines), TEXT, internvl.identity)
         else:
-            seen = look(internvl, image, folder, framing)
-            made, unreadable = Embeddings(seen.vectors, seen.names, PICTURE, internvl.identity), seen.unreadable
+            images = embed_images(internvl, image, source, framing)
+            embeddings = Embeddings(images.vectors, images.names, IMAGE, internvl.identity)
+            unreadable = images.unreadable
         written = document(
             "embed",
-            **made_by(internvl),
+            **model_fields(internvl),
             framing=None if lines else framing,
-            kind=made.kind,
-            identity=made.identity,
-            length=made.vectors.shape[1],
-            names=list(made.names),
-            unreadable=told_unreadable(unreadable),
+            kind=embeddings.kind,
+            identity=embeddings.identity,
+            length=embeddings.vectors.shape[1],
+            names=list(embeddings.names),
+            unreadable=unreadable_records(unreadable),
         )
-        text = table(
-            [f"{len(made)} {made.kind}{'' if len(made) == 1 else 's'} as vectors of {made.vectors.shape[1]} numbers"],
+        text = summary_text(
+            [
+                f"{len(embeddings)} {embeddings.kind}{'' if len(embeddings) == 1 else 's'} as vectors of "
+                f"{embeddings.vectors.shape[1]} numbers"
+            ],
             unreadable,
         )
-        return io.NodeOutput(made, list(made.names), written, ui=show(cls, text, written))
+        return io.NodeOutput(embeddings, list(embeddings.names), written, ui=show_text(cls, text, written))
 
 
 class InternVLCompare(io.ComfyNode):
@@ -193,7 +203,7 @@ class InternVLCompare(io.ComfyNode):
         same = b is None
         b = a if same else b
         check_same_model("a and b", a.identity, "the embeddings b", b.identity)
-        found = best_pairs(a.vectors, b.vectors, pairs, same)
+        best = best_pairs(a.vectors, b.vectors, pairs, same)
         scores = (a.vectors @ b.vectors.T).tolist() if len(a) * len(b) <= MOST_IN_JSON else None
         written = document(
             "compare",
@@ -201,22 +211,22 @@ class InternVLCompare(io.ComfyNode):
             identity=a.identity,
             rows=list(a.names),
             columns=list(b.names),
-            pairs=[{"row": row, "column": column, "score": rounded(score)} for row, column, score in found],
-            scores=scores and [[rounded(score) for score in of_row] for of_row in scores],
+            pairs=[{"row": row, "column": column, "score": round_score(score)} for row, column, score in best],
+            scores=scores and [[round_score(score) for score in row] for row in scores],
         )
-        picture = draw(
-            a.vectors[:MOST] @ b.vectors[:MOST].T,
+        matrix = draw_similarity(
+            a.vectors[:MAX_NAMES] @ b.vectors[:MAX_NAMES].T,
             a.names,
             b.names,
-            TextRenderer(sample="".join(a.names[:MOST] + b.names[:MOST])),
+            TextRenderer(sample="".join(a.names[:MAX_NAMES] + b.names[:MAX_NAMES])),
         )
-        image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
-        text = table([f"{score:.3f}  {a.names[row]} - {b.names[column]}" for row, column, score in found])
+        image = torch.from_numpy(np.asarray(matrix, dtype=np.float32) / 255)[None]
+        text = summary_text([f"{score:.3f}  {a.names[row]} - {b.names[column]}" for row, column, score in best])
         return io.NodeOutput(
-            image, written, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **show(cls, text, written).as_dict()}
+            image, written, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **show_text(cls, text, written).as_dict()}
         )
 
 
 def _lines(texts) -> list[str]:
-    """One text per line, of one text or a list of them."""
+    """Return the lines that are not empty, of one text or a list of texts."""
     return [line.strip() for text in texts for line in (text or "").splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""InternVL Rank: pictures by a sentence or by another picture, the best first."""
+"""InternVL Rank: sort images by a sentence or by another image."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..mulan.internvl.embeddings import Embeddings, check_same_model
-from ..mulan.internvl.ranking import mean_embedding, rank
-from .common import passes, show
+from ..mulan.internvl.ranking import Embeddings, check_same_model, mean_embedding, rank
+from .common import show_text, validation_result
 from .internvl_inputs import (
     ABSENT,
     CATEGORY,
     EMBEDDINGS,
     WHOLE,
-    Seen,
-    check_source,
-    first,
     folder_input,
     framing_input,
     image_input,
-    look,
     model_input,
     or_absent,
-    stamp_of,
+    unwrap_single,
 )
-from .internvl_reports import JSON_TOOLTIP, document, made_by, rounded, table, told_unreadable
+from .internvl_reports import JSON_TOOLTIP, document, model_fields, round_score, summary_text, unreadable_records
+from .internvl_sources import ImageEmbeddings, check_source, embed_images, fingerprint_folder
 
 
 class InternVLRank(io.ComfyNode):
@@ -140,12 +136,14 @@ class InternVLRank(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, query=(), query_image=ABSENT, image=ABSENT, folder="", embeddings=ABSENT):
-        checked = passes(_check_query, query, query_image)
-        return passes(check_source, image, first(folder), embeddings=embeddings) if checked is True else checked
+        checked = validation_result(_check_query, query, query_image)
+        if checked is not True:
+            return checked
+        return validation_result(check_source, image, unwrap_single(folder), embeddings=embeddings)
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):
-        return stamp_of(folder)
+        return fingerprint_folder(folder)
 
     @classmethod
     def execute(
@@ -160,36 +158,39 @@ class InternVLRank(io.ComfyNode):
         threshold=-1.0,
         framing=WHOLE,
     ) -> io.NodeOutput:
-        internvl, folder, framing = first(internvl), first(folder), first(framing)
+        internvl, folder, framing = unwrap_single(internvl), unwrap_single(folder), unwrap_single(framing)
         _check_query(query, or_absent(query_image))
-        check_source(or_absent(image), folder, embeddings=or_absent(embeddings))
-        seen = look(internvl, image, folder, framing) if embeddings is None else _seen_before(embeddings, internvl)
-        texts, pictures = _texts(query), [picture[..., :3] for batch in query_image or [] for picture in batch]
-        wanted = torch.cat([internvl.embed_texts(texts), internvl.embed_images(pictures, framing)])
-        scores = seen.vectors @ mean_embedding(wanted)
-        order = rank(scores, first(top_k), first(threshold))
-        told = [
-            {"position": number, "name": seen.names[number], "score": rounded(scores[number].item())}
-            for number in order
+        source = check_source(or_absent(image), folder, embeddings=or_absent(embeddings))
+        if embeddings is None:
+            candidates = embed_images(internvl, image, source, framing)
+        else:
+            candidates = _given_embeddings(embeddings, internvl)
+        texts, query_images = _texts(query), [each[..., :3] for batch in query_image or [] for each in batch]
+        target = torch.cat([internvl.embed_texts(texts), internvl.embed_images(query_images, framing)])
+        scores = candidates.vectors @ mean_embedding(target)
+        order = rank(scores, unwrap_single(top_k), unwrap_single(threshold))
+        ranked = [
+            {"position": index, "name": candidates.names[index], "score": round_score(scores[index].item())}
+            for index in order
         ]
         written = document(
             "rank",
-            **made_by(internvl),
+            **model_fields(internvl),
             framing=framing,
-            query={"texts": texts, "pictures": len(pictures)},
-            of=len(seen.names),
-            ranked=told,
-            unreadable=told_unreadable(seen.unreadable),
+            query={"texts": texts, "pictures": len(query_images)},
+            of=len(candidates.names),
+            ranked=ranked,
+            unreadable=unreadable_records(candidates.unreadable),
         )
-        lines = [f"{each['score']:.3f}  {each['name']}" for each in told] or [
-            f"none of {len(seen.names)} reaches the threshold"
+        lines = [f"{each['score']:.3f}  {each['name']}" for each in ranked] or [
+            f"none of {len(candidates.names)} reaches the threshold"
         ]
-        pictures = [seen.picture(number) for number in order] if seen.picture else []
-        lists = pictures, [each["score"] for each in told], order, [each["name"] for each in told]
+        images = [candidates.image(index) for index in order] if candidates.image else []
+        lists = images, [each["score"] for each in ranked], order, [each["name"] for each in ranked]
         return io.NodeOutput(
             *(values or [ExecutionBlocker(None)] for values in lists),
             written,
-            ui=show(cls, table(lines, seen.unreadable), written),
+            ui=show_text(cls, summary_text(lines, candidates.unreadable), written),
         )
 
 
@@ -198,12 +199,14 @@ def _texts(query) -> list[str]:
 
 
 def _check_query(query, query_image) -> None:
-    """Raises ValueError where nothing is looked for; a connected text (None) is checked later."""
+    """Raise ValueError if there is nothing to look for; a connected text (None) is checked later."""
     if query_image is ABSENT and None not in query and not _texts(query):
-        raise ValueError("query: write what to look for, or connect a query_image")
+        raise ValueError("query: enter what to look for, or connect query_image")
 
 
-def _seen_before(embeddings: list[Embeddings], internvl) -> Seen:
+def _given_embeddings(embeddings: list[Embeddings], internvl) -> ImageEmbeddings:
     for each in embeddings:
         check_same_model("embeddings", each.identity, f"the connected {internvl.name}", internvl.identity)
-    return Seen(torch.cat([each.vectors for each in embeddings]), sum((each.names for each in embeddings), ()), None)
+    return ImageEmbeddings(
+        torch.cat([each.vectors for each in embeddings]), sum((each.names for each in embeddings), ()), None
+    )

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..mulan.images.video_frames import middle_frames, sample_frames
 from ..mulan.internvl.ranking import mean_embedding, rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
-from .common import passes, show
+from .common import show_text, validation_result
 from .internvl_inputs import (
     ABSENT,
     CATEGORY,
@@ -17,12 +17,20 @@ from .internvl_inputs import (
     check_label_inputs,
     framing_input,
     label_inputs,
-    labels_of,
     model_input,
     or_absent,
-    templates_of,
+    parse_labels,
+    parse_templates,
 )
-from .internvl_reports import JSON_TOOLTIP, document, line, made_by, table, told_labels, told_repeated
+from .internvl_reports import (
+    JSON_TOOLTIP,
+    document,
+    label_line,
+    label_records,
+    model_fields,
+    repeated_note,
+    summary_text,
+)
 
 
 class InternVLVideoClassify(io.ComfyNode):
@@ -87,8 +95,8 @@ class InternVLVideoClassify(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, labels, templates=NONE, own_templates="", video=ABSENT, image=ABSENT):
-        checked = passes(check_label_inputs, labels, templates, own_templates)
-        return passes(_check_frames, video, image) if checked is True else checked
+        checked = validation_result(check_label_inputs, labels, templates, own_templates)
+        return validation_result(_check_frames, video, image) if checked is True else checked
 
     @classmethod
     def execute(
@@ -108,35 +116,36 @@ class InternVLVideoClassify(io.ComfyNode):
         if video is not None:
             chosen = sample_frames(video, frames)
         elif len(image):
-            chosen = [image[number][..., :3] for number in middle_frames(len(image), frames)]
+            chosen = [image[index][..., :3] for index in middle_frames(len(image), frames)]
         else:
-            raise ValueError("image: there is no picture in the batch")
-        read = labels_of(labels)
-        of_labels = embed_labels(internvl, read.names, templates_of(templates, own_templates))
-        found = classify(mean_embedding(internvl.embed_images(chosen, framing))[None], of_labels, internvl.logit_scale)
-        order = rank(found.cosine[0], top_k)
-        shown = (found.softmax if scores == SOFTMAX else found.cosine)[0]
+            raise ValueError("image: there are no images in the batch")
+        parsed = parse_labels(labels)
+        label_embeddings = embed_labels(internvl, parsed.names, parse_templates(templates, own_templates))
+        video_embedding = mean_embedding(internvl.embed_images(chosen, framing))
+        results = classify(video_embedding[None], label_embeddings, internvl.logit_scale)
+        order = rank(results.cosine[0], top_k)
+        shown = (results.softmax if scores == SOFTMAX else results.cosine)[0]
         written = document(
             "classify video",
-            **made_by(internvl),
+            **model_fields(internvl),
             framing=framing,
             templates=templates,
             scores=scores,
-            labels=list(read.names),
-            repeated=list(read.repeated) or None,
+            labels=list(parsed.names),
+            repeated=list(parsed.repeated) or None,
             frames=len(chosen),
-            video=told_labels(read, found, 0, order),
+            video=label_records(parsed, results, 0, order),
         )
-        text = table([line("video", read.names, shown, order), *told_repeated(read)])
+        text = summary_text([label_line("video", parsed.names, shown, order), *repeated_note(parsed)])
         return io.NodeOutput(
-            read.names[order[0]],
+            parsed.names[order[0]],
             shown[order[0]].item(),
-            ", ".join(read.names[label] for label in order),
+            ", ".join(parsed.names[label] for label in order),
             written,
-            ui=show(cls, text, written),
+            ui=show_text(cls, text, written),
         )
 
 
 def _check_frames(video, image) -> None:
     if (video is ABSENT) == (image is ABSENT):
-        raise ValueError("video and image: connect one of them, and not both")
+        raise ValueError("video, image: connect exactly one of them")

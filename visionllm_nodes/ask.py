@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..mulan.internvl_chat.chat_history import parse_history, history_to_json
-from ..nodes.common import for_field, show, show_meanwhile, valid, writing_inputs
+from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
+from ..nodes.common import sampling_inputs, show_progress, show_text, validate, with_field_name
 from .detections.json_document import document, frame
 from .model import prompt_templates
 from .model.answers import MAX_TOKENS, Reply, answer
 from .model.generation import greedy, nucleus_sampler
-from .node_io import JSON_TOOLTIP, each, model_input
-from .sockets import CATEGORY
+from .node_io import CATEGORY, JSON_TOOLTIP, for_each_image, model_input
 
 ONE_BY_ONE, TOGETHER = PICTURES = ("one by one", "all together")
 FREE, SHORT, LETTER = STYLES = ("free", "a word or phrase", "a letter")
@@ -90,7 +89,7 @@ class VisionLLMAsk(io.ComfyNode):
                     tooltip="Conversation history (JSON) from another VisionLLM Ask about the same images. The "
                     "question continues this conversation.",
                 ),
-                *writing_inputs(MAX_TOKENS, most=4096),
+                *sampling_inputs(MAX_TOKENS, limit=4096),
             ],
             outputs=[
                 io.String.Output(
@@ -110,8 +109,8 @@ class VisionLLMAsk(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, question, images=None, history=""):
-        checked = valid(lambda text: for_field("question", prompt_templates.chat, text), question)
-        return checked if checked is not True else valid(_history, history)
+        checked = validate(prompt_templates.chat, question, field="question")
+        return checked if checked is not True else validate(_history, history)
 
     @classmethod
     def execute(
@@ -127,28 +126,30 @@ class VisionLLMAsk(io.ComfyNode):
         top_p=0.9,
         seed=0,
     ) -> io.NodeOutput:
-        for_field("question", prompt_templates.chat, question)
-        rounds, said = _history(history), _styled(question, answer)
-        shown = [picture for batch in map((images or {}).get, IMAGE_NAMES) if batch is not None for picture in batch]
+        with_field_name("question", prompt_templates.chat, question)
+        rounds, prompt = _history(history), _with_style(question, answer)
+        batches = [batch for name in IMAGE_NAMES if (batch := (images or {}).get(name)) is not None]
+        images_in_order = [image for batch in batches for image in batch]
 
-        def ask(about) -> Reply:
+        def ask(about: list) -> Reply:
             sampler = nucleus_sampler(temperature, top_p, seed) if temperature else greedy
             return _reply(
-                visionllm, about, said, rounds, max_tokens, sampler, lambda texts: show_meanwhile(cls, texts[0])
+                visionllm, about, prompt, rounds, max_tokens, sampler, lambda texts: show_progress(cls, texts[0])
             )
 
-        apart = pictures == ONE_BY_ONE and bool(shown)
-        texts = [reply.plain_text for reply in each([[picture] for picture in shown] if apart else [shown], ask)]
+        one_by_one = pictures == ONE_BY_ONE and bool(images_in_order)
+        groups = [[image] for image in images_in_order] if one_by_one else [images_in_order]
+        texts = [reply.plain_text for reply in for_each_image(groups, ask)]
         frames = [
-            frame(picture.shape[1], picture.shape[0], text=texts[number] if apart else None)
-            for number, picture in enumerate(shown)
+            frame(image.shape[1], image.shape[0], text=texts[index] if one_by_one else None)
+            for index, image in enumerate(images_in_order)
         ]
-        written = document("ask", said, frames, None if apart else texts[0])
+        record = document("ask", prompt, frames, None if one_by_one else texts[0])
         return io.NodeOutput(
             texts,
-            [history_to_json([*rounds, (said, text)]) for text in texts],
-            written,
-            ui=show(cls, "\n\n".join(texts), written),
+            [history_to_json([*rounds, (prompt, text)]) for text in texts],
+            record,
+            ui=show_text(cls, "\n\n".join(texts), record),
         )
 
 
@@ -161,7 +162,7 @@ def _history(text: str) -> list[tuple[str, str]]:
     return rounds
 
 
-def _styled(question: str, style: str) -> str:
+def _with_style(question: str, style: str) -> str:
     if style == FREE:
         return question
     turn = prompt_templates.short_answer(question) if style == SHORT else prompt_templates.letter_answer(question)

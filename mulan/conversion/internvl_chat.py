@@ -1,71 +1,83 @@
-"""A dialogue model's folder -> one .safetensors with its configuration and tokenizer inside, the language model's matrices in 8 bits or float16.
+"""An InternVL chat model's folder -> one .safetensors with its configuration and tokenizer inside.
 
-OpenGVLab's names, whatever the folder has, so that `open_chat` reads it as it reads a folder.
+The language model's matrices are in 8 bits or float16. The names are OpenGVLab's, whatever the folder has, so that `open_chat` reads it as it reads a folder.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 
+from ..checkpoints.identify import is_internvl_chat
 from ..checkpoints.quantization import FORMATS, Quantization, plain_dtype
-from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors
-from ..internvl_chat.chat_files import SOURCE, ChatFile, open_chat
-from ..internvl_chat.chat_keys import as_published
+from ..checkpoints.tensor_files import CONFIG, TensorFile
+from ..internvl_chat.chat_files import SOURCE, ChatFile, chat_from_tensors
 from ..internvl_chat.chat_tokenizer import TOKENIZER_FILES
-from .output_files import Output, plain_forms, plan_output, source_notes, stem, target_path
+from .output_files import (
+    Converter,
+    Plan,
+    Target,
+    as_bytes,
+    make_metadata,
+    plan_output,
+    plan_precisions,
+    refuse_quantized,
+    stem,
+)
 
 
-def output(source: Path, target: Path, format: str, overwrite: bool) -> Output:
-    """The file to write at `target`, or in it where it is a folder. Raises WrongFile, CannotWrite, NotFinite.
+def matches(file: TensorFile) -> bool:
+    """Return whether it is an InternVL chat model."""
+    return is_internvl_chat(file.shapes)
 
-    Values that are not quantised are read for their dtype, before anything is written.
-    """
-    opened, quantization = open_chat(source), FORMATS[format]
-    if opened.is_quantised:
-        raise WrongFileError(
-            f"{describe_path(source)} holds weights in 8 bits already: convert the published checkpoint, from {SOURCE}."
-        )
-    opened.words()
-    path = target_path(source, target, f"{stem(source)}_{format}.safetensors", overwrite)
+
+def plan(source: TensorFile, target: Target, weight_format: str) -> Plan:
+    """Plan the one file of a chat model."""
+    opened, quantization = chat_from_tensors(source), FORMATS[weight_format]
+    refuse_quantized(source.path, opened.file.shapes, SOURCE)
+    opened.tokenizer()
+    name = stem(source.path)
+    path = target.file(f"{name}_{weight_format}.safetensors")
     wanted = list(dict.fromkeys(name for part in opened.sources().values() for name in part.names))
-
-    def again() -> TensorFile:
-        return as_published(open_tensors(source))
-
     matrices = _matrices(opened, quantization) if quantization else set()
-    forms = dict.fromkeys(matrices, quantization) | plain_forms(
-        again, (name for name in wanted if name not in matrices), _plain
-    )
-    files = {
-        name: torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        for name in TOKENIZER_FILES
-        if (content := opened.tokenizer_file(name))
-    }
+    precisions = plan_precisions(opened.file, wanted, matrices, quantization, _plain)
+    files = {name: as_bytes(content) for name in TOKENIZER_FILES if (content := opened.tokenizer_file(name))}
     config = opened.config.language
-    title = f"{stem(source)} (language model of {config.layers} layers, width {config.width}) in {format}"
-    metadata = {
-        **source_notes(title, source, SOURCE),
-        CONFIG: json.dumps(opened.told),
-        "quantization": quantization.format if quantization else "none",
-        "license": "as its model card states it: MIT or Apache-2.0, and its language model's",
-    }
-    return plan_output(path, title, "internvl_chat", metadata, again, {name: name for name in wanted}, forms, files)
+    title = (
+        f"{name} (language model of {config.num_hidden_layers} layers, width {config.hidden_size}) in {weight_format}"
+    )
+    metadata = make_metadata(
+        title,
+        source.path,
+        SOURCE,
+        license="as its model card states it: MIT or Apache-2.0, and its language model's",
+        weight_format=weight_format,
+        **{CONFIG: json.dumps(opened.config_json)},
+    )
+    names = {name: name for name in wanted}
+    return Plan((plan_output(path, title, "internvl_chat", metadata, opened.file, names, precisions, files),))
 
 
 def _matrices(opened: ChatFile, quantization: Quantization) -> set[str]:
-    """The published names of the weights that are kept in 8 bits. A table that also writes words is as exact as others' second table."""
-    tied = "language.model.embed_tokens.weight" if opened.config.language.tied else None
+    """Return the published names of the weights to quantize.
+
+    An embedding table that also writes tokens (tied) stays as exact as the second table of other models.
+    """
+    tied = None if opened.config.language.lm_head else "language_model.model.embed_tokens.weight"
     return {
         name
         for ours, source in opened.sources().items()
-        if ours.startswith("language.") and ours != tied and quantization.takes(ours.removeprefix("language."))
+        if ours.startswith("language_model.")
+        and ours != tied
+        and quantization.applies_to(ours.removeprefix("language_model."))
         for name in source.names
     }
 
 
-def _plain(name: str, value: torch.Tensor) -> torch.dtype:
-    """16 bits: its own, or what holds it."""
-    return value.dtype if value.dtype in (torch.float16, torch.bfloat16) else plain_dtype(name, value)
+def _plain(name: str, tensor: torch.Tensor) -> torch.dtype:
+    """Return the tensor's own 16 bits, or those that hold it."""
+    return tensor.dtype if tensor.dtype in (torch.float16, torch.bfloat16) else plain_dtype(name, tensor)
+
+
+CONVERTER = Converter(matches, plan)

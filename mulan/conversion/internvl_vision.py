@@ -1,19 +1,18 @@
-"""InternVL's vision side -> one .safetensors: all but the LLaMA, under the published names, its matrices in 8 bits or float16.
+"""InternVL's vision side -> one .safetensors: all but the LLaMA, under the published names.
 
-With the text encoder's file, which MuLan shares, it is InternVL-C or -G again.
+Its matrices are in 8 bits or float16. With the text encoder's file, which MuLan shares, it is InternVL-C or -G again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoints.quantization import FORMATS
-from ..checkpoints.tensor_files import CONFIG, TensorFile, open_tensors
-from ..internvl import internvl_keys as names
-from ..internvl.internvl_files import SOURCE, as_published, open_internvl
-from .output_files import Output, plain_forms, plan_output, source_notes, target_path
+from ..checkpoints.tensor_files import CONFIG, TensorFile
+from ..internvl import internvl_keys
+from ..internvl.internvl_files import SOURCE, internvl_from_tensors
+from .output_files import Output, Target, make_metadata, plan_output, plan_precisions
 
 # The layers worth 8 bits. The poolings are 1 in 80 of the weights, and everything goes through them.
 _MATRICES = tuple(
@@ -22,36 +21,33 @@ _MATRICES = tuple(
 )
 
 
-def is_one(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a source has a vision side."""
-    return names.POOLED in shapes
+def has_vision_side(source: TensorFile) -> bool:
+    """Return whether a source of InternVL-C or -G holds more than its text encoder."""
+    return internvl_keys.POOLED in source.shapes
 
 
-def output(source: Path, text_path: Path, format: str, overwrite: bool) -> Output:
-    """The vision side's file, beside the text encoder's at `text_path`. Raises WrongFile, CannotWrite, NotFinite.
-
-    Values that are not quantised are read for their dtype, before anything is written.
-    """
-    opened, quantization = open_internvl(source), FORMATS[format]
-    path = text_path.with_name(f"{text_path.stem.removesuffix(f'_text_{format}')}_vision_{format}.safetensors")
-    target_path(source, path, "", overwrite)
+def plan_vision(source: TensorFile, text_path: Path, target: Target, weight_format: str) -> Output:
+    """Plan the vision side's file, beside the text encoder's at `text_path`."""
+    stem = text_path.stem.removesuffix(f"_text_{weight_format}")
+    path = target.checked(text_path.with_name(f"{stem}_vision_{weight_format}.safetensors"))
+    opened = internvl_from_tensors(source)
     wanted = [
-        name for part in opened.parts(opened.modes[-1]) for of_ours in part.sources.values() for name in of_ours.names
+        name
+        for part in opened.parts(opened.modes[-1])
+        for weight_source in part.sources.values()
+        for name in weight_source.names
     ]
-
-    def again() -> TensorFile:
-        return as_published(open_tensors(source))
-
-    matrices = {name for name in wanted if name.endswith(_MATRICES)} if quantization else set()
-    forms = dict.fromkeys(matrices, quantization) | plain_forms(
-        again, (name for name in wanted if name not in matrices)
+    matrices = {name for name in wanted if name.endswith(_MATRICES)}
+    precisions = plan_precisions(opened.file, wanted, matrices, FORMATS[weight_format])
+    tower, modes = opened.model.config.vision, " and ".join(f"InternVL-{mode}" for mode in opened.modes)
+    title = f"The vision side of {modes}"
+    metadata = make_metadata(
+        title,
+        source.path,
+        SOURCE,
+        license="MIT, as InternVL's repository states it",
+        weight_format=weight_format,
+        **{CONFIG: json.dumps(opened.config_json)},
     )
-    tower, modes = opened.model.config.tower, " and ".join(f"InternVL-{mode}" for mode in opened.modes)
-    metadata = {
-        **source_notes(f"The vision side of {modes}", source, SOURCE),
-        CONFIG: json.dumps(opened.told),
-        "quantization": quantization.format if quantization else "none",
-        "license": "MIT, as InternVL's repository states it",
-    }
-    title = f"The vision side of {modes} ({tower.layers} layers, width {tower.width}) in {format}"
-    return plan_output(path, title, "internvl", metadata, again, {name: name for name in wanted}, forms)
+    title = f"{title} ({tower.num_hidden_layers} layers, width {tower.hidden_size}) in {weight_format}"
+    return plan_output(path, title, "internvl", metadata, opened.file, {name: name for name in wanted}, precisions)

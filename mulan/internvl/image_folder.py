@@ -1,4 +1,4 @@
-"""Embeddings of all pictures in a folder, which never are in memory together."""
+"""Embeddings of all images in a folder, which are never in memory together."""
 
 from __future__ import annotations
 
@@ -12,86 +12,99 @@ import comfy.utils
 import torch
 
 from ..images.image_files import UnreadableImageError, list_images, read_image
-from .embedding_cache import StoredVectors, stored_path
+from .embedding_cache import EmbeddingCache, cache_path
 
 if TYPE_CHECKING:
     from .internvl_model import LoadedInternVL
 
-AT_ONCE = 256  # files in one call of the model, whose work is lost where the user stops it
+BATCH_SIZE = 256  # files in one call of the model, whose work is lost where the user stops it
 
 
-class Unreadable(NamedTuple):
+class ImageFolder(NamedTuple):
+    """A folder, and its image files in the order people count."""
+
+    path: Path
+    files: list[Path]
+
+
+class UnreadableImage(NamedTuple):
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
 class FolderEmbeddings:
-    """The pictures that could be read, in the folder's order, `vectors` [N, E] of them, and the others with the reason."""
+    """The images that could be read, in the folder's order, `vectors` [N, E] of them, and the others with the reason."""
 
     files: list[Path]
     vectors: torch.Tensor
-    unreadable: list[Unreadable]
+    unreadable: list[UnreadableImage]
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(map(name_of, self.files))
+        return tuple(map(display_name, self.files))
 
 
-def embed_folder(loaded: LoadedInternVL, folder: Path, framing: str, kept_in: Path) -> FolderEmbeddings:
-    """Embeds what is new in the folder and keeps the vectors in a file in `kept_in`, also where it is stopped or fails on the way.
+def open_image_folder(path: Path) -> ImageFolder:
+    """List the images of a folder. Raises ValueError where it has none."""
+    return ImageFolder(path, list_images(path))
 
-    Shows progress. Raises ValueError where the folder has no picture, or none that can be read.
+
+def embed_folder(loaded: LoadedInternVL, folder: ImageFolder, framing: str, cache_folder: Path) -> FolderEmbeddings:
+    """Embed what is new in the folder, and keep the vectors in a file in `cache_folder`, also where it is stopped or fails on the way.
+
+    Shows progress. Raises ValueError where no image can be read.
     """
-    files = list_images(folder)
+    files = folder.files
     owner = f"{loaded.identity} {framing}"
-    stored = StoredVectors(stored_path(kept_in, folder, loaded.mode, framing, owner), owner)
+    cache = EmbeddingCache(cache_path(cache_folder, folder.path, loaded.mode, framing, owner), owner)
     keys: dict[Path, str] = {}
     reasons: dict[Path, str] = {}
     bar = comfy.utils.ProgressBar(len(files))
     try:
-        for start in range(0, len(files), AT_ONCE):
+        for start in range(0, len(files), BATCH_SIZE):
             new: dict[str, Path] = {}
-            some = files[start : start + AT_ONCE]
-            for file in some:
+            batch = files[start : start + BATCH_SIZE]
+            for file in batch:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 try:
-                    keys[file] = stored.key(file)
+                    keys[file] = cache.key(file)
                 except OSError as error:
                     reasons[file] = error.strerror or str(error)
                     continue
-                if keys[file] not in stored:
+                if keys[file] not in cache:
                     new.setdefault(keys[file], file)
-            pictures = _Pictures(list(new.values()), {})
-            done = min(start + AT_ONCE, len(files))
+            images = _LazyImages(list(new.values()), {})
+            done = min(start + BATCH_SIZE, len(files))
             if new:
-                vectors = loaded.embed_pictures(pictures, framing, _Share(bar, start, done, loaded.steps(len(new))))
-                for (key, file), vector in zip(new.items(), vectors):
-                    if file not in pictures.reasons:
-                        stored[key] = vector
-            bad = {key: pictures.reasons[file] for key, file in new.items() if file in pictures.reasons}
-            reasons |= {file: bad[keys[file]] for file in some if keys.get(file) in bad}
+                progress = _PartOfBar(bar, start, done, loaded.steps(len(new)))
+                vectors = loaded.embed_images(images, framing, progress)
+                for (key, file), vector in zip(new.items(), vectors, strict=True):
+                    if file not in images.reasons:
+                        cache[key] = vector
+            bad = {key: images.reasons[file] for key, file in new.items() if file in images.reasons}
+            reasons |= {file: bad[keys[file]] for file in batch if keys.get(file) in bad}
             bar.update_absolute(done)
         keys = {file: key for file, key in keys.items() if file not in reasons}
-        stored.keep_only(keys)
+        cache.keep_only(keys)
     finally:
-        stored.save()
-    unreadable = [Unreadable(name_of(file), reasons[file]) for file in files if file in reasons]
+        cache.save()
+    unreadable = [UnreadableImage(display_name(file), reasons[file]) for file in files if file in reasons]
     if not keys:
         raise ValueError(
-            f"none of the {len(files)} pictures in {folder} can be read; {unreadable[0].name}: {unreadable[0].reason}"
+            f"none of the {len(files)} images in {folder.path} can be read; {unreadable[0].name}: {unreadable[0].reason}"
         )
-    return FolderEmbeddings(list(keys), torch.stack([stored[key] for key in keys.values()]), unreadable)
+    return FolderEmbeddings(list(keys), torch.stack([cache[key] for key in keys.values()]), unreadable)
 
 
-def name_of(file: Path) -> str:
-    """The file's name, with a ? for what is no text: not every file system keeps to Unicode."""
+def display_name(file: Path) -> str:
+    """Return the file's name, with a ? for what is no text: not every file system keeps to Unicode."""
     return file.name.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)
-class _Pictures(Sequence):
-    """The pictures of files, each read when it is asked for. One that cannot be read is a black dot, and `reasons` says why."""
+class _LazyImages(Sequence):
+    """The images of files, each read when it is asked for. One that cannot be read is a black pixel, and `reasons` says why."""
 
     files: list[Path]
     reasons: dict[Path, str]
@@ -99,11 +112,11 @@ class _Pictures(Sequence):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, place):
-        if isinstance(place, slice):
-            return _Pictures(self.files[place], self.reasons)
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return _LazyImages(self.files[index], self.reasons)
         comfy.model_management.throw_exception_if_processing_interrupted()
-        file = self.files[place]
+        file = self.files[index]
         try:
             return read_image(file)
         except UnreadableImageError as error:
@@ -111,13 +124,13 @@ class _Pictures(Sequence):
             return torch.zeros(1, 1, 3)
 
 
-class _Share:
-    """A bar's part from `first` to `last`, for a call of so many steps."""
+class _PartOfBar:
+    """A progress bar's part from `first` to `last`, for a call of so many steps."""
 
     def __init__(self, bar: comfy.utils.ProgressBar, first: int, last: int, steps: int):
         self._bar, self._first, self._last, self._steps = bar, first, last, steps
         self._done = 0
 
-    def update(self, steps: int) -> None:
-        self._done += steps
+    def update(self, value: int, /) -> None:
+        self._done += value
         self._bar.update_absolute(self._first + (self._last - self._first) * self._done // self._steps)

@@ -1,7 +1,7 @@
 """A checkpoint of InternVL-C / -G -> its parts, their sizes, and where each of their tensors comes from.
 
-Published folders, internvl_c_13b_224px.pth (mode C alone) and what `dev.py convert` makes of either are read alike: names and shapes first, a tensor
-only where a part is filled. A converted file holds all but the LLaMA, under the published names, and the configuration in its metadata.
+Published folders, internvl_c_13b_224px.pth (mode C only) and what the converter makes of either are read alike: names and shapes first, a
+tensor only where a part is filled. A converted file holds all but the LLaMA, under the published names, with config.json in its metadata.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -18,35 +18,37 @@ from ..checkpoints.identify import identify
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors, read_config
 from ..checkpoints.weight_source import MARK, WeightSource, with_scales
 from ..conditioning.model_files import ENCODER_SOURCE as SOURCE
-from ..conditioning.model_files import TextEncoderFile, text_encoder_of
-from . import internvl_c
-from . import internvl_keys as names
+from ..conditioning.model_files import TextEncoderFile, text_encoder_from_tensors
+from . import internvl_c, internvl_keys
 from .contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig
 
 MODES = ("C", "G")
 
+Module = TypeVar("Module", bound=nn.Module)
+Config = TypeVar("Config")
+
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a checkpoint: `sources` tells the published tensors of each of its own."""
+class Part(Generic[Module, Config]):
+    """A part of a checkpoint: its class, its sizes, and the published tensors of each of its own."""
 
-    config: ContrastiveConfig | ReaderConfig
+    module: Callable[..., Module]
+    config: Config
     sources: Mapping[str, WeightSource]
 
-    def build(self, *, operations, dtype=None, device=None) -> nn.Module:
-        """The part without values."""
-        module = ContrastiveModel if isinstance(self.config, ContrastiveConfig) else QueryReader
-        return module(self.config, operations=operations, dtype=dtype, device=device)
+    def build(self, *, operations: Any, dtype=None, device=None) -> Module:
+        """Return the part without values."""
+        return self.module(self.config, operations=operations, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
 class ContrastiveFile:
-    """A checkpoint, opened; nothing of its weights is read yet. `file` has the published names, whatever the file's own are."""
+    """A checkpoint, opened; none of its weights is read yet. `file` has the published names, whatever the file's own are."""
 
     file: TensorFile
-    told: Mapping[str, Any]  # config.json
-    model: Part
-    reader: Part | None  # what mode G adds, where the file has it
+    config_json: Mapping[str, Any]
+    model: Part[ContrastiveModel, ContrastiveConfig]
+    reader: Part[QueryReader, ReaderConfig] | None  # what mode G adds, where the file has it
     open_text: Callable[[], TextEncoderFile] | None  # of the LLaMA, where the file has it
 
     @property
@@ -54,108 +56,110 @@ class ContrastiveFile:
         return MODES if self.reader else MODES[:1]
 
     @property
-    def is_quantised(self) -> bool:
+    def is_quantized(self) -> bool:
         return any(name.endswith(f".{MARK}") for name in self.file.shapes)
 
-    def parts(self, mode: str) -> tuple[Part, ...]:
-        """The parts of a mode, the model first. Raises ValueError for an unknown mode, WrongFile for one that the file lacks."""
+    def parts(self, mode: str) -> tuple[Part[Any, Any], ...]:
+        """Return the parts of a mode, the model first. Raises ValueError for an unknown mode, WrongFileError for one that the file lacks."""
         if mode not in MODES:
-            raise ValueError(f"the mode is {mode!r}, expected is one of {', '.join(MODES)}")
-        if mode not in self.modes:
+            raise ValueError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
+        if mode == "C":
+            return (self.model,)
+        if self.reader is None:
             raise WrongFileError(
-                f"{describe_path(self.file.path)} holds InternVL-C alone, without the {names.QUERIES} and cross attention of InternVL-G: "
-                f"take mode C, or the checkpoint {SOURCE}."
+                f"{describe_path(self.file.path)} holds only InternVL-C, without the {internvl_keys.QUERIES} and cross attention of "
+                f"InternVL-G: choose mode C, or the checkpoint {SOURCE}."
             )
-        return (self.model, self.reader) if mode == "G" else (self.model,)
+        return (self.model, self.reader)
+
+    def sources(self, part: Part) -> dict[str, WeightSource]:
+        """Return the published tensors of each of the part's own, with the scales of 8-bit weights."""
+        return with_scales(part.sources, self.file.shapes)
 
     def tensors(self, part: Part) -> Iterator[tuple[str, torch.Tensor]]:
-        """The part's own names and values, read one after another, with the scales of 8-bit weights."""
-        for ours, source in with_scales(part.sources, self.file.shapes).items():
-            yield ours, source.read(self.file.read)
+        """Yield the part's own names and values, read one after another, with the scales of 8-bit weights."""
+        for name, source in self.sources(part).items():
+            yield name, source.read(self.file.read)
 
     def text_encoder(self) -> TextEncoderFile:
-        """The LLaMA inside the checkpoint. Raises WrongFile where it has none, or none that serves."""
+        """Return the LLaMA inside the checkpoint. Raises WrongFileError where it has none, or none that can be used."""
         if self.open_text is None:
             raise WrongFileError(
-                f"{describe_path(self.file.path)} holds InternVL's vision side alone: choose its text encoder too, the file in "
+                f"{describe_path(self.file.path)} holds only InternVL's vision side: choose its text encoder too, the file in "
                 f"models/text_encoders that was converted with it."
             )
         return self.open_text()
 
 
 def open_internvl(path: Path) -> ContrastiveFile:
-    """Opens a published folder, the single .pth or a converted file. Raises WrongFile for anything else, and for one that lacks a tensor."""
-    return internvl_of(open_tensors(Path(path)))
+    """Open a published folder, the single .pth or a converted file.
+
+    Raises WrongFileError for anything else, and for a checkpoint that lacks a tensor or has one of another shape.
+    """
+    return internvl_from_tensors(open_tensors(Path(path)))
 
 
-def internvl_of(file: TensorFile) -> ContrastiveFile:
-    """`open_internvl` of tensors that are open already."""
-    path, original, file = file.path, file, as_published(file)
-    if f"{names.VISION}embeddings.class_embedding" not in file.shapes or "text_projection" not in file.shapes:
+def internvl_from_tensors(file: TensorFile) -> ContrastiveFile:
+    """Do what `open_internvl` does, with tensors that are open already."""
+    published = internvl_c.vision_as_published(file) if internvl_c.is_internvl_c(file.shapes) else file
+    shapes = published.shapes
+    if f"{internvl_keys.VISION}embeddings.class_embedding" not in shapes or "text_projection" not in shapes:
         raise WrongFileError(
-            f"{describe_path(path)} is {identify(original.shapes)}; expected is InternVL-C or -G, from {SOURCE}, in models/internvl."
+            f"{describe_path(file.path)} is {identify(file.shapes)}; expected InternVL-C or -G, from {SOURCE}, in models/internvl."
         )
-    told = read_config(file)
+    config_json = read_config(published)
     try:
-        config = names.model_configuration(file.shapes, told)
-        model = Part(config, names.model_sources(config))
+        model_config = internvl_keys.model_configuration(shapes, config_json)
+        model = Part(ContrastiveModel, model_config, internvl_keys.model_sources(model_config))
         reader = None
-        if names.QUERIES in file.shapes:
-            config = names.reader_configuration(file.shapes, told)
-            reader = Part(config, names.reader_sources(config))
+        if internvl_keys.QUERIES in shapes:
+            reader_config = internvl_keys.reader_configuration(shapes, config_json)
+            reader = Part(QueryReader, reader_config, internvl_keys.reader_sources(reader_config))
     except KeyError as error:
         raise WrongFileError(
-            f"{describe_path(path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
+            f"{describe_path(file.path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Download it again.") from error
-    text = None
-    if file is not original:
-
-        def text():
-            return text_encoder_of(internvl_c.as_published(original))
-    elif any(name.startswith(f"{names.LLAMA}model.embed_tokens.") for name in file.shapes):
-
-        def text():
-            return text_encoder_of(file)
-
-    opened = ContrastiveFile(file, told, model, reader, text)
+        raise WrongFileError(f"{describe_path(file.path)} cannot be used: {error}. Download it again.") from error
+    opened = ContrastiveFile(published, config_json, model, reader, _text_opener(file))
     _check(opened)
     return opened
 
 
-def as_published(file: TensorFile) -> TensorFile:
-    """The vision side of the single .pth under the published names; other files as they are."""
-    return internvl_c.vision_as_published(file) if internvl_c.is_one(file.shapes) else file
-
-
 def unexpected(opened: ContrastiveFile) -> list[str]:
-    """The tensors of the file that nothing here knows; those of the LLaMA are the text encoder's to judge."""
-    parts = opened.parts(opened.modes[-1])
+    """Return the names of tensors that nothing here knows; those of the LLaMA are the text encoder's to judge."""
     used = {
         name
-        for part in parts
-        for source in with_scales(part.sources, opened.file.shapes).values()
+        for part in opened.parts(opened.modes[-1])
+        for source in opened.sources(part).values()
         for name in source.names
     }
-    return [name for name in opened.file.shapes if name not in used and not names.unused(name)]
+    return [name for name in opened.file.shapes if name not in used and not internvl_keys.unused(name)]
+
+
+def _text_opener(file: TensorFile) -> Callable[[], TextEncoderFile] | None:
+    if internvl_c.is_internvl_c(file.shapes):
+        return lambda: text_encoder_from_tensors(internvl_c.as_published(file))
+    if any(name.startswith(f"{internvl_keys.LLAMA}model.embed_tokens.") for name in file.shapes):
+        return lambda: text_encoder_from_tensors(file)
+    return None
 
 
 def _check(opened: ContrastiveFile) -> None:
-    """Raises WrongFile where a tensor is missing, or has another shape than the model's."""
+    """Raise WrongFileError where a tensor is missing, or has another shape than the model's."""
     shapes, path = opened.file.shapes, opened.file.path
     for part in opened.parts(opened.modes[-1]):
-        missing = sorted(
-            {name for source in with_scales(part.sources, shapes).values() for name in source.names} - shapes.keys()
-        )
+        wanted = {name for source in opened.sources(part).values() for name in source.names}
+        missing = sorted(wanted - shapes.keys())
         if missing:
             raise WrongFileError(
-                f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+                f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. "
+                f"Download it again."
             )
-        for ours, tensor in part.build(operations=nn, device="meta").state_dict().items():
-            (published,) = part.sources[ours].names
+        for name, tensor in part.build(operations=nn, device="meta").state_dict().items():
+            (published,) = part.sources[name].names
             if shapes[published] != tuple(tensor.shape):
                 raise WrongFileError(
-                    f"{describe_path(path)}: {published} has the shape {list(shapes[published])}, expected is {list(tensor.shape)}. "
-                    f"It is damaged, or another checkpoint's."
+                    f"{describe_path(path)}: {published} has the shape {list(shapes[published])}, expected {list(tensor.shape)}. "
+                    f"The file is damaged, or another checkpoint's."
                 )

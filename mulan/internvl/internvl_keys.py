@@ -1,114 +1,102 @@
-"""InternVL-14B's tensors, but for its LLaMA's, under upstream's names."""
+"""InternVL-14B's tensors, but for its LLaMA's, in the published checkpoint."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from ..checkpoints.weight_source import WeightSource
 from . import intern_vit_keys
-from .contrastive import ContrastiveConfig, ReaderConfig
+from .contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig
 
 VISION = "vision_model."
 LLAMA = "qllama."
-CROSS = f"{LLAMA}model.layers."  # a layer's number, then `.cross_attn.`
+LLAMA_LAYERS = f"{LLAMA}model.layers."  # a layer's index follows
 QUERIES = "query_tokens"
 POOLED = "clip_projector.cross_attn.q.weight"  # no other model has it
-MATCHING = "itm_head."  # tells whether a picture and a text belong together; the published scores do without
-POOL_HEADS = 16  # where no configuration tells
-HEAD = 128  # channels of an attention head of the LLaMA
+MATCHING = "itm_head."  # classifies whether an image and a text belong together; the published scores do without
+POOL_HEADS = 16  # where the configuration does not say
+HEAD_DIM = 128  # of the LLaMA, likewise
 
-POOL = {f"norm_{part}.{kind}": f"norm1_{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")}
-POOL |= {f"{part}.weight": f"cross_attn.{part}.weight" for part in "qkv"} | {
-    f"{part}.bias": f"cross_attn.{part}_bias" for part in "qkv"
-}
-POOL |= {f"out.{kind}": f"cross_attn.proj.{kind}" for kind in ("weight", "bias")}
-CROSS_ATTENTION = {
-    "norm": "norm1",
-    "picture_norm": "norm2",
-    "q": "q_proj",
-    "k": "k_proj",
-    "v": "v_proj",
-    "out": "o_proj",
-}
+# What is named otherwise in our modules: pattern -> the published name
+_DIFFERENCES = (
+    (re.compile(r"(clip_projector2?\.cross_attn\.[qkv])\.bias"), r"\1_bias"),
+    (re.compile(r"layers\.(\d+)\."), rf"{LLAMA_LAYERS}\1.cross_attn."),  # the reader's: in the LLaMA's layers
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def model_configuration(shapes: Shapes, told: Mapping[str, Any]) -> ContrastiveConfig:
-    """Sizes from the tensors, numbers of heads from config.json (`told`), else upstream's.
+def model_configuration(shapes: Shapes, config: Mapping[str, Any]) -> ContrastiveConfig:
+    """Return the sizes from the tensors' shapes, and the numbers of heads from `config` (config.json), else the published ones.
 
-    Raises KeyError where a tensor is missing, ValueError for a number of heads that cannot be.
+    Raises KeyError where a tensor is missing, ValueError for a number of heads that does not divide the hidden size.
     """
     named = {name.removeprefix(VISION): shape for name, shape in shapes.items() if name.startswith(VISION)}
-    tower = intern_vit_keys.configuration(named, told.get("vision_config") or {})
-    _check_heads("vision_config.num_attention_heads", tower.heads, tower.width)
-    text_width, embedding = shapes["text_projection"]
-    return ContrastiveConfig(tower, text_width, embedding, _pool_heads(told, tower.width))
+    vision = intern_vit_keys.configuration(named, config.get("vision_config") or {})
+    _check_heads("vision_config.num_attention_heads", vision.num_attention_heads, vision.hidden_size)
+    text_hidden_size, embedding_size = shapes["text_projection"]
+    return ContrastiveConfig(vision, text_hidden_size, embedding_size, _pool_heads(config, vision.hidden_size))
 
 
-def reader_configuration(shapes: Shapes, told: Mapping[str, Any]) -> ReaderConfig:
-    """The same for what mode G adds."""
-    _, queries, width = shapes[QUERIES]
-    layers = tuple(
-        sorted(
-            {
-                int(name.removeprefix(CROSS).split(".")[0])
-                for name in shapes
-                if name.startswith(CROSS) and ".cross_attn." in name
-            }
-        )
-    )
-    llama = told.get("qllama_config") or {}
-    heads = llama.get("num_attention_heads") or width // HEAD
-    _check_heads("qllama_config.num_attention_heads", heads, width)
+def reader_configuration(shapes: Shapes, config: Mapping[str, Any]) -> ReaderConfig:
+    """Return the same for what mode G adds."""
+    _, num_queries, hidden_size = shapes[QUERIES]
+    layers = {
+        int(name.removeprefix(LLAMA_LAYERS).split(".")[0])
+        for name in shapes
+        if name.startswith(LLAMA_LAYERS) and ".cross_attn." in name
+    }
+    llama = config.get("qllama_config") or {}
+    heads = llama.get("num_attention_heads") or hidden_size // HEAD_DIM
+    _check_heads("qllama_config.num_attention_heads", heads, hidden_size)
     return ReaderConfig(
-        width=width,
-        picture_width=shapes[f"{VISION}embeddings.class_embedding"][-1],
-        queries=queries,
-        heads=heads,
-        layers=layers,
-        embedding=shapes["text_projection"][1],
-        pool_heads=_pool_heads(told, width),
-        norm_eps=llama.get("rms_norm_eps") or 1e-6,
+        hidden_size=hidden_size,
+        vision_hidden_size=shapes[f"{VISION}embeddings.class_embedding"][-1],
+        num_queries=num_queries,
+        num_attention_heads=heads,
+        layers=tuple(sorted(layers)),
+        embedding_size=shapes["text_projection"][1],
+        pool_num_heads=_pool_heads(config, hidden_size),
+        rms_norm_eps=llama.get("rms_norm_eps") or 1e-6,
     )
 
 
 def model_sources(config: ContrastiveConfig) -> dict[str, WeightSource]:
-    names = {
-        "text_projection": "text_projection",
-        "logit_scale": "logit_scale",
-        **_under("pool.", "clip_projector.", POOL),
-    }
-    tower = {f"tower.{ours}": source.under(VISION) for ours, source in intern_vit_keys.sources(config.tower).items()}
-    return tower | {ours: WeightSource((published,)) for ours, published in names.items()}
+    """Return the published tensor of each of the model's."""
+    return _sources(ContrastiveModel(config, operations=nn, device="meta"))
 
 
 def reader_sources(config: ReaderConfig) -> dict[str, WeightSource]:
-    names = {"queries": QUERIES, **_under("pool.", "clip_projector2.", POOL)}
-    for layer in config.layers:
-        names |= {
-            f"layers.{layer}.{ours}.weight": f"{CROSS}{layer}.cross_attn.{published}.weight"
-            for ours, published in CROSS_ATTENTION.items()
-        }
-    return {ours: WeightSource((published,)) for ours, published in names.items()}
+    """Return the published tensor of each of the reader's."""
+    return _sources(QueryReader(config, operations=nn, device="meta"))
 
 
 def unused(name: str) -> bool:
-    """Whether a tensor is one that pictures do without: the LLaMA's own, and upstream's matching head."""
+    """Whether images do without a tensor: it is the LLaMA's own, or of the published matching head."""
     return name.startswith(MATCHING) or name.startswith(LLAMA) and ".cross_attn." not in name
 
 
-def _under(ours: str, published: str, names: Mapping[str, str]) -> dict[str, str]:
-    return {ours + mine: published + theirs for mine, theirs in names.items()}
+def _sources(module: nn.Module) -> dict[str, WeightSource]:
+    return {name: WeightSource((_published(name),)) for name in module.state_dict()}
 
 
-def _pool_heads(told: Mapping[str, Any], width: int) -> int:
-    heads = told.get("attn_pool_num_heads") or POOL_HEADS
-    _check_heads("attn_pool_num_heads", heads, width)
+def _published(name: str) -> str:
+    for pattern, published in _DIFFERENCES:
+        if pattern.match(name):
+            return pattern.sub(published, name)
+    return name
+
+
+def _pool_heads(config: Mapping[str, Any], hidden_size: int) -> int:
+    heads = config.get("attn_pool_num_heads") or POOL_HEADS
+    _check_heads("attn_pool_num_heads", heads, hidden_size)
     return heads
 
 
-def _check_heads(name: str, heads: int, width: int) -> None:
-    if heads < 1 or width % heads:
-        raise ValueError(f"its {name} is {heads}, which states {width} wide cannot be shared among")
+def _check_heads(name: str, heads: int, hidden_size: int) -> None:
+    if heads < 1 or hidden_size % heads:
+        raise ValueError(f"its {name} is {heads}, which does not divide the hidden size of {hidden_size}")

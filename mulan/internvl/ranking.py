@@ -1,40 +1,69 @@
-"""The order of pictures or texts by their likeness to a query."""
+"""Embeddings of images or texts, and their order by likeness."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-BLOCK = 2**24  # scores at a time
+IMAGE, TEXT = "picture", "text"  # kinds of embeddings
+MAX_BLOCK = 2**24  # scores at a time
 
 
-def direction(vectors: torch.Tensor) -> torch.Tensor:
-    """Unit vectors [Q, E] -> one [E]: their mean, of unit length."""
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors, and what is needed to compare them.
+
+    `vectors` [N, E] float32 on the CPU, each of unit length; `names` of what they stand for; `kind`: IMAGE or TEXT; `identity`: that of the model
+    which made them (`LoadedInternVL.identity`).
+    """
+
+    vectors: torch.Tensor
+    names: tuple[str, ...]
+    kind: str
+    identity: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def check_same_model(field: str, identity: str, other: str, other_identity: str) -> None:
+    """Raise ValueError where vectors of two models, modes or precisions would be compared: they do not live in one space."""
+    if identity != other_identity:
+        raise ValueError(
+            f"{field}: these embeddings were made by another model, mode or precision ({identity}) than {other} ({other_identity}). "
+            f"Make both with the same InternVL Loader."
+        )
+
+
+def mean_embedding(vectors: torch.Tensor) -> torch.Tensor:
+    """Return the mean [E] of unit vectors [Q, E], of unit length again."""
     return F.normalize(vectors.mean(dim=0), dim=0)
 
 
 def rank(scores: torch.Tensor, top_k: int = 0, threshold: float = -1.0) -> list[int]:
-    """Scores [N] -> the positions of those at or above the threshold, the highest first, equal ones as they stood; at most `top_k` (0: all)."""
+    """Return the indices of scores [N] at or above the threshold, the highest first, equal ones in their order; at most `top_k` (0: all)."""
     order = scores.argsort(descending=True, stable=True)
     kept = order[scores[order] >= threshold].tolist()
     return kept[:top_k] if top_k else kept
 
 
 def best_pairs(a: torch.Tensor, b: torch.Tensor, count: int, same: bool = False) -> list[tuple[int, int, float]]:
-    """Unit vectors [N, E] and [M, E] -> the `count` pairs (row, column, cosine) that are most alike, the highest first.
+    """Return the `count` pairs (row, column, cosine) of unit vectors [N, E] and [M, E] with the highest cosine, the highest first.
 
     `same`: b is a again, and each pair of two different ones counts once. Works through a in blocks: the whole matrix need not fit in memory.
     """
-    block = max(1, BLOCK // len(b))
-    found: list[tuple[int, int, float]] = []
+    block = max(1, MAX_BLOCK // len(b))
+    pairs: list[tuple[int, int, float]] = []
     for start in range(0, len(a), block):
         scores = a[start : start + block] @ b.T
         if same:
             scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf)
-        values, places = scores.flatten().topk(min(count, scores.numel()))
-        found += [
-            (start + place // len(b), place % len(b), value)
-            for value, place in zip(values.tolist(), places.tolist())
+        values, indices = scores.flatten().topk(min(count, scores.numel()))
+        pairs += [
+            (start + index // len(b), index % len(b), value)
+            for value, index in zip(values.tolist(), indices.tolist(), strict=True)
             if value > -torch.inf
         ]
-    return sorted(found, key=lambda pair: (-pair[2], pair[:2]))[:count]
+    return sorted(pairs, key=lambda pair: (-pair[2], pair[:2]))[:count]

@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of some words fits a picture best.
+"""Zero-shot classification: which of some labels fits an image best.
 
 As in CLIP (Radford et al. 2021, section 3.1.4) and InternVL (Chen et al. 2023, section 4.3; its clip_benchmark): a label is put into many sentences
 (templates), and the mean of their unit vectors, of unit length again, stands for it. templates.json holds, by language code, the sentences that
@@ -8,17 +8,24 @@ InternVL's authors took for ImageNet-1K, as they wrote them, and a single plain 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.nn import functional as F
+
+from .ranking import mean_embedding
 
 if TYPE_CHECKING:
     from .internvl_model import LoadedInternVL
 
-PLACE = "{c}"  # where the label goes in a template
+LABEL_MARK = "{c}"  # where the label goes in a template
+
+
+class Labels(NamedTuple):
+    names: tuple[str, ...]  # each once, in the order of the text
+    repeated: tuple[str, ...]  # those that appeared more than once
 
 
 class Templates(NamedTuple):
@@ -27,31 +34,41 @@ class Templates(NamedTuple):
 
 
 BUILT_IN: dict[str, Templates] = {
-    code: Templates(told["name"], tuple(told["templates"]))
-    for code, told in json.loads(Path(__file__).with_name("templates.json").read_text("utf-8")).items()
+    code: Templates(entry["name"], tuple(entry["templates"]))
+    for code, entry in json.loads(Path(__file__).with_name("templates.json").read_text("utf-8")).items()
 }
-NO_TEMPLATES = (PLACE,)  # the bare label
+NO_TEMPLATES = (LABEL_MARK,)  # the bare label
 
 
 class Scores(NamedTuple):
-    """Of each picture with each label, [N, L] float32 each."""
+    """The scores of each image with each label, [N, L] float32 each."""
 
-    softmax: torch.Tensor  # shares of each picture, which sum up to 1: which of these labels
+    softmax: torch.Tensor  # probabilities that sum to 1 for each image: which of these labels
     cosine: torch.Tensor  # likeness -1..1, the same whatever other labels there are: whether at all
 
 
+def read_labels(text: str) -> Labels:
+    """Return the labels of a text, one per line since labels may hold commas, without outer space and empty lines.
+
+    Raises ValueError where there is none.
+    """
+    counts = Counter(line.strip() for line in text.splitlines() if line.strip())
+    if not counts:
+        raise ValueError("there is no label: write one per line, such as a red circle")
+    return Labels(tuple(counts), tuple(name for name, count in counts.items() if count > 1))
+
+
 def read_templates(text: str) -> tuple[str, ...]:
-    """One template per line, with {c} or {} where the label goes. Raises ValueError for one without it, or for none."""
+    """Return the templates of a text, one per line, with {c} or {} where the label goes. Raises ValueError for one without it, or for none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    example = f"such as a photo of a {LABEL_MARK}"
     if not lines:
-        raise ValueError(
-            f"there is no template: write one per line, with {PLACE} where the label goes, such as a photo of a {PLACE}"
-        )
-    templates = tuple(line.replace("{}", PLACE) for line in lines)
-    without = next((line for line in templates if PLACE not in line), None)
+        raise ValueError(f"there is no template: write one per line, with {LABEL_MARK} where the label goes, {example}")
+    templates = tuple(line.replace("{}", LABEL_MARK) for line in lines)
+    without = next((line for line in templates if LABEL_MARK not in line), None)
     if without is not None:
         raise ValueError(
-            f"the template {without!r} has no {PLACE}: write {PLACE} where the label goes, such as a photo of a {PLACE}"
+            f"the template {without!r} has no {LABEL_MARK}: write {LABEL_MARK} where the label goes, {example}"
         )
     return templates
 
@@ -59,27 +76,26 @@ def read_templates(text: str) -> tuple[str, ...]:
 def embed_labels(
     loaded: LoadedInternVL, labels: Sequence[str], templates: Sequence[str] = NO_TEMPLATES
 ) -> torch.Tensor:
-    """-> [L, E] float32 of unit length. Each different sentence is encoded once; a template that stands twice counts twice, as upstream.
+    """Return the vectors [L, E] of labels, float32 of unit length.
 
-    `loaded` keeps the last labels' vectors: with many templates they take far longer than a picture.
+    Each different sentence is encoded once; a template that appears twice counts twice, as upstream. `loaded` keeps the last labels' vectors: with
+    many templates they take far longer than an image.
     """
-    asked = tuple(labels), tuple(templates)
-    if loaded.labels is None or loaded.labels[0] != asked:
-        loaded.labels = asked, _embed_labels(loaded, *asked)
-    return loaded.labels[1]
+    key = tuple(labels), tuple(templates)
+    if loaded.label_cache is None or loaded.label_cache[0] != key:
+        loaded.label_cache = key, _embed_labels(loaded, *key)
+    return loaded.label_cache[1]
 
 
 def _embed_labels(loaded: LoadedInternVL, labels: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    sentences = [[template.replace(PLACE, label) for template in templates] for label in labels]
+    sentences = [[template.replace(LABEL_MARK, label) for template in templates] for label in labels]
     different = list(dict.fromkeys(sentence for of_label in sentences for sentence in of_label))
     vectors = loaded.embed_texts(different)
-    row = {sentence: number for number, sentence in enumerate(different)}
-    return torch.stack(
-        [F.normalize(vectors[[row[sentence] for sentence in of_label]].mean(dim=0), dim=0) for of_label in sentences]
-    )
+    row = {sentence: index for index, sentence in enumerate(different)}
+    return torch.stack([mean_embedding(vectors[[row[sentence] for sentence in of_label]]) for of_label in sentences])
 
 
-def classify(pictures: torch.Tensor, labels: torch.Tensor, logit_scale: float) -> Scores:
-    """Unit vectors of pictures [N, E] and labels [L, E] -> their scores."""
-    cosine = pictures @ labels.T
+def classify(images: torch.Tensor, labels: torch.Tensor, logit_scale: float) -> Scores:
+    """Return the scores of unit vectors of images [N, E] with those of labels [L, E]."""
+    cosine = images @ labels.T
     return Scores((logit_scale * cosine).softmax(dim=1), cosine)

@@ -1,33 +1,38 @@
-"""ComfyUI's contract of a CLIP's model, for a model that talks: it generates text, and encodes none."""
+"""A chat model as ComfyUI expects the model of a CLIP: it generates text, and encodes none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-import comfy.model_management
 import comfy.utils
 import torch
 from torch import nn
 
+from ..checkpoints.devices import choose_dtype
 from .chat_model import InternVLChat
-from .chat_prompts import KEY, Entry, rows
+from .chat_prompts import KEY, Entry, prompt_length
 
-TILES_AT_ONCE = 16
-ANSWER = 1024  # tokens that memory is set aside for
+TILE_BATCH_SIZE = 16
+ANSWER_TOKENS = 1024  # that memory is set aside for
 
 
 class InternVLChatEncoder(nn.Module):
-    """`stop`: the ids that end an answer. `dtype`: what it computes in (None: bfloat16 where the device is fast with it, else float32)."""
+    """A chat model inside a CLIP.
 
-    def __init__(self, chat: InternVLChat, stop: Sequence[int], title: str, dtype: torch.dtype | None = None):
+    `stop_tokens`: the ids that end an answer. `title` names the checkpoint in errors. `dtype`: what it computes in (None: bfloat16 where the device
+    is fast with it, else float32).
+    """
+
+    def __init__(self, chat: InternVLChat, stop_tokens: Sequence[int], title: str, dtype: torch.dtype | None = None):
         super().__init__()
         self.chat = chat
-        self.stop = list(stop)
+        self.stop_tokens = list(stop_tokens)
         self.title = title
         self.dtype = dtype
         self.dtypes = {parameter.dtype for parameter in chat.parameters()}
-        self.execution_device = None
+        self.execution_device: Any = None
 
     def set_clip_options(self, options):
         self.execution_device = options.get("execution_device", self.execution_device)
@@ -37,72 +42,75 @@ class InternVLChatEncoder(nn.Module):
 
     def encode_token_weights(self, tokens):
         raise ValueError(
-            f"{self.title} talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat, and a text "
-            f"encoder's here"
+            f"{self.title} is a chat model and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat, and a text "
+            f"encoder's CLIP here"
         )
 
     def load_sd(self, sd):
-        """In main memory the tensors stay what they are, mapped from the file."""
+        """Fill the model. In main memory the tensors stay what they are, mapped from the file."""
         assign = next(self.chat.parameters()).device.type in ("cpu", "meta") or getattr(self, "can_assign_sd", False)
         return self.chat.load_state_dict(sd, assign=assign)
 
     def memory_estimation_function(self, tokens, device=None):
-        """Bytes beside the weights: the tower's widest layer, or the language model's with its cache, its mask and one weight cast."""
-        config, bytes_each = self.chat.config, self._computes_in(device).itemsize
+        """Return the bytes beside the weights: the tower's widest layer, or the language model's with its cache, its mask and one weight cast."""
+        vision, language = self.chat.config.vision, self.chat.config.language
         entries = _entries(tokens)
-        length = rows(entries, config)
-        tiles = min(TILES_AT_ONCE, sum(len(entry["data"]) for entry in entries if isinstance(entry, dict)))
-        seeing = tiles * config.vision.patches * (6 * config.vision.width + 2 * config.vision.feed_forward)
-        language = config.language
-        cache = 2 * (length + ANSWER) * language.layers * language.key_value_heads * language.head
-        reading = (
-            length * (6 * language.width + 3 * language.feed_forward + 2 * length)
-            + language.width * language.vocabulary
-        )
-        return 2 * bytes_each * max(seeing, cache + reading)
+        length = prompt_length(entries, self.chat.config)
+        tiles = min(TILE_BATCH_SIZE, sum(len(entry["data"]) for entry in entries if isinstance(entry, dict)))
+        seeing = tiles * vision.num_patches * (6 * vision.hidden_size + 2 * vision.intermediate_size)
+        heads_size = language.num_key_value_heads * language.head_dim
+        cache = 2 * (length + ANSWER_TOKENS) * language.num_hidden_layers * heads_size
+        activations = length * (6 * language.hidden_size + 3 * language.intermediate_size + 2 * length)
+        reading = activations + language.hidden_size * language.vocab_size
+        return 2 * self._compute_dtype(device).itemsize * max(seeing, cache + reading)
 
     @contextmanager
-    def heard_by(self, listener: Callable[[list[int]], None]) -> Iterator[None]:
-        """Within it `listener` is told all ids of an answer after each token."""
-        self.chat.language.listener = listener
+    def streaming_to(self, callback: Callable[[list[int]], None]) -> Iterator[None]:
+        """Call `callback` after each token, with all ids of the answer so far, while the context lasts."""
+        self.chat.language_model.on_token = callback
         try:
             yield
         finally:
-            self.chat.language.listener = None
+            self.chat.language_model.on_token = None
 
     @torch.no_grad()
     def generate(self, tokens, *, max_length: int, **sampling) -> list[int]:
-        """-> the answer's ids, at most `max_length`. Shows progress; the host's operations raise where the user has pressed stop."""
+        """Return the answer's ids, at most `max_length`.
+
+        Shows progress. ComfyUI's operations raise where the user has pressed stop. Raises ValueError where the weights are damaged.
+        """
         device = self.execution_device or next(self.chat.parameters()).device
-        dtype = self._computes_in(device)
+        dtype = self._compute_dtype(device)
         entries = _entries(tokens)
-        seen = iter(self._see([entry["data"] for entry in entries if isinstance(entry, dict)], device, dtype))
-        prompt = self.chat.embed([next(seen) if isinstance(entry, dict) else entry for entry in entries], device, dtype)
-        room = self.chat.config.language.longest - prompt.shape[1]
+        images = iter(
+            self._encode_images([entry["data"] for entry in entries if isinstance(entry, dict)], device, dtype)
+        )
+        prompt = self.chat.embed(
+            [next(images) if isinstance(entry, dict) else entry for entry in entries], device, dtype
+        )
+        max_length = min(max_length, self.chat.config.language.max_position_embeddings - prompt.shape[1])
         try:
-            return self.chat.language.generate(
-                prompt, max_length=min(max_length, room), stop_tokens=self.stop, execution_dtype=dtype, **sampling
+            return self.chat.language_model.generate(
+                prompt, max_length=max_length, stop_tokens=self.stop_tokens, execution_dtype=dtype, **sampling
             )
         except ArithmeticError as error:
             raise ValueError(
                 f"{self.title} gives {error}: its weights hold NaN or infinity. Download it again."
             ) from error
 
-    def _see(self, pictures: Sequence[torch.Tensor], device, dtype) -> list[torch.Tensor]:
-        """Tiles [N, 3, S, S] of each picture -> its rows [N * tokens, width]."""
-        if not pictures:
+    def _encode_images(self, images: Sequence[torch.Tensor], device, dtype) -> list[torch.Tensor]:
+        """Return, from the tiles [N, 3, S, S] of each image, what the language model reads of it [N * tokens, hidden_size]."""
+        if not images:
             return []
-        tiles, seen = torch.cat(list(pictures)), []
+        tiles, encoded = torch.cat(list(images)), []
         progress = comfy.utils.ProgressBar(len(tiles))
-        for batch in tiles.split(TILES_AT_ONCE):
-            seen.append(self.chat.see(batch.to(device, dtype)).flatten(0, 1))
+        for batch in tiles.split(TILE_BATCH_SIZE):
+            encoded.append(self.chat.encode_tiles(batch.to(device, dtype)).flatten(0, 1))
             progress.update(len(batch))
-        return list(torch.cat(seen).split([len(picture) * self.chat.config.tokens for picture in pictures]))
+        return list(torch.cat(encoded).split([len(image) * self.chat.config.tokens_per_tile for image in images]))
 
-    def _computes_in(self, device) -> torch.dtype:
-        if self.dtype is not None:
-            return self.dtype
-        return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+    def _compute_dtype(self, device) -> torch.dtype:
+        return self.dtype or choose_dtype(device, torch.bfloat16)
 
 
 def _entries(tokens) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""A dialogue model's checkpoint -> a real `comfy.sd.CLIP` that generates text: core's Generate Text takes it as it is."""
+"""A chat model's checkpoint -> a real `comfy.sd.CLIP` that generates text: core's Generate Text takes it as it is."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .chat_clip import InternVLChatEncoder
 from .chat_files import open_chat, unexpected
 from .chat_prompts import ChatPrompts
 from .chat_template import END, SYSTEM
-from .chat_tokenizer import FINAL
+from .chat_tokenizer import END_OF_TEXT
 
 
 def load_chat(
     path: Path | str, device: str | None = None, dtype: torch.dtype | None = None, disable_dynamic: bool = False
 ) -> comfy.sd.CLIP:
-    """`device="cpu"` keeps it off the GPU; `dtype`: what it computes in (None: what suits the device).
+    """Load a chat model from what `open_chat` reads; tensors stay mapped from the file until they are needed.
 
-    Tensors stay mapped from the file until they are needed. Raises WrongFile for a file that cannot serve; MemoryError or
-    torch.OutOfMemoryError that says what would be smaller.
+    `device="cpu"` keeps it off the GPU. `dtype`: what it computes in (None: what suits the device). Raises WrongFileError for a file that cannot
+    be used, and MemoryError or torch.OutOfMemoryError that says what would be smaller.
     """
     file = open_chat(Path(path))
-    words, title = file.words(), file.file.path.name
+    tokenizer, title = file.tokenizer(), file.file.path.name
     stray = unexpected(file)
     if stray:
         logging.warning(
@@ -38,17 +38,17 @@ def load_chat(
             stray[0],
         )
     weights = dict(file.tensors())
-    stop = [id for name in (END, *FINAL) if (id := words.id(name)) is not None]
+    stop_tokens = [id for name in (END, *END_OF_TEXT) if (id := tokenizer.token_to_id(name)) is not None]
 
     def build(device="cpu", dtype=None, model_options=None):
-        quantised = comfy.ops.mixed_precision_ops({}, kept, full_precision_mm=True) if file.is_quantised else None
-        chat = file.build(operations=comfy.ops.manual_cast, language_operations=quantised, dtype=kept, device=device)
-        return InternVLChatEncoder(chat.train(False).requires_grad_(False), stop, title, computed_in)
+        quantized = comfy.ops.mixed_precision_ops({}, kept, full_precision_mm=True) if file.is_quantized else None
+        chat = file.build(operations=comfy.ops.manual_cast, language_operations=quantized, dtype=kept, device=device)
+        return InternVLChatEncoder(chat.train(False).requires_grad_(False), stop_tokens, title, computed_in)
 
     def prompts(embedding_directory=None, tokenizer_data=None):
-        return ChatPrompts(words, file.config, title, file.told.get("system_message") or SYSTEM)
+        return ChatPrompts(tokenizer, file.config, title, file.config_json.get("system_message") or SYSTEM)
 
-    kept, computed_in = weights["language.model.norm.weight"].dtype, dtype
+    kept, computed_in = weights["language_model.model.norm.weight"].dtype, dtype
     options = {"load_device": torch.device("cpu"), "offload_device": torch.device("cpu")} if device == "cpu" else {}
     try:
         clip = comfy.sd.CLIP(
@@ -59,14 +59,13 @@ def load_chat(
             disable_dynamic=disable_dynamic,
         )
     except (MemoryError, torch.OutOfMemoryError) as error:
-        kind = (
-            MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
-        )  # the host knows them by their type
-        raise kind(
-            f"There is not enough memory for {title}: {error}. Take its int8 conversion, a smaller InternVL, device = cpu, or close other "
+        # ComfyUI knows them by their type.
+        error_type = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
+        raise error_type(
+            f"There is not enough memory for {title}: {error}. Use its int8 conversion, a smaller InternVL, device = cpu, or close other "
             f"programs."
         ) from error
-    # The host builds the patcher anew for a second device.
+    # ComfyUI builds the patcher again for a second device.
     clip.patcher.cached_patcher_init = (_load_patcher, (str(path), device, dtype))
     return clip
 

@@ -1,6 +1,6 @@
-"""Pictures as InternVL's dialogue models see them: tiles of 448 pixels (that of the tower), with the mean and deviation of ImageNet.
+"""Images as InternVL's chat models take them: tiles of 448 pixels (the tower's size), with ImageNet's mean and standard deviation.
 
-Source: OpenGVLab/InternVL's model cards (``load_image``), which resize with PIL; transformers' processor on torchvision rounds otherwise.
+Source: OpenGVLab/InternVL's model cards (``load_image``), which resize with PIL; transformers' processor on torchvision rounds differently.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..images.tiling import Picture, as_pixels, normalised, tiled
+from ..images.tiling import ImageLike, normalize_image, split_into_tiles, to_pixels
 from ..internvl.preprocessing import MEAN, STD
 
-MOST_TILES = 12  # the whole picture, which is added where there are several, is not counted
+MAX_TILES = 12  # without the thumbnail, which is added where there are several
 
 
-def tiles_of(picture: Picture, size: int, most: int = MOST_TILES) -> torch.Tensor:
-    """-> [N, 3, size, size] float32; at most `most` tiles, and where there are several the whole picture. ValueError for what is no picture."""
-    if most < 1:
-        raise ValueError(f"the number of tiles is {most}, expected is at least 1")
-    return torch.stack(
-        [normalised(np.asarray(tile), MEAN, STD) for tile in tiled(Image.fromarray(as_pixels(picture)), size, most)]
-    )
+def preprocess_tiles(image: ImageLike, size: int, max_tiles: int = MAX_TILES) -> torch.Tensor:
+    """Return an image's tiles [N, 3, size, size] float32: at most `max_tiles`, and where there are several a thumbnail of the whole image.
+
+    Raises ValueError for what is no image.
+    """
+    if max_tiles < 1:
+        raise ValueError(f"tiles must be at least 1, not {max_tiles}")
+    tiles = split_into_tiles(Image.fromarray(to_pixels(image)), size, max_tiles)
+    return torch.stack([normalize_image(np.asarray(tile), MEAN, STD) for tile in tiles])

@@ -10,51 +10,66 @@ from typing import Protocol
 
 import sentencepiece
 
-from .chat_template import END, SEEN, SEEN_END, SEEN_START, START
+from .chat_template import END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, START
 
-NEEDED = (START, END, SEEN_START, SEEN, SEEN_END)
-FINAL = ("<|endoftext|>", "</s>")  # besides END, the end of a text in Qwen's and InternLM2's vocabulary
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
-# How Qwen2 cuts a text before merging bytes: contractions, words, single digits, punctuation, white space.
-PIECES = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+REQUIRED_TOKENS = (START, END, IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
+END_OF_TEXT = ("<|endoftext|>", "</s>")  # besides END, the end of a text in Qwen's and InternLM2's vocabulary
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+)
+# How Qwen2 splits a text before merging bytes: contractions, words, single digits, punctuation, white space.
+SPLIT_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 
 
-class Words(Protocol):
+class Tokenizer(Protocol):
     """Text <-> ids."""
 
-    size: int  # rows that the vocabulary needs
+    vocab_size: int  # rows that an embedding table needs
 
     def encode(self, text: str) -> list[int]:
-        """Ids, with the token that begins a text where the model has one. Tokens that were added are one id each."""
+        """Return ids, with the token that begins a text where the model has one. Added tokens are one id each."""
+        ...
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens; bytes that are no whole character become U+FFFD."""
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text without special tokens; bytes that are no whole character become U+FFFD."""
+        ...
 
-    def id(self, name: str) -> int | None:
-        """The id of one token."""
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token, None for an unknown one."""
+        ...
 
 
-class ByteLevelWords:
-    """On the `tokenizers` library, which ComfyUI brings."""
+class BytePairTokenizer:
+    """Byte-level BPE, on the `tokenizers` library, which ComfyUI requires."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
-        self.id = tokenizer.token_to_id
-        self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.token_to_id = tokenizer.token_to_id
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     @classmethod
-    def of_json(cls, text: str) -> ByteLevelWords:
-        """tokenizer.json. Raises ValueError for anything else."""
+    def from_json(cls, text: str) -> BytePairTokenizer:
+        """Read what tokenizer.json holds. Raises ValueError for anything else."""
         from tokenizers import Tokenizer
 
         try:
             return cls(Tokenizer.from_str(text))
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"it is no tokenizer that the library `tokenizers` reads ({error})") from error
+            raise ValueError(f"not a tokenizer that the library `tokenizers` reads ({error})") from error
 
     @classmethod
-    def of_vocabulary(cls, vocabulary: Mapping[str, int], merges: str, added: Mapping[str, Mapping]) -> ByteLevelWords:
-        """Qwen2's, from what vocab.json and merges.txt hold; `added`: tokens with `id` and flags. Raises ValueError where they do not fit."""
+    def from_vocabulary(
+        cls, vocabulary: Mapping[str, int], merges: str, added: Mapping[str, Mapping]
+    ) -> BytePairTokenizer:
+        """Build Qwen2's, from what vocab.json and merges.txt hold.
+
+        `added`: tokens with `id` and flags. Raises ValueError where they do not fit.
+        """
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
         from tokenizers.models import BPE
 
@@ -68,37 +83,40 @@ class ByteLevelWords:
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
         tokenizer.decoder = decoders.ByteLevel()
-        for name, told in sorted(added.items(), key=lambda item: item[1]["id"]):
-            flags = {flag: bool(told.get(flag, False)) for flag in ("lstrip", "rstrip", "single_word", "normalized")}
-            tokenizer.add_tokens([AddedToken(name, special=bool(told.get("special", True)), **flags)])
-            if tokenizer.token_to_id(name) != told["id"]:
+        for name, token in sorted(added.items(), key=lambda item: item[1]["id"]):
+            flags = {flag: bool(token.get(flag, False)) for flag in ("lstrip", "rstrip", "single_word", "normalized")}
+            tokenizer.add_tokens([AddedToken(name, special=bool(token.get("special", True)), **flags)])
+            if tokenizer.token_to_id(name) != token["id"]:
                 raise ValueError(
-                    f"the token {name} should have the id {told['id']}, behind this vocabulary it has {tokenizer.token_to_id(name)}"
+                    f"the token {name} must have the id {token['id']}, but behind this vocabulary it has {tokenizer.token_to_id(name)}"
                 )
         return cls(tokenizer)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids))
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(token_ids))
 
 
-class SentencePieceWords:
-    """InternLM2's: `<s>`, then each part between added tokens by itself. Raises ValueError for bytes that are no sentencepiece model."""
+class SentencePieceTokenizer:
+    """InternLM2's: `<s>`, then each part between added tokens by itself.
+
+    `model`: the bytes of tokenizer.model. Raises ValueError for bytes that are not a sentencepiece model.
+    """
 
     def __init__(self, model: bytes, added: Mapping[str, int]):
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise ValueError(f"it is no sentencepiece model ({error})") from error
+            raise ValueError(f"not a sentencepiece model ({error})") from error
         if not len(self._pieces):
-            raise ValueError("it is no sentencepiece model (it is empty)")
+            raise ValueError("not a sentencepiece model (it is empty)")
         unknown = self._pieces.unk_id()
         own = {
             name: id
@@ -110,8 +128,10 @@ class SentencePieceWords:
         self._split = re.compile(
             "(" + "|".join(re.escape(name) for name in sorted(self._ids, key=len, reverse=True)) + ")"
         )
-        self.id = self._ids.get
-        self.size = max(len(self._pieces), 1 + max(self._names))
+        self.vocab_size = max(len(self._pieces), 1 + max(self._names))
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._ids.get(token)
 
     def encode(self, text: str) -> list[int]:
         ids = [self._pieces.bos_id()]
@@ -119,43 +139,52 @@ class SentencePieceWords:
             ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part) if part else []
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(
-            self._pieces.decode(list(run)) for is_added, run in groupby(ids, self._names.__contains__) if not is_added
+            self._pieces.decode(list(run))
+            for is_added, run in groupby(token_ids, self._names.__contains__)
+            if not is_added
         )
 
 
-def read_words(read: Callable[[str], bytes | None]) -> Words:
-    """The tokenizer of a checkpoint; `read` gives what one of `FILES` holds, None where there is none. Raises ValueError that says what is wrong."""
-    files = {name: read(name) for name in FILES}
+def load_tokenizer(read: Callable[[str], bytes | None]) -> Tokenizer:
+    """Load the tokenizer of a checkpoint.
+
+    `read` gives what one of `TOKENIZER_FILES` holds, None where there is none. Raises ValueError that says what is wrong.
+    """
+    files = {name: read(name) for name in TOKENIZER_FILES}
     if files["tokenizer.json"]:
-        words, where = ByteLevelWords.of_json(files["tokenizer.json"].decode("utf-8", "replace")), "tokenizer.json"
+        tokenizer, where = (
+            BytePairTokenizer.from_json(files["tokenizer.json"].decode("utf-8", "replace")),
+            "tokenizer.json",
+        )
     elif files["vocab.json"] and files["merges.txt"]:
         where = "vocab.json"
-        words = ByteLevelWords.of_vocabulary(
+        tokenizer = BytePairTokenizer.from_vocabulary(
             _json("vocab.json", files[where]), files["merges.txt"].decode("utf-8", "replace"), _added(files)
         )
     elif files["tokenizer.model"] is not None:
         where = "tokenizer.model"
-        words = SentencePieceWords(files[where], {name: told["id"] for name, told in _added(files).items()})
+        tokenizer = SentencePieceTokenizer(files[where], {name: token["id"] for name, token in _added(files).items()})
     else:
         raise ValueError("there is neither tokenizer.json, nor vocab.json with merges.txt, nor tokenizer.model")
-    lacks = [name for name in NEEDED if words.id(name) is None]
-    if lacks:
-        beside = "" if where == FILES[0] else ": keep added_tokens.json and tokenizer_config.json with it"
-        raise ValueError(f"{where} lacks {', '.join(lacks)}{beside}")
-    return words
+    missing = [name for name in REQUIRED_TOKENS if tokenizer.token_to_id(name) is None]
+    if missing:
+        beside = "" if where == TOKENIZER_FILES[0] else ": keep added_tokens.json and tokenizer_config.json with it"
+        raise ValueError(f"{where} lacks {', '.join(missing)}{beside}")
+    return tokenizer
 
 
 def _added(files: Mapping[str, bytes | None]) -> dict[str, dict]:
-    """The tokens that were added to a vocabulary, with `id` and flags."""
+    """Return the tokens that were added to a vocabulary, with `id` and flags."""
     config, plain = (
         _json(name, files[name]) if files[name] else {} for name in ("tokenizer_config.json", "added_tokens.json")
     )
     try:
-        listed = {name: {"id": int(id)} for name, id in plain.items()}
-        return listed | {
-            told["content"]: {**told, "id": int(id)} for id, told in (config.get("added_tokens_decoder") or {}).items()
+        plain_tokens = {name: {"id": int(id)} for name, id in plain.items()}
+        return plain_tokens | {
+            token["content"]: {**token, "id": int(id)}
+            for id, token in (config.get("added_tokens_decoder") or {}).items()
         }
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise ValueError(
@@ -165,9 +194,9 @@ def _added(files: Mapping[str, bytes | None]) -> dict[str, dict]:
 
 def _json(name: str, content: bytes) -> dict:
     try:
-        told = json.loads(content)
+        parsed = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{name} is no JSON ({error})") from error
-    if not isinstance(told, dict):
-        raise ValueError(f"{name} holds a {type(told).__name__}, expected is an object")
-    return told
+        raise ValueError(f"{name} is not valid JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name} holds a {type(parsed).__name__}, expected an object")
+    return parsed

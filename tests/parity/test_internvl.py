@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile
-from mulan_nodes.mulan.conditioning.model_files import text_encoder_of
+from mulan_nodes.mulan.conditioning.model_files import text_encoder_from_tensors
 from mulan_nodes.mulan.internvl import internvl_keys as names
-from mulan_nodes.mulan.internvl.internvl_files import internvl_of, unexpected
+from mulan_nodes.mulan.internvl.internvl_files import internvl_from_tensors, unexpected
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 from mulan_nodes.mulan.internvl.internvl_model import text_ids
-from mulan_nodes.mulan.internvl.preprocessing import FRAMINGS, prepare
-from safetensors.torch import load_file, save_file
+from mulan_nodes.mulan.internvl.preprocessing import FRAMINGS, preprocess
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4
@@ -92,21 +93,21 @@ def test_texts_have_upstreams_ids(case):
 
 
 def test_pictures_are_upstreams_bit_by_bit(case):
-    size = case.loaded["C"].model.config.tower.picture
+    size = case.loaded["C"].model.config.vision.image_size
     assert torch.equal(
-        torch.stack([prepare(picture, size, "whole") for picture in case.pictures("picture")]), case.stored["pixels"]
+        torch.stack([preprocess(picture, size, "whole") for picture in case.pictures("picture")]), case.stored["pixels"]
     )
     for framing in FRAMINGS:
-        ours = torch.stack([prepare(picture, size, framing) for picture in case.pictures("other")])
+        ours = torch.stack([preprocess(picture, size, framing) for picture in case.pictures("other")])
         assert torch.equal(ours, case.stored[f"other.{framing}"]), framing
 
 
 def test_tower_and_poolings(case, near):
     model, reader = case.loaded["G"].model, case.loaded["G"].reader
     with torch.no_grad():
-        near(model.states(case.stored["pixels"]), "states")
-        near(model.pool(case.stored["states"]), "pooled")
-        near(reader.pool(case.stored["read"]), "read.pooled")
+        near(model.encode_images(case.stored["pixels"]), "states")
+        near(model.clip_projector(case.stored["states"]), "pooled")
+        near(reader.clip_projector2(case.stored["read"]), "read.pooled")
 
 
 def test_queries_read_the_states(case, near):
@@ -117,36 +118,36 @@ def test_queries_read_the_states(case, near):
 
 def test_text_states_of_every_row(case, near):
     """Padding too, as upstream pads all texts to one length."""
-    near(torch.stack(case.loaded["C"].encoder.states(case.facts["ids"])), "text.states")
+    near(torch.stack(case.loaded["C"].encoder.hidden_states(case.facts["ids"])), "text.states")
 
 
 @pytest.mark.parametrize("mode", ("C", "G"))
 def test_embeddings_and_logits(case, near, mode):
     loaded = case.loaded[mode]
-    texts, pictures = loaded.embed_texts(case.facts["texts"]), loaded.embed_pictures(case.pictures("picture"))
+    texts, pictures = loaded.embed_texts(case.facts["texts"]), loaded.embed_images(case.pictures("picture"))
     near(texts, case.unit("text.projected"))
     near(pictures, case.unit(f"{mode}.image"))
     near(loaded.logit_scale * pictures @ texts.T, f"{mode}.logits")
 
 
 def _fewer_heads(loaded):
-    loaded.model.tower.layers[0].attention.heads = 1
+    loaded.model.vision_model.layers[0].attn.num_heads = 1
 
 
 def _other_pool_heads(loaded):
-    loaded.model.pool.heads = 2
+    loaded.model.clip_projector.cross_attn.num_heads = 2
 
 
 def _no_norm(loaded):
-    loaded.model.pool.norm_v = torch.nn.Identity()
+    loaded.model.clip_projector.norm1_v = torch.nn.Identity()
 
 
 def _bias_forgotten(loaded):
-    loaded.model.pool.q.bias = None
+    loaded.model.clip_projector.cross_attn.q.bias = None
 
 
 def _other_epsilon(loaded):
-    loaded.model.pool.norm_k.eps = 0.1
+    loaded.model.clip_projector.norm1_k.eps = 0.1
 
 
 def _cross_attention_in_the_wrong_layer(loaded):
@@ -155,13 +156,15 @@ def _cross_attention_in_the_wrong_layer(loaded):
     loaded.reader.layers[str(first + 1)] = loaded.reader.layers[str(first)]
 
 
-def _picture_norm_forgotten(loaded):
+def _vision_norm_forgotten(loaded):
     for layer in loaded.reader.layers.values():
-        layer.picture_norm = torch.nn.Identity()
+        layer.norm2 = torch.nn.Identity()
 
 
 def _wrong_row(loaded):
-    loaded.model.embed_states = lambda states: torch.nn.functional.normalize(loaded.model.pool(states[:, 1:]), dim=-1)
+    loaded.model.pool_images = lambda states: torch.nn.functional.normalize(
+        loaded.model.clip_projector(states[:, 1:]), dim=-1
+    )
 
 
 def _queries_in_order(loaded):
@@ -177,7 +180,7 @@ def _queries_in_order(loaded):
 
 MISTAKES = {
     "C": (_fewer_heads, _other_pool_heads, _no_norm, _bias_forgotten, _other_epsilon, _wrong_row),
-    "G": (_cross_attention_in_the_wrong_layer, _picture_norm_forgotten, _queries_in_order),
+    "G": (_cross_attention_in_the_wrong_layer, _vision_norm_forgotten, _queries_in_order),
 }
 
 
@@ -185,7 +188,7 @@ MISTAKES = {
 def test_a_mistake_would_be_seen(case, mode, mistake):
     loaded = load_internvl(case.folder, mode)
     mistake(loaded)
-    ours = loaded.embed_pictures(case.pictures("picture"))
+    ours = loaded.embed_images(case.pictures("picture"))
     assert (ours - case.unit(f"{mode}.image")).abs().max() > 10 * TOLERANCE
 
 
@@ -199,9 +202,9 @@ def published(manifest, tmp_path_factory):
 
 
 def test_every_tensor_of_the_published_checkpoint_has_its_place(published):
-    opened = internvl_of(published)
+    opened = internvl_from_tensors(published)
     of_c, of_g = ({name for source in part.sources.values() for name in source.names} for part in opened.parts("G"))
-    of_text = set(text_encoder_of(published).names.values())
+    of_text = set(text_encoder_from_tensors(published).names.values())
     unused = {name for name in published.shapes if name.startswith(("itm_head.", "qllama.lm_head."))}
     assert len(published.shapes) == 1048 and unexpected(opened) == []
     assert len(of_c) + len(of_g) + len(of_text) + len(unused) == len(published.shapes)
@@ -210,16 +213,18 @@ def test_every_tensor_of_the_published_checkpoint_has_its_place(published):
 
 
 def test_both_modes_are_filled_from_the_published_checkpoint(published):
-    opened = internvl_of(published)
+    opened = internvl_from_tensors(published)
     for part in opened.parts("G"):
         module = part.build(operations=torch.nn, device="meta")
         missing, unknown = module.load_state_dict(dict(opened.tensors(part)), assign=True)
         assert not missing and not unknown
     config = opened.model.config
-    assert (config.tower.width, config.tower.layers, config.tower.heads, config.tower.picture) == (3200, 48, 25, 224)
-    assert (config.text_width, config.embedding, config.pool_heads) == (4096, 768, 16)
-    assert (opened.reader.config.queries, opened.reader.config.heads, opened.reader.config.layers) == (
-        96,
-        32,
-        tuple(range(0, 32, 2)),
-    )
+    vision = config.vision
+    assert (vision.hidden_size, vision.num_hidden_layers) == (3200, 48)
+    assert (vision.num_attention_heads, vision.image_size) == (25, 224)
+    assert (config.text_hidden_size, config.embedding_size, config.pool_num_heads) == (4096, 768, 16)
+    assert (
+        opened.reader.config.num_queries,
+        opened.reader.config.num_attention_heads,
+        opened.reader.config.layers,
+    ) == (96, 32, tuple(range(0, 32, 2)))

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
-from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile
-from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, read_chat, unexpected
-from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
-from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD
-from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
-from mulan_nodes.mulan.internvl_chat.chat_template import SYSTEM
-from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from PIL import Image
 from transformers import (
     InternVLConfig,
@@ -27,6 +20,14 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile
+from mulan_nodes.mulan.internvl_chat.chat_files import chat_from_tensors, open_chat, unexpected
+from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
+from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD
+from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
+from mulan_nodes.mulan.internvl_chat.chat_template import SYSTEM
+from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 
 TOLERANCE = 2e-5
 LOGITS = 1e-4
@@ -54,10 +55,10 @@ QUESTION = "它是什么? It's 12 o'clock."
 # name -> what we are asked with, and the same as transformers' messages have it (system, then these).
 CASES = {
     "text": ({}, [("user", [QUESTION])]),
-    "picture": ({"pictures": [PICTURE]}, [("user", [PICTURE, QUESTION])]),
-    "pictures": ({"pictures": [PICTURE, OTHER]}, [("user", ["Image-1: ", PICTURE, "Image-2: ", OTHER, QUESTION])]),
+    "picture": ({"images": [PICTURE]}, [("user", [PICTURE, QUESTION])]),
+    "pictures": ({"images": [PICTURE, OTHER]}, [("user", ["Image-1: ", PICTURE, "Image-2: ", OTHER, QUESTION])]),
     "history": (
-        {"pictures": [PICTURE], "history": SAID},
+        {"images": [PICTURE], "history": SAID},
         [
             ("user", [PICTURE, SAID[0][0]]),
             ("assistant", [SAID[0][1]]),
@@ -77,7 +78,7 @@ CASES = {
 def checkpoint(tmp_path_factory):
     """checkpoint("qwen2", "hf", False) -> (transformers' model, the folder it was saved in, our CLIP of that)."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def made(language, layout, tied):
         folder = random_chat.checkpoint(tmp_path_factory.mktemp("chat") / "InternVL", language, layout, tied)
         return random_chat.model(language, tied), folder, load_chat(folder)
@@ -119,7 +120,7 @@ def ours(clip, name):
     """Our entries, and what they are as ids and pixels."""
     entries = [entry for entry, _ in clip.tokenize(QUESTION, **CASES[name][0])[KEY][0]]
     seen = [entry["data"] for entry in entries if isinstance(entry, dict)]
-    place = clip.tokenizer.words.id("<IMG_CONTEXT>")
+    place = clip.tokenizer.tokenizer.token_to_id("<IMG_CONTEXT>")
     ids = [
         id
         for entry in entries
@@ -166,19 +167,19 @@ def test_logits_and_answers(language, layout, tied, name, checkpoint, close, mon
     with torch.no_grad():
         golden = theirs(**told, output_hidden_states=True)
         prompt = chat.embed(
-            [chat.see(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries]
+            [chat.encode_tiles(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries]
         )
-        states, every = chat.language.model(
+        states, every = chat.language_model.model(
             None, embeds=prompt, intermediate_output="all", final_layer_norm_intermediate=False
         )[:2]
         logits = torch.stack(
-            [chat.language.logits(states[:, : length + 1])[:, -1] for length in range(states.shape[1])], dim=1
+            [chat.language_model.logits(states[:, : length + 1])[:, -1] for length in range(states.shape[1])], dim=1
         )
     close(prompt, golden.hidden_states[0], f"internvl chat {language} prompt", TOLERANCE)
     close(every[:, 1], golden.hidden_states[1], f"internvl chat {language} states", TOLERANCE)
     close(states, golden.hidden_states[-1], f"internvl chat {language} states", TOLERANCE)
     close(logits, golden.logits, f"internvl chat {language} logits", LOGITS)
-    monkeypatch.setattr(clip.cond_stage_model, "stop", [NEVER])
+    monkeypatch.setattr(clip.cond_stage_model, "stop_tokens", [NEVER])
     written = theirs.generate(**told, max_new_tokens=WRITTEN, do_sample=False, eos_token_id=NEVER, pad_token_id=0)
     answer = clip.generate(clip.tokenize(QUESTION, **CASES[name][0]), do_sample=False, max_length=WRITTEN)
     assert answer == written[0, ids.shape[1] :].tolist() and len(answer) == WRITTEN
@@ -192,7 +193,7 @@ def test_both_layouts_are_one_model(language, checkpoint):
     )
 
 
-# --- full size --------------------------------------------------------------------------------------------------------
+# --- full size  ---
 
 QWEN2 = Qwen2Config, dict(vocab_size=151674, rope_theta=1e6, rope_scaling={"type": "dynamic", "factor": 2.0})
 QWEN3 = Qwen3Config, dict(vocab_size=151936, rope_theta=1e6, head_dim=128, max_position_embeddings=40960)
@@ -262,9 +263,9 @@ def test_of_every_published_size_nothing_is_missing_and_nothing_unexpected(name,
         tensors = random_chat.to_opengvlab(tensors, told["text_config"] if language == "internlm2" else None)
         told = random_chat.opengvlab_config(told, language)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    opened = read_chat(TensorFile(tmp_path, shapes, tensors.__getitem__, {"config": json.dumps(told)}))
+    opened = chat_from_tensors(TensorFile(tmp_path, shapes, tensors.__getitem__, {"config": json.dumps(told)}))
     assert unexpected(opened) == []
-    assert opened.config.tokens == 256 and opened.config.vision.picture == 448
+    assert opened.config.tokens_per_tile == 256 and opened.config.vision.image_size == 448
     built = opened.build(operations=torch.nn, device="meta").state_dict()
     for ours, value in opened.tensors():
         assert value.shape == built.pop(ours).shape, ours

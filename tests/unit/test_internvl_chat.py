@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
-from mulan_nodes.mulan.images.tiling import choose_tiles
-from mulan_nodes.mulan.internvl_chat import chat_template
-from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
-from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
-from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
-from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD, tiles_of
-from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
-from mulan_nodes.mulan.internvl_chat.chat_tokenizer import read_words
-from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
-from mulan_nodes.tools.shards import shard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, Qwen2Tokenizer, Qwen3Config
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
+from mulan_nodes.mulan.images.tiling import choose_tile_grid
+from mulan_nodes.mulan.internvl_chat import chat_template
+from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
+from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
+from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
+from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD, preprocess_tiles
+from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
+from mulan_nodes.mulan.internvl_chat.chat_tokenizer import load_tokenizer
+from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
+from mulan_nodes.tools.shards import shard
 
 TEXTS = (
     "",
@@ -54,7 +55,7 @@ def files_of(folder: Path):
     return lambda name: (folder / name).read_bytes() if (folder / name).is_file() else None
 
 
-# --- tokenizers -------------------------------------------------------------------------------------------------------
+# --- tokenizers  ---
 
 
 @pytest.fixture(scope="module", params=["trained", "the host's"])
@@ -74,11 +75,11 @@ def qwen(request, tmp_path_factory, host) -> Path:
 
 
 def test_byte_level_words_are_transformers(qwen, tmp_path):
-    ours = read_words(files_of(qwen))
+    ours = load_tokenizer(files_of(qwen))
     theirs = Qwen2Tokenizer.from_pretrained(str(qwen))
     theirs.add_tokens(list(random_chat.SPECIAL[3:]), special_tokens=True)
     theirs.save_pretrained(tmp_path)
-    again = read_words(files_of(tmp_path))  # tokenizer.json, as transformers saves it
+    again = load_tokenizer(files_of(tmp_path))  # tokenizer.json, as transformers saves it
     assert (tmp_path / "tokenizer.json").is_file()
     for text in TEXTS:
         ids = theirs(text)["input_ids"]
@@ -90,15 +91,15 @@ def test_byte_level_words_are_transformers(qwen, tmp_path):
         )
     rare = list(range(0, len(theirs), 7))
     assert ours.decode(rare) == theirs.decode(rare, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert ours.size == again.size == len(theirs) and ours.id("<IMG_CONTEXT>") == theirs.convert_tokens_to_ids(
+    assert ours.vocab_size == again.vocab_size == len(theirs) and ours.token_to_id(
         "<IMG_CONTEXT>"
-    )
+    ) == theirs.convert_tokens_to_ids("<IMG_CONTEXT>")
 
 
 def test_internlm2_words(tmp_path):
     """Each part between added tokens by itself, as the slow tokenizer of the published folder; no leading space, one token before the text."""
     random_chat.write_internlm2_tokenizer(tmp_path)
-    words = read_words(files_of(tmp_path))
+    words = load_tokenizer(files_of(tmp_path))
     pieces = sentencepiece.SentencePieceProcessor(model_proto=(tmp_path / "tokenizer.model").read_bytes())
     ids = random_chat.folder_words("internlm2")
     start, end = ids["<|im_start|>"], ids["<|im_end|>"]
@@ -110,7 +111,7 @@ def test_internlm2_words(tmp_path):
         *pieces.encode("\n"),
     ]
     assert words.encode("<s>a</s>") == [1, 1, *pieces.encode("a"), 2] and words.encode("") == [1]
-    assert words.size == random_chat.PIECES + len(random_chat.SPECIAL) - 1
+    assert words.vocab_size == random_chat.PIECES + len(random_chat.SPECIAL) - 1
     for text in ("The red circle", "书生·万象 é", "  two"):
         assert words.decode([*words.encode(text), end]) == text
 
@@ -118,11 +119,11 @@ def test_internlm2_words(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"tokenizer.json": b"{}"}, "no tokenizer that the library"),
+        ({"tokenizer.json": b"{}"}, "not a tokenizer that the library"),
         ({"vocab.json": None}, "neither tokenizer.json, nor vocab.json with merges.txt, nor tokenizer.model"),
         ({"merges.txt": None}, "neither tokenizer.json, nor vocab.json"),
         ({"merges.txt": b"no merge\n"}, "merges do not fit"),
-        ({"vocab.json": b"["}, "vocab.json is no JSON"),
+        ({"vocab.json": b"["}, "vocab.json is not valid JSON"),
         ({"vocab.json": b"[]"}, "vocab.json holds a list"),
         (
             {"added_tokens.json": None, "tokenizer_config.json": None},
@@ -130,43 +131,43 @@ def test_internlm2_words(tmp_path):
         ),
         (
             {"added_tokens.json": b'{"<img>": 9}', "tokenizer_config.json": None},
-            "<img> should have the id 9, behind this vocabulary it has 400",
+            "<img> must have the id 9, but behind this vocabulary it has 400",
         ),
         ({"tokenizer_config.json": b'{"added_tokens_decoder": {"x": 1}}'}, "not as published"),
-        ({"vocab.json": None, "tokenizer.model": b""}, "no sentencepiece model"),
-        ({"vocab.json": None, "tokenizer.model": b"nonsense"}, "no sentencepiece model"),
+        ({"vocab.json": None, "tokenizer.model": b""}, "not a sentencepiece model"),
+        ({"vocab.json": None, "tokenizer.model": b"nonsense"}, "not a sentencepiece model"),
     ],
 )
 def test_tokenizers_that_cannot_serve(tmp_path, change, words):
     random_chat.write_qwen_tokenizer(tmp_path, as_json=False)
     read = files_of(tmp_path)
     with pytest.raises(ValueError, match=words.replace("|", r"\|")):
-        read_words(lambda name: change[name] if name in change else read(name))
+        load_tokenizer(lambda name: change[name] if name in change else read(name))
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
+# --- prompts  ---
 
 
 def test_a_talk_is_told_as_the_authors_do():
     seen = "<img><IMG_CONTEXT></img>"
-    assert chat_template.dialogue("Hi") == (
+    assert chat_template.format_dialogue("Hi") == (
         "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert chat_template.dialogue("Why?", [("Hi", "Hello")], "Be brief.") == (
+    assert chat_template.format_dialogue("Why?", [("Hi", "Hello")], "Be brief.") == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert chat_template.dialogue("Hi", system="").startswith("<|im_start|>user\nHi")
-    assert chat_template.with_places(["Hi"], 0) == ["Hi"]
-    assert chat_template.with_places(["Hi"], 1) == [f"{seen}\nHi"]
-    assert chat_template.with_places(["Hi", "Why?"], 2) == [f"Image-1: {seen}\nImage-2: {seen}\nHi", "Why?"]
-    assert chat_template.with_places(["Hi"], 0, 2) == [f"Frame1: {seen}\nFrame2: {seen}\nHi"]
-    assert chat_template.with_places(["Hi"], 1, 1) == [f"{seen}\nFrame1: {seen}\nHi"]
-    assert chat_template.with_places(["Is <image> in", "<image>?"], 2) == [f"Is {seen} in", f"{seen}?"]
+    assert chat_template.format_dialogue("Hi", system="").startswith("<|im_start|>user\nHi")
+    assert chat_template.insert_images(["Hi"], 0) == ["Hi"]
+    assert chat_template.insert_images(["Hi"], 1) == [f"{seen}\nHi"]
+    assert chat_template.insert_images(["Hi", "Why?"], 2) == [f"Image-1: {seen}\nImage-2: {seen}\nHi", "Why?"]
+    assert chat_template.insert_images(["Hi"], 0, 2) == [f"Frame1: {seen}\nFrame2: {seen}\nHi"]
+    assert chat_template.insert_images(["Hi"], 1, 1) == [f"{seen}\nFrame1: {seen}\nHi"]
+    assert chat_template.insert_images(["Is <image> in", "<image>?"], 2) == [f"Is {seen} in", f"{seen}?"]
     for pictures in (1, 3):
-        with pytest.raises(ValueError, match=f"there are 2 <image> in the text, and {pictures} pictures"):
-            chat_template.with_places(["Is <image> in", "<image>?"], pictures)
+        with pytest.raises(ValueError, match=f"the text has 2 <image>, but there are {pictures} images"):
+            chat_template.insert_images(["Is <image> in", "<image>?"], pictures)
     assert (
         chat_template.THINKING.count("<think> and </think> tags.\n\n2. After") == 1
         and chat_template.THINKING.count("\n") == 6
@@ -206,8 +207,8 @@ def changed(folder, tmp_path):
 def prompt_of(clip, *arguments, **options) -> tuple[str, list[int]]:
     """The prompt as text, and how many tiles stand at each <IMG_CONTEXT>."""
     entries = [entry for entry, weight in clip.tokenize(*arguments, **options)[KEY][0] if weight == 1.0]
-    place = clip.tokenizer.words.id("<IMG_CONTEXT>")
-    text = clip.tokenizer.words._tokenizer.decode(
+    place = clip.tokenizer.tokenizer.token_to_id("<IMG_CONTEXT>")
+    text = clip.tokenizer.tokenizer._tokenizer.decode(
         [entry if isinstance(entry, int) else place for entry in entries], skip_special_tokens=False
     )
     return text, [len(entry["data"]) for entry in entries if isinstance(entry, dict)]
@@ -215,16 +216,16 @@ def prompt_of(clip, *arguments, **options) -> tuple[str, list[int]]:
 
 def test_what_core_s_generate_text_gives(clip):
     options = {"skip_template": False, "min_length": 1, "thinking": False, "video": None, "audio": None}
-    assert prompt_of(clip, "Hi", image=None, **options) == (chat_template.dialogue("Hi"), [])
+    assert prompt_of(clip, "Hi", image=None, **options) == (chat_template.format_dialogue("Hi"), [])
     seen = "<img><IMG_CONTEXT></img>"
     batch = torch.rand(2, 28, 60, 3)
     assert prompt_of(clip, "Hi", image=batch, **options) == (
-        chat_template.dialogue(f"Image-1: {seen}\nImage-2: {seen}\nHi"),
+        chat_template.format_dialogue(f"Image-1: {seen}\nImage-2: {seen}\nHi"),
         [3, 3],
     )
     film = torch.rand(49, 28, 60, 3)  # two seconds and a frame
     assert prompt_of(clip, "Hi", **{**options, "video": film}) == (
-        chat_template.dialogue("".join(f"Frame{number}: {seen}\n" for number in (1, 2, 3)) + "Hi"),
+        chat_template.format_dialogue("".join(f"Frame{number}: {seen}\n" for number in (1, 2, 3)) + "Hi"),
         [1, 1, 1],
     )
     first = clip.tokenize("Hi", video=film)[KEY][0]
@@ -234,38 +235,38 @@ def test_what_core_s_generate_text_gives(clip):
     assert torch.equal([entry["data"] for entry, _ in first if isinstance(entry, dict)][1], middle)
     assert prompt_of(clip, "Hi", image=batch[:1], **{**options, "skip_template": True}) == (f"{seen}\nHi", [3])
     assert prompt_of(clip, "Hi", image=None, **{**options, "thinking": True}) == (
-        chat_template.dialogue("Hi", system=chat_template.THINKING),
+        chat_template.format_dialogue("Hi", system=chat_template.THINKING),
         [],
     )
-    with pytest.raises(ValueError, match="cannot hear"):
+    with pytest.raises(ValueError, match="cannot use audio"):
         clip.tokenize("Hi", **{**options, "audio": {"waveform": torch.zeros(1, 1, 9), "sample_rate": 9}})
 
 
 def test_what_our_node_gives(clip):
     pictures, said = [torch.rand(28, 60, 3), torch.rand(28, 28, 4)], [("Hi", "Hello <image>")]
-    text, tiles = prompt_of(clip, "Why?", pictures=pictures, history=said, system="Be brief.", tiles=1)
+    text, tiles = prompt_of(clip, "Why?", images=pictures, history=said, system="Be brief.", tiles=1)
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nImage-1: <img>") and tiles == [
         1,
         1,
     ]
     assert "assistant\nHello <image><|im_end|>" in text and text.count("<IMG_CONTEXT>") == 2
-    assert prompt_of(clip, "Hi", system="")[0] == chat_template.dialogue("Hi", system="")
-    with pytest.raises(ValueError, match="cannot hold <IMG_CONTEXT> itself"):
+    assert prompt_of(clip, "Hi", system="")[0] == chat_template.format_dialogue("Hi", system="")
+    with pytest.raises(ValueError, match="must not contain <IMG_CONTEXT>"):
         clip.tokenize("<IMG_CONTEXT>")
-    with pytest.raises(ValueError, match="InternVL3-tiny reads 2048: take fewer pictures"):
-        clip.tokenize("Hi", pictures=[torch.rand(28, 336, 3)] * 40)
-    with pytest.raises(ValueError, match="the number of tiles is 0"):
-        clip.tokenize("Hi", pictures=pictures, tiles=0)
+    with pytest.raises(ValueError, match="InternVL3-tiny reads 2048: use fewer images"):
+        clip.tokenize("Hi", images=[torch.rand(28, 336, 3)] * 40)
+    with pytest.raises(ValueError, match="tiles must be at least 1, not 0"):
+        clip.tokenize("Hi", images=pictures, tiles=0)
 
 
 def test_the_system_message_of_a_checkpoint_is_used(tmp_path):
     folder = random_chat.checkpoint(tmp_path / "chat")
     told = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps({**told, "system_message": "Speak French."}), "utf-8")
-    assert prompt_of(load_chat(folder), "Hi")[0] == chat_template.dialogue("Hi", system="Speak French.")
+    assert prompt_of(load_chat(folder), "Hi")[0] == chat_template.format_dialogue("Hi", system="Speak French.")
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures  ---
 
 
 def test_tiles_are_chosen_as_transformers_does():
@@ -274,7 +275,7 @@ def test_tiles_are_chosen_as_transformers_does():
     } | {(448, 672), (3000, 2000)}
     for most in (1, 2, 5, 6, 12, 24):
         for width, height in sizes:
-            assert choose_tiles(width, height, 448, most) == get_optimal_tiled_canvas(
+            assert choose_tile_grid(width, height, 448, most) == get_optimal_tiled_canvas(
                 (height, width), (448, 448), 1, most
             ), (width, height, most)
 
@@ -286,7 +287,7 @@ def test_pixels_are_transformers(height, width):
     """Those of its processor on PIL, where Pillow resizes across first: it always did when InternVL was made, and we always do. Noise is the worst
     case for the order. The processor on torchvision rounds otherwise."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    ours = tiles_of(torch.from_numpy(pixels).float() / 255, 448)
+    ours = preprocess_tiles(torch.from_numpy(pixels).float() / 255, 448)
     settings = {
         "size": {"height": 448, "width": 448},
         "image_mean": MEAN,
@@ -305,13 +306,13 @@ def test_pixels_are_transformers(height, width):
         assert difference < levels, (processor, difference)
 
 
-# --- what a CLIP must do ----------------------------------------------------------------------------------------------
+# --- what a CLIP must do  ---
 
 
 def test_it_gives_no_conditioning(clip):
     with pytest.raises(
         ValueError,
-        match="InternVL3-tiny talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat",
+        match="InternVL3-tiny is a chat model and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat",
     ):
         clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
 
@@ -346,7 +347,7 @@ def test_a_seed_decides_what_is_drawn(clip):
 
 def test_a_listener_hears_every_token(clip):
     heard = []
-    with clip.cond_stage_model.heard_by(heard.append):
+    with clip.cond_stage_model.streaming_to(heard.append):
         ids = clip.generate(clip.tokenize("Hi"), do_sample=False, max_length=5)
     assert heard == [ids[:count] for count in range(1, len(ids) + 1)]
     clip.generate(clip.tokenize("Hi"), do_sample=False, max_length=5)
@@ -362,9 +363,9 @@ def test_stopping(clip, when):
         if len(calls) == (1 if when == "seeing" else 3):
             comfy.model_management.interrupt_current_processing(True)
 
-    calls, chat, options = [], clip.cond_stage_model.chat, {"pictures": [torch.rand(28, 60, 3)]}
+    calls, chat, options = [], clip.cond_stage_model.chat, {"images": [torch.rand(28, 60, 3)]}
     before = clip.generate(clip.tokenize("Hi", **options), do_sample=False, max_length=5)
-    layer = chat.vision.layers[0] if when == "seeing" else chat.language.model.layers[1]
+    layer = chat.vision_model.layers[0] if when == "seeing" else chat.language_model.model.layers[1]
     hook = layer.register_forward_hook(stop)
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -382,30 +383,28 @@ def test_damaged_weights_are_told(changed, damaged):
     clip = load_chat(
         changed(tensors=lambda tensors: {**tensors, damaged: torch.full_like(tensors[damaged], float("nan"))})
     )
-    with pytest.raises(
-        ValueError, match="InternVL gives numbers that are not finite: its weights hold NaN or infinity"
-    ):
-        clip.generate(clip.tokenize("Hi", pictures=[torch.rand(28, 60, 3)]), do_sample=False, max_length=5)
+    with pytest.raises(ValueError, match="InternVL gives logits that are not finite: its weights hold NaN or infinity"):
+        clip.generate(clip.tokenize("Hi", images=[torch.rand(28, 60, 3)]), do_sample=False, max_length=5)
 
 
 def test_many_tiles_are_seen_in_batches(clip):
     """40 pictures of 3 tiles, and each alone."""
     encoder = clip.cond_stage_model
-    pictures = [tiles_of(torch.rand(28, 60, 3), random_chat.TILE) for _ in range(14)]
+    pictures = [preprocess_tiles(torch.rand(28, 60, 3), random_chat.TILE) for _ in range(14)]
     with torch.no_grad():
-        together = encoder._see(pictures, torch.device("cpu"), torch.float32)
+        together = encoder._encode_images(pictures, torch.device("cpu"), torch.float32)
         for rows, picture in zip(together, pictures, strict=True):
-            assert torch.allclose(rows, encoder.chat.see(picture).flatten(0, 1), atol=1e-5)
+            assert torch.allclose(rows, encoder.chat.encode_tiles(picture).flatten(0, 1), atol=1e-5)
 
 
 def test_weights_stay_mapped_and_memory_is_estimated(folder, clip):
     pages = load_file(folder / "model.safetensors")["mlp1.1.weight"]
-    assert clip.cond_stage_model.chat.projector.up.weight.dtype == pages.dtype and clip.cond_stage_model.dtypes == {
+    assert clip.cond_stage_model.chat.mlp1[1].weight.dtype == pages.dtype and clip.cond_stage_model.dtypes == {
         torch.float32
     }
     small, large = (
         clip.cond_stage_model.memory_estimation_function(
-            clip.tokenize("Hi", pictures=[torch.rand(28, 60, 3)] * count), device=None
+            clip.tokenize("Hi", images=[torch.rand(28, 60, 3)] * count), device=None
         )
         for count in (1, 8)
     )
@@ -414,11 +413,14 @@ def test_weights_stay_mapped_and_memory_is_estimated(folder, clip):
 
 def test_it_computes_in_half_precision_too(folder, clip):
     half = load_chat(folder, dtype=torch.bfloat16)
-    tokens = clip.tokenize("Hi", pictures=[torch.rand(28, 60, 3)])
+    tokens = clip.tokenize("Hi", images=[torch.rand(28, 60, 3)])
     assert len(half.generate(tokens, do_sample=False, max_length=3)) == 3
     with torch.no_grad():
         tiles = next(entry["data"] for entry, _ in tokens[KEY][0] if isinstance(entry, dict))
-        exact, rounded = clip.cond_stage_model.chat.see(tiles), half.cond_stage_model.chat.see(tiles.bfloat16())
+        exact, rounded = (
+            clip.cond_stage_model.chat.encode_tiles(tiles),
+            half.cond_stage_model.chat.encode_tiles(tiles.bfloat16()),
+        )
     assert rounded.dtype == torch.bfloat16 and (exact - rounded).abs().max() < 0.05 * exact.abs().max()
 
 
@@ -431,15 +433,15 @@ def test_it_can_be_trained(folder):
     for parameter in chat.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     tiles, before, answer = torch.rand(3, 3, random_chat.TILE, random_chat.TILE), [1, 2, 3], [5, 6, 7]
-    prompt = chat.embed([*before, chat.see(tiles).flatten(0, 1), *answer])
-    states = chat.language.model(None, embeds=prompt)[0][0, -len(answer) - 1 : -1]
-    torch.nn.functional.cross_entropy(chat.language.model.lm_head(states), torch.tensor(answer)).backward()
+    prompt = chat.embed([*before, chat.encode_tiles(tiles).flatten(0, 1), *answer])
+    states = chat.language_model.model(None, embeds=prompt)[0][0, -len(answer) - 1 : -1]
+    torch.nn.functional.cross_entropy(chat.language_model.model.lm_head(states), torch.tensor(answer)).backward()
     assert not [
         name for name, parameter in chat.named_parameters() if parameter.grad is None or not parameter.grad.any()
     ]
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
+# --- checkpoints  ---
 
 
 def without(*names):
@@ -463,7 +465,7 @@ WRONG = {
     "no entry": (dict(told={"vision_config": 3}), "cannot be used"),
     "another shape": (
         dict(tensors=lambda tensors: {**tensors, "mlp1.3.weight": torch.zeros(5, 5)}),
-        "mlp1.3.weight ([5, 5]) cannot be projector.out",
+        "mlp1.3.weight ([5, 5]) cannot be mlp1.3.weight",
     ),
     "heads of another model": (
         dict(told={"llm_config": {"num_attention_heads": 4}}),
@@ -471,9 +473,9 @@ WRONG = {
     ),
     "InternLM3": (
         dict(told={"llm_config": {"model_type": "internlm3"}}),
-        "its language model is 'internlm3', known are qwen2, qwen3, llama, internlm2",
+        "its language model is 'internlm3', expected one of qwen2, qwen3, llama, internlm2",
     ),
-    "an older template": (dict(told={"template": "Hermes-2"}), "its template of talks is 'Hermes-2'"),
+    "an older template": (dict(told={"template": "Hermes-2"}), "its chat template is 'Hermes-2'"),
     "another scaling": (
         dict(told={"llm_config": {"rope_scaling": {"rope_type": "yarn"}}}),
         "scales positions by 'yarn'",
@@ -494,9 +496,9 @@ def test_a_folder_without_its_tokenizer_or_with_another_s(changed):
     copy = changed(without=["vocab.json"])
     with pytest.raises(
         WrongFileError,
-        match="has no tokenizer that serves: there is neither tokenizer.json.*Keep the tokenizer's files",
+        match="has no tokenizer that can be used: there is neither tokenizer.json.*Keep the tokenizer's files",
     ):
-        open_chat(copy).words()
+        open_chat(copy).tokenizer()
     random_chat.write_qwen_tokenizer(copy, as_json=False)
     more = {name: 600 + id for name, id in random_chat.folder_words("qwen2").items()}
     vocabulary = json.loads((copy / "vocab.json").read_text("utf-8"))
@@ -504,8 +506,8 @@ def test_a_folder_without_its_tokenizer_or_with_another_s(changed):
     (copy / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
     (copy / "tokenizer_config.json").write_text("{}", "utf-8")
     (copy / "added_tokens.json").write_text(json.dumps(more), "utf-8")
-    with pytest.raises(WrongFileError, match="its tokenizer knows 1012 tokens, and its language model embeds 415"):
-        open_chat(copy).words()
+    with pytest.raises(WrongFileError, match="its tokenizer knows 1012 tokens, but its language model embeds 415"):
+        open_chat(copy).tokenizer()
 
 
 def test_what_a_configuration_leaves_out_is_transformers_default(tmp_path):
@@ -516,10 +518,13 @@ def test_what_a_configuration_leaves_out_is_transformers_default(tmp_path):
     del told["vision_config"]["num_attention_heads"]
     path.write_text(json.dumps(told), "utf-8")
     config, qwen3, tower = open_chat(path.parent).config, Qwen3Config(), InternVLVisionConfig()
-    assert config.language.norm_eps == qwen3.rms_norm_eps and config.language.longest == qwen3.max_position_embeddings
+    assert (
+        config.language.rms_norm_eps == qwen3.rms_norm_eps
+        and config.language.max_position_embeddings == qwen3.max_position_embeddings
+    )
     assert (
         config.language.rope_theta == qwen3.rope_parameters["rope_theta"]
-        and config.vision.heads == tower.num_attention_heads
+        and config.vision.num_attention_heads == tower.num_attention_heads
     )
 
 

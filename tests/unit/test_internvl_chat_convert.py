@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.conversion.output_files import CannotWriteError
@@ -15,8 +18,6 @@ from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
 from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from mulan_nodes.tools.shards import shard
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 MODELS = [
     ("qwen2", "opengvlab", False),
@@ -36,15 +37,15 @@ def folder(request, tmp_path) -> Path:
 def logits(clip) -> torch.Tensor:
     """Of the word after a prompt with a picture."""
     entries, chat = (
-        [entry for entry, _ in clip.tokenize("What is it?", pictures=[PICTURE])[KEY][0]],
+        [entry for entry, _ in clip.tokenize("What is it?", images=[PICTURE])[KEY][0]],
         clip.cond_stage_model.chat,
     )
     with torch.no_grad():
         prompt = chat.embed(
-            [chat.see(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries],
+            [chat.encode_tiles(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries],
             dtype=torch.float32,
         )
-        return chat.language.logits(chat.language.model(None, embeds=prompt)[0])[0, -1]
+        return chat.language_model.logits(chat.language_model.model(None, embeds=prompt)[0])[0, -1]
 
 
 @pytest.mark.parametrize("format, most", [("fp16", 0.01), ("int8", 0.1), ("fp8", 0.4)])
@@ -56,12 +57,12 @@ def test_it_says_the_same_alone_in_another_folder(folder, tmp_path, format, most
         and made.size == made.path.stat().st_size
     )
     whole = load_chat(folder)
-    expected, tokens = logits(whole), whole.tokenize("What is it?", pictures=[PICTURE])
+    expected, tokens = logits(whole), whole.tokenize("What is it?", images=[PICTURE])
     shutil.rmtree(folder)  # so that nothing beside the file helps
     opened = open_chat(made.path)
-    assert unexpected(opened) == [] and opened.is_quantised == (format != "fp16")
+    assert unexpected(opened) == [] and opened.is_quantized == (format != "fp16")
     converted = load_chat(made.path)
-    again = converted.tokenize("What is it?", pictures=[PICTURE])
+    again = converted.tokenize("What is it?", images=[PICTURE])
     assert [entry for entry, _ in again[KEY][0] if isinstance(entry, int)] == [
         entry for entry, _ in tokens[KEY][0] if isinstance(entry, int)
     ]

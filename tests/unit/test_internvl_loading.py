@@ -13,15 +13,16 @@ import comfy.sd
 import pytest
 import torch
 from comfy.sd1_clip import SDClipModel
+from safetensors.torch import load_file, save_file
+
+from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, WrongFileError, open_tensors
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.clip import load_clip
 from mulan_nodes.mulan.internvl import internvl_files, internvl_model
 from mulan_nodes.mulan.internvl.internvl_files import open_internvl
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
-from mulan_nodes.mulan.internvl.preprocessing import prepare
-from mulan_nodes.mulan.internvl_files.tensor_files import TensorFile, WrongFileError, open_tensors
+from mulan_nodes.mulan.internvl.preprocessing import preprocess
 from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
-from safetensors.torch import load_file, save_file
 
 TEXTS = [
     "a red circle",
@@ -52,26 +53,26 @@ def loaded(folder):
     return {mode: load_internvl(folder, mode) for mode in "CG"}
 
 
-# --- embeddings ----------------------------------------------------------------------------------------------------------
+# --- embeddings  ---
 
 
 @pytest.mark.parametrize("mode", "CG")
 def test_embeddings_are_of_unit_length_float32_and_on_the_cpu(loaded, mode):
-    for found in (loaded[mode].embed_pictures(pictures(3)), loaded[mode].embed_texts(TEXTS)):
+    for found in (loaded[mode].embed_images(pictures(3)), loaded[mode].embed_texts(TEXTS)):
         assert found.dtype == torch.float32 and found.device.type == "cpu" and found.shape[1] == 24
         assert torch.allclose(found.norm(dim=1), torch.ones(len(found)), atol=1e-6)
-    assert loaded[mode].embed_pictures([]).shape == loaded[mode].embed_texts([]).shape == (0, 24)
+    assert loaded[mode].embed_images([]).shape == loaded[mode].embed_texts([]).shape == (0, 24)
 
 
 @pytest.mark.parametrize("mode", "CG")
 def test_batches_change_nothing(loaded, mode, monkeypatch):
     """More pictures than a batch and, in mode G, than a round of the tower; texts of all lengths in one call."""
-    monkeypatch.setattr(internvl_model, "PICTURES_AT_ONCE", 3)
-    monkeypatch.setattr(internvl_model, "STATES_AT_ONCE", 6)
-    monkeypatch.setattr(internvl_model, "ROWS_AT_ONCE", 90)
+    monkeypatch.setattr(internvl_model, "BATCH_SIZE", 3)
+    monkeypatch.setattr(internvl_model, "READER_BATCH_SIZE", 6)
+    monkeypatch.setattr(internvl_model, "MAX_TEXT_STATES", 90)
     seen, model = pictures(8), loaded[mode]
     assert torch.allclose(
-        model.embed_pictures(seen), torch.cat([model.embed_pictures([picture]) for picture in seen]), atol=1e-5
+        model.embed_images(seen), torch.cat([model.embed_images([picture]) for picture in seen]), atol=1e-5
     )
     assert torch.allclose(model.embed_texts(TEXTS), torch.cat([model.embed_texts([text]) for text in TEXTS]), atol=1e-5)
 
@@ -85,26 +86,26 @@ def test_texts_are_cut_at_80_tokens_and_odd_ones_are_read(loaded):
 
 def test_modes_share_texts_and_differ_in_pictures(loaded):
     assert torch.equal(loaded["C"].embed_texts(TEXTS), loaded["G"].embed_texts(TEXTS))
-    assert (loaded["C"].embed_pictures(pictures(2)) - loaded["G"].embed_pictures(pictures(2))).abs().max() > 0.01
+    assert (loaded["C"].embed_images(pictures(2)) - loaded["G"].embed_images(pictures(2))).abs().max() > 0.01
     assert loaded["C"].logit_scale == pytest.approx(loaded["C"].model.logit_scale.exp().item())
 
 
 @pytest.mark.parametrize("shards", ("bin", "safetensors"))
 def test_the_published_forms_are_one(loaded, shards, tmp_path):
     other = load_internvl(random_internvl.checkpoint(tmp_path / "sharded", shards=shards), "G")
-    assert torch.equal(other.embed_pictures(pictures(2)), loaded["G"].embed_pictures(pictures(2)))
+    assert torch.equal(other.embed_images(pictures(2)), loaded["G"].embed_images(pictures(2)))
 
 
 def test_the_single_pth_is_mode_c(tmp_path):
     folder = load_internvl(random_internvl.checkpoint(tmp_path / "folder", **UPSTREAMS_HEADS))
     file = random_internvl.single(tmp_path / "pth" / "internvl_c_small.pth", **UPSTREAMS_HEADS)
     single = load_internvl(file)
-    assert torch.allclose(single.embed_pictures(pictures(3)), folder.embed_pictures(pictures(3)), atol=1e-6)
+    assert torch.allclose(single.embed_images(pictures(3)), folder.embed_images(pictures(3)), atol=1e-6)
     assert torch.allclose(single.embed_texts(TEXTS), folder.embed_texts(TEXTS), atol=1e-6)
     assert single.logit_scale == folder.logit_scale
     with pytest.raises(
         WrongFileError,
-        match=r"internvl_c_small.pth \(in .*\) holds InternVL-C alone.*take mode C, or the checkpoint OpenGVLab",
+        match=r"internvl_c_small.pth \(in .*\) holds only InternVL-C.*choose mode C, or the checkpoint OpenGVLab",
     ):
         load_internvl(file, "G")
     (file.parent / "tokenizer.model").unlink()
@@ -112,7 +113,7 @@ def test_the_single_pth_is_mode_c(tmp_path):
         load_internvl(file)
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------------
+# --- pictures  ---
 
 
 @pytest.mark.parametrize("height, width", [(224, 224), (224, 300), (500, 375), (37, 800), (225, 224), (1, 1), (3, 700)])
@@ -134,7 +135,7 @@ def test_pictures_are_framed_as_by_torchvision(framing, height, width):
     upstream = transforms.Compose(
         [*frame, transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     )
-    ours, theirs = prepare(pixels.float() / 255, 224, framing), upstream(Image.fromarray(pixels.numpy()))
+    ours, theirs = preprocess(pixels.float() / 255, 224, framing), upstream(Image.fromarray(pixels.numpy()))
     assert ours.shape == theirs.shape
     in_order = height == 224 or width == 224  # one pass, or none
     assert torch.equal(ours, theirs) if in_order else (ours - theirs).abs().max() < 1.01 / 255 / 0.224
@@ -143,19 +144,19 @@ def test_pictures_are_framed_as_by_torchvision(framing, height, width):
 def test_what_is_no_picture_is_refused(loaded):
     for picture, words in ((torch.zeros(0, 4, 3), "must have the shape"), (torch.full((4, 4, 3), float("nan")), "NaN")):
         with pytest.raises(ValueError, match=words):
-            loaded["C"].embed_pictures([picture])
-    with pytest.raises(ValueError, match="the framing is 'middle', expected is one of crop, whole"):
-        loaded["C"].embed_pictures(pictures(1), "middle")
+            loaded["C"].embed_images([picture])
+    with pytest.raises(ValueError, match="unknown framing 'middle': expected one of crop, whole"):
+        loaded["C"].embed_images(pictures(1), "middle")
 
 
-# --- one copy of the text encoder ----------------------------------------------------------------------------------------
+# --- one copy of the text encoder  ---
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "sd15.safetensors"
     torch.manual_seed(3)
-    module = LanguageAdapter(AdapterShape(text_width=64, width=768, queries=8, feed_forward=64))
+    module = LanguageAdapter(AdapterShape(text_hidden_size=64, context_dim=768, num_queries=8, intermediate_size=64))
     torch.nn.init.normal_(module.queries)
     save_file(to_published(dict(module.state_dict())), path)
     return path
@@ -168,7 +169,7 @@ def test_a_mulan_clip_lends_its_text_encoder(folder, loaded, adapter, mode):
     lent = load_internvl(folder, mode, clip=clip)
     assert lent.clip is clip and lent.encoder is clip.cond_stage_model.internvl
     assert torch.allclose(lent.embed_texts(TEXTS), loaded[mode].embed_texts(TEXTS), atol=1e-6)
-    assert torch.allclose(lent.embed_pictures(pictures(2)), loaded[mode].embed_pictures(pictures(2)), atol=1e-6)
+    assert torch.allclose(lent.embed_images(pictures(2)), loaded[mode].embed_images(pictures(2)), atol=1e-6)
     assert torch.equal(clip.encode("a cat"), before)
     assert lent.identity == loaded[mode].identity
 
@@ -204,14 +205,12 @@ def test_another_clip_is_refused(folder, tmp_path, adapter):
     ):
         load_internvl(folder, clip=other)
     wide = random_internvl.checkpoint(tmp_path / "wide", text_width=128)
-    with pytest.raises(
-        WrongFileError, match=r"states are 128 wide, .* those of InternVL-small of the CLIP are 64 wide"
-    ):
+    with pytest.raises(WrongFileError, match=r"of hidden size 128 .*InternVL-small of the CLIP has hidden size 64"):
         load_internvl(wide, clip=load_clip(folder, adapter))
-    with pytest.raises(WrongFileError, match=r"those of wide \(in .*\) are 128 wide"):
+    with pytest.raises(WrongFileError, match=r"wide \(in .*\) has hidden size 128"):
         load_internvl(folder, text_encoder=wide)
     short = random_internvl.checkpoint(tmp_path / "short", text_layers=1)
-    with pytest.raises(WrongFileError, match="of more than 2 layers.* of 1 layers"):
+    with pytest.raises(WrongFileError, match="more than 2 layers.* and 1 layers"):
         load_internvl(folder, "G", text_encoder=short)
 
 
@@ -230,11 +229,10 @@ def test_the_text_encoder_may_be_another_file(folder, loaded, tmp_path):
     }
     save_file(vision, tmp_path / "vision.safetensors", metadata={"config": (folder / "config.json").read_text("utf-8")})
     pair = load_internvl(tmp_path / "vision.safetensors", "G", text_encoder=tmp_path / "text.safetensors")
-    assert torch.equal(pair.embed_pictures(pictures(2)), loaded["G"].embed_pictures(pictures(2)))
+    assert torch.equal(pair.embed_images(pictures(2)), loaded["G"].embed_images(pictures(2)))
     assert torch.equal(pair.embed_texts(TEXTS), loaded["G"].embed_texts(TEXTS))
     with pytest.raises(
-        WrongFileError,
-        match=r"vision.safetensors \(in .*\) holds InternVL's vision side alone: choose its text encoder",
+        WrongFileError, match=r"vision.safetensors \(in .*\) holds only InternVL's vision side: choose its text encoder"
     ):
         load_internvl(tmp_path / "vision.safetensors")
     with pytest.raises(
@@ -249,7 +247,7 @@ def test_the_text_encoder_may_be_another_file(folder, loaded, tmp_path):
         load_internvl(folder, text_encoder=tmp_path / "vision.safetensors")
 
 
-# --- what is read, and who keeps it --------------------------------------------------------------------------------------
+# --- what is read, and who keeps it  ---
 
 
 def test_mode_c_reads_nothing_of_mode_g(folder, monkeypatch):
@@ -281,11 +279,11 @@ def test_pictures_and_texts_have_only_what_they_need_loaded(loaded, monkeypatch)
 
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", load)
     c, g = loaded["C"], loaded["G"]
-    c.embed_pictures(pictures(1))
+    c.embed_images(pictures(1))
     c.embed_texts(["a"])
     assert [models for models, _ in asked] == [[c.patcher], [c.clip.patcher]]
     asked.clear()
-    g.embed_pictures(pictures(40))
+    g.embed_images(pictures(40))
     assert [models for models, _ in asked] == [[g.patcher]] * 3 + [[g.clip.patcher, g.reader_patcher]] * 3
     assert all(memory > 0 for _, memory in asked)
     assert asked[0][1] > asked[2][1]  # 16 pictures, 8
@@ -293,15 +291,15 @@ def test_pictures_and_texts_have_only_what_they_need_loaded(loaded, monkeypatch)
 
 def test_the_host_can_free_all_of_it(loaded):
     model = loaded["G"]
-    model.embed_pictures(pictures(1))
+    model.embed_images(pictures(1))
     ours = model.patcher, model.reader_patcher, model.clip.patcher
     assert {id(entry.model) for entry in comfy.model_management.current_loaded_models} >= {
         id(patcher) for patcher in ours
     }
-    before = model.embed_pictures(pictures(1))
+    before = model.embed_images(pictures(1))
     comfy.model_management.unload_all_models()
     assert not comfy.model_management.current_loaded_models
-    assert torch.equal(model.embed_pictures(pictures(1)), before)
+    assert torch.equal(model.embed_images(pictures(1)), before)
 
 
 def test_weights_stay_where_the_file_gave_them(folder, monkeypatch):
@@ -314,7 +312,7 @@ def test_weights_stay_where_the_file_gave_them(folder, monkeypatch):
 
     monkeypatch.setattr(internvl_files, "open_tensors", spied)
     model = load_internvl(folder, "G")
-    model.embed_pictures(pictures(1))
+    model.embed_images(pictures(1))
     places = {value.data_ptr() for value in given.values()}
     for module in (model.model, model.reader, model.encoder.transformer):
         assert {weight.data_ptr() for weight in module.parameters()} <= places
@@ -323,9 +321,9 @@ def test_weights_stay_where_the_file_gave_them(folder, monkeypatch):
 @pytest.mark.parametrize("dtype, near", [(torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
 def test_the_tower_computes_in_the_dtype_asked_for(folder, loaded, dtype, near):
     model = load_internvl(folder, "G", dtype=dtype)
-    states = model.model.states(torch.zeros(1, 3, 16, 16, dtype=dtype))
+    states = model.model.encode_images(torch.zeros(1, 3, 16, 16, dtype=dtype))
     assert states.dtype == dtype and model.dtype == dtype
-    difference = (model.embed_pictures(pictures(4)) - loaded["G"].embed_pictures(pictures(4))).norm(dim=1).max()
+    difference = (model.embed_images(pictures(4)) - loaded["G"].embed_images(pictures(4))).norm(dim=1).max()
     assert 0 < difference < near
 
 
@@ -343,19 +341,19 @@ def test_the_identity_tells_files_mode_and_dtype(folder, loaded, tmp_path):
 
 def test_an_interrupt_stops_it(loaded):
     for work, given in (
-        (loaded["C"].embed_pictures, pictures(2)),
+        (loaded["C"].embed_images, pictures(2)),
         (loaded["C"].embed_texts, TEXTS),
-        (loaded["G"].embed_pictures, pictures(2)),
+        (loaded["G"].embed_images, pictures(2)),
     ):
         comfy.model_management.interrupt_current_processing(True)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             work(given)
-    assert all(not layer._forward_hooks for layer in loaded["C"].model.tower.layers)
+    assert all(not layer._forward_hooks for layer in loaded["C"].model.vision_model.layers)
 
 
 def test_a_sequence_of_pictures_is_asked_for_batch_by_batch(loaded, monkeypatch):
     """So that a folder's files need not all be in memory."""
-    monkeypatch.setattr(internvl_model, "PICTURES_AT_ONCE", 2)
+    monkeypatch.setattr(internvl_model, "BATCH_SIZE", 2)
 
     class Files:
         def __len__(self):
@@ -366,7 +364,7 @@ def test_a_sequence_of_pictures_is_asked_for_batch_by_batch(loaded, monkeypatch)
             return pictures(5)[some]
 
     asked = []
-    assert torch.allclose(loaded["C"].embed_pictures(Files()), loaded["C"].embed_pictures(pictures(5)), atol=1e-6)
+    assert torch.allclose(loaded["C"].embed_images(Files()), loaded["C"].embed_images(pictures(5)), atol=1e-6)
     assert asked == [(0, 2), (2, 4), (4, 6)]
 
 
@@ -377,13 +375,13 @@ def test_damaged_weights_are_told(tmp_path):
     weights["text_projection"][0, 0] = float("inf")
     save_file(weights, folder / "model.safetensors")
     model = load_internvl(folder)
-    with pytest.raises(ValueError, match="damaged gives embeddings of pictures that are not finite"):
-        model.embed_pictures(pictures(1))
+    with pytest.raises(ValueError, match="damaged gives embeddings of images that are not finite"):
+        model.embed_images(pictures(1))
     with pytest.raises(ValueError, match="damaged gives embeddings of texts that are not finite"):
         model.embed_texts(["a"])
 
 
-# --- files that cannot serve ---------------------------------------------------------------------------------------------
+# --- files that cannot serve  ---
 
 OTHERS = {
     "a MuLan adapter": (["queries", "proj.0.weight"], "a MuLan adapter"),
@@ -415,7 +413,7 @@ OTHERS = {
 @pytest.mark.parametrize("tensors, words", OTHERS.values(), ids=OTHERS)
 def test_other_files_are_told_for_what_they_are(tmp_path, tensors, words):
     save_file({name: torch.zeros(4, 4) for name in tensors}, tmp_path / "other.safetensors")
-    expected = "expected is InternVL-C or -G, from OpenGVLab/InternVL-14B-224px on Hugging Face, in models/internvl"
+    expected = "expected InternVL-C or -G, from OpenGVLab/InternVL-14B-224px on Hugging Face, in models/internvl"
     with pytest.raises(WrongFileError, match=rf"other.safetensors \(in .*\) is {words}.*; {expected}"):
         open_internvl(tmp_path / "other.safetensors")
 
@@ -450,12 +448,12 @@ def test_a_tensor_of_another_shape_is_told(tmp_path):
     weights["clip_projector.cross_attn.k.weight"] = torch.zeros(48, 40)
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(
-        WrongFileError, match=r"clip_projector.cross_attn.k.weight has the shape \[48, 40\], expected is \[48, 48\]"
+        WrongFileError, match=r"clip_projector.cross_attn.k.weight has the shape \[48, 40\], expected \[48, 48\]"
     ):
         open_internvl(folder)
 
 
-@pytest.mark.parametrize("text, words", [("{", "config.json is no JSON"), ("[]", "config.json holds a list")])
+@pytest.mark.parametrize("text, words", [("{", "config.json is not valid JSON"), ("[]", "config.json holds a list")])
 def test_a_damaged_configuration_is_told(tmp_path, text, words):
     folder = random_internvl.checkpoint(tmp_path / "damaged")
     (folder / "config.json").write_text(text)
@@ -468,11 +466,14 @@ def test_a_damaged_configuration_is_told(tmp_path, text, words):
     [
         (
             {"vision_config": {"num_attention_heads": 5}},
-            "vision_config.num_attention_heads is 5, which states 48 wide cannot be shared among",
+            "vision_config.num_attention_heads is 5, which does not divide the hidden size of 48",
         ),
-        ({"attn_pool_num_heads": 7}, "attn_pool_num_heads is 7, which states 48 wide"),
+        ({"attn_pool_num_heads": 7}, "attn_pool_num_heads is 7, which does not divide the hidden size of 48"),
         ({"vision_config": 3}, "odd .* cannot be used"),
-        ({"qllama_config": {"num_attention_heads": 9}}, "qllama_config.num_attention_heads is 9, which states 64 wide"),
+        (
+            {"qllama_config": {"num_attention_heads": 9}},
+            "qllama_config.num_attention_heads is 9, which does not divide the hidden size of 64",
+        ),
     ],
 )
 def test_heads_that_cannot_share_the_width_are_told(tmp_path, told, words):
@@ -484,7 +485,7 @@ def test_heads_that_cannot_share_the_width_are_told(tmp_path, told, words):
 
 
 def test_an_unknown_mode_is_told(folder):
-    with pytest.raises(ValueError, match="the mode is 'X', expected is one of C, G"):
+    with pytest.raises(ValueError, match="unknown mode 'X': expected one of C, G"):
         load_internvl(folder, "X")
 
 

@@ -10,22 +10,22 @@ import comfy.model_management
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.nn import functional as F
+
 from mulan_nodes.mulan.images.image_files import UnreadableImageError, list_images, read_image
 from mulan_nodes.mulan.images.text_drawing import TextRenderer
 from mulan_nodes.mulan.internvl import embedding_cache, image_folder
-from mulan_nodes.mulan.internvl.embeddings import Embeddings, check_same_model
-from mulan_nodes.mulan.internvl.image_folder import embed_folder
-from mulan_nodes.mulan.internvl.ranking import best_pairs, direction, rank
-from mulan_nodes.mulan.internvl.similarity_image import draw
-from PIL import Image
-from torch.nn import functional as F
+from mulan_nodes.mulan.internvl.image_folder import embed_folder, open_image_folder
+from mulan_nodes.mulan.internvl.ranking import Embeddings, best_pairs, check_same_model, mean_embedding, rank
+from mulan_nodes.mulan.internvl.similarity_image import draw_similarity
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-# --- ranking ----------------------------------------------------------------------------------------------------------
+# --- ranking  ---
 
 
 def test_rank_is_by_score_and_then_by_position():
@@ -42,8 +42,8 @@ def test_rank_is_by_score_and_then_by_position():
 
 def test_several_queries_are_their_mean_direction():
     vectors = unit(3, 8)
-    assert torch.allclose(direction(vectors), F.normalize(vectors.sum(0), dim=0), atol=1e-6)
-    assert torch.allclose(direction(vectors[:1]), vectors[0], atol=1e-6)
+    assert torch.allclose(mean_embedding(vectors), F.normalize(vectors.sum(0), dim=0), atol=1e-6)
+    assert torch.allclose(mean_embedding(vectors[:1]), vectors[0], atol=1e-6)
 
 
 def test_a_hundred_thousand_vectors():
@@ -72,7 +72,7 @@ def test_best_pairs_of_two_and_of_one():
 def test_pairs_are_the_same_in_blocks(monkeypatch):
     a, b = unit(40, 8, seed=1), unit(30, 8, seed=2)
     whole, own = best_pairs(a, b, 10), best_pairs(a, a, 10, same=True)
-    monkeypatch.setattr("mulan_nodes.mulan.internvl.ranking.BLOCK", 90)
+    monkeypatch.setattr("mulan_nodes.mulan.internvl.ranking.MAX_BLOCK", 90)
     for one, other in zip([*whole, *own], [*best_pairs(a, b, 10), *best_pairs(a, a, 10, same=True)]):
         assert one == pytest.approx(other, abs=1e-6)
 
@@ -85,7 +85,7 @@ def test_vectors_of_two_models_are_not_compared():
         check_same_model("a", "x", "b", "y")
 
 
-# --- the matrix as a picture ------------------------------------------------------------------------------------------
+# --- the matrix as a picture  ---
 
 
 def corner(picture: Image.Image, scores: torch.Tensor, row: int, column: int) -> tuple[int, int, int]:
@@ -96,7 +96,7 @@ def corner(picture: Image.Image, scores: torch.Tensor, row: int, column: int) ->
 
 def test_more_alike_is_darker():
     scores = torch.linspace(-1, 1, 6).reshape(2, 3)
-    picture = draw(scores, ["", ""], ["", "", ""], TextRenderer())
+    picture = draw_similarity(scores, ["", ""], ["", "", ""], TextRenderer())
     shades = [sum(corner(picture, scores, row, column)) for row in range(2) for column in range(3)]
     assert shades == sorted(shades, reverse=True) and len(set(shades)) == 6
 
@@ -112,11 +112,11 @@ def test_matrices_of_any_size_are_drawn(size):
         ]
         for count in size
     ]
-    picture = draw(torch.rand(size), *names, TextRenderer(sample="猫"))
+    picture = draw_similarity(torch.rand(size), *names, TextRenderer(sample="猫"))
     assert picture.mode == "RGB" and max(picture.size) < 2000
 
 
-# --- picture files ----------------------------------------------------------------------------------------------------
+# --- picture files  ---
 
 
 def colours(seed: int = 0, height: int = 6, width: int = 9) -> np.ndarray:
@@ -133,9 +133,9 @@ def test_a_folder_s_pictures_in_the_order_people_count(tmp_path):
 def test_a_folder_without_pictures_says_so(tmp_path):
     (tmp_path / "below").mkdir()
     Image.fromarray(colours()).save(tmp_path / "below" / "x.png")
-    with pytest.raises(ValueError, match=f"no picture in {tmp_path}.*folders below it are not searched"):
+    with pytest.raises(ValueError, match=f"no image in {tmp_path}.*subfolders are not searched"):
         list_images(tmp_path)
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="folder not found: .*nowhere"):
         list_images(tmp_path / "nowhere")
 
 
@@ -171,7 +171,7 @@ def test_an_animation_is_its_first_frame(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, words", [(b"", "it is empty"), (b"<!DOCTYPE html>", "no picture that can be read"), ("cut", "truncated")]
+    "content, words", [(b"", "it is empty"), (b"<!DOCTYPE html>", "not an image that can be read"), ("cut", "truncated")]
 )
 def test_what_is_no_picture_says_why(tmp_path, content, words):
     if content == "cut":
@@ -182,7 +182,7 @@ def test_what_is_no_picture_says_why(tmp_path, content, words):
         read_image(tmp_path / "x.png")
 
 
-# --- embeddings of a folder -------------------------------------------------------------------------------------------
+# --- embeddings of a folder  ---
 
 
 class Pictures:
@@ -199,7 +199,7 @@ class Pictures:
     def steps(self, pictures: int) -> int:
         return pictures
 
-    def embed_pictures(self, pictures, framing="whole", bar=None):
+    def embed_images(self, pictures, framing="whole", progress=None):
         self.calls.append(len(pictures))
         vectors = []
         for start in range(0, len(pictures), 16):
@@ -208,7 +208,7 @@ class Pictures:
                     raise comfy.model_management.InterruptProcessingException
                 self.seen += 1
                 vectors.append(F.normalize(picture.mean((0, 1)) + 1e-3, dim=0))
-                bar.update(1)
+                progress.update(1)
         return torch.stack(vectors)
 
 
@@ -225,7 +225,7 @@ def album(tmp_path):
 @pytest.fixture
 def old(monkeypatch):
     """Files count as old enough for their times to prove something."""
-    monkeypatch.setattr(embedding_cache, "CLOCK", -1)
+    monkeypatch.setattr(embedding_cache, "CLOCK_RESOLUTION", -1)
 
 
 def save(file, seed):
@@ -237,7 +237,7 @@ def kept(tmp_path):
 
 
 def embed(model, album):
-    return embed_folder(model, album, "whole", album.parent / "kept")
+    return embed_folder(model, open_image_folder(album), "whole", album.parent / "kept")
 
 
 def test_a_folder_is_embedded_once(album, tmp_path):
@@ -303,7 +303,7 @@ def test_a_file_that_was_just_written_is_read_again(album, monkeypatch):
     embed(Pictures(), album)
     read, content_key = [], embedding_cache._content_key
     monkeypatch.setattr(embedding_cache, "_content_key", lambda file: read.append(file.name) or content_key(file))
-    assert time.time_ns() - (album / "0.png").stat().st_ctime_ns < embedding_cache.CLOCK
+    assert time.time_ns() - (album / "0.png").stat().st_ctime_ns < embedding_cache.CLOCK_RESOLUTION
     embed(Pictures(), album)
     assert len(read) == 5
 
@@ -312,7 +312,7 @@ def test_models_and_framings_are_kept_apart(album, tmp_path):
     embed(Pictures("one"), album)
     other = Pictures("other")
     embed(other, album)
-    embed_folder(Pictures("one"), album, "crop", tmp_path / "kept")
+    embed_folder(Pictures("one"), open_image_folder(album), "crop", tmp_path / "kept")
     assert other.seen == 5 and len(kept(tmp_path)) == 3
 
 
@@ -345,7 +345,7 @@ def test_a_damaged_store_is_made_anew_with_a_warning(album, tmp_path, caplog, sp
     spoil(kept(tmp_path)[0])
     model = Pictures()
     again = embed(model, album)
-    assert model.seen == 5 and torch.equal(made.vectors, again.vectors) and "made anew" in caplog.text
+    assert model.seen == 5 and torch.equal(made.vectors, again.vectors) and "computed again" in caplog.text
     calm = Pictures()
     embed(calm, album)
     assert calm.seen == 0
@@ -353,7 +353,7 @@ def test_a_damaged_store_is_made_anew_with_a_warning(album, tmp_path, caplog, sp
 
 def test_a_disk_that_refuses_is_only_a_warning(album, tmp_path, caplog):
     (tmp_path / "kept").write_text("a file where the folder should be")
-    assert len(embed(Pictures(), album).names) == 5 and "could not be kept" in caplog.text
+    assert len(embed(Pictures(), album).names) == 5 and "could not be stored" in caplog.text
 
 
 def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_done(album):
@@ -374,12 +374,12 @@ def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_done(album):
 def test_a_folder_of_nothing_readable(album):
     for file in album.iterdir():
         file.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="none of the 5 pictures in .*my album can be read; 0.png: it is no picture"):
+    with pytest.raises(ValueError, match="none of the 5 images in .*my album can be read; 0.png: it is no picture"):
         embed(Pictures(), album)
 
 
 def test_what_was_done_before_a_stop_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "AT_ONCE", 4)
+    monkeypatch.setattr(image_folder, "BATCH_SIZE", 4)
     album = tmp_path / "many"
     album.mkdir()
     for number in range(10):
@@ -406,7 +406,7 @@ def test_progress_counts_files_and_only_grows(album, monkeypatch):
             told.append(value)
 
     monkeypatch.setattr(image_folder.comfy.utils, "ProgressBar", Bar)
-    monkeypatch.setattr(image_folder, "AT_ONCE", 2)
+    monkeypatch.setattr(image_folder, "BATCH_SIZE", 2)
     embed(Pictures(), album)
     assert told == [5, 1, 2, 2, 3, 4, 4, 5, 5]
 
@@ -416,7 +416,7 @@ def test_pictures_are_read_only_when_their_batch_comes(album, monkeypatch):
     monkeypatch.setattr(image_folder, "read_image", lambda file: pytest.fail(f"{file} was read"))
 
     class Blind(Pictures):
-        def embed_pictures(self, pictures, framing="whole", bar=None):
+        def embed_images(self, pictures, framing="whole", progress=None):
             assert len(pictures) == 5 and len(pictures[1:3]) == 2
             return torch.ones(5, 3)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
-from mulan_nodes.mulan.images.video_frames import middles, spread_frames
+
+from mulan_nodes.mulan.images.video_frames import middle_frames, sample_frames
 
 
 def film(path, count: int, codec: str = "libx264", pixels: str = "yuv420p"):
@@ -30,8 +31,8 @@ def numbers(frames: list[torch.Tensor], count: int) -> list[int]:
 
 
 def test_frames_are_the_middles_of_equal_parts():
-    assert middles(80, 8) == [5, 15, 25, 35, 45, 55, 65, 75] and middles(9, 1) == [4]
-    assert middles(1, 8) == [0] * 8 and middles(3, 6) == [0, 0, 1, 1, 2, 2]
+    assert middle_frames(80, 8) == [5, 15, 25, 35, 45, 55, 65, 75] and middle_frames(9, 1) == [4]
+    assert middle_frames(1, 8) == [0] * 8 and middle_frames(3, 6) == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -39,13 +40,13 @@ def test_frames_are_the_middles_of_equal_parts():
     [("x.mp4", "libx264", 40), ("x.webm", "libvpx-vp9", 40), ("x.mkv", "libx264", 30), ("three.mp4", "libx264", 3)],
 )
 def test_frames_of_files(tmp_path, name, codec, count):
-    frames = spread_frames(InputImpl.VideoFromFile(film(tmp_path / name, count, codec)), 8)
-    assert numbers(frames, count) == middles(count, 8) and frames[0].shape == (48, 64, 3)
+    frames = sample_frames(InputImpl.VideoFromFile(film(tmp_path / name, count, codec)), 8)
+    assert numbers(frames, count) == middle_frames(count, 8) and frames[0].shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("name, codec", [("one.mp4", "libx264"), ("one.webm", "libvpx-vp9")])
 def test_a_video_of_one_frame(tmp_path, name, codec):
-    assert numbers(spread_frames(InputImpl.VideoFromFile(film(tmp_path / name, 1, codec)), 8), 1) == [0] * 8
+    assert numbers(sample_frames(InputImpl.VideoFromFile(film(tmp_path / name, 1, codec)), 8), 1) == [0] * 8
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_a_video_of_one_frame(tmp_path, name, codec):
 )
 def test_a_part_of_a_video(tmp_path, cut, first, length):
     video = InputImpl.VideoFromFile(film(tmp_path / "x.mp4", 40), **cut)
-    assert numbers(spread_frames(video, 4), 40) == [first + number for number in middles(length, 4)]
+    assert numbers(sample_frames(video, 4), 40) == [first + number for number in middle_frames(length, 4)]
 
 
 def test_a_file_is_never_decoded_whole(tmp_path, monkeypatch):
@@ -66,14 +67,14 @@ def test_a_file_is_never_decoded_whole(tmp_path, monkeypatch):
         return components
 
     monkeypatch.setattr(InputImpl.VideoFromFile, "get_components", watched)
-    spread_frames(InputImpl.VideoFromFile(film(tmp_path / "x.mp4", 120)), 8)
+    sample_frames(InputImpl.VideoFromFile(film(tmp_path / "x.mp4", 120)), 8)
     assert len(most) == 8 and max(most) <= 3
 
 
 def test_frames_in_memory():
     images = torch.linspace(0, 1, 20)[:, None, None, None].expand(20, 8, 8, 3)
     video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(10)))
-    assert torch.equal(torch.stack(spread_frames(video, 8)), images[middles(20, 8)])
+    assert torch.equal(torch.stack(sample_frames(video, 8)), images[middle_frames(20, 8)])
     empty = InputImpl.VideoFromComponents(Types.VideoComponents(images=images[:0], frame_rate=Fraction(10)))
-    with pytest.raises(ValueError, match="video: no frame of it can be read"):
-        spread_frames(empty, 8)
+    with pytest.raises(ValueError, match="video: none of its frames can be read"):
+        sample_frames(empty, 8)

@@ -6,9 +6,16 @@ import hashlib
 
 import pytest
 import torch
-from mulan_nodes.mulan.internvl.labels import read_labels
-from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, classify, embed_labels, read_templates
 from torch.nn import functional as F
+
+from mulan_nodes.mulan.internvl.zeroshot import (
+    BUILT_IN,
+    NO_TEMPLATES,
+    classify,
+    embed_labels,
+    read_labels,
+    read_templates,
+)
 
 
 class Texts:
@@ -16,7 +23,7 @@ class Texts:
 
     def __init__(self):
         self.calls: list[list[str]] = []
-        self.labels = None
+        self.label_cache = None
 
     def embed_texts(self, texts):
         self.calls.append(list(texts))
@@ -28,7 +35,7 @@ def vector_of(text: str) -> torch.Tensor:
     return F.normalize(torch.randn(16, generator=torch.Generator().manual_seed(seed)), dim=0)
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
+# --- labels  ---
 
 
 def test_labels_stand_one_per_line_and_may_hold_commas():
@@ -61,7 +68,7 @@ def test_the_same_labels_again_are_not_encoded_again():
     assert len(model.calls) == 3
 
 
-# --- templates --------------------------------------------------------------------------------------------------------
+# --- templates  ---
 
 
 def test_the_paper_s_templates_are_there_as_published():
@@ -107,7 +114,7 @@ def test_templates_that_cannot_serve(text, words):
         read_templates(text)
 
 
-# --- vectors ----------------------------------------------------------------------------------------------------------
+# --- vectors  ---
 
 
 def test_a_label_s_vector_is_the_unit_mean_over_its_templates():

@@ -1,10 +1,14 @@
-"""The tiny InternVL that talks: its talks are true, it trains on its answers alone, and it answers about pictures it never saw."""
+"""The tiny InternVL that talks: its talks are true, it trains on its answers alone, and it answers about pictures it
+never saw.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
 from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
 from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
 from mulan_nodes.tools.tinyworld import captions, chat_training, talks, world
@@ -12,7 +16,6 @@ from mulan_nodes.tools.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, ex
 from mulan_nodes.tools.tinyworld.chat_training import Seeing, Talker, prompt_of, train_tokenizer
 from mulan_nodes.tools.tinyworld.talks import KINDS, MOST, QUESTIONS, Exchange, Talk, ask, draw_talk, draw_talk_of_two
 from mulan_nodes.tools.tinyworld.whole_packs import CHAT
-from torch.nn import functional as F
 
 WEAK = {"whether", OF_TWO}  # below the goal, as web/docs/measured.md tells
 RED_STAR = world.Thing("red", "star", "big")
@@ -55,13 +58,13 @@ def test_the_file_is_a_chat_checkpoint(tiny_models):
     opened = open_chat(tiny_models["tiny_internvl_chat.safetensors"])
     assert (
         not set(unexpected(opened)) - {"tokenizer.json"}
-        and opened.config.language.qk_norm
+        and opened.config.language.q_norm
         and not opened.config.vision.rms_norm
     )
-    assert opened.words().encode("<|im_start|>user\n<img>") and CHAT.pack.stat().st_size < 5e6
+    assert opened.tokenizer().encode("<|im_start|>user\n<img>") and CHAT.pack.stat().st_size < 5e6
 
 
-# --- what it is trained on --------------------------------------------------------------------------------------------
+# --- what it is trained on  ---
 
 
 @pytest.mark.parametrize("language", QUESTIONS)
@@ -103,7 +106,8 @@ def test_talks_never_name_what_is_held_out():
 def test_a_prompt_is_what_the_model_will_be_asked_with():
     talk = Talk((RED_STAR,), (Exchange("What shape is it?", "star"), Exchange("And its colour?", "red")))
     assert prompt_of(talk, "Look.") == (
-        "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n<img><IMG_CONTEXT></img>\nWhat shape is it?<|im_end|>\n<|im_start|>assistant\nstar"
+        "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n<img><IMG_CONTEXT></img>\nWhat shape is "
+        "it?<|im_end|>\n<|im_start|>assistant\nstar"
         "<|im_end|>\n<|im_start|>user\nAnd its colour?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>"
     )
     assert prompt_of(Talk((RED_STAR, RED_STAR), talk.exchanges[:1]), "").count("<IMG_CONTEXT>") == 2
@@ -135,8 +139,8 @@ def test_what_it_reads_is_what_the_library_reads(tokenizer, tmp_path):
     with torch.no_grad():
         (states,) = talker.seeing.tower(picture)
         seen = talker.seeing.project(states)
-        assert torch.allclose(chat.see(picture), seen, atol=1e-4)
+        assert torch.allclose(chat.encode_tiles(picture), seen, atol=1e-4)
         prompt = chat.embed([1, 2, seen[0][:1], 3])
-        ours = chat.language.logits(chat.language.model(None, embeds=prompt)[0])
+        ours = chat.language_model.logits(chat.language_model.model(None, embeds=prompt)[0])
         theirs = talker.language(inputs_embeds=prompt).last_hidden_state @ talker.language.embed_tokens.weight.T
     assert torch.allclose(ours, theirs[:, -ours.shape[1] :], atol=1e-3)

@@ -1,10 +1,15 @@
-"""The tiny InternVL: what it is trained on, how it is written, and that its pair of encoders classifies pictures in every trained language."""
+"""The tiny InternVL: what it is trained on, how it is written, and that its pair of encoders classifies pictures in
+every trained language.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+from mulan_nodes.mulan.internvl.contrastive import normalize
 from mulan_nodes.mulan.internvl.internvl_files import open_internvl, unexpected
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 from mulan_nodes.tools.tinyworld import captions, contrastive_training, world
@@ -13,7 +18,6 @@ from mulan_nodes.tools.tinyworld.contrastive_training import Pair, draw_anywhere
 from mulan_nodes.tools.tinyworld.pack import expand_text_encoder
 from mulan_nodes.tools.tinyworld.whole_packs import INTERNVL, WholePack
 from mulan_nodes.tools.tinyworld_visionllm.tiny_model import VISIONLLM
-from torch import nn
 
 BARE_UNREAD = {"de", "hi", "en"}  # colours that begin a text are other tokens there than those the text encoder learned
 
@@ -157,16 +161,16 @@ class _Block:
 def test_a_pair_is_written_as_it_is_read(tmp_path, tiny_models):
     text = contrastive_training.FrozenText(expand_text_encoder(tmp_path))
     torch.manual_seed(0)
-    pair = Pair(text.file.config.width, text.file.config.heads, text.file.config.norm_eps)
+    pair = Pair(text.file.config.hidden_size, text.file.config.num_attention_heads, text.file.config.rms_norm_eps)
     path = contrastive_training.write(pair, text, tmp_path / "pair.safetensors")
     loaded = load_internvl(path, "G", tiny_models["tiny_internvl.safetensors"])
     picture = torch.rand(64, 64, 3)
-    seen = loaded.embed_pictures([picture])
+    seen = loaded.embed_images([picture])
     images = contrastive_training.as_seen((picture * 255).round().permute(2, 0, 1)[None])
     with torch.no_grad():
-        states = pair.model.states(images)
-        expected = contrastive_training.unit(pair.model.embed_states(states) + pair.reader(states, text.llama))
-        words = pair.model.embed_rows(text.rows(["一个红色的五角星", "a star"]))
+        states = pair.model.encode_images(images)
+        expected = normalize(pair.model.pool_images(states) + pair.reader(states, text.llama))
+        words = pair.model.project_texts(text.rows(["一个红色的五角星", "a star"]))
     assert torch.allclose(seen, expected, atol=3e-3) and torch.allclose(
         loaded.embed_texts(["一个红色的五角星", "a star"]), words, atol=3e-3
     )

@@ -1,4 +1,6 @@
-"""`dev.py eval zeroshot`: folders of classes, their names in a language, what is reported, and the paper's figures beside it."""
+"""`dev.py eval zeroshot`: folders of classes, their names in a language, what is reported, and the paper's figures
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mulan_nodes.mulan.internvl.internvl_model import LoadedInternVL
 from mulan_nodes.tools import evaluate_zeroshot
 from mulan_nodes.tools.commands import eval as command
 from mulan_nodes.tools.tinyworld import world
 from mulan_nodes.tools.zeroshot.dataset import Dataset, WrongDatasetError
 from mulan_nodes.tools.zeroshot.paper import PUBLISHED, published
-from PIL import Image
 
 THINGS = {"red circle": ("red", "circle"), "blue star": ("blue", "star")}
 
@@ -89,8 +92,8 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_measured(dataset, evaluate)
     (dataset / "damaged" / "a.png").write_bytes(b"")
     told = evaluate(dataset)
     assert "8 pictures of 4 classes" in told and "Not read (3):" in told
-    assert "red_circle/broken.jpg: it is no picture that can be read" in told
-    assert "there is no picture in" in told and "none of the 1 pictures" in told
+    assert "red_circle/broken.jpg: it is not an image that can be read" in told
+    assert "no image in" in told and "none of the 1 images" in told
     assert "| nothing |" not in told
 
 
@@ -169,13 +172,13 @@ def test_wrong_names_are_told(dataset, told, message):
 
 
 def test_what_is_no_data_set_ends_with_the_reason(dataset, evaluate, tmp_path):
-    with pytest.raises(SystemExit, match="Nothing was measured: .*gone is no folder"):
+    with pytest.raises(SystemExit, match="Nothing was measured: folder not found: .*gone"):
         evaluate(tmp_path / "gone")
     with pytest.raises(SystemExit, match="holds 0 folders; expected is a folder for each class"):
         evaluate(dataset / "red_circle")
     for picture in dataset.rglob("*.png"):
         picture.write_bytes(b"")
-    with pytest.raises(SystemExit, match="there is no picture in .*data that can be read; none of the 4 pictures in"):
+    with pytest.raises(SystemExit, match="no image in .*data that can be read; none of the 4 images in"):
         evaluate(dataset)
     with pytest.raises(SystemExit, match="Nothing was measured: other.safetensors is not in .*models/internvl"):
         evaluate(dataset, checkpoint="other.safetensors")

@@ -1,4 +1,6 @@
-"""What InternVL is measured at, ours and beside it the plain ways: texts, pictures, zero-shot classification, orders, and a folder seen before."""
+"""What InternVL is measured at, ours and beside it the plain ways: texts, pictures, zero-shot classification, orders,
+and a folder seen before.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mulan_nodes.mulan.conditioning.text_encoder import last_token_state
+from PIL import Image
+from torch.nn import functional as F
+
+from mulan_nodes.mulan.conditioning.internvl_llama import last_token_state
 from mulan_nodes.mulan.conditioning.tokenizer import PAD
 from mulan_nodes.mulan.internvl.embedding_cache import CLOCK_RESOLUTION, EmbeddingCache, cache_path
-from mulan_nodes.mulan.internvl.image_folder import embed_folder
+from mulan_nodes.mulan.internvl.image_folder import embed_folder, open_image_folder
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 from mulan_nodes.mulan.internvl.internvl_model import MAX_TOKENS, LoadedInternVL, text_ids
 from mulan_nodes.mulan.internvl.ranking import mean_embedding, rank
 from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, LABEL_MARK, embed_labels
-from PIL import Image
-from torch.nn import functional as F
 
 from ..random_checkpoints import internvl as random_internvl
 from ..tinyworld.captions import CHOICES, LANGUAGES
@@ -119,7 +122,7 @@ class Texts:
 
     def zeroshot(self) -> dict[str, Way]:
         def ours() -> torch.Tensor:
-            self._loaded.labels = None  # what it keeps of the last
+            self._loaded.label_cache = None  # what it keeps of the last
             return again()
 
         def again() -> torch.Tensor:
@@ -146,12 +149,16 @@ class Texts:
         return sum(len(text_ids(self._loaded.tokenizer, text)) for text in texts)
 
     def _padded(self, texts: Sequence[str], together: int = 16) -> torch.Tensor:
-        """As upstream's tokenizer gives texts to its model: each filled up to 80 tokens. So many at a time are as many rows as ours."""
+        """As upstream's tokenizer gives texts to its model: each filled up to 80 tokens. So many at a time are as many
+        rows as ours.
+        """
         rows = []
         for start in range(0, len(texts), together):
             ids = [text_ids(self._loaded.tokenizer, text) for text in texts[start : start + together]]
-            states = self._loaded.encoder.states([(*of_text, *[PAD] * (MAX_TOKENS - len(of_text))) for of_text in ids])
-            rows += [last_token_state(of_text, of_rows) for of_text, of_rows in zip(ids, states)]
+            states = self._loaded.encoder.hidden_states(
+                [(*of_text, *[PAD] * (MAX_TOKENS - len(of_text))) for of_text in ids]
+            )
+            rows += [last_token_state(of_text, of_rows) for of_text, of_rows in zip(ids, states, strict=True)]
         return self._loaded.model.project_texts(torch.stack(rows))
 
     def _label_by_label(self) -> torch.Tensor:
@@ -210,7 +217,8 @@ def orders(amounts: Amounts) -> dict[str, Way]:
 
 
 class Folders:
-    """A folder whose pictures are known already, so that their content matters to no one, and one whose pictures are always new.
+    """A folder whose pictures are known already, so that their content matters to no one, and one whose pictures are
+    always new.
 
     The files of the first hold a few bytes each, all different, and its vectors are random.
     """
@@ -229,11 +237,11 @@ class Folders:
         self.bytes = self._keep(amounts)
 
     def seen(self) -> torch.Tensor:
-        return embed_folder(self._loaded, self._seen, FRAMING, self._kept_in).vectors
+        return embed_folder(self._loaded, open_image_folder(self._seen), FRAMING, self._kept_in).vectors
 
     def new(self) -> torch.Tensor:
         with tempfile.TemporaryDirectory() as nothing_kept:
-            return embed_folder(self._loaded, self._new, FRAMING, Path(nothing_kept)).vectors
+            return embed_folder(self._loaded, open_image_folder(self._new), FRAMING, Path(nothing_kept)).vectors
 
     def _keep(self, amounts: Amounts) -> int:
         """Writes the vectors as if they had been computed -> bytes of their file."""
@@ -242,7 +250,7 @@ class Folders:
         path.unlink(missing_ok=True)
         stored, random = EmbeddingCache(path, owner), torch.Generator().manual_seed(4)
         vectors = F.normalize(
-            torch.randn(amounts.vectors, self._loaded.model.config.embedding, generator=random), dim=1
+            torch.randn(amounts.vectors, self._loaded.model.config.embedding_size, generator=random), dim=1
         )
         for vector, file in zip(vectors, self._seen.iterdir(), strict=True):
             stored[stored.key(file)] = vector

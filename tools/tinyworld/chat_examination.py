@@ -26,7 +26,9 @@ def examine(
     asked: Sequence[str] = ASKED,
     on_language: Callable[[str], None] = lambda language: None,
 ) -> dict[str, dict[str, float]]:
-    """Language -> kind of question -> the share of `count` answers that are right to the letter, about new drawings of the things."""
+    """Language -> kind of question -> the share of `count` answers that are right to the letter, about new drawings of
+    the things.
+    """
     found = {}
     for language in languages:
         rng = np.random.default_rng(SEED)
@@ -63,5 +65,5 @@ def reply(
     clip: comfy.sd.CLIP, question: str, pictures: Sequence[torch.Tensor] = (), history: Sequence[tuple[str, str]] = ()
 ) -> str:
     """The most likely answer. Pictures [H, W, 3] float, 0 to 1."""
-    tokens = clip.tokenize(question, pictures=pictures, history=history)
+    tokens = clip.tokenize(question, images=pictures, history=history)
     return clip.decode(clip.generate(tokens, do_sample=False, max_length=LONGEST))

@@ -1,6 +1,8 @@
-"""Trains the tiny InternVL that talks: first its tower learns to see, from heads that name what a picture shows, then the language model to talk.
+"""Trains the tiny InternVL that talks: first its tower learns to see, from heads that name what a picture shows, then
+the language model to talk.
 
-The language model is transformers' Qwen3, whose tensors have the published names; the tower and the projector are those that ComfyUI will run.
+The language model is transformers' Qwen3, whose tensors have the published names; the tower and the projector are those
+that ComfyUI will run.
 """
 
 from __future__ import annotations
@@ -10,15 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
-from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig
-from mulan_nodes.mulan.internvl.intern_vit_keys import sources as tower_sources
-from mulan_nodes.mulan.internvl_chat.chat_keys import LANGUAGE, PROJECTOR, VISION
-from mulan_nodes.mulan.internvl_chat.chat_language_model import LanguageConfig
-from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, Projector
-from mulan_nodes.mulan.internvl_chat.chat_preprocessing import tiles_of
-from mulan_nodes.mulan.internvl_chat.chat_template import END, SEEN, SEEN_END, SEEN_START, START, dialogue, with_places
-from mulan_nodes.mulan.internvl_chat.chat_tokenizer import PIECES
 from PIL import Image
 from safetensors.torch import load_file, save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -26,26 +19,46 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3Model
 
+from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
+from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig
+from mulan_nodes.mulan.internvl_chat.chat_keys import LANGUAGE, PROJECTOR, VISION
+from mulan_nodes.mulan.internvl_chat.chat_language_model import HEAD_NORM, LanguageConfig
+from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, Projector
+from mulan_nodes.mulan.internvl_chat.chat_preprocessing import preprocess_tiles
+from mulan_nodes.mulan.internvl_chat.chat_template import (
+    END,
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_START,
+    START,
+    format_dialogue,
+    insert_images,
+)
+from mulan_nodes.mulan.internvl_chat.chat_tokenizer import SPLIT_PATTERN
+
 from . import world
 from .contrastive_training import as_seen, begin_tower, draw_anywhere
 from .stages import SEED, draw_corpus, is_finished, train_stage
 from .talks import MOST, Talk, all_words, draw_talk, draw_talk_of_two
 from .whole_packs import CHAT
 
-ESTIMATE = "Training the tiny InternVL that talks takes about twenty minutes of one CPU core; interrupted, it goes on where it was."
+ESTIMATE = (
+    "Training the tiny InternVL that talks takes about twenty minutes of one CPU core; interrupted, it goes "
+    "on where it was."
+)
 TOWER = InternViTConfig(
-    width=96,
-    feed_forward=192,
-    layers=3,
-    heads=6,
-    patch=8,
-    picture=world.PICTURE_SIZE,
+    hidden_size=96,
+    intermediate_size=192,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    patch_size=8,
+    image_size=world.PICTURE_SIZE,
     rms_norm=False,
     qk_norm=False,
     qkv_bias=True,
 )
 VOCABULARY = 1500  # of the byte-level BPE; the added tokens follow
-ADDED = ("<|endoftext|>", START, END, SEEN_START, SEEN_END, SEEN)
+ADDED = ("<|endoftext|>", START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 WIDTH, LAYERS, HEADS, KEY_VALUE_HEADS, FEED_FORWARD = 128, 4, 4, 2, 320
 LONGEST = 1024  # tokens
 SYSTEM = "You look at pictures of coloured shapes."
@@ -56,7 +69,8 @@ TILED_DRAWINGS = 8  # of each thing
 FORGOTTEN_SYSTEM = 0.1  # the share of talks without a system message
 METADATA = {
     "title": "MuLan Nodes: the tiny InternVL that talks",
-    "description": "A tiny InternVL chat model of a world of coloured shapes, trained from nothing on pictures drawn by a program",
+    "description": "A tiny InternVL chat model of a world of coloured shapes, trained from nothing on pictures drawn "
+    "by a program",
     "made_by": "python dev.py train-tiny",
     "license": "MIT",
 }
@@ -75,11 +89,11 @@ class Seeing(nn.Module):
     def loss(self, images: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
         """images [N, 3, S, S], normed; named [N, 3]: the number of each one's colour, shape and size."""
         seen = self.project(self.tower(images)[0]).mean(dim=1)
-        return sum(F.cross_entropy(head(seen), of_head) for head, of_head in zip(self.heads, named.T))
+        return sum(F.cross_entropy(head(seen), of_head) for head, of_head in zip(self.heads, named.T, strict=True))
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """The tower's states of patches [N, patches, width] -> what the language model reads, [N, tokens, width]."""
-        side = TOWER.picture // TOWER.patch // 2
+        side = TOWER.image_size // TOWER.patch_size // 2
         grid = states.unflatten(1, (side, 2, side, 2)).permute(0, 1, 3, 2, 4, 5)
         return self.projector(grid.flatten(3).flatten(1, 2))
 
@@ -88,18 +102,18 @@ def chat_config(vocabulary: int) -> ChatConfig:
     return ChatConfig(
         TOWER,
         LanguageConfig(
-            vocabulary,
-            WIDTH,
-            FEED_FORWARD,
-            LAYERS,
-            HEADS,
-            KEY_VALUE_HEADS,
-            WIDTH // HEADS,
-            1e-6,
-            1e4,
-            LONGEST,
-            qk_norm=True,
-            tied=True,
+            vocab_size=vocabulary,
+            hidden_size=WIDTH,
+            intermediate_size=FEED_FORWARD,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KEY_VALUE_HEADS,
+            head_dim=WIDTH // HEADS,
+            rms_norm_eps=1e-6,
+            rope_theta=1e4,
+            max_position_embeddings=LONGEST,
+            q_norm=HEAD_NORM,
+            k_norm=HEAD_NORM,
         ),
     )
 
@@ -109,13 +123,13 @@ def language_model(vocabulary: int) -> Qwen3Model:
     return Qwen3Model(
         Qwen3Config(
             vocab_size=vocabulary,
-            hidden_size=config.width,
-            intermediate_size=config.feed_forward,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.key_value_heads,
-            head_dim=config.head,
-            rms_norm_eps=config.norm_eps,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.rms_norm_eps,
             rope_theta=config.rope_theta,
             max_position_embeddings=LONGEST,
             use_cache=False,
@@ -129,7 +143,7 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -152,13 +166,17 @@ class Talker(nn.Module):
         self.language = language_model(tokenizer.get_vocab_size())
         self.seeing = seeing
         self._tokenizer = tokenizer
-        self._seen, self._end = tokenizer.token_to_id(SEEN), tokenizer.token_to_id(END)
+        self._seen, self._end = tokenizer.token_to_id(IMAGE_CONTEXT), tokenizer.token_to_id(END)
         self._begin = tokenizer.encode(f"{START}assistant\n").ids
 
     def loss(self, prompts: Sequence[str], states: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Whole talks, and the tower's states [tiles, patches, width] of each picture in their order -> the loss of the answers' tokens."""
+        """Whole talks, and the tower's states [tiles, patches, width] of each picture in their order -> the loss of the
+        answers' tokens.
+        """
         rows = iter(self.seeing.project(torch.cat(list(states))).split([len(tiles) for tiles in states]))
-        embedded, targets = zip(*(self._embedded(self._tokenizer.encode(prompt).ids, rows) for prompt in prompts))
+        embedded, targets = zip(
+            *(self._embedded(self._tokenizer.encode(prompt).ids, rows) for prompt in prompts), strict=True
+        )
         inputs = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
         wanted = nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=-100)[:, 1:]
         answering = wanted != -100  # nothing stands behind padding, so it needs no mask
@@ -166,7 +184,9 @@ class Talker(nn.Module):
         return F.cross_entropy(F.linear(states, self.language.embed_tokens.weight), wanted[answering])
 
     def _embedded(self, ids: list[int], rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids -> what the model reads, with the pictures' rows in their places, and what it should answer, -100 elsewhere."""
+        """Ids -> what the model reads, with the pictures' rows in their places, and what it should answer, -100
+        elsewhere.
+        """
         answers, inside = [], False
         for number, id in enumerate(ids):
             answers.append(id if inside else -100)
@@ -184,9 +204,9 @@ class Talker(nn.Module):
 def prompt_of(talk: Talk, system: str = SYSTEM) -> str:
     """The whole talk with all its answers, as the model reads it."""
     *said, last = talk.exchanges
-    *before, question = with_places([exchange.question for exchange in talk.exchanges], len(talk.things))
-    history = [(asked, exchange.answer) for asked, exchange in zip(before, said)]
-    return f"{dialogue(question, history, system)}{last.answer}{END}"
+    *before, question = insert_images([exchange.question for exchange in talk.exchanges], len(talk.things))
+    history = [(asked, exchange.answer) for asked, exchange in zip(before, said, strict=True)]
+    return f"{format_dialogue(question, history, system)}{last.answer}{END}"
 
 
 def train_chat(work_dir: Path, seeing_steps: int = 1500, steps: int = 3000) -> Path:
@@ -269,27 +289,24 @@ def _talking_loss(talker: Talker):
 
 def _tiles_seen(talker: Talker, picture: torch.Tensor, times: int) -> torch.Tensor:
     """The states of the tiles of a picture [3, S, S] that is enlarged so many times."""
-    side = times * TOWER.picture
+    side = times * TOWER.image_size
     image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
-    return talker.seeing.tower(tiles_of(image, TOWER.picture))[0]
+    return talker.seeing.tower(preprocess_tiles(image, TOWER.image_size))[0]
 
 
 def write(talker: Talker, tokenizer: Tokenizer, path: Path) -> Path:
-    """Writes tower, projector and language model under their published names, in float16, with the tokenizer and the configuration inside."""
+    """Writes tower, projector and language model under their published names, in float16, with the tokenizer and the
+    configuration inside.
+    """
     seeing, language = talker.seeing, talker.language.config
-    tower, projector = seeing.tower.state_dict(), seeing.projector.state_dict()
-    tensors = {VISION + name: tower[ours] for ours, source in tower_sources(TOWER).items() for name in source.names}
-    tensors |= {
-        f"{PROJECTOR}{number}.{kind}": projector[f"{ours}.{kind}"]
-        for ours, number in (("norm", 0), ("up", 1), ("out", 3))
-        for kind in ("weight", "bias")
-    }
+    tensors = {VISION + name: tensor for name, tensor in seeing.tower.state_dict().items()}
+    tensors |= {PROJECTOR + name: tensor for name, tensor in seeing.projector.state_dict().items()}
     tensors |= {f"{LANGUAGE}model.{name}": tensor for name, tensor in talker.language.state_dict().items()}
     told = {
         "model_type": "internvl_chat",
         "template": "internvl2_5",
         "system_message": SYSTEM,
-        "vision_config": {"num_attention_heads": TOWER.heads},
+        "vision_config": {"num_attention_heads": TOWER.num_attention_heads},
         "llm_config": {
             "model_type": "qwen3",
             "num_attention_heads": HEADS,

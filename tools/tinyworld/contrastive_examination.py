@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from mulan_nodes.mulan.internvl.internvl_model import LoadedInternVL
 from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, embed_labels
 
@@ -19,7 +20,9 @@ GOAL = 0.95
 
 @dataclass(frozen=True)
 class Question:
-    """Labels that name these attributes, one for each combination that there is. `held_out`: asked of the pairs that no training saw."""
+    """Labels that name these attributes, one for each combination that there is. `held_out`: asked of the pairs that no
+    training saw.
+    """
 
     named: frozenset[str]
     bare: bool = False  # labels without article or measure word
@@ -57,7 +60,7 @@ def look(loaded: LoadedInternVL, drawings: int, seed: int = SEED) -> Pictures:
     """So many new drawings of every thing."""
     rng, things = np.random.default_rng(seed), world.THINGS * drawings
     drawn = [torch.from_numpy(world.draw(thing, rng)).float() / 255 for thing in things]
-    return Pictures(things, loaded.embed_pictures(drawn))
+    return Pictures(things, loaded.embed_images(drawn))
 
 
 def examine(
@@ -67,7 +70,9 @@ def examine(
     questions: Mapping[str, Question] = QUESTIONS,
     on_language: Callable[[str], None] = lambda language: None,
 ) -> dict[str, dict[str, float]]:
-    """Language -> question -> the share of pictures whose best label is right. Templates are not asked of languages that have none."""
+    """Language -> question -> the share of pictures whose best label is right. Templates are not asked of languages
+    that have none.
+    """
     found = {}
     for language in languages:
         found[language] = {
@@ -86,7 +91,7 @@ def _share(loaded: LoadedInternVL, pictures: Pictures, question: Question, langu
     best = (pictures.vectors @ vectors.T).argmax(dim=1).tolist()
     right = [
         labels[answer] == question.label(thing, words)
-        for thing, answer in zip(pictures.things, best)
+        for thing, answer in zip(pictures.things, best, strict=True)
         if thing.held_out == question.held_out
     ]
     return sum(right) / len(right)

@@ -1,7 +1,9 @@
-"""Trains the tiny InternVL's vision side, modes C and G together, against the tiny text encoder that MuLan has, which stays as it is.
+"""Trains the tiny InternVL's vision side, modes C and G together, against the tiny text encoder that MuLan has, which
+stays as it is.
 
-A batch is one drawing of every thing that is not held out. Its texts name each thing in one wording after another: a language, a set of
-attributes, a sentence. Where attributes are left out, things share a text, and all of them are right answers to it.
+A batch is one drawing of every thing that is not held out. Its texts name each thing in one wording after another: a
+language, a set of attributes, a sentence. Where attributes are left out, things share a text, and all of them are right
+answers to it.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
 from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
 from mulan_nodes.mulan.conditioning.clip import load_text_encoder
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
-from mulan_nodes.mulan.conditioning.text_encoder import last_row
+from mulan_nodes.mulan.conditioning.internvl_llama import last_token_state
 from mulan_nodes.mulan.internvl import internvl_keys as published
 from mulan_nodes.mulan.internvl.contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig
 from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig
 from mulan_nodes.mulan.internvl.internvl_model import text_ids
 from mulan_nodes.mulan.internvl.preprocessing import MEAN, STD
-from safetensors.torch import load_file, save
-from torch import nn
 
 from . import captions, pack, scenes, world
 from .stages import SEED, draw_corpus, is_finished, train_stage
@@ -34,14 +37,22 @@ ESTIMATE = "Training the tiny InternVL takes about ten minutes of one CPU core; 
 STAGE = "internvl"
 EMBEDDING = 64
 POOL_HEADS = 4
-TOWER = InternViTConfig(width=96, feed_forward=384, layers=3, heads=6, patch=8, picture=world.PICTURE_SIZE)
+TOWER = InternViTConfig(
+    hidden_size=96,
+    intermediate_size=384,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    patch_size=8,
+    image_size=world.PICTURE_SIZE,
+)
 QUERIES = 16
 READ_IN = (0, 2)  # every other layer of the LLaMA, as published
 BRANCH_SCALE = 0.5  # at the beginning
 BARE = 0.4  # the share of phrases without article and sentence
 METADATA = {
     "title": "MuLan Nodes: the tiny InternVL",
-    "description": "A tiny InternVL-C and -G of a world of coloured shapes, without its text encoder, trained from nothing on pictures drawn by a program",
+    "description": "A tiny InternVL-C and -G of a world of coloured shapes, without its text encoder, trained from "
+    "nothing on pictures drawn by a program",
     "made_by": "python dev.py train-tiny",
     "license": "MIT",
 }
@@ -55,50 +66,54 @@ class Pair(nn.Module):
         self.model = ContrastiveModel(ContrastiveConfig(TOWER, text_width, EMBEDDING, POOL_HEADS), operations=nn)
         self.reader = QueryReader(
             ReaderConfig(
-                width=text_width,
-                picture_width=TOWER.width,
-                queries=QUERIES,
-                heads=text_heads,
+                hidden_size=text_width,
+                vision_hidden_size=TOWER.hidden_size,
+                num_queries=QUERIES,
+                num_attention_heads=text_heads,
                 layers=READ_IN,
-                embedding=EMBEDDING,
-                pool_heads=POOL_HEADS,
-                norm_eps=norm_eps,
+                embedding_size=EMBEDDING,
+                pool_num_heads=POOL_HEADS,
+                rms_norm_eps=norm_eps,
             ),
             operations=nn,
         )
         _begin(self)
 
     def loss(self, images: torch.Tensor, rows: torch.Tensor, alike: torch.Tensor, llama: nn.Module) -> torch.Tensor:
-        """images [N, 3, S, S], normed; rows [W, N, text width] of the N things' texts in W wordings; alike [W, N, N]: which texts are the same."""
-        states = self.model.states(images)
-        texts = self.model.embed_rows(rows)
+        """images [N, 3, S, S], normed; rows [W, N, text width] of the N things' texts in W wordings; alike [W, N, N]:
+        which texts are the same.
+        """
+        states = self.model.encode_images(images)
+        texts = self.model.project_texts(rows)
         scale = self.model.logit_scale.exp().clamp(max=100)
-        seen = self.model.embed_states(states), self.reader(states, llama)
+        seen = self.model.pool_images(states), self.reader(states, llama)
         return sum(_contrast(scale * texts @ pictures.T, alike) for pictures in seen) / len(seen)
 
 
 def _contrast(logits: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
-    """Logits [W, texts N, pictures N] -> the mean of both directions; the right answers to a text, or a picture, have equal shares."""
+    """Logits [W, texts N, pictures N] -> the mean of both directions; the right answers to a text, or a picture, have
+    equal shares.
+    """
     shares = alike / alike.sum(dim=-1, keepdim=True)
     return -0.5 * ((logits.log_softmax(-1) * shares).sum(-1) + (logits.mT.log_softmax(-1) * shares).sum(-1)).mean()
 
 
 def begin_tower(tower: InternViT) -> None:
     """The values of the bare parameters that training begins from; the layers have torch's own."""
-    nn.init.normal_(tower.class_token, std=0.02)
-    nn.init.normal_(tower.positions, std=0.02)
+    nn.init.normal_(tower.embeddings.class_embedding, std=0.02)
+    nn.init.normal_(tower.embeddings.position_embedding, std=0.02)
     for layer in tower.layers:
-        nn.init.constant_(layer.scale1, BRANCH_SCALE)
-        nn.init.constant_(layer.scale2, BRANCH_SCALE)
+        nn.init.constant_(layer.ls1, BRANCH_SCALE)
+        nn.init.constant_(layer.ls2, BRANCH_SCALE)
 
 
 @torch.no_grad()
 def _begin(pair: Pair) -> None:
-    begin_tower(pair.model.tower)
+    begin_tower(pair.model.vision_model)
     for attention in pair.reader.layers.values():
-        attention.out.weight.mul_(BRANCH_SCALE)
-    nn.init.normal_(pair.reader.queries, std=0.5)
-    nn.init.normal_(pair.model.text_projection, std=pair.model.config.text_width**-0.5)
+        attention.o_proj.weight.mul_(BRANCH_SCALE)
+    nn.init.normal_(pair.reader.query_tokens, std=0.5)
+    nn.init.normal_(pair.model.text_projection, std=pair.model.config.text_hidden_size**-0.5)
     nn.init.constant_(pair.model.logit_scale, math.log(1 / 0.07))
 
 
@@ -117,17 +132,24 @@ class FrozenText:
 
     @torch.no_grad()
     def rows(self, texts: list[str]) -> torch.Tensor:
-        """[N, width] as `ContrastiveModel.embed_rows` takes them; every text is encoded once, with those of its length."""
+        """[N, width] as `ContrastiveModel.project_texts` takes them; every text is encoded once, with those of its
+        length.
+        """
         ids = {text: text_ids(self.tokenizer, text) for text in texts}
         rows = {}
         for _, alike in groupby(sorted(set(ids.values()), key=len), key=len):
             alike = list(alike)
-            rows |= {of_text: last_row(of_text, states) for of_text, states in zip(alike, self.encoder.states(alike))}
+            rows |= {
+                of_text: last_token_state(of_text, states)
+                for of_text, states in zip(alike, self.encoder.hidden_states(alike), strict=True)
+            }
         return torch.stack([rows[ids[text]] for text in texts])
 
 
 def wordings(things) -> Iterator[list[list[str]]]:
-    """For every trained language and every choice of attributes: the texts of all things without article, then in each sentence."""
+    """For every trained language and every choice of attributes: the texts of all things without article, then in each
+    sentence.
+    """
     for language in captions.TRAINED.values():
         for named in captions.CHOICES:
             bare = [language.bare_phrase(thing, named) for thing in things]
@@ -153,7 +175,7 @@ def train_internvl(work_dir: Path, steps: int = 2500) -> Path:
     """Trains what is not finished and writes the pack."""
     text = FrozenText(pack.expand_text_encoder(work_dir / "models"))
     torch.manual_seed(SEED)
-    pair = Pair(text.file.config.width, text.file.config.heads, text.file.config.norm_eps)
+    pair = Pair(text.file.config.hidden_size, text.file.config.num_attention_heads, text.file.config.rms_norm_eps)
     if is_finished(STAGE, work_dir):
         pair.load_state_dict(load_file(work_dir / f"{STAGE}.safetensors"))
     else:
@@ -189,8 +211,11 @@ def write(pair: Pair, text: FrozenText, path: Path) -> Path:
     """Writes the vision side under its published names, in float16, as `dev.py convert` would."""
     told = {
         "attn_pool_num_heads": POOL_HEADS,
-        "vision_config": {"num_attention_heads": TOWER.heads},
-        "qllama_config": {"num_attention_heads": text.file.config.heads, "rms_norm_eps": text.file.config.norm_eps},
+        "vision_config": {"num_attention_heads": TOWER.num_attention_heads},
+        "qllama_config": {
+            "num_attention_heads": text.file.config.num_attention_heads,
+            "rms_norm_eps": text.file.config.rms_norm_eps,
+        },
     }
     tensors = {}
     for part, sources in ((pair.model, published.model_sources), (pair.reader, published.reader_sources)):

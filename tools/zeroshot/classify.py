@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from mulan_nodes.mulan.internvl.image_folder import FolderEmbeddings, embed_folder
+
+from mulan_nodes.mulan.internvl.image_folder import FolderEmbeddings, embed_folder, open_image_folder
 from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN, NO_TEMPLATES, embed_labels
 
 from .dataset import Dataset
@@ -30,7 +31,9 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one language: whether each picture's class is its best label, and among its five best; the labels and the sentences they stood in."""
+    """Of one language: whether each picture's class is its best label, and among its five best; the labels and the
+    sentences they stood in.
+    """
 
     first: torch.Tensor
     among_five: torch.Tensor
@@ -42,14 +45,16 @@ class Scores:
 
 
 def embed(
-    loaded: LoadedInternVL, dataset: Dataset, kept_in: Path, on_class: Callable[[int], None] = lambda number: None
+    loaded: LoadedInternVL, dataset: Dataset, cache_folder: Path, on_class: Callable[[int], None] = lambda number: None
 ) -> Vectors:
-    """Looks at the pictures that are new since the last time. Raises ValueError where no picture of the data set can be read."""
+    """Looks at the pictures that are new since the last time. Raises ValueError where no picture of the data set can be
+    read.
+    """
     embeddings, classes, problems = [], [], []
     for number, name in enumerate(dataset.classes):
         on_class(number)
         try:
-            found = embed_folder(loaded, dataset.folder / name, FRAMING, kept_in)
+            found = embed_folder(loaded, open_image_folder(dataset.folder / name), FRAMING, cache_folder)
         except ValueError as error:
             problems.append(str(error))
             continue

@@ -1,0 +1,91 @@
+"""Where the InternVL nodes get their images: connected batches or a folder, checked, fingerprinted and embedded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import folder_paths
+import torch
+
+from ..mulan.images.image_files import read_image
+from ..mulan.internvl.image_folder import ImageFolder, UnreadableImage, embed_folder, open_image_folder
+from .common import with_field_name
+from .internvl_inputs import ABSENT, unwrap_single
+
+CACHE_FOLDER = "internvl"  # in ComfyUI's output folder, for the embeddings of folders
+
+
+def check_source(image, folder: str | None, **others) -> ImageFolder | None:
+    """Raise ValueError unless exactly one of image, folder and `others` is given (ABSENT: it is not). The folder must hold images."""
+    named = folder is None or folder.strip() != ""
+    given = (image is not ABSENT) + named + sum(other is not ABSENT for other in others.values())
+    if given != 1:
+        fields = f"{', '.join(('image', *others))} or folder"
+        raise ValueError(
+            f"{fields}: {'more than one is' if given else 'none of them is'} given. Give exactly one of them."
+        )
+    return with_field_name("folder", open_image_folder, resolve_folder(folder)) if folder and named else None
+
+
+def resolve_folder(name: str) -> Path:
+    """Return the folder of an absolute path, or of one in ComfyUI's input or output folder.
+
+    Raises ValueError that says where it was looked for.
+    """
+    name = name.strip().strip('"')
+    if Path(name).is_absolute():
+        candidates, places = [Path(name)], ""
+    else:
+        roots = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory())
+        candidates, places = [root / name for root in roots], f" in {roots[0]} or in {roots[1]}"
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise ValueError(
+        f"folder: {name!r} was not found{places}. Enter an absolute path, or a folder inside ComfyUI's input or output folder."
+    )
+
+
+def fingerprint_folder(folder) -> str:
+    """Return a text that changes with the images in a folder, for `fingerprint_inputs`; empty if there is no such folder."""
+    try:
+        files = open_image_folder(resolve_folder(unwrap_single(folder) or "")).files
+        stats = [
+            (file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files for stat in [file.stat()]
+        ]
+    except (OSError, ValueError):
+        return ""
+    return hashlib.sha256(repr(stats).encode("utf-8", "replace")).hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageEmbeddings:
+    """Images as `vectors` [N, E] with their names.
+
+    `image` returns an image itself, where it is at hand; `unreadable` are the files of a folder that could not be read.
+    """
+
+    vectors: torch.Tensor
+    names: tuple[str, ...]
+    image: Callable[[int], torch.Tensor] | None  # index -> [1, H, W, 3]
+    unreadable: Sequence[UnreadableImage] = field(default_factory=list)
+
+
+def embed_images(
+    internvl, images: Iterable[torch.Tensor] | None, folder: ImageFolder | None, framing: str
+) -> ImageEmbeddings:
+    """Embed the images of batches [B, H, W, 3], or else of a folder."""
+    if folder is not None:
+        cache = Path(folder_paths.get_output_directory(), CACHE_FOLDER)
+        embedded = embed_folder(internvl, folder, framing, cache)
+        return ImageEmbeddings(
+            embedded.vectors, embedded.names, lambda index: read_image(embedded.files[index])[None], embedded.unreadable
+        )
+    batch = [image[..., :3] for images_of_one_size in images or () for image in images_of_one_size]
+    if not batch:
+        raise ValueError("image: there are no images in the batch")
+    names = tuple(f"picture {number}" for number in range(1, len(batch) + 1))
+    return ImageEmbeddings(internvl.embed_images(batch, framing), names, lambda index: batch[index][None])
