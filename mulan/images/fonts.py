@@ -1,4 +1,4 @@
-"""Fonts that a machine has, by the characters they draw. Files are only read, and only as far as the search must go."""
+"""Fonts of the machine, by the characters they draw. Files are only read, and only as far as the search must go."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SUFFIXES = frozenset((".ttf", ".otf", ".ttc", ".otc"))
-_LARGEST_TABLE = 8 * 2**20
+_MAX_TABLE_SIZE = 8 * 2**20
 
-# Even, upright faces of whole scripts, the best first, as systems name their files. All others come behind, plainer ones first.
+# Even, upright faces of whole scripts, the best first, as systems name their files. All others come behind, plainer
+# ones first.
 _PREFERRED = (
     "notosans-",
     "notosanscjk-regular",
@@ -47,7 +48,7 @@ _PREFERRED = (
     "wqy",
     "unifont",
 )
-_COLOURED = ("notocoloremoji", "seguiemj.", "apple color emoji", "twemoji", "joypixels")
+_COLORED = ("notocoloremoji", "seguiemj.", "apple color emoji", "twemoji", "joypixels")
 _OTHER_STYLES = (
     "bold",
     "italic",
@@ -71,7 +72,7 @@ _DRAWS_NOTHING = ("lastresort", "adobeblank")
 
 
 def system_folders() -> tuple[Path, ...]:
-    """Where Linux, Windows and macOS keep fonts, the machine's and the user's."""
+    """Return where Linux, Windows and macOS keep fonts, the machine's and the user's."""
     try:
         home = Path.home()
     except RuntimeError:  # a user without a home
@@ -93,7 +94,7 @@ class CharacterMap:
     """A font file's table of which glyph draws a character (OpenType ``cmap``, formats 4 and 12)."""
 
     def __init__(self, table: bytes):
-        """Raises ValueError or struct.error for a table that has neither format for Unicode."""
+        """Read the table. Raises ValueError or struct.error where it has neither format for Unicode."""
         subtables = {}
         for i in range(_u16(table, 2)):
             platform, encoding, offset = struct.unpack_from(">HHI", table, 4 + 8 * i)
@@ -152,14 +153,16 @@ class CharacterMap:
 
 @dataclass(frozen=True)
 class FontFile:
+    """A font that can be used, and the characters it draws."""
+
     path: Path
     characters: CharacterMap
-    coloured: bool  # pictures or layers of colours: emoji
+    colored: bool  # bitmaps or layers of colors: emoji
     faces: int  # of a collection, which has the same characters in each
 
 
 def open_font(path: Path) -> FontFile | None:
-    """The font of a file (of a collection, its first); None where it is none that can be used."""
+    """Open the font of a file (of a collection, its first); None where it cannot be used."""
     try:
         with open(path, "rb") as file:
             tag, faces, directory = file.read(4), 1, 0
@@ -173,8 +176,8 @@ def open_font(path: Path) -> FontFile | None:
                 tables[name] = offset, length
             offset, length = tables[b"cmap"]
             file.seek(offset)
-            coloured = any(name in tables for name in (b"CBDT", b"sbix", b"COLR"))
-            return FontFile(path, CharacterMap(file.read(min(length, _LARGEST_TABLE))), coloured, faces)
+            colored = any(name in tables for name in (b"CBDT", b"sbix", b"COLR"))
+            return FontFile(path, CharacterMap(file.read(min(length, _MAX_TABLE_SIZE))), colored, faces)
     except (OSError, ValueError, KeyError, struct.error):
         return None
 
@@ -185,19 +188,21 @@ class Fonts:
     def __init__(self, folders: Iterable[Path] | None = None):
         self._waiting = _font_files(system_folders() if folders is None else folders)
         self._open: list[FontFile] = []
-        self._found: dict[tuple[str, bool], FontFile | None] = {}
+        self._fonts_of: dict[tuple[str, bool], FontFile | None] = {}
 
-    def that_draws(self, characters: str, coloured: bool = False) -> FontFile | None:
-        """The best font that has all these characters; a coloured one only where `coloured` asks for it, and then before others."""
-        key = characters, coloured
-        if key not in self._found:
-            font = self._search(characters, True) if coloured else None
-            self._found[key] = font or self._search(characters, False)
-        return self._found[key]
+    def font_for(self, characters: str, colored: bool = False) -> FontFile | None:
+        """Return the best font with all these characters; a colored one only where `colored` asks for it, and then
+        first.
+        """
+        key = characters, colored
+        if key not in self._fonts_of:
+            font = self._search(characters, True) if colored else None
+            self._fonts_of[key] = font or self._search(characters, False)
+        return self._fonts_of[key]
 
-    def _search(self, characters: str, coloured: bool) -> FontFile | None:
+    def _search(self, characters: str, colored: bool) -> FontFile | None:
         for font in self._all():
-            if font.coloured == coloured and all(character in font.characters for character in characters):
+            if font.colored == colored and all(character in font.characters for character in characters):
                 return font
         return None
 
@@ -211,7 +216,7 @@ class Fonts:
 
 
 def _font_files(folders: Iterable[Path]) -> Iterator[Path]:
-    """All font files, the best first; folders are searched when the first one is asked for."""
+    """List all font files, the best first. Folders are searched when the first file is asked for."""
     found = []
     for folder in folders:
         try:
@@ -222,9 +227,9 @@ def _font_files(folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def _order(path: Path) -> tuple:
-    """Even, upright, preferred ones first; a fixed order on every machine with the same fonts."""
+    """Return a key that sorts even, upright, preferred ones first, the same on every machine with these fonts."""
     name = path.name.lower()
-    if name.startswith(_COLOURED):
+    if name.startswith(_COLORED):
         return -1, 0, name
     rank = next((i for i, start in enumerate(_PREFERRED) if name.startswith(start)), len(_PREFERRED))
     return sum(style in name for style in _OTHER_STYLES), rank, name

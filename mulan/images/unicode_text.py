@@ -1,4 +1,7 @@
-"""What Unicode says about characters: which are drawn as one, their script, their direction."""
+"""Unicode properties of characters: which are drawn as one, their script, their direction.
+
+On the standard library: the `regex` package, which knows clusters too, is not in ComfyUI's requirements.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ WITHOUT_SPACES = frozenset(
 
 
 def joined(last: str, first: str) -> bool:
-    """Whether two neighbours are drawn as one: marks, conjuncts, emoji sequences, flags, Hangul of letters."""
+    """Return whether two neighbors are drawn as one: marks, conjuncts, emoji sequences, flags, Hangul of letters."""
     return (
         is_mark(first)
         or JOINER in (last, first)
@@ -61,37 +64,38 @@ def joined(last: str, first: str) -> bool:
 
 
 def clusters(text: str) -> list[str]:
-    """The text in pieces that are drawn as one."""
-    found = []
+    """Split the text into pieces that are drawn as one."""
+    pieces = []
     for character in text:
-        if found and joined(found[-1][-1], character):
-            found[-1] += character
+        if pieces and joined(pieces[-1][-1], character):
+            pieces[-1] += character
         else:
-            found.append(character)
-    return found
+            pieces.append(character)
+    return pieces
 
 
 def is_mark(character: str) -> bool:
+    """Return whether a character combines with the one before it."""
     return unicodedata.category(character).startswith("M")
 
 
 def is_invisible(character: str) -> bool:
-    """Controls and the like, which no font draws; not spaces."""
+    """Return whether no font draws a character: controls and the like, not spaces."""
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn")
 
 
 def is_selector(character: str) -> bool:
-    """Chooses a form of the character before it."""
+    """Return whether a character chooses a form of the one before it."""
     return character in _SELECTORS
 
 
 def is_emoji(cluster: str) -> bool:
-    """Whether a cluster is meant to be drawn in colour."""
+    """Return whether a cluster is meant to be drawn in color."""
     return "\ufe0f" in cluster or any(0x1F000 <= ord(character) <= 0x1FAFF for character in cluster)
 
 
 def is_right_to_left(text: str) -> bool:
-    """By the first character that has a direction."""
+    """Return whether a text runs right to left, by its first character that has a direction."""
     for character in text:
         direction = unicodedata.bidirectional(character)
         if direction in ("R", "AL", "L"):
@@ -100,7 +104,7 @@ def is_right_to_left(text: str) -> bool:
 
 
 def script(character: str) -> str:
-    """The script of a letter, such as ``Latin`` or ``Han``; "" for all that is no letter."""
+    """Return the script of a letter, such as ``Latin`` or ``Han``; "" for what is not a letter."""
     if unicodedata.category(character)[0] != "L":
         return ""
     name = unicodedata.name(character, "").title().split()

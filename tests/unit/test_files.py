@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.checkpoints import tensor_files
 from mulan_nodes.mulan.checkpoints.identify import identify
 from mulan_nodes.mulan.conditioning.families import SD15, SDXL
 from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_tensors, open_text_encoder
-from safetensors.torch import load_file, save_file
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
 ADAPTER = load_file(GOLDENS / "weights" / "sd15_tiny.safetensors")
@@ -132,7 +133,7 @@ def test_no_memory_is_not_taken_for_a_damaged_file(error, tmp_path, monkeypatch)
         open_tensors(tmp_path / "weights.pth")
 
 
-# --- folders of shards ------------------------------------------------------------------------------------------------
+# --- folders of shards  ---
 
 
 @pytest.fixture(params=[".safetensors", ".bin"])
@@ -165,7 +166,7 @@ def second_shard(folder: Path) -> Path:
 
 def test_whole_shards_are_read(sharded):
     file = open_text_encoder(sharded)
-    assert file.config.layers == 1 + max(int(name.split(".")[2]) for name in file.names if ".layers." in name)
+    assert file.config.num_hidden_layers == 1 + max(int(name.split(".")[2]) for name in file.names if ".layers." in name)
     assert torch.equal(
         file.state_dict()["model.norm.weight"], open_tensors(sharded).read(file.names["model.norm.weight"])
     )
@@ -234,7 +235,7 @@ def test_an_index_reaches_nothing_outside_its_folder(shard, sharded):
 
 def test_an_index_of_nothing(sharded):
     index_of(sharded).write_text('{"weight_map": {}}', "utf-8")
-    assert "is a file without tensors; expected is InternVL's LLaMA text encoder" in told(open_text_encoder, sharded)
+    assert "is a file without tensors; expected InternVL's LLaMA text encoder" in told(open_text_encoder, sharded)
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
@@ -245,7 +246,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
     )
 
 
-# --- text encoders ----------------------------------------------------------------------------------------------------
+# --- text encoders  ---
 
 
 def encoder(path: Path, metadata: dict[str, str], change=lambda weights: weights) -> Path:
@@ -301,15 +302,15 @@ def test_a_folder_without_its_tokenizer(sharded):
 @pytest.mark.parametrize(
     "config, words",
     [
-        ("{", "its metadata `config` cannot be read ("),
-        ("[]", "its metadata `config` cannot be read ("),
+        ("{", "its metadata `config`, which holds the number of attention heads, cannot be read ("),
+        ("[]", "its metadata `config`, which holds the number of attention heads, cannot be read ("),
         (
             '{"num_attention_heads": "many"}',
-            "its metadata `config` cannot be read (invalid literal for int() with base 10: 'many')",
+            "its metadata `config`, which holds the number of attention heads, cannot be read (invalid literal for int() with base 10: 'many')",
         ),
         ('{"num_attention_heads": 5}', "which 5 attention heads cannot share"),
         ('{"num_attention_heads": 0}', "which 0 attention heads cannot share"),
-        ("{}", "attention heads cannot share; their number belongs into the metadata, `config`"),
+        ("{}", "attention heads cannot share. Put their number into the metadata, `config`"),
     ],
 )
 def test_an_encoder_whose_number_of_heads_is_unknown(config, words, tmp_path):
@@ -319,10 +320,10 @@ def test_an_encoder_whose_number_of_heads_is_unknown(config, words, tmp_path):
 
 def test_a_damaged_config_of_a_folder(sharded):
     (sharded / "config.json").write_text('{"qllama_config": ', "utf-8")
-    assert "its config.json cannot be read (" in told(open_text_encoder, sharded)
+    assert "its config.json, which holds the number of attention heads, cannot be read (" in told(open_text_encoder, sharded)
 
 
-# --- adapters ---------------------------------------------------------------------------------------------------------
+# --- adapters  ---
 
 
 def without(tensors: dict, *lost: str) -> dict:
@@ -336,7 +337,7 @@ def without(tensors: dict, *lost: str) -> dict:
         (
             without(ADAPTER, "transformer.decoder.layers.0.norm3.bias"),
             SD15,
-            "is an incomplete MuLan adapter for Stable Diffusion 1.5: 1 tensors are missing or of the wrong shape, "
+            "is an incomplete MuLan adapter for Stable Diffusion 1.5: 1 tensors are missing or have the wrong shape, "
             "the first, transformer.decoder.layers.0.norm3.bias, is missing. Download it again.",
         ),
         (ADAPTER | {"proj.2.bias": torch.zeros(5)}, SD15, "the first, proj.2.bias, has the shape (5,)"),
@@ -377,7 +378,7 @@ def test_the_tiny_adapters_are_complete_but_of_unknown_width(tmp_path):
     )
 
 
-# --- what else a file may be ------------------------------------------------------------------------------------------
+# --- what else a file may be  ---
 
 KINDS = {
     "model.diffusion_model.input_blocks.0.0.weight": "a whole checkpoint (it belongs in models/checkpoints)",
@@ -430,6 +431,6 @@ def test_an_adapter_among_the_text_encoders_is_called_one(tensors, family, tmp_p
     save_file(
         {name: torch.zeros(size, dtype=torch.uint8) for name, size in tensors.items()}, tmp_path / "x.safetensors"
     )
-    assert f"is a MuLan adapter for {family}; expected is InternVL's LLaMA text encoder" in told(
+    assert f"is a MuLan adapter for {family}; expected InternVL's LLaMA text encoder" in told(
         open_text_encoder, tmp_path / "x.safetensors"
     )

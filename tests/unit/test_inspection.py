@@ -132,8 +132,8 @@ def test_scripts_words_and_the_sentence_to_compare(default, text, scripts, words
     assert [name for name, _ in inspection.scripts] == scripts and inspection.words == words
     assert (inspection.sample.language if inspection.sample else None) == language
     assert (
-        inspection.unicode_text == len("".join(text.split()))
-        and inspection.per_character == inspection.tokens / inspection.unicode_text
+        inspection.characters == len("".join(text.split()))
+        and inspection.per_character == inspection.tokens / inspection.characters
     )
     assert inspection.per_word == (inspection.tokens / words if words else None)
     if inspection.sample:
@@ -256,8 +256,8 @@ def cmap_font(path: Path, unicode_text: str, fmt: int) -> Path:
 @pytest.mark.parametrize("fmt", [4, 12])
 def test_a_font_says_which_characters_it_draws(tmp_path, fmt):
     font = open_font(cmap_font(tmp_path / "a.ttf", "aй猫" + ("𓀀" if fmt == 12 else ""), fmt))
-    assert [character in font.unicode_text for character in "aй猫bи狗"] == [True, True, True, False, False, False]
-    assert ("𓀀" in font.unicode_text) == (fmt == 12)
+    assert [character in font.characters for character in "aй猫bи狗"] == [True, True, True, False, False, False]
+    assert ("𓀀" in font.characters) == (fmt == 12)
 
 
 def test_pillow_s_own_font_agrees_with_what_it_draws():

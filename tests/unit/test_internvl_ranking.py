@@ -73,7 +73,7 @@ def test_pairs_are_the_same_in_blocks(monkeypatch):
     a, b = unit(40, 8, seed=1), unit(30, 8, seed=2)
     whole, own = best_pairs(a, b, 10), best_pairs(a, a, 10, same=True)
     monkeypatch.setattr("mulan_nodes.mulan.internvl.ranking.MAX_BLOCK", 90)
-    for one, other in zip([*whole, *own], [*best_pairs(a, b, 10), *best_pairs(a, a, 10, same=True)]):
+    for one, other in zip([*whole, *own], [*best_pairs(a, b, 10), *best_pairs(a, a, 10, same=True)], strict=True):
         assert one == pytest.approx(other, abs=1e-6)
 
 
@@ -171,7 +171,8 @@ def test_an_animation_is_its_first_frame(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, words", [(b"", "it is empty"), (b"<!DOCTYPE html>", "not an image that can be read"), ("cut", "truncated")]
+    "content, words",
+    [(b"", "it is empty"), (b"<!DOCTYPE html>", "not an image that can be read"), ("cut", "truncated")],
 )
 def test_what_is_no_picture_says_why(tmp_path, content, words):
     if content == "cut":
@@ -261,7 +262,7 @@ def test_only_what_changed_is_embedded_again(album, tmp_path):
     model = Pictures()
     after = embed(model, album)
     assert model.seen == 2 and after.names == ("0.png", "1.png", "4.png", "33.png", "copy.png", "new.png")
-    vectors = dict(zip(after.names, after.vectors))
+    vectors = dict(zip(after.names, after.vectors, strict=True))
     assert torch.equal(vectors["0.png"], before.vectors[0]) and torch.equal(vectors["copy.png"], before.vectors[0])
     assert torch.equal(vectors["33.png"], before.vectors[3]) and not torch.equal(vectors["1.png"], before.vectors[1])
 
@@ -374,7 +375,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_done(album):
 def test_a_folder_of_nothing_readable(album):
     for file in album.iterdir():
         file.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="none of the 5 images in .*my album can be read; 0.png: it is no picture"):
+    with pytest.raises(ValueError, match="none of the 5 images in .*my album can be read; 0.png: it is not an image"):
         embed(Pictures(), album)
 
 

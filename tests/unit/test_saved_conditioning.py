@@ -211,7 +211,7 @@ def test_other_files_are_named(saved, tiny_models):
 
 def test_newer_and_damaged_files_are_named(saved):
     whole = saved.read_bytes()
-    with pytest.raises(WrongFileError, match="layout 2, and this version of MuLan Nodes knows 1: update MuLan Nodes"):
+    with pytest.raises(WrongFileError, match="layout 2, and this MuLan Nodes knows 1: update MuLan Nodes"):
         load_conditioning(rewrite(saved, **{FORMAT_KEY: "2"}))
     for entries in (
         "not json",

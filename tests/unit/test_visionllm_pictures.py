@@ -5,26 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mulan_nodes.mulan.images.tiling import as_pixels, choose_tiles
+from PIL import Image
+
+from mulan_nodes.mulan.images.tiling import choose_tile_grid, to_pixels
 from mulan_nodes.visionllm_nodes.model import regions
 from mulan_nodes.visionllm_nodes.model.image_inputs import (
-    PictureSettings,
+    ImageSettings,
     fixed_point_resize,
-    grounding_picture,
-    padded,
-    pose_picture,
-    tower_pictures,
+    grounding_image,
+    pad_to_multiple,
+    pose_image,
+    tower_images,
 )
 from mulan_nodes.visionllm_nodes.model.postprocess import (
-    best,
-    best_per_prompt,
     boxes_in_pixels,
     instance_masks,
     semantic_map,
+    top_per_prompt,
+    top_queries,
 )
-from PIL import Image
 
-SMALL = PictureSettings(tower=28, tiles=4, short=64, long=96, semantic_short=48, semantic_long=120)
+SMALL = ImageSettings(tower=28, tiles=4, short=64, long=96, semantic_short=48, semantic_long=120)
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -44,7 +45,7 @@ def test_every_kind_of_picture_is_the_same_picture():
         Image.fromarray(pixels),
         with_alpha.half(),
     ):
-        assert np.array_equal(as_pixels(picture), pixels)
+        assert np.array_equal(to_pixels(picture), pixels)
     grey = noise(20, 30, 1)
     for picture in (
         grey,
@@ -53,9 +54,9 @@ def test_every_kind_of_picture_is_the_same_picture():
         Image.fromarray(grey[:, :, 0]),
         np.concatenate((grey, grey // 2), 2),
     ):
-        assert np.array_equal(as_pixels(picture), grey.repeat(3, 2))
-    assert np.array_equal(as_pixels(Image.fromarray(noise(20, 30, 4), "RGBA")), noise(20, 30, 4)[:, :, :3])
-    assert as_pixels(torch.full((2, 2, 3), 1.5)).min() == 255 and as_pixels(torch.full((2, 2, 3), -0.5)).max() == 0
+        assert np.array_equal(to_pixels(picture), grey.repeat(3, 2))
+    assert np.array_equal(to_pixels(Image.fromarray(noise(20, 30, 4), "RGBA")), noise(20, 30, 4)[:, :, :3])
+    assert to_pixels(torch.full((2, 2, 3), 1.5)).min() == 255 and to_pixels(torch.full((2, 2, 3), -0.5)).max() == 0
 
 
 def test_what_is_no_picture():
@@ -63,7 +64,7 @@ def test_what_is_no_picture():
         broken = torch.rand(4, 4, 3)
         broken[1, 2, 0] = value
         with pytest.raises(ValueError, match="no numbers"):
-            as_pixels(broken)
+            to_pixels(broken)
     for wrong in (
         torch.rand(1, 4, 4, 3),
         torch.rand(0, 4, 3),
@@ -71,28 +72,28 @@ def test_what_is_no_picture():
         np.zeros((4, 4, 3), np.int32),
         torch.rand(4),
     ):
-        with pytest.raises(ValueError, match="a picture must have the shape"):
-            as_pixels(wrong)
+        with pytest.raises(ValueError, match="an image must have the shape"):
+            to_pixels(wrong)
     with pytest.raises(ValueError, match="anyres, pad or square"):
-        tower_pictures(noise(4, 4), SMALL, "crop")
+        tower_images(noise(4, 4), SMALL, "crop")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10000), (10000, 1), (37, 10000), (700, 2)])
 def test_extreme_sizes(size):
     picture = noise(*size)
     for aspect in ("anyres", "pad", "square"):
-        tiles = tower_pictures(picture, SMALL, aspect)
+        tiles = tower_images(picture, SMALL, aspect)
         assert tiles.shape[1:] == (3, 28, 28) and torch.isfinite(tiles).all() and len(tiles) <= 5
     shown = [
-        grounding_picture(picture, SMALL),
-        grounding_picture(picture, SMALL, semantic=True),
-        pose_picture(picture, SMALL),
+        grounding_image(picture, SMALL),
+        grounding_image(picture, SMALL, semantic=True),
+        pose_image(picture, SMALL),
     ]
     for tensor, longest in zip(shown, (96, 120, 96)):
         assert (
             tensor.shape[0] == 3 and max(tensor.shape) <= longest + max(size) / min(size) and min(tensor.shape[1:]) >= 1
         )
-    batch, mask = padded(shown, 32)
+    batch, mask = pad_to_multiple(shown, 32)
     assert batch.shape[2] % 32 == batch.shape[3] % 32 == 0 and mask.flatten(1).sum(1).tolist() == [
         tensor[0].numel() for tensor in shown
     ]
@@ -101,9 +102,9 @@ def test_extreme_sizes(size):
 
 def test_the_two_decoders_round_differently():
     """A picture of 720 x 540: 1067 wide for detection, 1066 for pose."""
-    settings = PictureSettings()
-    assert grounding_picture(noise(540, 720), settings).shape == (3, 800, 1067)
-    assert pose_picture(noise(540, 720), settings).shape == (3, 800, 1066)
+    settings = ImageSettings()
+    assert grounding_image(noise(540, 720), settings).shape == (3, 800, 1067)
+    assert pose_image(noise(540, 720), settings).shape == (3, 800, 1066)
 
 
 def test_fixed_point_resize():
@@ -124,24 +125,24 @@ def test_tiles_in_reading_order_and_the_whole_last():
     picture = np.zeros((56, 56, 3), np.uint8)
     for number, (y, x) in enumerate(((0, 0), (0, 28), (28, 0), (28, 28))):
         picture[y : y + 28, x : x + 28] = 60 * number
-    assert choose_tiles(56, 56, 28, 4) == (2, 2)
-    tiles = tower_pictures(picture, SMALL)
-    middles = tiles[:, 0, 14, 14]
-    assert len(tiles) == 5 and (middles[:4].diff() > 0).all()
-    assert len(tower_pictures(noise(20, 20), SMALL)) == 1
+    assert choose_tile_grid(56, 56, 28, 4) == (2, 2)
+    tiles = tower_images(picture, SMALL)
+    middle_frames = tiles[:, 0, 14, 14]
+    assert len(tiles) == 5 and (middle_frames[:4].diff() > 0).all()
+    assert len(tower_images(noise(20, 20), SMALL)) == 1
 
 
 def test_regions_of_boxes():
     (whole, corner, clipped), size = (
-        regions.of_boxes([[0, 0, 200, 100], [0, 0, 0, 0], [190, 90, 500, 500]], 100, 200, 28)[:, 0],
+        regions.masks_from_boxes([[0, 0, 200, 100], [0, 0, 0, 0], [190, 90, 500, 500]], 100, 200, 28)[:, 0],
         28,
     )
     assert whole.all() and corner.sum() == 1 and corner[0, 0]
     assert clipped.nonzero().min(0).values.tolist() == [25, 26] and clipped[-1, -1] and clipped.sum() == 6
-    assert regions.of_points([[199.9, 0]], 100, 200, size)[0, 0].nonzero().tolist() == [[0, 27]]
+    assert regions.masks_from_points([[199.9, 0]], 100, 200, size)[0, 0].nonzero().tolist() == [[0, 27]]
     for wrong in ([10, 10, 5, 20], [300, 0, 400, 10], [-9, 0, -1, 10], [float("nan"), 0, 1, 1]):
         with pytest.raises(ValueError, match="region 2 is empty"):
-            regions.of_boxes([[0, 0, 1, 1], wrong], 100, 200, size)
+            regions.masks_from_boxes([[0, 0, 1, 1], wrong], 100, 200, size)
 
 
 def test_regions_of_masks():
@@ -149,34 +150,34 @@ def test_regions_of_masks():
     mask[0, 30:90, 100:400] = 1
     mask[1, 151, 251] = 0.2  # one pixel between the sample points of a size of 28
     mask[2] = 1
-    found = regions.of_masks(mask, 28)
+    found = regions.masks_from_masks(mask, 28)
     assert found.shape == (3, 1, 28, 28) and found.dtype == torch.bool and found[2].all()
     assert found[1].sum() >= 1 and abs(found[0].float().mean() - mask[0].mean()) < 0.03
-    assert regions.of_masks(torch.ones(1, 3, 2, dtype=torch.bool), 28).all()
+    assert regions.masks_from_masks(torch.ones(1, 3, 2, dtype=torch.bool), 28).all()
     with pytest.raises(ValueError, match="region 2 is empty"):
-        regions.of_masks(torch.stack((mask[0], torch.zeros(300, 500))), 28)
+        regions.masks_from_masks(torch.stack((mask[0], torch.zeros(300, 500))), 28)
     with pytest.raises(ValueError, match="shape"):
-        regions.of_masks(torch.ones(3, 2), 28)
+        regions.masks_from_masks(torch.ones(3, 2), 28)
 
 
 def test_a_region_beyond_the_best_has_score_zero():
     logits = torch.tensor([[5.0, -5.0], [4.0, -6.0], [3.0, -7.0]])
-    found = best_per_prompt(logits, 3)
+    found = top_per_prompt(logits, 3)
     assert (
         found.scores[0] > 0.9
         and found.scores[1] == 0
         and found.queries.tolist() == [0, 0]
         and found.labels.tolist() == [0, 1]
     )
-    assert (best_per_prompt(logits, 300).scores > 0).all()
-    assert len(best(logits, 300).scores) == 6 and len(best(logits[:, :0], 3).scores) == 0
+    assert (top_per_prompt(logits, 300).scores > 0).all()
+    assert len(top_queries(logits, 300).scores) == 6 and len(top_queries(logits[:, :0], 3).scores) == 0
 
 
 def test_masks_in_pieces_are_the_same(monkeypatch):
     torch.manual_seed(3)
     logits, masks = 4 * torch.randn(9, 4), 4 * torch.randn(9, 8, 10)
     whole = instance_masks(masks, (30, 37), (50, 61)), semantic_map(logits, masks, (30, 37), (50, 61))
-    monkeypatch.setattr("mulan_nodes.visionllm_nodes.model.postprocess.AT_ONCE", 1)
+    monkeypatch.setattr("mulan_nodes.visionllm_nodes.model.postprocess.MAX_BATCH_ELEMENTS", 1)
     pieces = instance_masks(masks, (30, 37), (50, 61)), semantic_map(logits, masks, (30, 37), (50, 61))
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces)) and whole[1].unique().numel() > 1
     assert instance_masks(masks[:0], (30, 37), (50, 61)).shape == (0, 50, 61)

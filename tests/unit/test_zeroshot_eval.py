@@ -172,7 +172,7 @@ def test_wrong_names_are_told(dataset, told, message):
 
 
 def test_what_is_no_data_set_ends_with_the_reason(dataset, evaluate, tmp_path):
-    with pytest.raises(SystemExit, match="Nothing was measured: folder not found: .*gone"):
+    with pytest.raises(SystemExit, match="Nothing was measured: .*gone is no folder"):
         evaluate(tmp_path / "gone")
     with pytest.raises(SystemExit, match="holds 0 folders; expected is a folder for each class"):
         evaluate(dataset / "red_circle")
