@@ -1,10 +1,11 @@
-"""What nodes share: validation, inputs of loaders and of generation, text under a node, model files and saved files."""
+"""What the nodes share: validation, common inputs, text under a node, model files and saved files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import folder_paths
 import torch
@@ -13,14 +14,23 @@ from server import PromptServer
 
 from ..mulan.checkpoints.tensor_files import INDEX_NAMES, SINGLE_NAMES, fingerprint
 
+Result = TypeVar("Result")
 
-def valid(check: Callable, *values) -> bool | str:
-    """For `validate_inputs`: True, or what `check(*values)` has against them. A connected value is not there yet (None), it is checked later."""
-    return True if any(value is None for value in values) else passes(check, *values)
+# --- validation  ---
 
 
-def passes(check: Callable, *values, **named) -> bool | str:
-    """The same where `check` knows itself what None means."""
+def validate(check: Callable, *values, field: str = "") -> bool | str:
+    """Return True, or the message of the error `check(*values)` raises, with `field` in front: for `validate_inputs`.
+
+    A connected input is None before the graph runs. Nothing is checked then; `execute` has to check again.
+    """
+    if any(value is None for value in values):
+        return True
+    return validation_result(with_field_name, field, check, *values)
+
+
+def validation_result(check: Callable, *values, **named) -> bool | str:
+    """Do the same for a `check` that handles connected inputs (None) itself."""
     try:
         check(*values, **named)
     except (OSError, ValueError) as error:
@@ -28,25 +38,30 @@ def passes(check: Callable, *values, **named) -> bool | str:
     return True
 
 
-def for_field(field: str, check: Callable, *values):
-    """What `check(*values)` gives; its ValueError begins with the field."""
+def with_field_name(field: str, check: Callable[..., Result], *values) -> Result:
+    """Return `check(*values)`; put the name of the input in front of its error's message."""
     try:
         return check(*values)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        if not field:
+            raise
         raise ValueError(f"{field}: {error}") from error
 
+
+# --- inputs  ---
 
 PRECISIONS = {"default": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def precision_input(tooltip: str) -> io.Input:
+    """Return the input `precision`; look its value up in PRECISIONS."""
     return io.Combo.Input(
         "precision", options=list(PRECISIONS), default="default", optional=True, advanced=True, tooltip=tooltip
     )
 
 
 def device_input() -> io.Input:
-    """Its value goes through `device_of`."""
+    """Return the input `device`; pass its value through `device_of`."""
     return io.Combo.Input(
         "device",
         options=["default", "cpu"],
@@ -58,18 +73,18 @@ def device_input() -> io.Input:
 
 
 def device_of(value: str) -> str | None:
-    """What the library's loading functions take."""
+    """Return the `device` argument of the library's loading functions."""
     return "cpu" if value == "cpu" else None
 
 
-def writing_inputs(limit: int, most: int) -> list[io.Input]:
-    """`limit`: the default of max_tokens, `most`: its maximum."""
+def sampling_inputs(max_tokens: int, limit: int) -> list[io.Input]:
+    """Return the inputs of text generation; `max_tokens` is by default as given and at most `limit`."""
     return [
         io.Int.Input(
             "max_tokens",
-            default=limit,
+            default=max_tokens,
             min=1,
-            max=most,
+            max=limit,
             optional=True,
             tooltip="The maximum length of the answer in tokens. A short word is about one token.",
         ),
@@ -109,45 +124,62 @@ def writing_inputs(limit: int, most: int) -> list[io.Input]:
     ]
 
 
-def show(node: type[io.ComfyNode], text: str, record: str | None = None) -> ui.PreviewText:
-    """For `NodeOutput(ui=...)`; the node's schema must have ``io.Hidden.unique_id``. `record`: what the history gets instead of the text."""
-    show_meanwhile(node, text)
+# --- text under a node  ---
+
+
+def show_text(node: type[io.ComfyNode], text: str, record: str | None = None) -> ui.PreviewText:
+    """Show `text` below the node; return what goes into `NodeOutput(ui=...)`.
+
+    The history gets `record`, if given, in place of the text. The node's schema needs ``io.Hidden.unique_id``.
+    """
+    show_progress(node, text)
     return ui.PreviewText(text if record is None else record)
 
 
-def show_meanwhile(node: type[io.ComfyNode], text: str) -> None:
-    """Below the node in the editor, while it works."""
+def show_progress(node: type[io.ComfyNode], text: str) -> None:
+    """Show `text` below the node while it runs."""
     PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
 
 
-def names(kind: str) -> list[str]:
-    """What models/<kind> holds; a checkpoint of several files, or with its configuration beside it, appears once, as its folder."""
+# --- model files  ---
+
+
+def list_models(kind: str) -> list[str]:
+    """Return the names of the models in models/<kind>.
+
+    A checkpoint of several files, or with a config.json beside it, is listed once, as its folder.
+    """
     listed = folder_paths.get_filename_list(kind)
     parents = {str(Path(name).parent) for name in listed} - {"."}
     folders = {parent for parent in parents if _checkpoint_folder(kind, parent)}
     return sorted({name for name in listed if str(Path(name).parent) not in folders} | folders)
 
 
-def locate(kind: str, name: str, source: str) -> Path:
-    """The file or folder of a name in `names`. Raises FileNotFoundError that says where it was looked for and where to get it."""
-    if _is_known(kind, name):
-        return _checkpoint_folder(kind, name) or Path(folder_paths.get_full_path_or_raise(kind, name))
-    folders = " or ".join(folder_paths.get_folder_paths(kind))
-    raise FileNotFoundError(
-        f"{name!r} is not in {folders}. Get it from {source}, put it there and press R in the editor."
-    )
+def locate_model(kind: str, name: str, source: str) -> Path:
+    """Return the file or folder of a name in `list_models`.
+
+    Raises FileNotFoundError that says where it was looked for and that `source` has it.
+    """
+    path = _path_of(kind, name)
+    if path is None:
+        folders = " or ".join(folder_paths.get_folder_paths(kind))
+        raise FileNotFoundError(
+            f"{name!r} is not in {folders}. Get it from {source}, put it there and press R in the editor."
+        )
+    return path
 
 
-def stamp(kind: str, name: str | None) -> str:
-    """Size and time of every file behind a name; empty where there is none."""
-    if not name or not _is_known(kind, name):
-        return ""
-    return fingerprint(_checkpoint_folder(kind, name) or Path(folder_paths.get_full_path_or_raise(kind, name)))
+def fingerprint_model(kind: str, name: str | None) -> str:
+    """Return a text that changes with size or time of any file of a model; empty if there is no such model."""
+    path = _path_of(kind, name) if name else None
+    return fingerprint(path) if path else ""
 
 
-def _is_known(kind: str, name: str) -> bool:
-    """Also by the name of its file where its folder is listed: graphs that were saved before its configuration came may have that."""
-    return name in names(kind) or name in folder_paths.get_filename_list(kind)
+def _path_of(kind: str, name: str) -> Path | None:
+    # A folder's files keep their own names, too: workflows saved before its config.json was there may have those.
+    if name not in list_models(kind) and name not in folder_paths.get_filename_list(kind):
+        return None
+    return _checkpoint_folder(kind, name) or Path(folder_paths.get_full_path_or_raise(kind, name))
 
 
 def _checkpoint_folder(kind: str, name: str) -> Path | None:
@@ -159,41 +191,47 @@ def _checkpoint_folder(kind: str, name: str) -> Path | None:
     return None
 
 
+# --- saved files  ---
+
 OUTPUT_MARK = " [output]"  # ComfyUI's own mark for a file in the output folder
 
 
 @dataclass(frozen=True)
 class SavedFiles:
-    """`folder` of the output folder, the files' `suffix`, and the display name of the node that saves them."""
+    """The files that one node saves and another loads.
+
+    They lie in `folder` of the output folder and end in `suffix`; `saver` is the saving node's display name.
+    """
 
     folder: str
     suffix: str
     saver: str
 
     def listed(self) -> dict[str, Path]:
-        """What the loading node offers: name -> file, of the output folder with ComfyUI's mark, and of the input folder."""
-        found = {}
+        """Return what the loading node offers, name -> file; names in the output folder have ComfyUI's mark."""
+        files = {}
         for root, folder, mark in (
             (folder_paths.get_output_directory(), self.folder, OUTPUT_MARK),
             (folder_paths.get_input_directory(), "", ""),
         ):
             for name in folder_paths.recursive_search(str(Path(root, folder)))[0]:
                 if name.lower().endswith(self.suffix):
-                    found[Path(folder, name).as_posix() + mark] = Path(root, folder, name)
-        return dict(sorted(found.items()))
+                    files[Path(folder, name).as_posix() + mark] = Path(root, folder, name)
+        return dict(sorted(files.items()))
 
     def locate(self, name: str) -> Path:
-        """The file of a name in `listed`. Raises FileNotFoundError that says where it was looked for."""
-        found = self.listed().get(name)
-        if found is None:
+        """Return the file of a name in `listed`. Raises FileNotFoundError that says where it was looked for."""
+        file = self.listed().get(name)
+        if file is None:
             raise FileNotFoundError(
                 f"file: {name!r} is neither in {Path(folder_paths.get_output_directory(), self.folder)} nor in "
-                f"{folder_paths.get_input_directory()}. Save it with {self.saver}, or copy it there, and press R in the editor."
+                f"{folder_paths.get_input_directory()}. Save it with {self.saver}, or copy it there, and press R "
+                "in the editor."
             )
-        return found
+        return file
 
     def next(self, prefix: str) -> tuple[Path, str]:
-        """The next free file for a `filename_prefix` (subfolders and %year%... as in Save Image), and its name in `listed`."""
+        """Return the next free file for a `filename_prefix` as in Save Image, and its name in `listed`."""
         root = Path(folder_paths.get_output_directory(), self.folder)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root))
         file = f"{name}_{counter:05}_{self.suffix}"

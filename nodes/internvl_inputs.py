@@ -83,7 +83,8 @@ def label_inputs() -> list[io.Input]:
             default=f"a photo of {LABEL_MARK}\na drawing of {LABEL_MARK}",
             optional=True,
             tooltip=(
-                f"Your templates, used when templates is own: one sentence per line, with {LABEL_MARK} where the label goes."
+                "Your templates, used when templates is own: one sentence per line, with "
+                f"{LABEL_MARK} where the label goes."
             ),
         ),
         io.Combo.Input(
@@ -134,7 +135,7 @@ def parse_templates(choice: str, own: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_label_inputs(labels, templates, own_templates) -> None:
-    """Raise ValueError if labels or templates cannot be read, for `validate_inputs`; connected ones (None) are checked later."""
+    """Raise ValueError if labels or templates cannot be read; connected ones (None) are checked later."""
     if _is_known(labels):
         parse_labels(labels)
     if _is_known(templates) and (unwrap_single(templates) != OWN or _is_known(own_templates)):

@@ -1,4 +1,4 @@
-"""InternVL Loader: one model for labels, likeness and search, in many languages."""
+"""InternVL Loader: one model to classify, compare and search images in many languages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from ..mulan.checkpoints.tensor_files import describe_path
 from ..mulan.conditioning.model_files import ENCODER_SOURCE, open_text_encoder
 from ..mulan.internvl.internvl_files import MODES, SOURCE, open_internvl
 from ..mulan.internvl.internvl_loader import check_pair, load_internvl
-from .common import PRECISIONS, device_input, device_of, locate, names, precision_input, stamp, valid
+from .common import (
+    PRECISIONS,
+    device_input,
+    device_of,
+    fingerprint_model,
+    list_models,
+    locate_model,
+    precision_input,
+    validate,
+)
 from .internvl_inputs import ABSENT, INTERNVL
 
 KIND, ENCODERS = "internvl", "text_encoders"
@@ -20,7 +29,10 @@ INSIDE = "in the checkpoint"
 
 
 class InternVLLoader(io.ComfyNode):
-    """Nothing is kept here: ComfyUI keeps a node's outputs by its inputs and fingerprint, so loaders that say the same are one."""
+    """Load the model; ComfyUI caches it.
+
+    ComfyUI keeps outputs by a node's inputs and fingerprint, so loaders with the same settings give one model.
+    """
 
     @classmethod
     def define_schema(cls):
@@ -66,7 +78,7 @@ class InternVLLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "text_encoder",
-                    options=[INSIDE, *names(ENCODERS)],
+                    options=[INSIDE, *list_models(ENCODERS)],
                     default=INSIDE,
                     tooltip=(
                         "InternVL's text encoder: the one in the checkpoint, or its converted file in "
@@ -106,50 +118,54 @@ class InternVLLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint, text_encoder, mode=MODES[0], clip=ABSENT):
-        """Only names and headers are read, so a wrong file is told before the queue starts."""
-        return valid(_check, checkpoint, text_encoder if clip is ABSENT else "", mode)
+        """Reject a wrong file before the run starts; only names and headers are read."""
+        return validate(_check, checkpoint, text_encoder if clip is ABSENT else "", mode)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint=None, text_encoder=None, **others):
-        """A file that was downloaded again under its name is read again."""
-        return stamp(KIND, checkpoint) or stamp(ENCODERS, checkpoint), stamp(ENCODERS, text_encoder)
+        """Change when a file does, so that one downloaded again under its name is read again."""
+        model = fingerprint_model(KIND, checkpoint) or fingerprint_model(ENCODERS, checkpoint)
+        return model, fingerprint_model(ENCODERS, text_encoder)
 
     @classmethod
     def execute(
         cls, checkpoint, text_encoder, mode=MODES[0], precision="default", device="default", clip=None
     ) -> io.NodeOutput:
-        encoder = None if clip is not None or text_encoder == INSIDE else locate(ENCODERS, text_encoder, ENCODER_SOURCE)
+        encoder = None
+        if clip is None and text_encoder != INSIDE:
+            encoder = locate_model(ENCODERS, text_encoder, ENCODER_SOURCE)
         return io.NodeOutput(
             load_internvl(_located(checkpoint), mode, encoder, device_of(device), PRECISIONS[precision], clip)
         )
 
 
 def _checkpoints() -> list[str]:
-    """The contrastive checkpoints, and the published folders that MuLan takes its text encoder from."""
-    folders = set(names(ENCODERS)) - set(folder_paths.get_filename_list(ENCODERS))
-    return sorted({*names(KIND), *filter(_is_published, folders)})
+    """Return the models in models/internvl, and the published folders that are in models/text_encoders for MuLan."""
+    folders = set(list_models(ENCODERS)) - set(folder_paths.get_filename_list(ENCODERS))
+    return sorted({*list_models(KIND), *filter(_is_published, folders)})
 
 
 def _is_published(folder: str) -> bool:
     try:
-        told = json.loads((locate(ENCODERS, folder, SOURCE) / "config.json").read_bytes())
+        config = json.loads((locate_model(ENCODERS, folder, SOURCE) / "config.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and "qllama_config" in told
+    return isinstance(config, dict) and "qllama_config" in config
 
 
 def _located(name: str) -> Path:
-    return locate(ENCODERS if name not in names(KIND) and name in names(ENCODERS) else KIND, name, SOURCE)
+    kind = ENCODERS if name not in list_models(KIND) and name in list_models(ENCODERS) else KIND
+    return locate_model(kind, name, SOURCE)
 
 
 def _check(checkpoint: str, text_encoder: str, mode: str) -> None:
-    """Raises WrongFile; without the name of a text encoder that is a CLIP's matter."""
+    """Raise WrongFileError if the files do not fit; `text_encoder` is empty where a CLIP takes its place."""
     file = open_internvl(_located(checkpoint))
     file.parts(mode)
     if text_encoder:
         text = (
             file.text_encoder()
             if text_encoder == INSIDE
-            else open_text_encoder(locate(ENCODERS, text_encoder, ENCODER_SOURCE))
+            else open_text_encoder(locate_model(ENCODERS, text_encoder, ENCODER_SOURCE))
         )
         check_pair(file, text.config, describe_path(text.file.path))

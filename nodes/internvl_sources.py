@@ -19,7 +19,11 @@ CACHE_FOLDER = "internvl"  # in ComfyUI's output folder, for the embeddings of f
 
 
 def check_source(image, folder: str | None, **others) -> ImageFolder | None:
-    """Raise ValueError unless exactly one of image, folder and `others` is given (ABSENT: it is not). The folder must hold images."""
+    """Return the folder, if that is what is given.
+
+    Raises ValueError unless exactly one of image, folder and `others` is given (ABSENT: it is not), or if the folder
+    has no images.
+    """
     named = folder is None or folder.strip() != ""
     given = (image is not ABSENT) + named + sum(other is not ABSENT for other in others.values())
     if given != 1:
@@ -45,12 +49,13 @@ def resolve_folder(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise ValueError(
-        f"folder: {name!r} was not found{places}. Enter an absolute path, or a folder inside ComfyUI's input or output folder."
+        f"folder: {name!r} was not found{places}. Enter an absolute path, or a folder inside ComfyUI's input or "
+        "output folder."
     )
 
 
 def fingerprint_folder(folder) -> str:
-    """Return a text that changes with the images in a folder, for `fingerprint_inputs`; empty if there is no such folder."""
+    """Return a text that changes with the images in a folder; empty if there is no such folder."""
     try:
         files = open_image_folder(resolve_folder(unwrap_single(folder) or "")).files
         stats = [

@@ -115,7 +115,7 @@ class InternVLVideoClassify(io.ComfyNode):
         _check_frames(or_absent(video), or_absent(image))
         if video is not None:
             chosen = sample_frames(video, frames)
-        elif len(image):
+        elif image is not None and len(image):
             chosen = [image[index][..., :3] for index in middle_frames(len(image), frames)]
         else:
             raise ValueError("image: there are no images in the batch")

@@ -1,4 +1,4 @@
-"""MuLan Save Conditioning and MuLan Load Conditioning: encode once, draw anywhere without the text encoder."""
+"""MuLan Save Conditioning and MuLan Load Conditioning: encode once, generate anywhere without the text encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..mulan import VERSION
 from ..mulan.conditioning.saved_conditioning import load_conditioning, save_conditioning
-from .common import SavedFiles, show
+from .common import SavedFiles, show_text, validate
 
 FILES = SavedFiles("conditioning", ".safetensors", "MuLan Save Conditioning")
 
@@ -74,7 +74,7 @@ class MulanSaveConditioning(io.ComfyNode):
     def execute(cls, conditioning, filename_prefix) -> io.NodeOutput:
         file, listed = FILES.next(filename_prefix.strip() or "MuLan")
         saved = save_conditioning(file, conditioning, {"MuLan Nodes": VERSION, "ComfyUI": comfyui_version.__version__})
-        return io.NodeOutput(conditioning, listed, ui=show(cls, f"{listed}\n{saved.describe()}"))
+        return io.NodeOutput(conditioning, listed, ui=show_text(cls, f"{listed}\n{saved.describe()}"))
 
 
 class MulanLoadConditioning(io.ComfyNode):
@@ -135,13 +135,8 @@ class MulanLoadConditioning(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file):
-        """Such files are small, so they are read whole: a damaged one is told before the queue starts."""
-        try:
-            if file is not None:
-                load_conditioning(FILES.locate(file))
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+        """Reject a damaged file before the run starts; such files are small, so the whole file is read."""
+        return validate(lambda name: load_conditioning(FILES.locate(name)), file)
 
     @classmethod
     def fingerprint_inputs(cls, file, model=None):
@@ -153,4 +148,4 @@ class MulanLoadConditioning(io.ComfyNode):
         if model is not None:
             loaded.check_model(model)
         info = loaded.describe()
-        return io.NodeOutput(loaded.conditioning, info, ui=show(cls, info))
+        return io.NodeOutput(loaded.conditioning, info, ui=show_text(cls, info))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..mulan.conditioning.languages import encode_unique, parse_labeled_prompts
+from .common import validate, with_field_name
 
 
 class MulanEncodeLanguages(io.ComfyNode):
@@ -82,26 +83,23 @@ class MulanEncodeLanguages(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompts):
-        if isinstance(prompts[0], str):  # None: it is connected
-            try:
-                parse_labeled_prompts(prompts)
-            except ValueError as error:
-                return str(error)
-        return True
+        return True if prompts[0] is None else validate(parse_labeled_prompts, prompts, field="prompts")
 
     @classmethod
     def execute(cls, clip, prompts, negative=("",)) -> io.NodeOutput:
-        clip, negative = _only("clip", clip), _only("negative", negative)
+        clip, negative = _single("clip", clip), _single("negative", negative)
         if clip is None:
             raise ValueError(
-                "the connected CLIP is empty: its checkpoint has no text encoder. Connect MuLan Loader's CLIP."
+                "clip: the connected CLIP is empty, its checkpoint has no text encoder. Connect MuLan Loader's CLIP."
             )
-        labels, texts = map(list, zip(*parse_labeled_prompts(prompts)))
-        conditionings, of_negative = encode_unique(clip, texts, negative)
-        return io.NodeOutput(conditionings, of_negative, labels, texts)
+        labels, texts = map(list, zip(*with_field_name("prompts", parse_labeled_prompts, prompts), strict=True))
+        conditionings, negative_conditioning = encode_unique(clip, texts, negative)
+        return io.NodeOutput(conditionings, negative_conditioning, labels, texts)
 
 
-def _only(name: str, values):
+def _single(field: str, values):
     if len(values) != 1:
-        raise ValueError(f"{name} takes one, and a list of {len(values)} is connected. Only prompts takes a list.")
+        raise ValueError(
+            f"{field}: takes one value, but a list of {len(values)} is connected. Only prompts takes a list."
+        )
     return values[0]

@@ -1,4 +1,4 @@
-"""MuLan Loader: the one node to swap for the text encoder of an existing graph."""
+"""MuLan Loader: the one node to add to a workflow for prompts in many languages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..mulan.conditioning.clip import check_pair, load_clip, negative_view
 from ..mulan.conditioning.families import DEFAULT_ZEROING, PIXART, ZEROING
 from ..mulan.conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, open_adapter, open_text_encoder
 from ..mulan.conditioning.prompt_tokenizer import STYLES
-from .common import locate, names, stamp
+from .common import fingerprint_model, list_models, locate_model, validation_result, with_field_name
 
 NO_ADAPTER = "none (a whole MuLan PixArt model)"
 
@@ -62,7 +62,7 @@ class MulanLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "text_encoder",
-                    options=names("text_encoders"),
+                    options=list_models("text_encoders"),
                     tooltip=(
                         "InternVL's text encoder in models/text_encoders: a single .safetensors file, or "
                         f"the folder of {ENCODER_SOURCE}. See the help page to convert the folder to one "
@@ -71,7 +71,7 @@ class MulanLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "adapter",
-                    options=[*names("mulan"), NO_ADAPTER],
+                    options=[*list_models("mulan"), NO_ADAPTER],
                     tooltip=(
                         f"The MuLan adapter in models/mulan, from {ADAPTER_SOURCE}. Its model family is "
                         "detected from its tensors. Choose none for the mulan-pixart model, which "
@@ -130,20 +130,13 @@ class MulanLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text_encoder, adapter):
-        """Only names and headers are read, so a wrong file is told before the queue starts."""
-        try:
-            encoder_file = text_encoder and open_text_encoder(locate("text_encoders", text_encoder, ENCODER_SOURCE))
-            adapter_file = adapter and _open_adapter(adapter)
-            if encoder_file and adapter_file:
-                check_pair(encoder_file, adapter_file)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+        """Reject a wrong file before the run starts; only names and headers are read."""
+        return validation_result(_check, text_encoder, adapter)
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder=None, adapter=None, **others):
-        """A file that was downloaded again under its name is read again."""
-        return stamp("text_encoders", text_encoder), stamp("mulan", adapter)
+        """Change when a file does, so that one downloaded again under its name is read again."""
+        return fingerprint_model("text_encoders", text_encoder), fingerprint_model("mulan", adapter)
 
     @classmethod
     def execute(
@@ -160,12 +153,12 @@ class MulanLoader(io.ComfyNode):
                 model = apply_adapter(model, adapter_file)
         elif adapter_file and adapter_file.patches_model:
             raise ValueError(
-                f"the adapter {adapter} replaces weights of the {adapter_file.family.title} model: connect the checkpoint's MODEL to the "
-                f"MuLan Loader, and its MODEL output to what follows."
+                f"model: the adapter {adapter} replaces weights of the {adapter_file.family.title} model. Connect the "
+                "checkpoint's MODEL to MuLan Loader, and use MuLan Loader's MODEL output in its place."
             )
         clip = load_clip(
-            locate("text_encoders", text_encoder, ENCODER_SOURCE),
-            adapter_file and adapter_file.file.path,
+            locate_model("text_encoders", text_encoder, ENCODER_SOURCE),
+            adapter_file,
             prompt_style,
             device="cpu" if device == "cpu" else None,
             zeroing=sdxl_zeros,
@@ -173,10 +166,22 @@ class MulanLoader(io.ComfyNode):
         passed = (
             model
             if model is not None
-            else ExecutionBlocker("MuLan Loader: its MODEL output is used, but no MODEL goes in.")
+            else ExecutionBlocker("MuLan Loader: the MODEL output is used, but no MODEL is connected to the input.")
         )
         return io.NodeOutput(passed, clip, negative_view(clip))
 
 
+def _check(text_encoder: str | None, adapter: str | None) -> None:
+    """Raise OSError or ValueError that begins with the field; connected names (None) are checked later."""
+    encoder_file = text_encoder and with_field_name("text_encoder", _open_encoder, text_encoder)
+    adapter_file = adapter and with_field_name("adapter", _open_adapter, adapter)
+    if encoder_file and adapter_file:
+        with_field_name("adapter", check_pair, encoder_file, adapter_file)
+
+
+def _open_encoder(name: str):
+    return open_text_encoder(locate_model("text_encoders", name, ENCODER_SOURCE))
+
+
 def _open_adapter(name: str):
-    return None if name == NO_ADAPTER else open_adapter(locate("mulan", name, ADAPTER_SOURCE))
+    return None if name == NO_ADAPTER else open_adapter(locate_model("mulan", name, ADAPTER_SOURCE))

@@ -1,4 +1,4 @@
-"""MuLan Prompt Inspector: what a prompt becomes before it is encoded, as a picture and as text."""
+"""MuLan Prompt Inspector: how MuLan reads a prompt, as an image and as text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..mulan.conditioning.inspection import inspect, report
-from ..mulan.conditioning.inspection_image import draw
+from ..mulan.conditioning.inspection import format_report, inspect_prompt
+from ..mulan.conditioning.inspection_image import draw_inspection
 from ..mulan.conditioning.prompt_tokenizer import NEGATIVE, PromptTokenizer
 from ..mulan.images.text_drawing import TextRenderer
-from .common import show
+from .common import show_text
 
 
 class MulanPromptInspector(io.ComfyNode):
@@ -72,22 +72,22 @@ class MulanPromptInspector(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text) -> io.NodeOutput:
-        inspection = inspect(_tokenizer(clip), text, bool(clip.tokenizer_options.get(NEGATIVE, False)))
-        picture = np.asarray(draw(inspection, TextRenderer(sample=text)), dtype=np.float32) / 255
-        image = torch.from_numpy(picture).unsqueeze(0)
-        written = report(inspection)
-        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **show(cls, written).as_dict()}
+        inspection = inspect_prompt(_tokenizer(clip), text, bool(clip.tokenizer_options.get(NEGATIVE, False)))
+        pixels = np.asarray(draw_inspection(inspection, TextRenderer(sample=text)), dtype=np.float32) / 255
+        image = torch.from_numpy(pixels).unsqueeze(0)
+        written = format_report(inspection)
+        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **show_text(cls, written).as_dict()}
         return io.NodeOutput(image, written, ui=shown)
 
 
 def _tokenizer(clip) -> PromptTokenizer:
     if clip is None:
         raise ValueError(
-            "the connected CLIP is empty: its checkpoint has no text encoder. Connect the CLIP of a MuLan Loader."
+            "clip: the connected CLIP is empty, its checkpoint has no text encoder. Connect the CLIP of a MuLan Loader."
         )
     if not isinstance(clip.tokenizer, PromptTokenizer):
         raise ValueError(
-            f"the connected CLIP is not MuLan's (its tokenizer is {type(clip.tokenizer).__name__}): this node reads prompts as the "
-            f"MuLan Loader's CLIP does. Connect CLIP or CLIP (negative) of a MuLan Loader."
+            f"clip: the connected CLIP is not MuLan's (its tokenizer is {type(clip.tokenizer).__name__}). "
+            "Connect CLIP or CLIP (negative) of a MuLan Loader."
         )
     return clip.tokenizer
