@@ -1,4 +1,4 @@
-"""Where a model computes and waits, and in which dtype: ComfyUI's choices for text encoders, which all loaders here share."""
+"""Where a model computes and waits, and in which dtype: ComfyUI's choices for text encoders, for all loaders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import torch
 
 
 class Devices(NamedTuple):
+    """The two devices of a model."""
+
+    """The two devices of a ModelPatcher."""
+
     load: torch.device  # where a model computes
     offload: torch.device  # where it waits
 

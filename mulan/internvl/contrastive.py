@@ -1,7 +1,9 @@
-"""InternVL-C, and what InternVL-G adds to it. The LLaMA of both is MuLan's text encoder (../conditioning/text_encoder.py) and stands apart.
+"""InternVL-C, and what InternVL-G adds to it.
 
-Source: mulankit 1.0.2, mulankit.internvl.modeling_internvl (InternVL_C, InternVL_G, AttentionPoolingBlock) and modeling_qllama
-(LlamaCrossAttention). Modules have the published names, but for those in internvl_keys.py.
+The LLaMA of both is MuLan's text encoder (../conditioning/text_encoder.py) and stands apart.
+
+Source: mulankit 1.0.2, mulankit.internvl.modeling_internvl (InternVL_C, InternVL_G, AttentionPoolingBlock) and
+modeling_qllama (LlamaCrossAttention). Modules have the published names, but for those in internvl_keys.py.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ POOL_EPS = 1e-5
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
+    """Sizes of InternVL-C but for its LLaMA."""
+
     vision: InternViTConfig
     text_hidden_size: int  # of the LLaMA
     embedding_size: int
@@ -30,6 +34,8 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class ReaderConfig:
+    """Sizes of what InternVL-G adds."""
+
     hidden_size: int  # the LLaMA's
     vision_hidden_size: int
     num_queries: int
@@ -96,7 +102,7 @@ class ContrastiveModel(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty((), **kw))
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the tower's last hidden states of `images` [N, 3, S, S]: [N, 1 + patches, C], the class token's first."""
+        """Return the tower's last hidden states [N, 1 + patches, C] of `images` [N, 3, S, S], class token first."""
         return self.vision_model.all_hidden_states(images)[0]
 
     def pool_images(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -148,10 +154,11 @@ class QueryReader(nn.Module):
     def forward(
         self, vision_states: torch.Tensor, llama: Any, after_layer: Callable[[], None] = lambda: None
     ) -> torch.Tensor:
-        """Return embeddings [N, embedding_size] of unit length, from the tower's hidden states [N, T, vision_hidden_size].
+        """Return embeddings [N, embedding_size] of unit length, from the tower's hidden states [N, T,
+        vision_hidden_size].
 
-        `llama` is ComfyUI's `Llama2_`. Its blocks are walked by hand, since some have a cross attention between their two halves. Every query
-        sees every other. Computes in float32, as ComfyUI does with texts.
+        `llama` is ComfyUI's `Llama2_`. Its blocks are walked by hand, since some have a cross attention between their
+        two halves. Every query sees every other. Computes in float32, as ComfyUI does with texts.
         """
         vision_states = vision_states.float()
         x = self.query_tokens.to(vision_states).expand(len(vision_states), -1, -1)
@@ -166,7 +173,9 @@ class QueryReader(nn.Module):
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_) -> torch.Tensor:
-    """Stand in for ComfyUI's `optimized_attention`, [N, heads, T, D] each -> [N, T, heads * D]: without a mask, in float32."""
+    """Stand in for ComfyUI's `optimized_attention`, [N, heads, T, D] each -> [N, T, heads * D]: without a mask, in
+    float32.
+    """
     return rearrange(F.scaled_dot_product_attention(q, k, v), "n h t d -> n t (h d)")
 
 

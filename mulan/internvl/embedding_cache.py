@@ -1,8 +1,10 @@
-"""Embeddings of image files kept in a .safetensors, so that a folder is embedded once, and later only what is new in it.
+"""Embeddings of image files kept in a .safetensors, so that a folder is embedded once, and later only what is new in
+it.
 
-A vector is found by the sha256 of its file's content: a file that was renamed or copied is known, one that was changed is not. On systems where
-every write also moves a file's ctime, which no program can set back (all but Windows), a file with the same size, mtime and ctime counts as
-unchanged without reading it. It does not if it was changed less than two seconds before it was read: clocks of file systems may be that coarse.
+A vector is found by the sha256 of its file's content: a file that was renamed or copied is known, one that was changed
+is not. On systems where every write also moves a file's ctime, which no program can set back (all but Windows), a file
+with the same size, mtime and ctime counts as unchanged without reading it. It does not if it was changed less than two
+seconds before it was read: clocks of file systems may be that coarse.
 """
 
 from __future__ import annotations
@@ -79,7 +81,10 @@ class EmbeddingCache:
         self._keys = {name: known for name, known in self._keys.items() if name in names}
 
     def save(self) -> None:
-        """Write the file, whole or not at all, where something changed. Logs a warning where the disk refuses: it costs only time at the next run."""
+        """Write the file, whole or not at all, where something changed.
+
+        Logs a warning where the disk refuses: it costs only time at the next run.
+        """
         if not self._changed or not self._vectors:
             return
         vectors = torch.stack(list(self._vectors.values()))
@@ -110,13 +115,15 @@ class EmbeddingCache:
             raise ValueError("its vectors are damaged")
         self._vectors = dict(zip(keys, vectors, strict=True))
         self._keys = {
-            name: ((*map(int, fingerprint),), str(key))
-            for name, (fingerprint, key) in json.loads(file.metadata["files"]).items()
+            name: ((int(size), int(mtime), int(ctime)), str(key))
+            for name, ((size, mtime, ctime), key) in json.loads(file.metadata["files"]).items()
         }
 
 
 def cache_path(parent: Path, folder: Path, mode: str, framing: str, owner: str) -> Path:
-    """Return where the vectors of a folder's images are kept: a name that people can read, and a few digits that tell folders and models apart."""
+    """Return where the vectors of a folder's images are kept: a name that people can read, and a few digits that tell
+    folders and models apart.
+    """
     digits = hashlib.sha256(f"{folder.resolve()}\n{owner}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return parent / f"{folder.resolve().name[:60]} {mode} {framing} {digits}.safetensors"
 

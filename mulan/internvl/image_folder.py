@@ -28,13 +28,15 @@ class ImageFolder(NamedTuple):
 
 
 class UnreadableImage(NamedTuple):
+    """A file that could not be read, and why."""
+
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
 class FolderEmbeddings:
-    """The images that could be read, in the folder's order, `vectors` [N, E] of them, and the others with the reason."""
+    """The images that could be read, in the folder's order, their `vectors` [N, E], and the others with the reason."""
 
     files: list[Path]
     vectors: torch.Tensor
@@ -51,7 +53,8 @@ def open_image_folder(path: Path) -> ImageFolder:
 
 
 def embed_folder(loaded: LoadedInternVL, folder: ImageFolder, framing: str, cache_folder: Path) -> FolderEmbeddings:
-    """Embed what is new in the folder, and keep the vectors in a file in `cache_folder`, also where it is stopped or fails on the way.
+    """Embed what is new in the folder, and keep the vectors in a file in `cache_folder`, also where it is stopped or
+    fails on the way.
 
     Shows progress. Raises ValueError where no image can be read.
     """
@@ -92,7 +95,8 @@ def embed_folder(loaded: LoadedInternVL, folder: ImageFolder, framing: str, cach
     unreadable = [UnreadableImage(display_name(file), reasons[file]) for file in files if file in reasons]
     if not keys:
         raise ValueError(
-            f"none of the {len(files)} images in {folder.path} can be read; {unreadable[0].name}: {unreadable[0].reason}"
+            f"none of the {len(files)} images in {folder.path} can be read; {unreadable[0].name}: "
+            f"{unreadable[0].reason}"
         )
     return FolderEmbeddings(list(keys), torch.stack([cache[key] for key in keys.values()]), unreadable)
 
@@ -104,7 +108,10 @@ def display_name(file: Path) -> str:
 
 @dataclass(frozen=True)
 class _LazyImages(Sequence):
-    """The images of files, each read when it is asked for. One that cannot be read is a black pixel, and `reasons` says why."""
+    """The images of files, each read when it is asked for.
+
+    One that cannot be read is a black pixel, and `reasons` says why.
+    """
 
     files: list[Path]
     reasons: dict[Path, str]

@@ -1,7 +1,8 @@
 """InternViT, the vision tower of every InternVL and of VisionLLM's 26B model (Chen et al. 2023, arXiv 2312.14238).
 
-A vision transformer with a learned scale on each branch of its layers. The 6B one has RMS norms and normalized queries and keys, the 300M one
-has layer norms and a bias on queries, keys and values. Modules have the published names (OpenGVLab/InternVL, modeling_intern_vit.py).
+A vision transformer with a learned scale on each branch of its layers. The 6B one has RMS norms and normalized queries
+and keys, the 300M one has layer norms and a bias on queries, keys and values. Modules have the published names
+(OpenGVLab/InternVL, modeling_intern_vit.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class InternViTConfig:
+    """Sizes and kind of an InternViT."""
+
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -48,7 +51,9 @@ class FeedForward(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Images [N, 3, S, S] -> the hidden states [N, 1 + patches, hidden_size] before the first layer, the class token's first."""
+    """Images [N, 3, S, S] -> the hidden states [N, 1 + patches, hidden_size] before the first layer, the class token's
+    first.
+    """
 
     def __init__(self, config: InternViTConfig, *, operations: Any, dtype=None, device=None):
         super().__init__()
@@ -86,6 +91,8 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention and feed-forward, each normalized before and scaled behind, [B, T, hidden_size] -> the same shape."""
+
     def __init__(self, config: InternViTConfig, *, operations: Any, dtype=None, device=None):
         super().__init__()
         kw = dict(dtype=dtype, device=device)
@@ -126,7 +133,8 @@ class InternViT(nn.Module):
         return self.encoder.layers
 
     def forward(self, images: torch.Tensor, layers: tuple[int, ...] = (-1,)) -> list[torch.Tensor]:
-        """Return the patches' hidden states [N, patches, hidden_size] behind each of `layers` (0: the embeddings, -1: the last layer).
+        """Return the patches' hidden states [N, patches, hidden_size] behind each of `layers` (0: the embeddings, -1:
+        the last layer).
 
         `images` [N, 3, S, S], normalized.
         """

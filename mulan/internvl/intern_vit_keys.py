@@ -1,4 +1,7 @@
-"""InternViT's tensors in a checkpoint, the 6B one's and the 300M one's. The modules have the published names, so every tensor is its own source."""
+"""InternViT's tensors in a checkpoint, the 6B one's and the 300M one's.
+
+The modules have the published names, so every tensor is its own source.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ HEAD_DIM = 128  # where the configuration does not say how many heads there are
 def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> InternViTConfig:
     """Return the sizes and the kind, from the tensors' shapes.
 
-    The number of heads is that of `config` (config.json), else it follows from the 6B one's heads of 128 channels. Raises KeyError where a
-    tensor is missing.
+    The number of heads is that of `config` (config.json), else it follows from the 6B one's heads of 128 channels.
+    Raises KeyError where a tensor is missing.
     """
     hidden_size, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
     return InternViTConfig(
@@ -40,4 +43,5 @@ def sources(config: InternViTConfig) -> dict[str, WeightSource]:
 
 
 def unused(name: str) -> bool:
+    """Return whether a tensor of the file is known and not needed: there is none."""
     return False

@@ -1,7 +1,8 @@
-"""InternVL-C's single .pth (internvl_c_13b_224px.pth) under the names of the other files: its vision side and its text encoder.
+"""InternVL-C's single .pth (internvl_c_13b_224px.pth) under the names of the other files: its vision side and its text
+encoder.
 
-Source: OpenGVLab/InternVL, clip_benchmark/clip_benchmark/models: internvl_c_pytorch/internvl_c.py (the names), internvl_clip.py (how its LoRA
-was trained), build_model.py (how the authors made the published folder of it).
+Source: OpenGVLab/InternVL, clip_benchmark/clip_benchmark/models: internvl_c_pytorch/internvl_c.py (the names),
+internvl_clip.py (how its LoRA was trained), build_model.py (how the authors made the published folder of it).
 """
 
 from __future__ import annotations
@@ -42,15 +43,16 @@ def vision_as_published(file: TensorFile) -> TensorFile:
 def as_published(file: TensorFile) -> TensorFile:
     """Return its text part under the names of our own files, with the sentencepiece model that lies beside it.
 
-    The file may hold the LoRA of q_proj and v_proj apart, as its training does. Then it is merged, as the authors did for the published folder:
-    W + alpha / r * B A. Raises WrongFileError where there is no sentencepiece model.
+    The file may hold the LoRA of q_proj and v_proj apart, as its training does. Then it is merged, as the authors did
+    for the published folder: W + alpha / r * B A. Raises WrongFileError where there is no sentencepiece model.
     """
     folder = file.path.parent
     candidates = folder / TOKENIZER_NAME, folder / TOKENIZER_FOLDER / TOKENIZER_NAME
     tokenizer = next((path for path in candidates if path.is_file()), None)
     if tokenizer is None:
         raise WrongFileError(
-            f"{describe_path(file.path)} is InternVL-C, but its sentencepiece model is not beside it: put {TOKENIZER_NAME} from "
+            f"{describe_path(file.path)} is InternVL-C, but its sentencepiece model is not beside it: put "
+            f"{TOKENIZER_NAME} from "
             f"{ENCODER_SOURCE} into {folder}."
         )
     stored = {

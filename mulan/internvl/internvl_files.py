@@ -1,7 +1,8 @@
 """A checkpoint of InternVL-C / -G -> its parts, their sizes, and where each of their tensors comes from.
 
-Published folders, internvl_c_13b_224px.pth (mode C only) and what the converter makes of either are read alike: names and shapes first, a
-tensor only where a part is filled. A converted file holds all but the LLaMA, under the published names, with config.json in its metadata.
+Published folders, internvl_c_13b_224px.pth (mode C only) and what the converter makes of either are read alike: names
+and shapes first, a tensor only where a part is filled. A converted file holds all but the LLaMA, under the published
+names, with config.json in its metadata.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Part(Generic[Module, Config]):
 
 @dataclass(frozen=True)
 class ContrastiveFile:
-    """A checkpoint, opened; none of its weights is read yet. `file` has the published names, whatever the file's own are."""
+    """A checkpoint, opened; none of its weights is read yet.
+
+    `file` has the published names, whatever the file's own are.
+    """
 
     file: TensorFile
     config_json: Mapping[str, Any]
@@ -60,14 +64,18 @@ class ContrastiveFile:
         return any(name.endswith(f".{MARK}") for name in self.file.shapes)
 
     def parts(self, mode: str) -> tuple[Part[Any, Any], ...]:
-        """Return the parts of a mode, the model first. Raises ValueError for an unknown mode, WrongFileError for one that the file lacks."""
+        """Return the parts of a mode, the model first.
+
+        Raises ValueError for an unknown mode, WrongFileError for one that the file lacks.
+        """
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
         if mode == "C":
             return (self.model,)
         if self.reader is None:
             raise WrongFileError(
-                f"{describe_path(self.file.path)} holds only InternVL-C, without the {internvl_keys.QUERIES} and cross attention of "
+                f"{describe_path(self.file.path)} holds only InternVL-C, without the {internvl_keys.QUERIES} and cross "
+                "attention of "
                 f"InternVL-G: choose mode C, or the checkpoint {SOURCE}."
             )
         return (self.model, self.reader)
@@ -85,7 +93,8 @@ class ContrastiveFile:
         """Return the LLaMA inside the checkpoint. Raises WrongFileError where it has none, or none that can be used."""
         if self.open_text is None:
             raise WrongFileError(
-                f"{describe_path(self.file.path)} holds only InternVL's vision side: choose its text encoder too, the file in "
+                f"{describe_path(self.file.path)} holds only InternVL's vision side: choose its text encoder too, the "
+                "file in "
                 f"models/text_encoders that was converted with it."
             )
         return self.open_text()
@@ -105,7 +114,8 @@ def internvl_from_tensors(file: TensorFile) -> ContrastiveFile:
     shapes = published.shapes
     if f"{internvl_keys.VISION}embeddings.class_embedding" not in shapes or "text_projection" not in shapes:
         raise WrongFileError(
-            f"{describe_path(file.path)} is {identify(file.shapes)}; expected InternVL-C or -G, from {SOURCE}, in models/internvl."
+            f"{describe_path(file.path)} is {identify(file.shapes)}; expected InternVL-C or -G, from {SOURCE}, in "
+            "models/internvl."
         )
     config_json = read_config(published)
     try:
@@ -160,6 +170,7 @@ def _check(opened: ContrastiveFile) -> None:
             (published,) = part.sources[name].names
             if shapes[published] != tuple(tensor.shape):
                 raise WrongFileError(
-                    f"{describe_path(path)}: {published} has the shape {list(shapes[published])}, expected {list(tensor.shape)}. "
+                    f"{describe_path(path)}: {published} has the shape {list(shapes[published])}, expected "
+                    f"{list(tensor.shape)}. "
                     f"The file is damaged, or another checkpoint's."
                 )

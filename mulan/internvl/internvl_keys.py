@@ -31,7 +31,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def model_configuration(shapes: Shapes, config: Mapping[str, Any]) -> ContrastiveConfig:
-    """Return the sizes from the tensors' shapes, and the numbers of heads from `config` (config.json), else the published ones.
+    """Return the sizes from the tensors' shapes, and the numbers of heads from `config` (config.json), else the
+    published ones.
 
     Raises KeyError where a tensor is missing, ValueError for a number of heads that does not divide the hidden size.
     """

@@ -33,12 +33,13 @@ def load_internvl(
     dtype: torch.dtype | None = None,
     clip: comfy.sd.CLIP | None = None,
 ) -> LoadedInternVL:
-    """Load InternVL-C or -G (`mode`) from what `open_internvl` reads; tensors stay mapped from the file until they are needed.
+    """Load InternVL-C or -G (`mode`) from what `open_internvl` reads; tensors stay mapped from the file until they are
+    needed.
 
-    The LLaMA is that of `clip`, a MuLan CLIP (so that there is one copy of it), or of the file `text_encoder`, or the checkpoint's own.
-    `device="cpu"` keeps all but a given `clip` off the GPU. `dtype`: what the tower computes in (None: what suits the device).
-    Raises WrongFileError for files that cannot be used or do not fit together, ValueError for another kind of CLIP, MemoryError,
-    torch.OutOfMemoryError.
+    The LLaMA is that of `clip`, a MuLan CLIP (so that there is one copy of it), or of the file `text_encoder`, or the
+    checkpoint's own. `device="cpu"` keeps all but a given `clip` off the GPU. `dtype`: what the tower computes in
+    (None: what suits the device). Raises WrongFileError for files that cannot be used or do not fit together,
+    ValueError for another kind of CLIP, MemoryError, torch.OutOfMemoryError.
     """
     file = open_internvl(Path(checkpoint))
     model, *readers = file.parts(mode)
@@ -81,7 +82,8 @@ def _check_clip(file: ContrastiveFile, clip) -> None:
     model = getattr(clip, "cond_stage_model", None)
     if not isinstance(model, MulanTextEncoder):
         raise ValueError(
-            f"the CLIP's text encoder is a {type(model).__name__}, and InternVL reads texts with the LLaMA inside MuLan's CLIP: "
+            f"the CLIP's text encoder is a {type(model).__name__}, and InternVL reads texts with the LLaMA inside "
+            "MuLan's CLIP: "
             f"connect a CLIP of the MuLan Loader, or none."
         )
     check_pair(file, model.internvl.config, f"{model.origin['text_encoder']} of the CLIP")
@@ -93,6 +95,8 @@ def check_pair(file: ContrastiveFile, text: TextConfig, text_name: str) -> None:
     last_layer = max(file.reader.config.layers, default=0) if file.reader else 0
     if text.hidden_size != hidden_size or text.num_hidden_layers <= last_layer:
         raise WrongFileError(
-            f"{describe_path(file.file.path)} was trained with a text encoder of hidden size {hidden_size} and more than {last_layer} "
-            f"layers; {text_name} has hidden size {text.hidden_size} and {text.num_hidden_layers} layers: choose the one that belongs to it."
+            f"{describe_path(file.file.path)} was trained with a text encoder of hidden size {hidden_size} and more "
+            f"than {last_layer} "
+            f"layers; {text_name} has hidden size {text.hidden_size} and {text.num_hidden_layers} layers: choose the "
+            "one that belongs to it."
         )

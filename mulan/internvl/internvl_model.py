@@ -43,9 +43,10 @@ class Progress(Protocol):
 class LoadedInternVL:
     """InternVL in one mode.
 
-    `patcher` holds what images need (tower, pooling), `reader_patcher` what mode G adds (None in mode C), `clip` the LLaMA of texts and of mode
-    G. ComfyUI moves, evicts and frees each on its own. `dtype`: what the tower computes in. `logit_scale`: what cosines are multiplied by before
-    a softmax. `identity` changes with whatever embeddings depend on.
+    `patcher` holds what images need (tower, pooling), `reader_patcher` what mode G adds (None in mode C), `clip` the
+    LLaMA of texts and of mode G. ComfyUI moves, evicts and frees each on its own. `dtype`: what the tower computes in.
+    `logit_scale`: what cosines are multiplied by before a softmax. `identity` changes with whatever embeddings depend
+    on.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class LoadedInternVL:
     ) -> torch.Tensor:
         """Return the embeddings [N, E] of images, float32 on the CPU, of unit length.
 
-        `images`: [H, W, 3] float, 0 to 1, of any sizes. Each is asked for when its batch begins, so the sequence may read files. `framing`: one
-        of `FRAMINGS`. Moves `progress` on by `steps`, or a bar of its own. Stops when the user interrupts. Raises ValueError for what is no image.
+        `images`: [H, W, 3] float, 0 to 1, of any sizes. Each is asked for when its batch begins, so the sequence may
+        read files. `framing`: one of `FRAMINGS`. Moves `progress` on by `steps`, or a bar of its own. Stops when the
+        user interrupts. Raises ValueError for what is no image.
         """
         check_framing(framing)
         batch_size = BATCH_SIZE if self.reader is None else READER_BATCH_SIZE
@@ -117,7 +119,8 @@ class LoadedInternVL:
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the embeddings [N, E] of texts, float32 on the CPU, of unit length.
 
-        Texts stand behind ``summarize:`` and are cut at 80 tokens, as upstream does. Shows progress. Stops when the user interrupts.
+        Texts stand behind ``summarize:`` and are cut at 80 tokens, as upstream does. Shows progress. Stops when the
+        user interrupts.
         """
         ids = [text_ids(self.tokenizer, text) for text in texts]
         order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), ids[index]))
@@ -136,7 +139,9 @@ class LoadedInternVL:
     def _encode(
         self, images: Sequence[torch.Tensor], framing: str, after_layer: Callable[[], None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mode C's embeddings of a batch of images on the CPU and, there too in mode G, the tower's hidden states."""
+        """Return mode C's embeddings of a batch of images on the CPU and, there too in mode G, the tower's hidden
+        states.
+        """
         config = self.model.config.vision
         pixels = torch.stack([preprocess(image, config.image_size, framing) for image in images])
         comfy.model_management.load_models_gpu([self.patcher], memory_required=_memory(config, len(pixels), self.dtype))
@@ -148,7 +153,7 @@ class LoadedInternVL:
     def _read(
         self, patcher: ModelPatcher, batches: Sequence[torch.Tensor], after_layer: Callable[[], None]
     ) -> torch.Tensor:
-        """Return the embeddings that mode G's queries read, through the LLaMA, of batches of the tower's hidden states."""
+        """Return the embeddings that mode G's queries read, through the LLaMA, in batches of the tower's states."""
         reader: QueryReader = patcher.model
         found = []
         for vision_states in batches:
@@ -167,7 +172,8 @@ class LoadedInternVL:
     def _check_finite(self, embeddings: torch.Tensor, of: str) -> torch.Tensor:
         if not torch.isfinite(embeddings).all():
             raise ValueError(
-                f"{self.name} gives embeddings of {of} that are not finite: its weights, or those of its text encoder, hold NaN or "
+                f"{self.name} gives embeddings of {of} that are not finite: its weights, or those of its text encoder, "
+                "hold NaN or "
                 f"infinity. Download, or convert, them again."
             )
         return embeddings
@@ -191,7 +197,9 @@ def _memory(config: InternViTConfig, image_count: int, dtype: torch.dtype) -> in
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield runs of texts (their indices, in `order` of length) of at most `MAX_TEXT_STATES` when padded to the longest of the run."""
+    """Yield runs of texts (their indices, in `order` of length) of at most `MAX_TEXT_STATES` when padded to the longest
+    of the run.
+    """
     batch: list[int] = []
     for text in order:
         if batch and lengths[text] * (len(batch) + 1) > MAX_TEXT_STATES:

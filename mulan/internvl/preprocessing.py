@@ -1,6 +1,7 @@
 """Images as InternVL's tower takes them: 8 bits, a bicubic resize by PIL, ImageNet's mean and standard deviation.
 
-Source: upstream's two transforms on torchvision (OpenGVLab/InternVL, clip_benchmark): that of classification crops, that of retrieval squeezes.
+Source: upstream's two transforms on torchvision (OpenGVLab/InternVL, clip_benchmark): that of classification crops,
+that of retrieval squeezes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ def check_framing(framing: str) -> None:
 
 
 def preprocess(image: ImageLike, size: int, framing: str) -> torch.Tensor:
-    """Return an image, as `to_pixels` takes it, as [3, size, size] float32, normalized. Raises ValueError for what is no image."""
+    """Return an image, as `to_pixels` takes it, as [3, size, size] float32, normalized.
+
+    Raises ValueError for what is no image.
+    """
     pil_image = Image.fromarray(to_pixels(image))
     width, height = (size, size) if framing == "whole" else _fit_outside(*pil_image.size, size)
     pil_image = resize_image(pil_image, width, height, Image.Resampling.BICUBIC)

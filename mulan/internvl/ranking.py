@@ -15,8 +15,8 @@ MAX_BLOCK = 2**24  # scores at a time
 class Embeddings:
     """Vectors, and what is needed to compare them.
 
-    `vectors` [N, E] float32 on the CPU, each of unit length; `names` of what they stand for; `kind`: IMAGE or TEXT; `identity`: that of the model
-    which made them (`LoadedInternVL.identity`).
+    `vectors` [N, E] float32 on the CPU, each of unit length; `names` of what they stand for; `kind`: IMAGE or TEXT;
+    `identity`: that of the model which made them (`LoadedInternVL.identity`).
     """
 
     vectors: torch.Tensor
@@ -29,10 +29,13 @@ class Embeddings:
 
 
 def check_same_model(field: str, identity: str, other: str, other_identity: str) -> None:
-    """Raise ValueError where vectors of two models, modes or precisions would be compared: they do not live in one space."""
+    """Raise ValueError where vectors of two models, modes or precisions would be compared: they do not live in one
+    space.
+    """
     if identity != other_identity:
         raise ValueError(
-            f"{field}: these embeddings were made by another model, mode or precision ({identity}) than {other} ({other_identity}). "
+            f"{field}: these embeddings were made by another model, mode or precision ({identity}) than {other} "
+            f"({other_identity}). "
             f"Make both with the same InternVL Loader."
         )
 
@@ -43,16 +46,20 @@ def mean_embedding(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def rank(scores: torch.Tensor, top_k: int = 0, threshold: float = -1.0) -> list[int]:
-    """Return the indices of scores [N] at or above the threshold, the highest first, equal ones in their order; at most `top_k` (0: all)."""
+    """Return the indices of scores [N] at or above the threshold, the highest first, equal ones in their order; at most
+    `top_k` (0: all).
+    """
     order = scores.argsort(descending=True, stable=True)
     kept = order[scores[order] >= threshold].tolist()
     return kept[:top_k] if top_k else kept
 
 
 def best_pairs(a: torch.Tensor, b: torch.Tensor, count: int, same: bool = False) -> list[tuple[int, int, float]]:
-    """Return the `count` pairs (row, column, cosine) of unit vectors [N, E] and [M, E] with the highest cosine, the highest first.
+    """Return the `count` pairs (row, column, cosine) of unit vectors [N, E] and [M, E] with the highest cosine, the
+    highest first.
 
-    `same`: b is a again, and each pair of two different ones counts once. Works through a in blocks: the whole matrix need not fit in memory.
+    `same`: b is a again, and each pair of two different ones counts once. Works through a in blocks: the whole matrix
+    need not fit in memory.
     """
     block = max(1, MAX_BLOCK // len(b))
     pairs: list[tuple[int, int, float]] = []

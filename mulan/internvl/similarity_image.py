@@ -1,4 +1,4 @@
-"""A matrix of scores as an image: a cell for each pair, darker for more alike, with names and numbers where they fit."""
+"""A matrix of scores as an image: a cell for each pair, darker for more alike, names and numbers where they fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ TEXT_SIZE, NOTE_SIZE = 16, 13
 def draw_similarity(
     scores: torch.Tensor, row_names: Sequence[str], column_names: Sequence[str], renderer: TextRenderer
 ) -> Image.Image:
-    """Draw scores [N, M] with names for rows and columns as an RGB image. Colors run from the lowest to the highest score drawn."""
+    """Draw scores [N, M] with names for rows and columns as an RGB image.
+
+    Colors run from the lowest to the highest score drawn.
+    """
     return _Page(scores[:MAX_NAMES, :MAX_NAMES], row_names, column_names, renderer).draw()
 
 
@@ -104,4 +107,5 @@ class _Page:
 
 
 def _mix(share: float) -> Color:
-    return tuple(round(low + (high - low) * share) for low, high in zip(LOW, HIGH, strict=True))
+    red, green, blue = (round(low + (high - low) * share) for low, high in zip(LOW, HIGH, strict=True))
+    return red, green, blue

@@ -1,8 +1,9 @@
 """Zero-shot classification: which of some labels fits an image best.
 
-As in CLIP (Radford et al. 2021, section 3.1.4) and InternVL (Chen et al. 2023, section 4.3; its clip_benchmark): a label is put into many sentences
-(templates), and the mean of their unit vectors, of unit length again, stands for it. templates.json holds, by language code, the sentences that
-InternVL's authors took for ImageNet-1K, as they wrote them, and a single plain one for languages they did not try.
+As in CLIP (Radford et al. 2021, section 3.1.4) and InternVL (Chen et al. 2023, section 4.3; its clip_benchmark): a
+label is put into many sentences (templates), and the mean of their unit vectors, of unit length again, stands for it.
+templates.json holds, by language code, the sentences that InternVL's authors took for ImageNet-1K, as they wrote them,
+and a single plain one for languages they did not try.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ LABEL_MARK = "{c}"  # where the label goes in a template
 
 
 class Labels(NamedTuple):
+    """The labels of a text."""
+
     names: tuple[str, ...]  # each once, in the order of the text
     repeated: tuple[str, ...]  # those that appeared more than once
 
 
 class Templates(NamedTuple):
+    """Sentences with `LABEL_MARK` where a label goes."""
+
     name: str
     sentences: tuple[str, ...]
 
@@ -59,7 +64,10 @@ def read_labels(text: str) -> Labels:
 
 
 def read_templates(text: str) -> tuple[str, ...]:
-    """Return the templates of a text, one per line, with {c} or {} where the label goes. Raises ValueError for one without it, or for none."""
+    """Return the templates of a text, one per line, with {c} or {} where the label goes.
+
+    Raises ValueError for one without it, or for none.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     example = f"such as a photo of a {LABEL_MARK}"
     if not lines:
@@ -78,8 +86,8 @@ def embed_labels(
 ) -> torch.Tensor:
     """Return the vectors [L, E] of labels, float32 of unit length.
 
-    Each different sentence is encoded once; a template that appears twice counts twice, as upstream. `loaded` keeps the last labels' vectors: with
-    many templates they take far longer than an image.
+    Each different sentence is encoded once; a template that appears twice counts twice, as upstream. `loaded` keeps the
+    last labels' vectors: with many templates they take far longer than an image.
     """
     key = tuple(labels), tuple(templates)
     if loaded.label_cache is None or loaded.label_cache[0] != key:

@@ -21,8 +21,8 @@ ANSWER_TOKENS = 1024  # that memory is set aside for
 class InternVLChatEncoder(nn.Module):
     """A chat model inside a CLIP.
 
-    `stop_tokens`: the ids that end an answer. `title` names the checkpoint in errors. `dtype`: what it computes in (None: bfloat16 where the device
-    is fast with it, else float32).
+    `stop_tokens`: the ids that end an answer. `title` names the checkpoint in errors. `dtype`: what it computes in
+    (None: bfloat16 where the device is fast with it, else float32).
     """
 
     def __init__(self, chat: InternVLChat, stop_tokens: Sequence[int], title: str, dtype: torch.dtype | None = None):
@@ -42,7 +42,8 @@ class InternVLChatEncoder(nn.Module):
 
     def encode_token_weights(self, tokens):
         raise ValueError(
-            f"{self.title} is a chat model and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat, and a text "
+            f"{self.title} is a chat model and gives no conditioning: connect this CLIP to Generate Text or InternVL "
+            "Chat, and a text "
             f"encoder's CLIP here"
         )
 
@@ -52,7 +53,9 @@ class InternVLChatEncoder(nn.Module):
         return self.chat.load_state_dict(sd, assign=assign)
 
     def memory_estimation_function(self, tokens, device=None):
-        """Return the bytes beside the weights: the tower's widest layer, or the language model's with its cache, its mask and one weight cast."""
+        """Return the bytes beside the weights: the tower's widest layer, or the language model's with its cache, its
+        mask and one weight cast.
+        """
         vision, language = self.chat.config.vision, self.chat.config.language
         entries = _entries(tokens)
         length = prompt_length(entries, self.chat.config)
@@ -77,7 +80,8 @@ class InternVLChatEncoder(nn.Module):
     def generate(self, tokens, *, max_length: int, **sampling) -> list[int]:
         """Return the answer's ids, at most `max_length`.
 
-        Shows progress. ComfyUI's operations raise where the user has pressed stop. Raises ValueError where the weights are damaged.
+        Shows progress. ComfyUI's operations raise where the user has pressed stop. Raises ValueError where the weights
+        are damaged.
         """
         device = self.execution_device or next(self.chat.parameters()).device
         dtype = self._compute_dtype(device)
@@ -99,7 +103,9 @@ class InternVLChatEncoder(nn.Module):
             ) from error
 
     def _encode_images(self, images: Sequence[torch.Tensor], device, dtype) -> list[torch.Tensor]:
-        """Return, from the tiles [N, 3, S, S] of each image, what the language model reads of it [N * tokens, hidden_size]."""
+        """Return, from the tiles [N, 3, S, S] of each image, what the language model reads of it [N * tokens,
+        hidden_size].
+        """
         if not images:
             return []
         tiles, encoded = torch.cat(list(images)), []

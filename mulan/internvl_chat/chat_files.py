@@ -1,4 +1,5 @@
-"""A chat model's checkpoint, a published folder or one file -> its sizes, where each tensor comes from, and its tokenizer.
+"""A chat model's checkpoint, a published folder or one file -> its sizes, where each tensor comes from, and its
+tokenizer.
 
 Names and shapes come first; a tensor is read only when the model is filled.
 """
@@ -51,14 +52,20 @@ class ChatFile:
             yield name, source.read(self.file.read)
 
     def tokenizer_file(self, name: str) -> bytes | None:
-        """Return what one of `TOKENIZER_FILES` holds: those inside a converted file, else those of the folder. None where there is none."""
+        """Return what one of `TOKENIZER_FILES` holds: those inside a converted file, else those of the folder.
+
+        None where there is none.
+        """
         if CONFIG in self.file.metadata:
             return self.file.read(name).numpy().tobytes() if name in self.file.shapes else None
         path = (self.file.path if self.file.path.is_dir() else self.file.path.parent) / name
         return path.read_bytes() if path.is_file() else None
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer inside the file or beside it. Raises WrongFileError where there is none, or it is another model's."""
+        """Return the tokenizer inside the file or beside it.
+
+        Raises WrongFileError where there is none, or it is another model's.
+        """
         advice = f"Keep the tokenizer's files of the published folder, from {SOURCE}, with the weights."
         try:
             tokenizer = load_tokenizer(self.tokenizer_file)
@@ -68,7 +75,8 @@ class ChatFile:
             ) from error
         if tokenizer.vocab_size > self.config.language.vocab_size:
             raise WrongFileError(
-                f"{describe_path(self.file.path)}: its tokenizer knows {tokenizer.vocab_size} tokens, but its language model embeds "
+                f"{describe_path(self.file.path)}: its tokenizer knows {tokenizer.vocab_size} tokens, but its language "
+                "model embeds "
                 f"{self.config.language.vocab_size}: it is another model's. {advice}"
             )
         return tokenizer
@@ -93,13 +101,15 @@ def chat_from_tensors(file: TensorFile) -> ChatFile:
     config_json = read_config(file)
     if not config_json:
         raise WrongFileError(
-            f"{describe_path(path)} has no config.json, and its tensors alone do not say enough. Keep that of {SOURCE} with the weights."
+            f"{describe_path(path)} has no config.json, and its tensors alone do not say enough. Keep that of {SOURCE} "
+            "with the weights."
         )
     try:
         opened = ChatFile(file, config_json, chat_keys.configuration(file.shapes, config_json))
     except KeyError as error:
         raise WrongFileError(
-            f"{describe_path(path)} is incomplete: there is no {error.args[0]} in it or its config.json. Download it again."
+            f"{describe_path(path)} is incomplete: there is no {error.args[0]} in it or its config.json. Download it "
+            "again."
         ) from error
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Expected one from {SOURCE}.") from error
@@ -119,7 +129,8 @@ def _check(opened: ChatFile) -> None:
     missing = sorted({name for source in sources.values() for name in source.names} - shapes.keys())
     if missing:
         raise WrongFileError(
-            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. "
+            "Download it again."
         )
     for name, tensor in opened.build(operations=nn, device="meta").state_dict().items():
         published = sources[name].names
@@ -129,6 +140,7 @@ def _check(opened: ChatFile) -> None:
             given = None
         if given != tuple(tensor.shape):
             raise WrongFileError(
-                f"{describe_path(path)}: {', '.join(published)} ({list(shapes[published[0]])}) cannot be {name} of {list(tensor.shape)}: "
+                f"{describe_path(path)}: {', '.join(published)} ({list(shapes[published[0]])}) cannot be {name} of "
+                f"{list(tensor.shape)}: "
                 f"the file is damaged, or its config.json is another checkpoint's."
             )

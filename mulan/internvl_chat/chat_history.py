@@ -1,4 +1,6 @@
-"""A dialogue as JSON, in the form most chat programs share: [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]."""
+"""A dialogue as JSON, in the form most chat programs share: [{"role": "user", "content": "..."}, {"role": "assistant",
+"content": "..."}, ...].
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def parse_history(text: str) -> list[Exchange]:
             raise ValueError(f'entry {index} must have "role" user or assistant, and a text as "content"')
         if turn["role"] != ROLES[index % 2]:
             raise ValueError(
-                f"entry {index} is the {turn['role']}'s, expected the {ROLES[index % 2]}'s: they take turns, the user begins"
+                f"entry {index} is the {turn['role']}'s, expected the {ROLES[index % 2]}'s: they take turns, the user "
+                "begins"
             )
     if len(turns) % 2:
         raise ValueError("the last question has no answer")

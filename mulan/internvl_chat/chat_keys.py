@@ -118,6 +118,7 @@ def sources(config: ChatConfig, shapes: Shapes) -> dict[str, WeightSource]:
 
 
 def unused(name: str) -> bool:
+    """Return whether a tensor of the file is known and not needed."""
     return name.endswith("rotary_emb.inv_freq")  # some files keep it; it follows from the size of a head
 
 

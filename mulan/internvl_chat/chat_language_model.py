@@ -1,4 +1,6 @@
-"""The language model: Qwen2, Qwen3, InternLM2 and LLaMA are one network on ComfyUI's blocks, with or without biases and norms of queries and keys."""
+"""The language model: Qwen2, Qwen3, InternLM2 and LLaMA are one network on ComfyUI's blocks, with or without biases and
+norms of queries and keys.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ HEAD_NORM = "gemma3"  # ComfyUI's name for a norm over each head
 class LanguageConfig(llama.Llama2Config):
     """ComfyUI's configuration, with the entries as fields that are attributes of its class.
 
-    `max_position_embeddings`: the tokens that the model was trained to read. Without `lm_head` the embedding table also writes tokens (tied).
+    `max_position_embeddings`: the tokens that the model was trained to read. Without `lm_head` the embedding table also
+    writes tokens (tied).
     """
 
     head_dim: int = 128

@@ -24,8 +24,9 @@ def load_chat(
 ) -> comfy.sd.CLIP:
     """Load a chat model from what `open_chat` reads; tensors stay mapped from the file until they are needed.
 
-    `device="cpu"` keeps it off the GPU. `dtype`: what it computes in (None: what suits the device). Raises WrongFileError for a file that cannot
-    be used, and MemoryError or torch.OutOfMemoryError that says what would be smaller.
+    `device="cpu"` keeps it off the GPU. `dtype`: what it computes in (None: what suits the device). Raises
+    WrongFileError for a file that cannot be used, and MemoryError or torch.OutOfMemoryError that says what would be
+    smaller.
     """
     file = open_chat(Path(path))
     tokenizer, title = file.tokenizer(), file.file.path.name
@@ -62,7 +63,8 @@ def load_chat(
         # ComfyUI knows them by their type.
         error_type = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
         raise error_type(
-            f"There is not enough memory for {title}: {error}. Use its int8 conversion, a smaller InternVL, device = cpu, or close other "
+            f"There is not enough memory for {title}: {error}. Use its int8 conversion, a smaller InternVL, device = "
+            "cpu, or close other "
             f"programs."
         ) from error
     # ComfyUI builds the patcher again for a second device.

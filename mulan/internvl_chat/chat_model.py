@@ -1,4 +1,5 @@
-"""InternVL's chat models: InternViT, a projector, a language model (Chen et al. 2024, arXiv 2412.05271; Zhu et al. 2025, arXiv 2504.10479).
+"""InternVL's chat models: InternViT, a projector, a language model (Chen et al. 2024, arXiv 2412.05271; Zhu et al.
+2025, arXiv 2504.10479).
 
 Modules have OpenGVLab's names.
 """
@@ -20,6 +21,8 @@ from .chat_language_model import LanguageConfig, LanguageModel
 
 @dataclass(frozen=True)
 class ChatConfig:
+    """Sizes of a chat model."""
+
     vision: InternViTConfig
     language: LanguageConfig
     merge_size: int = 2  # so many neighboring patches in each direction become one token
@@ -70,7 +73,7 @@ class InternVLChat(nn.Module):
         """Return the embeddings [1, T, hidden_size] of ids and, in their places, of encoded images [n, hidden_size]."""
         embed_tokens, parts = self.language_model.model.embed_tokens, []
         for is_image, run in groupby(prompt, lambda part: isinstance(part, torch.Tensor)):
-            entries = list(run)
+            entries: list[Any] = list(run)
             rows = torch.cat(entries) if is_image else embed_tokens(torch.tensor(entries, device=device))
             parts.append(rows.to(device=device, dtype=dtype))
         return torch.cat(parts)[None]

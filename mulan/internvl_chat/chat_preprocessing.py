@@ -1,6 +1,8 @@
-"""Images as InternVL's chat models take them: tiles of 448 pixels (the tower's size), with ImageNet's mean and standard deviation.
+"""Images as InternVL's chat models take them: tiles of 448 pixels (the tower's size), with ImageNet's mean and standard
+deviation.
 
-Source: OpenGVLab/InternVL's model cards (``load_image``), which resize with PIL; transformers' processor on torchvision rounds differently.
+Source: OpenGVLab/InternVL's model cards (``load_image``), which resize with PIL; transformers' processor on torchvision
+rounds differently.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ MAX_TILES = 12  # without the thumbnail, which is added where there are several
 
 
 def preprocess_tiles(image: ImageLike, size: int, max_tiles: int = MAX_TILES) -> torch.Tensor:
-    """Return an image's tiles [N, 3, size, size] float32: at most `max_tiles`, and where there are several a thumbnail of the whole image.
+    """Return an image's tiles [N, 3, size, size] float32: at most `max_tiles`, and where there are several a thumbnail
+    of the whole image.
 
     Raises ValueError for what is no image.
     """

@@ -18,7 +18,10 @@ Entry = int | dict  # an id, or {"type": "image", "data": tiles [N, 3, S, S]}
 
 
 class ChatPrompts:
-    """The tokenizer of a chat model's CLIP. `title` names the checkpoint in errors, `system` is the default system prompt."""
+    """The tokenizer of a chat model's CLIP.
+
+    `title` names the checkpoint in errors, `system` is the default system prompt.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: ChatConfig, title: str, system: str = SYSTEM):
         self.tokenizer = tokenizer
@@ -45,9 +48,9 @@ class ChatPrompts:
     ):
         """Return {KEY: [[(entry, 1.0), ...]]}, from the arguments of core's Generate Text or of InternVL Chat.
 
-        Core's: `image` [B, H, W, C] is B images, `video` [B, H, W, C] frames at 24 per second. Our own: `images` and `frames` of [H, W, C] each,
-        `history`, `system` (None: the model's default), at most so many `tiles` of an image. Raises ValueError for audio, for what is no image,
-        and for more than the model can read.
+        Core's: `image` [B, H, W, C] is B images, `video` [B, H, W, C] frames at 24 per second. Our own: `images` and
+        `frames` of [H, W, C] each, `history`, `system` (None: the model's default), at most so many `tiles` of an
+        image. Raises ValueError for audio, for what is no image, and for more than the model can read.
         """
         if audio is not None:
             raise ValueError(f"{self.title} cannot use audio: leave audio unconnected")
@@ -67,7 +70,7 @@ class ChatPrompts:
 
     def _entries(self, prompt: str, images: Sequence[torch.Tensor]) -> list[Entry]:
         input_ids, context_id = self.tokenizer.encode(prompt), self.tokenizer.token_to_id(IMAGE_CONTEXT)
-        if input_ids.count(context_id) != len(images):
+        if context_id is None or input_ids.count(context_id) != len(images):
             raise ValueError(f"a text must not contain {IMAGE_CONTEXT}: it stands for an image")
         remaining = iter(images)
         entries: list[Entry] = [
@@ -77,7 +80,8 @@ class ChatPrompts:
         if length >= max_length:
             tiles = sum(map(len, images))
             raise ValueError(
-                f"the prompt takes {length} tokens, {tiles * self.config.tokens_per_tile} of them for {tiles} image tiles, but "
+                f"the prompt takes {length} tokens, {tiles * self.config.tokens_per_tile} of them for {tiles} image "
+                "tiles, but "
                 f"{self.title} reads {max_length}: use fewer images or tiles, or a shorter text"
             )
         return entries

@@ -1,7 +1,7 @@
 """The prompt of a chat model: the turns of a dialogue, and where the images stand in it.
 
-Source: OpenGVLab/InternVL, the template ``internvl2_5`` and ``InternVLChatModel.chat``; the model cards of InternVL 2.5, 3 and 3.5 for several
-pictures, videos and thinking.
+Source: OpenGVLab/InternVL, the template ``internvl2_5`` and ``InternVLChatModel.chat``; the model cards of InternVL
+2.5, 3 and 3.5 for several pictures, videos and thinking.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 THINKING = """You are an AI assistant that rigorously follows this response protocol:
 
-1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, and reason through the problem step-by-step. \
-Enclose this entire thinking process within <think> and </think> tags.
+1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, and reason \
+through the problem step-by-step. Enclose this entire thinking process within <think> and </think> tags.
 
-2. After the thinking section, provide a clear, concise, and direct answer to the user's question. Separate the answer from the think section with a \
-newline.
+2. After the thinking section, provide a clear, concise, and direct answer to the user's question. Separate the \
+answer from the think section with a newline.
 
-Ensure that the thinking process is thorough but remains focused on the query. The final answer should be standalone and not reference the thinking \
-section."""  # InternVL 3.5
+Ensure that the thinking process is thorough but remains focused on the query. The final answer should be standalone \
+and not reference the thinking section."""  # InternVL 3.5
 
 
 def format_dialogue(question: str, history: Sequence[Exchange] = (), system: str = SYSTEM) -> str:
@@ -38,9 +38,11 @@ def format_dialogue(question: str, history: Sequence[Exchange] = (), system: str
 
 
 def insert_images(questions: Sequence[str], image_count: int, frame_count: int = 0) -> list[str]:
-    """Return the questions of a dialogue with a place for each image, then for each frame of a video, before the first question.
+    """Return the questions of a dialogue with a place for each image, then for each frame of a video, before the first
+    question.
 
-    Questions may have places (`<image>`) themselves. Raises ValueError where these are not as many as images and frames.
+    Questions may have places (`<image>`) themselves. Raises ValueError where these are not as many as images and
+    frames.
     """
     own = sum(question.count(IMAGE) for question in questions)
     if own and own != image_count + frame_count:

@@ -1,4 +1,4 @@
-"""The tokenizers of the language models: byte-level BPE (Qwen), and InternLM2's sentencepiece with tokens added to it."""
+"""The tokenizers of the language models: byte-level BPE (Qwen), and InternLM2's sentencepiece with added tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import sentencepiece
 
@@ -23,7 +23,10 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 # How Qwen2 splits a text before merging bytes: contractions, words, single digits, punctuation, white space.
-SPLIT_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+SPLIT_PATTERN = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"""
+    r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
 
 
 class Tokenizer(Protocol):
@@ -74,10 +77,9 @@ class BytePairTokenizer:
         from tokenizers.models import BPE
 
         lines = (line for line in merges.split("\n") if line.strip() and not line.startswith("#version"))
+        pairs: Any = [tuple(line.split()) for line in lines]  # a line without two parts is refused by BPE
         try:
-            tokenizer = Tokenizer(
-                BPE(dict(vocabulary), [tuple(line.split()) for line in lines], fuse_unk=False, byte_fallback=False)
-            )
+            tokenizer = Tokenizer(BPE(dict(vocabulary), pairs, fuse_unk=False, byte_fallback=False))
         except Exception as error:
             raise ValueError(f"the merges do not fit the vocabulary ({error})") from error
         tokenizer.normalizer = normalizers.NFC()
@@ -93,7 +95,8 @@ class BytePairTokenizer:
             tokenizer.add_tokens([AddedToken(name, special=bool(token.get("special", True)), **flags)])
             if tokenizer.token_to_id(name) != token["id"]:
                 raise ValueError(
-                    f"the token {name} must have the id {token['id']}, but behind this vocabulary it has {tokenizer.token_to_id(name)}"
+                    f"the token {name} must have the id {token['id']}, but behind this vocabulary it has "
+                    f"{tokenizer.token_to_id(name)}"
                 )
         return cls(tokenizer)
 
@@ -150,35 +153,36 @@ class SentencePieceTokenizer:
 def load_tokenizer(read: Callable[[str], bytes | None]) -> Tokenizer:
     """Load the tokenizer of a checkpoint.
 
-    `read` gives what one of `TOKENIZER_FILES` holds, None where there is none. Raises ValueError that says what is wrong.
+    `read` gives what one of `TOKENIZER_FILES` holds, None where there is none. Raises ValueError that says what is
+    wrong.
     """
-    files = {name: read(name) for name in TOKENIZER_FILES}
-    if files["tokenizer.json"]:
-        tokenizer, where = (
-            BytePairTokenizer.from_json(files["tokenizer.json"].decode("utf-8", "replace")),
-            "tokenizer.json",
-        )
-    elif files["vocab.json"] and files["merges.txt"]:
-        where = "vocab.json"
+    contents = {name: read(name) for name in TOKENIZER_FILES}
+    whole, vocabulary, merges, model = (contents[name] for name in TOKENIZER_FILES[:4])
+    tokenizer: Tokenizer
+    if whole:
+        used, tokenizer = "tokenizer.json", BytePairTokenizer.from_json(whole.decode("utf-8", "replace"))
+    elif vocabulary and merges:
+        used = "vocab.json"
         tokenizer = BytePairTokenizer.from_vocabulary(
-            _json("vocab.json", files[where]), files["merges.txt"].decode("utf-8", "replace"), _added(files)
+            _json(used, vocabulary), merges.decode("utf-8", "replace"), _added(contents)
         )
-    elif files["tokenizer.model"] is not None:
-        where = "tokenizer.model"
-        tokenizer = SentencePieceTokenizer(files[where], {name: token["id"] for name, token in _added(files).items()})
+    elif model is not None:
+        used = "tokenizer.model"
+        tokenizer = SentencePieceTokenizer(model, {name: token["id"] for name, token in _added(contents).items()})
     else:
         raise ValueError("there is neither tokenizer.json, nor vocab.json with merges.txt, nor tokenizer.model")
     missing = [name for name in REQUIRED_TOKENS if tokenizer.token_to_id(name) is None]
     if missing:
-        beside = "" if where == TOKENIZER_FILES[0] else ": keep added_tokens.json and tokenizer_config.json with it"
-        raise ValueError(f"{where} lacks {', '.join(missing)}{beside}")
+        beside = "" if used == TOKENIZER_FILES[0] else ": keep added_tokens.json and tokenizer_config.json with it"
+        raise ValueError(f"{used} lacks {', '.join(missing)}{beside}")
     return tokenizer
 
 
 def _added(files: Mapping[str, bytes | None]) -> dict[str, dict]:
     """Return the tokens that were added to a vocabulary, with `id` and flags."""
     config, plain = (
-        _json(name, files[name]) if files[name] else {} for name in ("tokenizer_config.json", "added_tokens.json")
+        _json(name, content) if (content := files[name]) else {}
+        for name in ("tokenizer_config.json", "added_tokens.json")
     )
     try:
         plain_tokens = {name: {"id": int(id)} for name, id in plain.items()}

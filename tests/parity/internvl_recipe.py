@@ -1,14 +1,16 @@
 """Small InternVL weights without a file, and upstream's numbers for them.
 
-`tensor(seed, name, shape)` needs numpy alone, so tests fill the same weights. Run as a program in an environment that has mulankit 1.0.2 and torch:
+`tensor(seed, name, shape)` needs numpy alone, so tests fill the same weights. Run as a program in an environment that
+has mulankit 1.0.2 and torch:
 
     python tests/parity/internvl_recipe.py tests/parity/goldens
 
-It writes internvl/<case>.json (sizes, weights' shapes, texts, ids) and internvl/<case>.safetensors (pictures, states, embeddings, logits). Pillow
-must be older than 12: it squeezes pictures across and then down, and later ones choose the order.
-Upstream's code has two numbers of the published model in it that no configuration changes: LlamaCrossAttention is made for pictures 3200 wide, and
-LlamaDecoderLayer reads pictures only where there are 96 query tokens. Here those layers are made anew for the case's width, and the 96 is set to the
-case's number, before weights are filled in; the code that computes is upstream's.
+It writes internvl/<case>.json (sizes, weights' shapes, texts, ids) and internvl/<case>.safetensors (pictures, states,
+embeddings, logits). Pillow must be older than 12: it squeezes pictures across and then down, and later ones choose the
+order. Upstream's code has two numbers of the published model in it that no configuration changes: LlamaCrossAttention
+is made for pictures 3200 wide, and LlamaDecoderLayer reads pictures only where there are 96 query tokens. Here those
+layers are made anew for the case's width, and the 96 is set to the case's number, before weights are filled in; the
+code that computes is upstream's.
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ TOKENIZER = "mulan/tokenizer"  # below the goldens' folder
 
 
 def tensor(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32, from the frozen legacy stream of RandomState, seeded by the first four bytes of sha256(f"{seed}:{name}")."""
+    """float32, from the frozen legacy stream of RandomState, seeded by the first four bytes of
+    sha256(f"{seed}:{name}").
+    """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     drawn = np.random.RandomState(int.from_bytes(digest[:4], "little")).standard_normal(tuple(shape))
     offset, scale = rule(name, tuple(shape))

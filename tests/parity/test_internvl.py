@@ -1,6 +1,8 @@
-"""InternVL-C and -G against upstream: pictures, states, embeddings and scores of mulankit's model; and the published checkpoint's every tensor.
+"""InternVL-C and -G against upstream: images, states, embeddings and scores of mulankit's model; and the published
+checkpoint's every tensor.
 
-Cases are read from <goldens>/internvl/*.json, so that another folder of the same layout serves too; internvl_recipe.py makes one.
+Cases are read from <goldens>/internvl/*.json, so that another folder of the same layout serves too; internvl_recipe.py
+makes one.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ class Case:
         (folder / "tokenizer.model").write_bytes((facts.parent / self.facts["tokenizer"]).read_bytes())
         self.loaded = {mode: load_internvl(folder, mode) for mode in "CG"}
 
-    def pictures(self, kind: str) -> list[torch.Tensor]:
-        """The pictures upstream was given, in 8 bits, as ComfyUI has them."""
+    def images(self, kind: str) -> list[torch.Tensor]:
+        """The images upstream was given, in 8 bits, as ComfyUI has them."""
         stored = [
             value
             for key, value in sorted(self.stored.items())
@@ -92,13 +94,13 @@ def test_texts_have_upstreams_ids(case):
         assert ours + [0] * (len(ids) - len(ours)) == ids, text
 
 
-def test_pictures_are_upstreams_bit_by_bit(case):
+def test_images_are_upstreams_bit_by_bit(case):
     size = case.loaded["C"].model.config.vision.image_size
     assert torch.equal(
-        torch.stack([preprocess(picture, size, "whole") for picture in case.pictures("picture")]), case.stored["pixels"]
+        torch.stack([preprocess(image, size, "whole") for image in case.images("picture")]), case.stored["pixels"]
     )
     for framing in FRAMINGS:
-        ours = torch.stack([preprocess(picture, size, framing) for picture in case.pictures("other")])
+        ours = torch.stack([preprocess(image, size, framing) for image in case.images("other")])
         assert torch.equal(ours, case.stored[f"other.{framing}"]), framing
 
 
@@ -124,10 +126,10 @@ def test_text_states_of_every_row(case, near):
 @pytest.mark.parametrize("mode", ("C", "G"))
 def test_embeddings_and_logits(case, near, mode):
     loaded = case.loaded[mode]
-    texts, pictures = loaded.embed_texts(case.facts["texts"]), loaded.embed_images(case.pictures("picture"))
+    texts, images = loaded.embed_texts(case.facts["texts"]), loaded.embed_images(case.images("picture"))
     near(texts, case.unit("text.projected"))
-    near(pictures, case.unit(f"{mode}.image"))
-    near(loaded.logit_scale * pictures @ texts.T, f"{mode}.logits")
+    near(images, case.unit(f"{mode}.image"))
+    near(loaded.logit_scale * images @ texts.T, f"{mode}.logits")
 
 
 def _fewer_heads(loaded):
@@ -188,7 +190,7 @@ MISTAKES = {
 def test_a_mistake_would_be_seen(case, mode, mistake):
     loaded = load_internvl(case.folder, mode)
     mistake(loaded)
-    ours = loaded.embed_images(case.pictures("picture"))
+    ours = loaded.embed_images(case.images("picture"))
     assert (ours - case.unit(f"{mode}.image")).abs().max() > 10 * TOLERANCE
 
 

@@ -1,4 +1,6 @@
-"""InternVL's dialogue models against transformers' own classes: prompts, pictures, logits, answers, and the tensors of every published size."""
+"""InternVL's dialogue models against transformers' own classes: prompts, images, logits, answers, and the tensors of
+every published size.
+"""
 
 from __future__ import annotations
 
@@ -43,24 +45,26 @@ MODELS = [
     ("internlm2", "opengvlab", False),
 ]
 TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    "<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TOKENIZED = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-PICTURE, OTHER = (torch.rand(size, generator=torch.Generator().manual_seed(7)) for size in ((40, 90, 3), (43, 61, 3)))
+IMAGE, OTHER = (torch.rand(size, generator=torch.Generator().manual_seed(7)) for size in ((40, 90, 3), (43, 61, 3)))
 FRAMES = list(torch.rand((3, 20, 30, 3), generator=torch.Generator().manual_seed(8)))
 SAID = [("What is left of it?", "The blue square."), ("Où est le chat ?", "Nowhere.")]
 QUESTION = "它是什么? It's 12 o'clock."
 # name -> what we are asked with, and the same as transformers' messages have it (system, then these).
 CASES = {
     "text": ({}, [("user", [QUESTION])]),
-    "picture": ({"images": [PICTURE]}, [("user", [PICTURE, QUESTION])]),
-    "pictures": ({"images": [PICTURE, OTHER]}, [("user", ["Image-1: ", PICTURE, "Image-2: ", OTHER, QUESTION])]),
+    "picture": ({"images": [IMAGE]}, [("user", [IMAGE, QUESTION])]),
+    "pictures": ({"images": [IMAGE, OTHER]}, [("user", ["Image-1: ", IMAGE, "Image-2: ", OTHER, QUESTION])]),
     "history": (
-        {"images": [PICTURE], "history": SAID},
+        {"images": [IMAGE], "history": SAID},
         [
-            ("user", [PICTURE, SAID[0][0]]),
+            ("user", [IMAGE, SAID[0][0]]),
             ("assistant", [SAID[0][1]]),
             ("user", [SAID[1][0]]),
             ("assistant", [SAID[1][1]]),
@@ -86,8 +90,8 @@ def checkpoint(tmp_path_factory):
     return made
 
 
-def pil(picture: torch.Tensor) -> Image.Image:
-    return Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
+def pil(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray((image * 255).round().to(torch.uint8).numpy())
 
 
 def part_of(part: str | torch.Tensor) -> dict:
@@ -95,7 +99,10 @@ def part_of(part: str | torch.Tensor) -> dict:
 
 
 def processor(folder, tiles=12) -> InternVLProcessor:
-    """transformers' own, on the folder's tokenizer.json. Pillow resizes across first, as we always do, in the cases here."""
+    """transformers' own, on the folder's tokenizer.json.
+
+    Pillow resizes across first, as we always do, in the cases here.
+    """
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -106,9 +113,9 @@ def processor(folder, tiles=12) -> InternVLProcessor:
         tokenizer_file=str(folder / "tokenizer.json"), extra_special_tokens=named, eos_token="<|im_end|>"
     )
     settings = {"size": {"height": random_chat.TILE, "width": random_chat.TILE}, "image_mean": MEAN, "image_std": STD}
-    pictures = GotOcr2ImageProcessorPil(crop_to_patches=True, min_patches=1, max_patches=tiles, **settings)
+    images = GotOcr2ImageProcessorPil(crop_to_patches=True, min_patches=1, max_patches=tiles, **settings)
     return InternVLProcessor(
-        pictures,
+        images,
         tokenizer,
         InternVLVideoProcessor(**settings),
         image_seq_length=random_chat.TOKENS,
@@ -160,12 +167,12 @@ def test_frames_of_a_video_are_one_tile_each(checkpoint, close):
 def test_logits_and_answers(language, layout, tied, name, checkpoint, close, monkeypatch):
     theirs, _, clip = checkpoint(language, layout, tied)
     entries, ids, pixels = ours(clip, name)
-    told = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | (
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | (
         {} if pixels is None else {"pixel_values": pixels}
     )
     chat = clip.cond_stage_model.chat
     with torch.no_grad():
-        golden = theirs(**told, output_hidden_states=True)
+        golden = theirs(**inputs, output_hidden_states=True)
         prompt = chat.embed(
             [chat.encode_tiles(entry["data"]).flatten(0, 1) if isinstance(entry, dict) else entry for entry in entries]
         )
@@ -180,7 +187,7 @@ def test_logits_and_answers(language, layout, tied, name, checkpoint, close, mon
     close(states, golden.hidden_states[-1], f"internvl chat {language} states", TOLERANCE)
     close(logits, golden.logits, f"internvl chat {language} logits", LOGITS)
     monkeypatch.setattr(clip.cond_stage_model, "stop_tokens", [NEVER])
-    written = theirs.generate(**told, max_new_tokens=WRITTEN, do_sample=False, eos_token_id=NEVER, pad_token_id=0)
+    written = theirs.generate(**inputs, max_new_tokens=WRITTEN, do_sample=False, eos_token_id=NEVER, pad_token_id=0)
     answer = clip.generate(clip.tokenize(QUESTION, **CASES[name][0]), do_sample=False, max_length=WRITTEN)
     assert answer == written[0, ids.shape[1] :].tolist() and len(answer) == WRITTEN
 
@@ -207,7 +214,8 @@ INTERNLM2 = (
         rope_scaling={"type": "dynamic", "factor": 2.0},
     ),
 )
-# name -> the language model, its width, feed-forward width, layers, heads, key-value heads; billions of weights, as published
+# name -> the language model, its width, feed-forward width, layers, heads, key-value heads; billions of weights, as
+# published
 PUBLISHED = {
     "InternVL2_5-1B": (QWEN2, 896, 4864, 24, 14, 2, 0.9),
     "InternVL2_5-2B": (INTERNLM2, 2048, 8192, 24, 16, 8, 2.2),
@@ -225,21 +233,21 @@ PUBLISHED = {
 
 def full_size(name: str):
     """transformers' model of a published size, on meta."""
-    (kind, told), width, feed_forward, layers, heads, key_value_heads, _ = PUBLISHED[name]
-    told = kind(
+    (kind, extra), width, feed_forward, layers, heads, key_value_heads, _ = PUBLISHED[name]
+    config = kind(
         hidden_size=width,
         intermediate_size=feed_forward,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         tie_word_embeddings=False,
-        **told,
+        **extra,
     )
-    config = InternVLConfig(
-        vision_config=InternVLVisionConfig(attention_bias=True), text_config=told, tie_word_embeddings=False
+    full_config = InternVLConfig(
+        vision_config=InternVLVisionConfig(attention_bias=True), text_config=config, tie_word_embeddings=False
     )
     with torch.device("meta"):
-        return InternVLForConditionalGeneration(config)
+        return InternVLForConditionalGeneration(full_config)
 
 
 def saved(name: str) -> str:
@@ -256,14 +264,14 @@ def saved(name: str) -> str:
 def test_of_every_published_size_nothing_is_missing_and_nothing_unexpected(name, layout, tmp_path):
     made = full_size(name)
     language = {Qwen2Config: "qwen2", Qwen3Config: "qwen3", LlamaConfig: "internlm2"}[PUBLISHED[name][0][0]]
-    tensors, told = dict(made.state_dict()), made.config.to_dict()
+    tensors, config = dict(made.state_dict()), made.config.to_dict()
     if layout != "hf":
         tensors = {saved(key): tensor for key, tensor in tensors.items()}
     if layout == "opengvlab":
-        tensors = random_chat.to_opengvlab(tensors, told["text_config"] if language == "internlm2" else None)
-        told = random_chat.opengvlab_config(told, language)
+        tensors = random_chat.to_opengvlab(tensors, config["text_config"] if language == "internlm2" else None)
+        config = random_chat.opengvlab_config(config, language)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    opened = chat_from_tensors(TensorFile(tmp_path, shapes, tensors.__getitem__, {"config": json.dumps(told)}))
+    opened = chat_from_tensors(TensorFile(tmp_path, shapes, tensors.__getitem__, {"config": json.dumps(config)}))
     assert unexpected(opened) == []
     assert opened.config.tokens_per_tile == 256 and opened.config.vision.image_size == 448
     built = opened.build(operations=torch.nn, device="meta").state_dict()

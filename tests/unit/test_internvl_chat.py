@@ -1,4 +1,4 @@
-"""InternVL's dialogue at its edges: tokenizers, prompts, tiles, what a CLIP must do, and checkpoints that cannot serve."""
+"""InternVL's chat models at their edges: tokenizers, prompts, tiles, what a CLIP must do, unusable checkpoints."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def files_of(folder: Path):
 # --- tokenizers  ---
 
 
-@pytest.fixture(scope="module", params=["trained", "the host's"])
+@pytest.fixture(scope="module", params=["trained", "ComfyUI's"])
 def qwen(request, tmp_path_factory, host) -> Path:
     """Folders with vocab.json and merges.txt."""
     if request.param == "trained":
@@ -67,14 +67,14 @@ def qwen(request, tmp_path_factory, host) -> Path:
         return folder
     folder = tmp_path_factory.mktemp("qwen25")
     shutil.copytree(host / "comfy" / "text_encoders" / "qwen25_tokenizer", folder, dirs_exist_ok=True)
-    told = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    last = max(map(int, told["added_tokens_decoder"]))
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    last = max(map(int, config["added_tokens_decoder"]))
     plain = {name: last + number for number, name in enumerate(random_chat.SPECIAL[3:], 1)}
     (folder / "added_tokens.json").write_text(json.dumps(plain), "utf-8")
     return folder
 
 
-def test_byte_level_words_are_transformers(qwen, tmp_path):
+def test_the_byte_pair_tokenizer_equals_transformers(qwen, tmp_path):
     ours = load_tokenizer(files_of(qwen))
     theirs = Qwen2Tokenizer.from_pretrained(str(qwen))
     theirs.add_tokens(list(random_chat.SPECIAL[3:]), special_tokens=True)
@@ -96,8 +96,10 @@ def test_byte_level_words_are_transformers(qwen, tmp_path):
     ) == theirs.convert_tokens_to_ids("<IMG_CONTEXT>")
 
 
-def test_internlm2_words(tmp_path):
-    """Each part between added tokens by itself, as the slow tokenizer of the published folder; no leading space, one token before the text."""
+def test_the_sentencepiece_tokenizer_of_internlm2(tmp_path):
+    """Each part between added tokens by itself, as the slow tokenizer of the published folder; no leading space, one
+    token before the text.
+    """
     random_chat.write_internlm2_tokenizer(tmp_path)
     words = load_tokenizer(files_of(tmp_path))
     pieces = sentencepiece.SentencePieceProcessor(model_proto=(tmp_path / "tokenizer.model").read_bytes())
@@ -148,14 +150,15 @@ def test_tokenizers_that_cannot_serve(tmp_path, change, words):
 # --- prompts  ---
 
 
-def test_a_talk_is_told_as_the_authors_do():
+def test_prompts_are_the_authors():
     seen = "<img><IMG_CONTEXT></img>"
     assert chat_template.format_dialogue("Hi") == (
         "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
     assert chat_template.format_dialogue("Why?", [("Hi", "Hello")], "Be brief.") == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>system\nBe "
+        "brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert chat_template.format_dialogue("Hi", system="").startswith("<|im_start|>user\nHi")
@@ -165,9 +168,9 @@ def test_a_talk_is_told_as_the_authors_do():
     assert chat_template.insert_images(["Hi"], 0, 2) == [f"Frame1: {seen}\nFrame2: {seen}\nHi"]
     assert chat_template.insert_images(["Hi"], 1, 1) == [f"{seen}\nFrame1: {seen}\nHi"]
     assert chat_template.insert_images(["Is <image> in", "<image>?"], 2) == [f"Is {seen} in", f"{seen}?"]
-    for pictures in (1, 3):
-        with pytest.raises(ValueError, match=f"the text has 2 <image>, but there are {pictures} images"):
-            chat_template.insert_images(["Is <image> in", "<image>?"], pictures)
+    for images in (1, 3):
+        with pytest.raises(ValueError, match=f"the text has 2 <image>, but there are {images} images"):
+            chat_template.insert_images(["Is <image> in", "<image>?"], images)
     assert (
         chat_template.THINKING.count("<think> and </think> tags.\n\n2. After") == 1
         and chat_template.THINKING.count("\n") == 6
@@ -186,13 +189,13 @@ def clip(folder):
 
 @pytest.fixture
 def changed(folder, tmp_path):
-    """changed(told={...}, tensors=function) -> a copy with another config.json and other tensors."""
+    """changed(config={...}, tensors=function) -> a copy with another config.json and other tensors."""
 
-    def make(told=None, tensors=None, without=()):
+    def make(config=None, tensors=None, without=()):
         copy = Path(shutil.copytree(folder, tmp_path / "InternVL"))
-        if told is not None:
+        if config is not None:
             known = json.loads((copy / "config.json").read_text("utf-8"))
-            for name, value in told.items():
+            for name, value in config.items():
                 known[name] = {**known[name], **value} if isinstance(value, dict) else value
             (copy / "config.json").write_text(json.dumps(known), "utf-8")
         if tensors is not None:
@@ -214,7 +217,7 @@ def prompt_of(clip, *arguments, **options) -> tuple[str, list[int]]:
     return text, [len(entry["data"]) for entry in entries if isinstance(entry, dict)]
 
 
-def test_what_core_s_generate_text_gives(clip):
+def test_inputs_of_core_s_generate_text(clip):
     options = {"skip_template": False, "min_length": 1, "thinking": False, "video": None, "audio": None}
     assert prompt_of(clip, "Hi", image=None, **options) == (chat_template.format_dialogue("Hi"), [])
     seen = "<img><IMG_CONTEXT></img>"
@@ -242,9 +245,9 @@ def test_what_core_s_generate_text_gives(clip):
         clip.tokenize("Hi", **{**options, "audio": {"waveform": torch.zeros(1, 1, 9), "sample_rate": 9}})
 
 
-def test_what_our_node_gives(clip):
-    pictures, said = [torch.rand(28, 60, 3), torch.rand(28, 28, 4)], [("Hi", "Hello <image>")]
-    text, tiles = prompt_of(clip, "Why?", images=pictures, history=said, system="Be brief.", tiles=1)
+def test_inputs_of_internvl_chat(clip):
+    images, said = [torch.rand(28, 60, 3), torch.rand(28, 28, 4)], [("Hi", "Hello <image>")]
+    text, tiles = prompt_of(clip, "Why?", images=images, history=said, system="Be brief.", tiles=1)
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nImage-1: <img>") and tiles == [
         1,
         1,
@@ -256,20 +259,20 @@ def test_what_our_node_gives(clip):
     with pytest.raises(ValueError, match="InternVL3-tiny reads 2048: use fewer images"):
         clip.tokenize("Hi", images=[torch.rand(28, 336, 3)] * 40)
     with pytest.raises(ValueError, match="tiles must be at least 1, not 0"):
-        clip.tokenize("Hi", images=pictures, tiles=0)
+        clip.tokenize("Hi", images=images, tiles=0)
 
 
 def test_the_system_message_of_a_checkpoint_is_used(tmp_path):
     folder = random_chat.checkpoint(tmp_path / "chat")
-    told = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps({**told, "system_message": "Speak French."}), "utf-8")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "system_message": "Speak French."}), "utf-8")
     assert prompt_of(load_chat(folder), "Hi")[0] == chat_template.format_dialogue("Hi", system="Speak French.")
 
 
-# --- pictures  ---
+# --- images  ---
 
 
-def test_tiles_are_chosen_as_transformers_does():
+def test_tiles_are_chosen_as_in_transformers():
     sizes = {
         (width, height) for width in range(1, 1400, 37) for height in (1, 99, 224, 448, 640, 672, 896, 1344, 5000)
     } | {(448, 672), (3000, 2000)}
@@ -283,9 +286,10 @@ def test_tiles_are_chosen_as_transformers_does():
 @pytest.mark.parametrize(
     "height, width", [(448, 448), (333, 500), (500, 333), (1000, 1400), (100, 1000), (1000, 100), (20, 20), (1, 7)]
 )
-def test_pixels_are_transformers(height, width):
-    """Those of its processor on PIL, where Pillow resizes across first: it always did when InternVL was made, and we always do. Noise is the worst
-    case for the order. The processor on torchvision rounds otherwise."""
+def test_pixels_equal_transformers(height, width):
+    """Those of its processor on PIL, where Pillow resizes across first: it always did when InternVL was made, and we
+    always do. Noise is the worst case for the order. The processor on torchvision rounds otherwise.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     ours = preprocess_tiles(torch.from_numpy(pixels).float() / 255, 448)
     settings = {
@@ -312,7 +316,8 @@ def test_pixels_are_transformers(height, width):
 def test_it_gives_no_conditioning(clip):
     with pytest.raises(
         ValueError,
-        match="InternVL3-tiny is a chat model and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat",
+        match="InternVL3-tiny is a chat model and gives no conditioning: connect this CLIP to Generate Text or "
+        "InternVL Chat",
     ):
         clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
 
@@ -326,9 +331,9 @@ def test_an_answer_ends(tmp_path, end):
 
 def test_an_answer_is_no_longer_than_the_model_can_read(tmp_path):
     folder = random_chat.checkpoint(tmp_path / "chat", writes="<box>")
-    told = json.loads((folder / "config.json").read_text("utf-8"))
-    told["llm_config"]["max_position_embeddings"] = 100
-    (folder / "config.json").write_text(json.dumps(told), "utf-8")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["llm_config"]["max_position_embeddings"] = 100
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
     clip = load_chat(folder)
     tokens = clip.tokenize("Hi", system="")
     assert len(clip.generate(tokens, do_sample=False, max_length=500)) == 100 - len(tokens[KEY][0])
@@ -345,13 +350,13 @@ def test_a_seed_decides_what_is_drawn(clip):
     assert drawn(1) == drawn(1) != drawn(2)
 
 
-def test_a_listener_hears_every_token(clip):
-    heard = []
-    with clip.cond_stage_model.streaming_to(heard.append):
+def test_every_token_is_streamed(clip):
+    streamed = []
+    with clip.cond_stage_model.streaming_to(streamed.append):
         ids = clip.generate(clip.tokenize("Hi"), do_sample=False, max_length=5)
-    assert heard == [ids[:count] for count in range(1, len(ids) + 1)]
+    assert streamed == [ids[:count] for count in range(1, len(ids) + 1)]
     clip.generate(clip.tokenize("Hi"), do_sample=False, max_length=5)
-    assert len(heard) == len(ids)
+    assert len(streamed) == len(ids)
 
 
 @pytest.mark.parametrize("when", ["seeing", "writing"])
@@ -379,7 +384,7 @@ def test_stopping(clip, when):
 @pytest.mark.parametrize(
     "damaged", ["vision_model.encoder.layers.1.mlp.fc1.weight", "language_model.model.layers.2.mlp.up_proj.weight"]
 )
-def test_damaged_weights_are_told(changed, damaged):
+def test_damaged_weights_are_reported(changed, damaged):
     clip = load_chat(
         changed(tensors=lambda tensors: {**tensors, damaged: torch.full_like(tensors[damaged], float("nan"))})
     )
@@ -388,13 +393,13 @@ def test_damaged_weights_are_told(changed, damaged):
 
 
 def test_many_tiles_are_seen_in_batches(clip):
-    """40 pictures of 3 tiles, and each alone."""
+    """40 images of 3 tiles, and each alone."""
     encoder = clip.cond_stage_model
-    pictures = [preprocess_tiles(torch.rand(28, 60, 3), random_chat.TILE) for _ in range(14)]
+    images = [preprocess_tiles(torch.rand(28, 60, 3), random_chat.TILE) for _ in range(14)]
     with torch.no_grad():
-        together = encoder._encode_images(pictures, torch.device("cpu"), torch.float32)
-        for rows, picture in zip(together, pictures, strict=True):
-            assert torch.allclose(rows, encoder.chat.encode_tiles(picture).flatten(0, 1), atol=1e-5)
+        together = encoder._encode_images(images, torch.device("cpu"), torch.float32)
+        for rows, image in zip(together, images, strict=True):
+            assert torch.allclose(rows, encoder.chat.encode_tiles(image).flatten(0, 1), atol=1e-5)
 
 
 def test_weights_stay_mapped_and_memory_is_estimated(folder, clip):
@@ -462,22 +467,22 @@ WRONG = {
         dict(tensors=without("mlp1.0.weight")),
         "there is no mlp1.0.weight in it or its config.json",
     ),
-    "no entry": (dict(told={"vision_config": 3}), "cannot be used"),
+    "no entry": (dict(config={"vision_config": 3}), "cannot be used"),
     "another shape": (
         dict(tensors=lambda tensors: {**tensors, "mlp1.3.weight": torch.zeros(5, 5)}),
         "mlp1.3.weight ([5, 5]) cannot be mlp1.3.weight",
     ),
     "heads of another model": (
-        dict(told={"llm_config": {"num_attention_heads": 4}}),
+        dict(config={"llm_config": {"num_attention_heads": 4}}),
         "its config.json is another checkpoint's",
     ),
     "InternLM3": (
-        dict(told={"llm_config": {"model_type": "internlm3"}}),
+        dict(config={"llm_config": {"model_type": "internlm3"}}),
         "its language model is 'internlm3', expected one of qwen2, qwen3, llama, internlm2",
     ),
-    "an older template": (dict(told={"template": "Hermes-2"}), "its chat template is 'Hermes-2'"),
+    "an older template": (dict(config={"template": "Hermes-2"}), "its chat template is 'Hermes-2'"),
     "another scaling": (
-        dict(told={"llm_config": {"rope_scaling": {"rope_type": "yarn"}}}),
+        dict(config={"llm_config": {"rope_scaling": {"rope_type": "yarn"}}}),
         "scales positions by 'yarn'",
     ),
 }
@@ -492,7 +497,7 @@ def test_checkpoints_that_cannot_serve(changed, name):
     assert words in str(failure.value) and f"InternVL (in {copy.parent})" in str(failure.value)
 
 
-def test_a_folder_without_its_tokenizer_or_with_another_s(changed):
+def test_a_missing_tokenizer_and_another_model_s(changed):
     copy = changed(without=["vocab.json"])
     with pytest.raises(
         WrongFileError,
@@ -512,11 +517,11 @@ def test_a_folder_without_its_tokenizer_or_with_another_s(changed):
 
 def test_what_a_configuration_leaves_out_is_transformers_default(tmp_path):
     path = random_chat.checkpoint(tmp_path / "InternVL", "qwen3", "hf") / "config.json"
-    told = json.loads(path.read_text("utf-8"))
+    config = json.loads(path.read_text("utf-8"))
     for name in ("rms_norm_eps", "max_position_embeddings", "rope_parameters"):
-        del told["text_config"][name]
-    del told["vision_config"]["num_attention_heads"]
-    path.write_text(json.dumps(told), "utf-8")
+        del config["text_config"][name]
+    del config["vision_config"]["num_attention_heads"]
+    path.write_text(json.dumps(config), "utf-8")
     config, qwen3, tower = open_chat(path.parent).config, Qwen3Config(), InternVLVisionConfig()
     assert (
         config.language.rms_norm_eps == qwen3.rms_norm_eps
@@ -541,7 +546,7 @@ def test_tensors_that_are_not_used_are_named(changed):
     assert unexpected(opened) == ["mlp2.0.weight"]
 
 
-def test_shards_and_single_files_are_one(folder, tmp_path, clip):
+def test_shards_and_single_files_give_the_same_model(folder, tmp_path, clip):
     sharded = shard(Path(shutil.copytree(folder, tmp_path / "sharded")))
     assert not (sharded / "model.safetensors").exists()
     single = Path(shutil.copytree(folder, tmp_path / "single"))
@@ -556,6 +561,6 @@ def test_shards_and_single_files_are_one(folder, tmp_path, clip):
         open_chat(sharded)
 
 
-def test_the_host_can_build_its_patcher_anew(clip):
+def test_comfyui_can_build_the_patcher_again(clip):
     make, arguments = clip.patcher.cached_patcher_init
     assert make(*arguments, disable_dynamic=True).model.chat.config == clip.cond_stage_model.chat.config

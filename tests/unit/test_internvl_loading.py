@@ -1,4 +1,4 @@
-"""InternVL from its files: what is read, what is refused and why, batches, one copy in memory, and the host's care of it."""
+"""InternVL from its files: what is read and refused, batches, one copy in memory, and ComfyUI's management of it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TEXTS = [
     "circle " * 60,
     "一只猫",
 ]
-UPSTREAMS_HEADS = dict(
+DEFAULT_SIZES = dict(
     width=128, heads=1, text_width=128, text_heads=1, pool_heads=16
 )  # what a file without a configuration stands for
 
 
-def pictures(count: int) -> list[torch.Tensor]:
+def images(count: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     return [torch.rand(10 + 3 * number % 17, 12 + 5 * number % 23, 3, generator=generator) for number in range(count)]
 
@@ -58,7 +58,7 @@ def loaded(folder):
 
 @pytest.mark.parametrize("mode", "CG")
 def test_embeddings_are_of_unit_length_float32_and_on_the_cpu(loaded, mode):
-    for found in (loaded[mode].embed_images(pictures(3)), loaded[mode].embed_texts(TEXTS)):
+    for found in (loaded[mode].embed_images(images(3)), loaded[mode].embed_texts(TEXTS)):
         assert found.dtype == torch.float32 and found.device.type == "cpu" and found.shape[1] == 24
         assert torch.allclose(found.norm(dim=1), torch.ones(len(found)), atol=1e-6)
     assert loaded[mode].embed_images([]).shape == loaded[mode].embed_texts([]).shape == (0, 24)
@@ -66,13 +66,13 @@ def test_embeddings_are_of_unit_length_float32_and_on_the_cpu(loaded, mode):
 
 @pytest.mark.parametrize("mode", "CG")
 def test_batches_change_nothing(loaded, mode, monkeypatch):
-    """More pictures than a batch and, in mode G, than a round of the tower; texts of all lengths in one call."""
+    """More images than a batch and, in mode G, than a round of the tower; texts of all lengths in one call."""
     monkeypatch.setattr(internvl_model, "BATCH_SIZE", 3)
     monkeypatch.setattr(internvl_model, "READER_BATCH_SIZE", 6)
     monkeypatch.setattr(internvl_model, "MAX_TEXT_STATES", 90)
-    seen, model = pictures(8), loaded[mode]
+    seen, model = images(8), loaded[mode]
     assert torch.allclose(
-        model.embed_images(seen), torch.cat([model.embed_images([picture]) for picture in seen]), atol=1e-5
+        model.embed_images(seen), torch.cat([model.embed_images([image]) for image in seen]), atol=1e-5
     )
     assert torch.allclose(model.embed_texts(TEXTS), torch.cat([model.embed_texts([text]) for text in TEXTS]), atol=1e-5)
 
@@ -84,23 +84,23 @@ def test_texts_are_cut_at_80_tokens_and_odd_ones_are_read(loaded):
     assert loaded["C"].embed_texts(["half a character \ud83d", "\0", "<unk>" * 90]).isfinite().all()
 
 
-def test_modes_share_texts_and_differ_in_pictures(loaded):
+def test_modes_share_texts_and_differ_in_images(loaded):
     assert torch.equal(loaded["C"].embed_texts(TEXTS), loaded["G"].embed_texts(TEXTS))
-    assert (loaded["C"].embed_images(pictures(2)) - loaded["G"].embed_images(pictures(2))).abs().max() > 0.01
+    assert (loaded["C"].embed_images(images(2)) - loaded["G"].embed_images(images(2))).abs().max() > 0.01
     assert loaded["C"].logit_scale == pytest.approx(loaded["C"].model.logit_scale.exp().item())
 
 
 @pytest.mark.parametrize("shards", ("bin", "safetensors"))
-def test_the_published_forms_are_one(loaded, shards, tmp_path):
+def test_all_published_layouts_give_the_same_model(loaded, shards, tmp_path):
     other = load_internvl(random_internvl.checkpoint(tmp_path / "sharded", shards=shards), "G")
-    assert torch.equal(other.embed_images(pictures(2)), loaded["G"].embed_images(pictures(2)))
+    assert torch.equal(other.embed_images(images(2)), loaded["G"].embed_images(images(2)))
 
 
 def test_the_single_pth_is_mode_c(tmp_path):
-    folder = load_internvl(random_internvl.checkpoint(tmp_path / "folder", **UPSTREAMS_HEADS))
-    file = random_internvl.single(tmp_path / "pth" / "internvl_c_small.pth", **UPSTREAMS_HEADS)
+    folder = load_internvl(random_internvl.checkpoint(tmp_path / "folder", **DEFAULT_SIZES))
+    file = random_internvl.single(tmp_path / "pth" / "internvl_c_small.pth", **DEFAULT_SIZES)
     single = load_internvl(file)
-    assert torch.allclose(single.embed_images(pictures(3)), folder.embed_images(pictures(3)), atol=1e-6)
+    assert torch.allclose(single.embed_images(images(3)), folder.embed_images(images(3)), atol=1e-6)
     assert torch.allclose(single.embed_texts(TEXTS), folder.embed_texts(TEXTS), atol=1e-6)
     assert single.logit_scale == folder.logit_scale
     with pytest.raises(
@@ -113,13 +113,15 @@ def test_the_single_pth_is_mode_c(tmp_path):
         load_internvl(file)
 
 
-# --- pictures  ---
+# --- images  ---
 
 
 @pytest.mark.parametrize("height, width", [(224, 224), (224, 300), (500, 375), (37, 800), (225, 224), (1, 1), (3, 700)])
 @pytest.mark.parametrize("framing", ("crop", "whole"))
-def test_pictures_are_framed_as_by_torchvision(framing, height, width):
-    """Pillow from 12 on goes down before it goes across where that is quicker, which rounds otherwise by a level now and then."""
+def test_images_are_framed_as_by_torchvision(framing, height, width):
+    """Pillow from 12 on goes down before it goes across where that is quicker, which rounds otherwise by a level now
+    and then.
+    """
     from PIL import Image
     from torchvision import transforms
 
@@ -141,12 +143,12 @@ def test_pictures_are_framed_as_by_torchvision(framing, height, width):
     assert torch.equal(ours, theirs) if in_order else (ours - theirs).abs().max() < 1.01 / 255 / 0.224
 
 
-def test_what_is_no_picture_is_refused(loaded):
-    for picture, words in ((torch.zeros(0, 4, 3), "must have the shape"), (torch.full((4, 4, 3), float("nan")), "NaN")):
+def test_what_is_no_image_is_refused(loaded):
+    for image, words in ((torch.zeros(0, 4, 3), "must have the shape"), (torch.full((4, 4, 3), float("nan")), "NaN")):
         with pytest.raises(ValueError, match=words):
-            loaded["C"].embed_images([picture])
+            loaded["C"].embed_images([image])
     with pytest.raises(ValueError, match="unknown framing 'middle': expected one of crop, whole"):
-        loaded["C"].embed_images(pictures(1), "middle")
+        loaded["C"].embed_images(images(1), "middle")
 
 
 # --- one copy of the text encoder  ---
@@ -169,7 +171,7 @@ def test_a_mulan_clip_lends_its_text_encoder(folder, loaded, adapter, mode):
     lent = load_internvl(folder, mode, clip=clip)
     assert lent.clip is clip and lent.encoder is clip.cond_stage_model.internvl
     assert torch.allclose(lent.embed_texts(TEXTS), loaded[mode].embed_texts(TEXTS), atol=1e-6)
-    assert torch.allclose(lent.embed_images(pictures(2)), loaded[mode].embed_images(pictures(2)), atol=1e-6)
+    assert torch.allclose(lent.embed_images(images(2)), loaded[mode].embed_images(images(2)), atol=1e-6)
     assert torch.equal(clip.encode("a cat"), before)
     assert lent.identity == loaded[mode].identity
 
@@ -229,7 +231,7 @@ def test_the_text_encoder_may_be_another_file(folder, loaded, tmp_path):
     }
     save_file(vision, tmp_path / "vision.safetensors", metadata={"config": (folder / "config.json").read_text("utf-8")})
     pair = load_internvl(tmp_path / "vision.safetensors", "G", text_encoder=tmp_path / "text.safetensors")
-    assert torch.equal(pair.embed_images(pictures(2)), loaded["G"].embed_images(pictures(2)))
+    assert torch.equal(pair.embed_images(images(2)), loaded["G"].embed_images(images(2)))
     assert torch.equal(pair.embed_texts(TEXTS), loaded["G"].embed_texts(TEXTS))
     with pytest.raises(
         WrongFileError, match=r"vision.safetensors \(in .*\) holds only InternVL's vision side: choose its text encoder"
@@ -269,7 +271,7 @@ def test_mode_c_reads_nothing_of_mode_g(folder, monkeypatch):
     } == set(read)
 
 
-def test_pictures_and_texts_have_only_what_they_need_loaded(loaded, monkeypatch):
+def test_images_and_texts_have_only_what_they_need_loaded(loaded, monkeypatch):
     asked = []
     real = comfy.model_management.load_models_gpu
 
@@ -279,27 +281,27 @@ def test_pictures_and_texts_have_only_what_they_need_loaded(loaded, monkeypatch)
 
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", load)
     c, g = loaded["C"], loaded["G"]
-    c.embed_images(pictures(1))
+    c.embed_images(images(1))
     c.embed_texts(["a"])
     assert [models for models, _ in asked] == [[c.patcher], [c.clip.patcher]]
     asked.clear()
-    g.embed_images(pictures(40))
+    g.embed_images(images(40))
     assert [models for models, _ in asked] == [[g.patcher]] * 3 + [[g.clip.patcher, g.reader_patcher]] * 3
     assert all(memory > 0 for _, memory in asked)
-    assert asked[0][1] > asked[2][1]  # 16 pictures, 8
+    assert asked[0][1] > asked[2][1]  # 16 images, 8
 
 
-def test_the_host_can_free_all_of_it(loaded):
+def test_comfyui_can_free_all_of_it(loaded):
     model = loaded["G"]
-    model.embed_images(pictures(1))
+    model.embed_images(images(1))
     ours = model.patcher, model.reader_patcher, model.clip.patcher
     assert {id(entry.model) for entry in comfy.model_management.current_loaded_models} >= {
         id(patcher) for patcher in ours
     }
-    before = model.embed_images(pictures(1))
+    before = model.embed_images(images(1))
     comfy.model_management.unload_all_models()
     assert not comfy.model_management.current_loaded_models
-    assert torch.equal(model.embed_images(pictures(1)), before)
+    assert torch.equal(model.embed_images(images(1)), before)
 
 
 def test_weights_stay_where_the_file_gave_them(folder, monkeypatch):
@@ -312,7 +314,7 @@ def test_weights_stay_where_the_file_gave_them(folder, monkeypatch):
 
     monkeypatch.setattr(internvl_files, "open_tensors", spied)
     model = load_internvl(folder, "G")
-    model.embed_images(pictures(1))
+    model.embed_images(images(1))
     places = {value.data_ptr() for value in given.values()}
     for module in (model.model, model.reader, model.encoder.transformer):
         assert {weight.data_ptr() for weight in module.parameters()} <= places
@@ -323,7 +325,7 @@ def test_the_tower_computes_in_the_dtype_asked_for(folder, loaded, dtype, near):
     model = load_internvl(folder, "G", dtype=dtype)
     states = model.model.encode_images(torch.zeros(1, 3, 16, 16, dtype=dtype))
     assert states.dtype == dtype and model.dtype == dtype
-    difference = (model.embed_images(pictures(4)) - loaded["G"].embed_images(pictures(4))).norm(dim=1).max()
+    difference = (model.embed_images(images(4)) - loaded["G"].embed_images(images(4))).norm(dim=1).max()
     assert 0 < difference < near
 
 
@@ -341,9 +343,9 @@ def test_the_identity_tells_files_mode_and_dtype(folder, loaded, tmp_path):
 
 def test_an_interrupt_stops_it(loaded):
     for work, given in (
-        (loaded["C"].embed_images, pictures(2)),
+        (loaded["C"].embed_images, images(2)),
         (loaded["C"].embed_texts, TEXTS),
-        (loaded["G"].embed_images, pictures(2)),
+        (loaded["G"].embed_images, images(2)),
     ):
         comfy.model_management.interrupt_current_processing(True)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -351,7 +353,7 @@ def test_an_interrupt_stops_it(loaded):
     assert all(not layer._forward_hooks for layer in loaded["C"].model.vision_model.layers)
 
 
-def test_a_sequence_of_pictures_is_asked_for_batch_by_batch(loaded, monkeypatch):
+def test_a_sequence_of_images_is_asked_for_batch_by_batch(loaded, monkeypatch):
     """So that a folder's files need not all be in memory."""
     monkeypatch.setattr(internvl_model, "BATCH_SIZE", 2)
 
@@ -361,14 +363,14 @@ def test_a_sequence_of_pictures_is_asked_for_batch_by_batch(loaded, monkeypatch)
 
         def __getitem__(self, some):
             asked.append((some.start, some.stop))
-            return pictures(5)[some]
+            return images(5)[some]
 
     asked = []
-    assert torch.allclose(loaded["C"].embed_images(Files()), loaded["C"].embed_images(pictures(5)), atol=1e-6)
+    assert torch.allclose(loaded["C"].embed_images(Files()), loaded["C"].embed_images(images(5)), atol=1e-6)
     assert asked == [(0, 2), (2, 4), (4, 6)]
 
 
-def test_damaged_weights_are_told(tmp_path):
+def test_damaged_weights_are_reported(tmp_path):
     folder = random_internvl.checkpoint(tmp_path / "damaged")
     weights = load_file(folder / "model.safetensors")
     weights["clip_projector.cross_attn.proj.bias"][0] = float("nan")
@@ -376,7 +378,7 @@ def test_damaged_weights_are_told(tmp_path):
     save_file(weights, folder / "model.safetensors")
     model = load_internvl(folder)
     with pytest.raises(ValueError, match="damaged gives embeddings of images that are not finite"):
-        model.embed_images(pictures(1))
+        model.embed_images(images(1))
     with pytest.raises(ValueError, match="damaged gives embeddings of texts that are not finite"):
         model.embed_texts(["a"])
 
@@ -411,7 +413,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("tensors, words", OTHERS.values(), ids=OTHERS)
-def test_other_files_are_told_for_what_they_are(tmp_path, tensors, words):
+def test_other_files_are_named_for_what_they_are(tmp_path, tensors, words):
     save_file({name: torch.zeros(4, 4) for name in tensors}, tmp_path / "other.safetensors")
     expected = "expected InternVL-C or -G, from OpenGVLab/InternVL-14B-224px on Hugging Face, in models/internvl"
     with pytest.raises(WrongFileError, match=rf"other.safetensors \(in .*\) is {words}.*; {expected}"):
@@ -430,7 +432,7 @@ def test_other_files_are_told_for_what_they_are(tmp_path, tensors, words):
         "vision_model.embeddings.patch_embedding.weight",
     ),
 )
-def test_a_missing_tensor_is_told(tmp_path, name):
+def test_a_missing_tensor_is_reported(tmp_path, name):
     folder = random_internvl.checkpoint(tmp_path / "cut")
     weights = load_file(folder / "model.safetensors")
     del weights[name]
@@ -442,7 +444,7 @@ def test_a_missing_tensor_is_told(tmp_path, name):
         open_internvl(folder)
 
 
-def test_a_tensor_of_another_shape_is_told(tmp_path):
+def test_a_tensor_of_another_shape_is_reported(tmp_path):
     folder = random_internvl.checkpoint(tmp_path / "odd")
     weights = load_file(folder / "model.safetensors")
     weights["clip_projector.cross_attn.k.weight"] = torch.zeros(48, 40)
@@ -454,7 +456,7 @@ def test_a_tensor_of_another_shape_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [("{", "config.json is not valid JSON"), ("[]", "config.json holds a list")])
-def test_a_damaged_configuration_is_told(tmp_path, text, words):
+def test_a_damaged_configuration_is_reported(tmp_path, text, words):
     folder = random_internvl.checkpoint(tmp_path / "damaged")
     (folder / "config.json").write_text(text)
     with pytest.raises(WrongFileError, match=words):
@@ -462,7 +464,7 @@ def test_a_damaged_configuration_is_told(tmp_path, text, words):
 
 
 @pytest.mark.parametrize(
-    "told, words",
+    "config, words",
     [
         (
             {"vision_config": {"num_attention_heads": 5}},
@@ -476,15 +478,15 @@ def test_a_damaged_configuration_is_told(tmp_path, text, words):
         ),
     ],
 )
-def test_heads_that_cannot_share_the_width_are_told(tmp_path, told, words):
+def test_heads_that_cannot_share_the_width_are_reported(tmp_path, config, words):
     folder = random_internvl.checkpoint(tmp_path / "odd")
     known = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**known, **told}))
+    (folder / "config.json").write_text(json.dumps({**known, **config}))
     with pytest.raises(WrongFileError, match=words):
         load_internvl(folder, "G")
 
 
-def test_an_unknown_mode_is_told(folder):
+def test_an_unknown_mode_is_reported(folder):
     with pytest.raises(ValueError, match="unknown mode 'X': expected one of C, G"):
         load_internvl(folder, "X")
 

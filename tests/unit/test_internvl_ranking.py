@@ -1,4 +1,4 @@
-"""Ranking and pairs of known vectors, pictures of folders, and the embeddings kept of them."""
+"""Ranking and pairs of known vectors, images of folders, and the embeddings kept of them."""
 
 from __future__ import annotations
 
@@ -85,19 +85,19 @@ def test_vectors_of_two_models_are_not_compared():
         check_same_model("a", "x", "b", "y")
 
 
-# --- the matrix as a picture  ---
+# --- the matrix as an image  ---
 
 
-def corner(picture: Image.Image, scores: torch.Tensor, row: int, column: int) -> tuple[int, int, int]:
-    """The colour of a field, near its corner, in a picture without names."""
+def corner(image: Image.Image, scores: torch.Tensor, row: int, column: int) -> tuple[int, int, int]:
+    """The color of a field, near its corner, in an image without names."""
     size = min(64, max(4, 1400 // max(scores.shape)))
-    return picture.getpixel((32 + column * size + 2, 32 + row * size + 2))
+    return image.getpixel((32 + column * size + 2, 32 + row * size + 2))
 
 
 def test_more_alike_is_darker():
     scores = torch.linspace(-1, 1, 6).reshape(2, 3)
-    picture = draw_similarity(scores, ["", ""], ["", "", ""], TextRenderer())
-    shades = [sum(corner(picture, scores, row, column)) for row in range(2) for column in range(3)]
+    image = draw_similarity(scores, ["", ""], ["", "", ""], TextRenderer())
+    shades = [sum(corner(image, scores, row, column)) for row in range(2) for column in range(3)]
     assert shades == sorted(shades, reverse=True) and len(set(shades)) == 6
 
 
@@ -112,27 +112,27 @@ def test_matrices_of_any_size_are_drawn(size):
         ]
         for count in size
     ]
-    picture = draw_similarity(torch.rand(size), *names, TextRenderer(sample="猫"))
-    assert picture.mode == "RGB" and max(picture.size) < 2000
+    image = draw_similarity(torch.rand(size), *names, TextRenderer(sample="猫"))
+    assert image.mode == "RGB" and max(image.size) < 2000
 
 
-# --- picture files  ---
+# --- image files  ---
 
 
-def colours(seed: int = 0, height: int = 6, width: int = 9) -> np.ndarray:
+def random_pixels(seed: int = 0, height: int = 6, width: int = 9) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_a_folder_s_pictures_in_the_order_people_count(tmp_path):
+def test_a_folder_s_images_in_the_order_people_count(tmp_path):
     for name in ("b10.png", "b2.PNG", "a.webp", "B1.jpeg", ".hidden.png", "notes.txt", "b2.txt"):
-        Image.fromarray(colours()).save(tmp_path / name, format="png")
+        Image.fromarray(random_pixels()).save(tmp_path / name, format="png")
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.webp", "B1.jpeg", "b2.PNG", "b10.png"]
 
 
-def test_a_folder_without_pictures_says_so(tmp_path):
+def test_a_folder_without_images_says_so(tmp_path):
     (tmp_path / "below").mkdir()
-    Image.fromarray(colours()).save(tmp_path / "below" / "x.png")
+    Image.fromarray(random_pixels()).save(tmp_path / "below" / "x.png")
     with pytest.raises(ValueError, match=f"no image in {tmp_path}.*subfolders are not searched"):
         list_images(tmp_path)
     with pytest.raises(ValueError, match="folder not found: .*nowhere"):
@@ -148,16 +148,18 @@ def test_formats(tmp_path, suffix):
     assert np.abs(read.numpy() * 255 - pixels).max() <= (6 if suffix in (".jpg", ".gif") else 1e-3)
 
 
-def test_pictures_stand_upright_without_transparency(tmp_path):
+def test_images_stand_upright_without_transparency(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it turned clockwise
-    Image.fromarray(colours()).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal((read_image(tmp_path / "turned.png").numpy() * 255).round(), np.rot90(colours(), -1))
-    Image.fromarray(np.concatenate((colours(), np.zeros((6, 9, 1), np.uint8)), axis=2)).save(tmp_path / "clear.png")
-    assert np.array_equal((read_image(tmp_path / "clear.png").numpy() * 255).round(), colours())
+    Image.fromarray(random_pixels()).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal((read_image(tmp_path / "turned.png").numpy() * 255).round(), np.rot90(random_pixels(), -1))
+    Image.fromarray(np.concatenate((random_pixels(), np.zeros((6, 9, 1), np.uint8)), axis=2)).save(
+        tmp_path / "clear.png"
+    )
+    assert np.array_equal((read_image(tmp_path / "clear.png").numpy() * 255).round(), random_pixels())
 
 
-def test_grey_pictures_of_one_bit_to_sixteen(tmp_path):
+def test_gray_images_of_one_bit_to_sixteen(tmp_path):
     Image.fromarray(np.full((4, 5), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
     assert torch.allclose(read_image(tmp_path / "deep.png"), torch.full((4, 5, 3), 0.5), atol=1e-4)
     Image.new("1", (5, 4), 1).save(tmp_path / "bits.png")
@@ -165,7 +167,7 @@ def test_grey_pictures_of_one_bit_to_sixteen(tmp_path):
 
 
 def test_an_animation_is_its_first_frame(tmp_path):
-    frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "moving.gif")[0, 0, 0] > 0.9
 
@@ -174,9 +176,9 @@ def test_an_animation_is_its_first_frame(tmp_path):
     "content, words",
     [(b"", "it is empty"), (b"<!DOCTYPE html>", "not an image that can be read"), ("cut", "truncated")],
 )
-def test_what_is_no_picture_says_why(tmp_path, content, words):
+def test_what_is_no_image_says_why(tmp_path, content, words):
     if content == "cut":
-        Image.fromarray(colours(height=200, width=200)).save(tmp_path / "whole.png")
+        Image.fromarray(random_pixels(height=200, width=200)).save(tmp_path / "whole.png")
         content = (tmp_path / "whole.png").read_bytes()[:20_000]
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(UnreadableImageError, match=words):
@@ -186,8 +188,8 @@ def test_what_is_no_picture_says_why(tmp_path, content, words):
 # --- embeddings of a folder  ---
 
 
-class Pictures:
-    """Stands in for a model: a picture's mean colours are its vector."""
+class Images:
+    """Stands in for a model: an image's mean random_pixels are its vector."""
 
     mode, name = "C", "standing in"
 
@@ -197,25 +199,25 @@ class Pictures:
         self.calls: list[int] = []
         self.stop_after = None
 
-    def steps(self, pictures: int) -> int:
-        return pictures
+    def steps(self, images: int) -> int:
+        return images
 
-    def embed_images(self, pictures, framing="whole", progress=None):
-        self.calls.append(len(pictures))
+    def embed_images(self, images, framing="whole", progress=None):
+        self.calls.append(len(images))
         vectors = []
-        for start in range(0, len(pictures), 16):
-            for picture in pictures[start : start + 16]:
+        for start in range(0, len(images), 16):
+            for image in images[start : start + 16]:
                 if self.seen == self.stop_after:
                     raise comfy.model_management.InterruptProcessingException
                 self.seen += 1
-                vectors.append(F.normalize(picture.mean((0, 1)) + 1e-3, dim=0))
+                vectors.append(F.normalize(image.mean((0, 1)) + 1e-3, dim=0))
                 progress.update(1)
         return torch.stack(vectors)
 
 
 @pytest.fixture
 def album(tmp_path):
-    """A folder with five pictures that were written a while ago."""
+    """A folder with five images that were written a while ago."""
     folder = tmp_path / "my album"
     folder.mkdir()
     for number in range(5):
@@ -230,7 +232,7 @@ def old(monkeypatch):
 
 
 def save(file, seed):
-    Image.fromarray(colours(seed)).save(file)
+    Image.fromarray(random_pixels(seed)).save(file)
 
 
 def kept(tmp_path):
@@ -242,7 +244,7 @@ def embed(model, album):
 
 
 def test_a_folder_is_embedded_once(album, tmp_path):
-    first, again = Pictures(), Pictures()
+    first, again = Images(), Images()
     made, known = embed(first, album), embed(again, album)
     assert first.seen == 5 and again.calls == [] and torch.equal(made.vectors, known.vectors)
     assert made.names == ("0.png", "1.png", "2.png", "3.png", "4.png") and made.unreadable == []
@@ -253,13 +255,13 @@ def test_a_folder_is_embedded_once(album, tmp_path):
 
 
 def test_only_what_changed_is_embedded_again(album, tmp_path):
-    before = embed(Pictures(), album)
+    before = embed(Images(), album)
     save(album / "1.png", 100)
     save(album / "new.png", 101)
     (album / "3.png").rename(album / "33.png")
     shutil.copy(album / "0.png", album / "copy.png")
     (album / "2.png").unlink()
-    model = Pictures()
+    model = Images()
     after = embed(model, album)
     assert model.seen == 2 and after.names == ("0.png", "1.png", "4.png", "33.png", "copy.png", "new.png")
     vectors = dict(zip(after.names, after.vectors, strict=True))
@@ -267,25 +269,25 @@ def test_only_what_changed_is_embedded_again(album, tmp_path):
     assert torch.equal(vectors["33.png"], before.vectors[3]) and not torch.equal(vectors["1.png"], before.vectors[1])
 
 
-def test_pictures_that_are_gone_are_forgotten(album, tmp_path):
-    embed(Pictures(), album)
+def test_images_that_are_gone_are_forgotten(album, tmp_path):
+    embed(Images(), album)
     size = kept(tmp_path)[0].stat().st_size
     for number in range(1, 5):
         (album / f"{number}.png").unlink()
-    embed(Pictures(), album)
+    embed(Images(), album)
     assert kept(tmp_path)[0].stat().st_size < size
 
 
 def test_a_change_that_keeps_size_and_time_is_seen(album, old):
-    for number, colour in ((0, "red"), (1, "lime")):
-        Image.new("RGB", (8, 8), colour).save(album / f"{number}.bmp")
-    before = embed(Pictures(), album)
-    told = (album / "0.bmp").stat()
+    for number, color in ((0, "red"), (1, "lime")):
+        Image.new("RGB", (8, 8), color).save(album / f"{number}.bmp")
+    before = embed(Images(), album)
+    stat = (album / "0.bmp").stat()
     content = (album / "1.bmp").read_bytes()
     (album / "0.bmp").write_bytes(content)
-    os.utime(album / "0.bmp", ns=(told.st_atime_ns, told.st_mtime_ns))
-    assert (album / "0.bmp").stat().st_size == told.st_size and (album / "0.bmp").stat().st_mtime_ns == told.st_mtime_ns
-    after = embed(Pictures(), album)
+    os.utime(album / "0.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (album / "0.bmp").stat().st_size == stat.st_size and (album / "0.bmp").stat().st_mtime_ns == stat.st_mtime_ns
+    after = embed(Images(), album)
     place = after.names.index("0.bmp")
     assert not torch.equal(after.vectors[place], before.vectors[place]) and torch.equal(
         after.vectors[place], after.vectors[place + 2]
@@ -293,27 +295,27 @@ def test_a_change_that_keeps_size_and_time_is_seen(album, old):
 
 
 def test_an_unchanged_file_is_not_read_again(album, old, monkeypatch):
-    embed(Pictures(), album)
+    embed(Images(), album)
     read = []
     monkeypatch.setattr(embedding_cache, "_content_key", lambda file: read.append(file.name) or "0" * 64)
-    embed(Pictures(), album)
+    embed(Images(), album)
     assert read == [] if os.name == "posix" else len(read) == 5
 
 
 def test_a_file_that_was_just_written_is_read_again(album, monkeypatch):
-    embed(Pictures(), album)
+    embed(Images(), album)
     read, content_key = [], embedding_cache._content_key
     monkeypatch.setattr(embedding_cache, "_content_key", lambda file: read.append(file.name) or content_key(file))
     assert time.time_ns() - (album / "0.png").stat().st_ctime_ns < embedding_cache.CLOCK_RESOLUTION
-    embed(Pictures(), album)
+    embed(Images(), album)
     assert len(read) == 5
 
 
 def test_models_and_framings_are_kept_apart(album, tmp_path):
-    embed(Pictures("one"), album)
-    other = Pictures("other")
+    embed(Images("one"), album)
+    other = Images("other")
     embed(other, album)
-    embed_folder(Pictures("one"), open_image_folder(album), "crop", tmp_path / "kept")
+    embed_folder(Images("one"), open_image_folder(album), "crop", tmp_path / "kept")
     assert other.seen == 5 and len(kept(tmp_path)) == 3
 
 
@@ -342,41 +344,41 @@ def spoil_numbers(file):
 
 @pytest.mark.parametrize("spoil", [spoil_cut, spoil_empty, spoil_other, spoil_keys, spoil_numbers])
 def test_a_damaged_store_is_made_anew_with_a_warning(album, tmp_path, caplog, spoil):
-    made = embed(Pictures(), album)
+    made = embed(Images(), album)
     spoil(kept(tmp_path)[0])
-    model = Pictures()
+    model = Images()
     again = embed(model, album)
     assert model.seen == 5 and torch.equal(made.vectors, again.vectors) and "computed again" in caplog.text
-    calm = Pictures()
+    calm = Images()
     embed(calm, album)
     assert calm.seen == 0
 
 
 def test_a_disk_that_refuses_is_only_a_warning(album, tmp_path, caplog):
     (tmp_path / "kept").write_text("a file where the folder should be")
-    assert len(embed(Pictures(), album).names) == 5 and "could not be stored" in caplog.text
+    assert len(embed(Images(), album).names) == 5 and "could not be stored" in caplog.text
 
 
-def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_done(album):
+def test_an_unreadable_image_is_reported_and_the_others_are_embedded(album):
     (album / "1.png").write_bytes(b"no picture")
     (album / "11.png").write_bytes(b"no picture")
     (album / "3.png").write_bytes(b"")
-    model = Pictures()
+    model = Images()
     made = embed(model, album)
     assert made.names == ("0.png", "2.png", "4.png")
     assert [each.name for each in made.unreadable] == ["1.png", "3.png", "11.png"] and made.unreadable[
         1
     ].reason == "it is empty"
     save(album / "1.png", 1)
-    mended = embed(Pictures(), album)
+    mended = embed(Images(), album)
     assert mended.names == ("0.png", "1.png", "2.png", "4.png")
 
 
-def test_a_folder_of_nothing_readable(album):
+def test_a_folder_without_a_readable_image(album):
     for file in album.iterdir():
         file.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="none of the 5 images in .*my album can be read; 0.png: it is not an image"):
-        embed(Pictures(), album)
+        embed(Images(), album)
 
 
 def test_what_was_done_before_a_stop_is_kept(tmp_path, monkeypatch):
@@ -386,39 +388,39 @@ def test_what_was_done_before_a_stop_is_kept(tmp_path, monkeypatch):
     for number in range(10):
         save(album / f"{number}.png", number)
     (album / "2.png").write_bytes(b"no picture")
-    model = Pictures()
+    model = Images()
     model.stop_after = 6
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         embed(model, album)
-    rest = Pictures()
+    rest = Images()
     made = embed(rest, album)
     assert len(made.names) == 9 and [each.name for each in made.unreadable] == ["2.png"]
     assert rest.seen == 7 and max(rest.calls) <= 4, "the three of the first call are known"
 
 
 def test_progress_counts_files_and_only_grows(album, monkeypatch):
-    told = []
+    values = []
 
     class Bar:
         def __init__(self, total):
-            told.append(total)
+            values.append(total)
 
         def update_absolute(self, value):
-            told.append(value)
+            values.append(value)
 
     monkeypatch.setattr(image_folder.comfy.utils, "ProgressBar", Bar)
     monkeypatch.setattr(image_folder, "BATCH_SIZE", 2)
-    embed(Pictures(), album)
-    assert told == [5, 1, 2, 2, 3, 4, 4, 5, 5]
+    embed(Images(), album)
+    assert values == [5, 1, 2, 2, 3, 4, 4, 5, 5]
 
 
-def test_pictures_are_read_only_when_their_batch_comes(album, monkeypatch):
+def test_images_are_read_only_when_their_batch_comes(album, monkeypatch):
     """A model that never looks at them never has one in memory."""
     monkeypatch.setattr(image_folder, "read_image", lambda file: pytest.fail(f"{file} was read"))
 
-    class Blind(Pictures):
-        def embed_images(self, pictures, framing="whole", progress=None):
-            assert len(pictures) == 5 and len(pictures[1:3]) == 2
+    class Blind(Images):
+        def embed_images(self, images, framing="whole", progress=None):
+            assert len(images) == 5 and len(images[1:3]) == 2
             return torch.ones(5, 3)
 
     assert len(embed(Blind(), album).names) == 5
@@ -429,8 +431,8 @@ def test_names_that_are_no_text(album):
         return
     with open(os.fsencode(album) + b"/odd\xff.png", "wb") as file:
         file.write((album / "0.png").read_bytes())
-    made = embed(Pictures(), album)
-    assert made.names[-1] == "odd?.png" and len(embed(Pictures(), album).names) == 6
+    made = embed(Images(), album)
+    assert made.names[-1] == "odd?.png" and len(embed(Images(), album).names) == 6
 
 
 def test_embeddings_count_their_names():

@@ -43,7 +43,7 @@ def test_labels_stand_one_per_line_and_may_hold_commas():
     assert read.names == ("red, round", "猫", "قطة", "кошка, спящая") and read.repeated == ()
 
 
-def test_labels_that_repeat_count_once_and_are_told():
+def test_repeated_labels_count_once_and_are_reported():
     assert read_labels("cat\ndog\n cat \ndog\ncat\nCat") == (("cat", "dog", "Cat"), ("cat", "dog"))
 
 
@@ -120,7 +120,7 @@ def test_templates_that_cannot_serve(text, words):
 def test_a_label_s_vector_is_the_unit_mean_over_its_templates():
     model, templates = Texts(), ("a {c}", "the {c}", "the {c}", "{c} and {c}")
     found = embed_labels(model, ["cat", "{dog}"], templates)
-    for label, vector in zip(("cat", "{dog}"), found):
+    for label, vector in zip(("cat", "{dog}"), found, strict=True):
         sentences = [f"a {label}", f"the {label}", f"the {label}", f"{label} and {label}"]
         assert torch.allclose(vector, F.normalize(sum(map(vector_of, sentences)) / 4, dim=0), atol=1e-6)
     assert [len(call) for call in model.calls] == [6], "one call, each sentence once"
@@ -137,12 +137,12 @@ def test_without_templates_a_label_stands_for_itself():
 
 
 def test_softmax_scores_share_one_and_independent_ones_stand_alone():
-    pictures = torch.stack([vector_of("p"), vector_of("q")])
+    images = torch.stack([vector_of("p"), vector_of("q")])
     labels = torch.stack([vector_of(name) for name in ("cat", "dog", "bird")])
-    found = classify(pictures, labels, 100.0)
+    found = classify(images, labels, 100.0)
     assert torch.allclose(found.softmax.sum(1), torch.ones(2))
-    expected = torch.exp(100.0 * pictures.double() @ labels.double().T)
+    expected = torch.exp(100.0 * images.double() @ labels.double().T)
     assert torch.allclose(found.softmax.double(), expected / expected.sum(1, keepdim=True), atol=1e-4)
-    fewer = classify(pictures, labels[:2], 100.0)
+    fewer = classify(images, labels[:2], 100.0)
     assert torch.equal(fewer.cosine, found.cosine[:, :2]) and not torch.allclose(fewer.softmax, found.softmax[:, :2])
-    assert torch.allclose(found.cosine[1, 2], pictures[1] @ labels[2])
+    assert torch.allclose(found.cosine[1, 2], images[1] @ labels[2])

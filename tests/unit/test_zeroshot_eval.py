@@ -178,7 +178,7 @@ def test_what_is_no_data_set_ends_with_the_reason(dataset, evaluate, tmp_path):
         evaluate(dataset / "red_circle")
     for picture in dataset.rglob("*.png"):
         picture.write_bytes(b"")
-    with pytest.raises(SystemExit, match="no image in .*data that can be read; none of the 4 images in"):
+    with pytest.raises(SystemExit, match="there is no picture in .*data that can be read; none of the 4 images in"):
         evaluate(dataset)
     with pytest.raises(SystemExit, match="Nothing was measured: other.safetensors is not in .*models/internvl"):
         evaluate(dataset, checkpoint="other.safetensors")
