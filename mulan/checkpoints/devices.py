@@ -9,8 +9,6 @@ import torch
 
 
 class Devices(NamedTuple):
-    """The two devices of a model."""
-
     """The two devices of a ModelPatcher."""
 
     load: torch.device  # where a model computes

@@ -1,7 +1,11 @@
-"""Weights in 8 bits, as ComfyUI keeps them: `<layer>.weight`, `<layer>.weight_scale` and the mark `<layer>.comfy_quant`.
+"""Weights in 8 bits, as ComfyUI stores them: `<layer>.weight`, `<layer>.weight_scale`, the mark `<layer>.comfy_quant`.
 
-Source: ComfyUI 0.30, comfy/ops.py (`mixed_precision_ops`) and the layouts of comfy_kitchen. Everything goes by runs of rows, so that a
-tensor of any size takes a few dozen megabytes beside itself.
+Source: ComfyUI 0.30, comfy/ops.py (`mixed_precision_ops`) and the layouts of comfy_kitchen. Everything goes in chunks
+of rows, so that a tensor of any size takes a few dozen megabytes beside itself.
+
+The arithmetic is written out, because comfy_kitchen's quantizers are not equal in every case: `quantize_int8_rowwise`
+stops at a scale of 1e-30 (rows of zeros, or below 1.3e-28), and `quantize_per_tensor_fp8` multiplies by the rounded
+1 / scale, which moves a value in two million to its neighbor.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ import torch
 
 from .safetensors_writer import TensorSpec
 
-PLAIN = torch.float16  # whatever is not quantised
-ELEMENTS_AT_ONCE = 4 * 2**20
-NAN = "values that are infinite or no numbers (NaN)"
+PLAIN = torch.float16  # whatever is not quantized
+CHUNK_ELEMENTS = 4 * 2**20
+NOT_FINITE = "values that are infinite or not a number (NaN)"
 
 
 class NotFiniteError(ValueError):
@@ -25,24 +29,25 @@ class NotFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class Quantization:
-    """One of the host's formats: `largest` is what the largest weight of a row (or of the tensor) becomes.
+    """One of ComfyUI's 8-bit formats.
 
-    `embeddings`: whether the table of embeddings is worth it. 4 random layers of full width lie 0.056 from their source with a float16 table and
-    0.070 with int8, which saves 0.2 of 6.9 GB; fp8 goes from 0.168 to 0.203.
+    `embeddings`: whether the embedding table is worth it. 4 random layers of full width lie 0.056 from their source
+    with a float16 table and 0.070 with int8, which saves 0.2 of 6.9 GB; fp8 goes from 0.168 to 0.203.
     """
 
-    format: str
+    algorithm: str  # a key of comfy.quant_ops.QUANT_ALGOS
     dtype: torch.dtype
-    largest: float
+    max_value: float  # what the largest weight of a row (or of the tensor) becomes
     per_row: bool
     embeddings: bool
 
-    def takes(self, name: str) -> bool:
-        """Whether this tensor of the LLaMA is kept in 8 bits."""
+    def applies_to(self, name: str) -> bool:
+        """Return whether this tensor of the LLaMA is quantized."""
         return name.endswith("_proj.weight") or self.embeddings and name == "model.embed_tokens.weight"
 
     def mark(self) -> torch.Tensor:
-        return torch.frombuffer(bytearray(json.dumps({"format": self.format}).encode()), dtype=torch.uint8)
+        """Return the mark by which ComfyUI knows the format: JSON in a uint8 tensor."""
+        return torch.frombuffer(bytearray(json.dumps({"format": self.algorithm}).encode()), dtype=torch.uint8)
 
 
 INT8 = Quantization("int8_tensorwise", torch.int8, 127.0, per_row=True, embeddings=True)
@@ -51,7 +56,7 @@ FORMATS: dict[str, Quantization | None] = {"int8": INT8, "fp8": FP8, "fp16": Non
 
 
 def tensor_layout(name: str, shape: tuple[int, ...], quantization: Quantization | None) -> dict[str, TensorSpec]:
-    """What the weight `name` of this shape becomes in the file; without a quantisation, itself in float16."""
+    """Return the tensors that the weight `name` of this shape becomes in the file; without a quantization, float16."""
     if quantization is None:
         return {name: TensorSpec(PLAIN, shape)}
     layer = name.removesuffix(".weight")
@@ -65,65 +70,67 @@ def tensor_layout(name: str, shape: tuple[int, ...], quantization: Quantization 
 def quantize_chunks(
     name: str, tensor: torch.Tensor, quantization: Quantization | None
 ) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """The tensors of `tensor_layout` run by run: (name, rows, number of the first row). Raises NotFinite."""
+    """Yield the tensors of `tensor_layout` in chunks: (name, rows, index of the first row). Raises NotFiniteError."""
     if quantization is None:
         yield from cast_chunks(name, tensor, PLAIN)
         return
     layer = name.removesuffix(".weight")
     yield f"{layer}.comfy_quant", quantization.mark(), 0
-    scale = None
+    scale = torch.ones(())
     if not quantization.per_row:
-        scale = _scale(name, _largest(tensor), quantization)
+        scale = _scale(name, _max_abs(tensor), quantization)
         yield f"{layer}.weight_scale", scale, 0
-    for rows, first in _runs(tensor):
-        rows = rows.float()
+    for chunk, first_row in _row_chunks(tensor):
+        rows = chunk.float()
         if quantization.per_row:
             scale = _scale(name, rows.abs().amax(dim=1, keepdim=True), quantization)
-            yield f"{layer}.weight_scale", scale, first
-        scaled = (rows / scale).clamp_(-quantization.largest, quantization.largest)
-        yield name, (scaled if quantization.dtype.is_floating_point else scaled.round_()).to(quantization.dtype), first
+            yield f"{layer}.weight_scale", scale, first_row
+        scaled = (rows / scale).clamp_(-quantization.max_value, quantization.max_value)
+        rounded = scaled if quantization.dtype.is_floating_point else scaled.round_()
+        yield name, rounded.to(quantization.dtype), first_row
 
 
 def cast_chunks(
     name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """A tensor in `dtype`, its own by default, as `quantize_chunks` gives tensors. Raises NotFinite."""
-    for rows, first in _runs(tensor):
+    """Yield a tensor in `dtype`, its own by default, in chunks like `quantize_chunks`. Raises NotFiniteError."""
+    for rows, first_row in _row_chunks(tensor):
         cast = rows.to(dtype or tensor.dtype)
         if not torch.isfinite(cast).all():
-            too_large = torch.isfinite(rows).all()
-            raise NotFiniteError(
-                f"{name} holds {f'values up to {rows.abs().max().item():.3g}, too large for {dtype}' if too_large else NAN}"
-            )
-        yield name, cast, first
+            too_large = f"values up to {rows.abs().max().item():.3g}, too large for {dtype}"
+            raise NotFiniteError(f"{name} holds {too_large if torch.isfinite(rows).all() else NOT_FINITE}")
+        yield name, cast, first_row
 
 
-def _runs(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+def _row_chunks(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
     if tensor.ndim == 0:
         yield tensor, 0
         return
-    count = max(1, ELEMENTS_AT_ONCE * len(tensor) // max(1, tensor.numel()))
-    for first in range(0, len(tensor), count):
-        yield tensor[first : first + count], first
+    count = max(1, CHUNK_ELEMENTS * len(tensor) // max(1, tensor.numel()))
+    for first_row in range(0, len(tensor), count):
+        yield tensor[first_row : first_row + count], first_row
 
 
 def plain_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:
-    """The 16-bit numbers that hold a tensor which is not quantised: `PLAIN`, or bfloat16 where a value is too large for it. Raises NotFinite."""
+    """Return the dtype for a tensor that is not quantized: float16, or bfloat16 where a value is too large for it.
+
+    Raises NotFiniteError.
+    """
     if tensor.dtype == PLAIN:
         return PLAIN
-    return PLAIN if _finite(name, _largest(tensor)) <= torch.finfo(PLAIN).max else torch.bfloat16
+    return PLAIN if _finite(name, _max_abs(tensor)) <= torch.finfo(PLAIN).max else torch.bfloat16
 
 
-def _largest(tensor: torch.Tensor) -> torch.Tensor:
-    """The largest absolute value; NaN where there is one."""
-    return torch.stack([rows.float().abs().amax() for rows, _ in _runs(tensor)]).amax()
+def _max_abs(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the largest absolute value; NaN where there is one."""
+    return torch.stack([rows.float().abs().amax() for rows, _ in _row_chunks(tensor)]).amax()
 
 
-def _scale(name: str, largest: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    return torch.where(_finite(name, largest) > 0, largest / quantization.largest, 1.0)
+def _scale(name: str, max_abs: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+    return torch.where(_finite(name, max_abs) > 0, max_abs / quantization.max_value, 1.0)
 
 
-def _finite(name: str, largest: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(largest).all():
-        raise NotFiniteError(f"{name} holds {NAN}")
-    return largest
+def _finite(name: str, max_abs: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(max_abs).all():
+        raise NotFiniteError(f"{name} holds {NOT_FINITE}")
+    return max_abs

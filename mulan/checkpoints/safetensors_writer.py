@@ -1,7 +1,7 @@
 """A .safetensors file written piece by piece, for models larger than memory.
 
-The header comes first, since shapes and dtypes are known before any value is. The file bears its name only when every byte of it is on
-disk. Source: the safetensors format: 8 bytes of length, a JSON header, then the tensors without a gap.
+The header comes first, since shapes and dtypes are known before any value is. The file bears its name only when every
+byte of it is on disk. Source: the safetensors format: 8 bytes of length, a JSON header, then the tensors without a gap.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DTYPES = {
 
 
 class TensorSpec(NamedTuple):
-    """What a tensor takes in the file."""
+    """Dtype and shape of a tensor in the file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -48,32 +48,34 @@ class TensorSpec(NamedTuple):
 
 
 class SafetensorsWriter:
-    """Writes `slots` to `path` in any order, each tensor whole or in runs of rows; a context manager.
+    """Write the tensors of `specs` to `path` in any order, each whole or in chunks of rows; a context manager.
 
-    Until the end the file is called `path` + ".unfinished"; whatever ends the writing early (an error, Ctrl-C) removes it, and a file that
-    a killed run left there is taken over. Raises OSError where the disk has no room, before anything is written.
+    Until the end the file is called `path` + ".unfinished". Whatever ends the writing early (an error, Ctrl-C) removes
+    it, and a file that a killed run left there is taken over. Raises OSError where the disk has no room, before
+    anything is written.
     """
 
-    def __init__(self, path: Path, slots: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
         self.path = path
-        self._slots = dict(slots)
+        self._specs = dict(specs)
         self._metadata = dict(metadata)
         self._unfinished = path.with_name(path.name + UNFINISHED)
-        # Larger numbers first, as the format's own library does: every tensor then lies on a multiple of its number's size.
-        order = sorted(self._slots, key=lambda name: (-self._slots[name].dtype.itemsize, name))
-        self._offsets, offset = {}, 0
+        # Larger elements first, as the format's own library does: so each tensor lies on a multiple of its element.
+        order = sorted(self._specs, key=lambda name: (-self._specs[name].dtype.itemsize, name))
+        self._offsets: dict[str, int] = {}
+        offset = 0
         for name in order:
             self._offsets[name] = offset
-            offset += self._slots[name].size
+            offset += self._specs[name].size
         self._header = self._make_header(order)
-        self._missing = {name: slot.size for name, slot in self._slots.items() if slot.size}
+        self._missing = {name: spec.size for name, spec in self._specs.items() if spec.size}
         self.size = len(self._header) + offset
         self.written = len(self._header)
 
     @property
     def complete(self) -> int:
         """The number of tensors written whole."""
-        return len(self._slots) - len(self._missing)
+        return len(self._specs) - len(self._missing)
 
     def __enter__(self) -> SafetensorsWriter:
         self._unfinished.unlink(missing_ok=True)
@@ -88,17 +90,18 @@ class SafetensorsWriter:
         return self
 
     def write(self, name: str, tensor: torch.Tensor, first_row: int = 0) -> None:
-        """Puts a tensor, or its rows from `first_row` on, into its place. Raises ValueError for another dtype or rows beyond the end."""
-        slot = self._slots[name]
-        row_size = slot.size // slot.shape[0] if slot.shape and slot.shape[0] else slot.size
+        """Write a tensor, or its rows from `first_row` on. Raises ValueError for another dtype or too many rows."""
+        spec = self._specs[name]
+        row_size = spec.size // spec.shape[0] if spec.shape and spec.shape[0] else spec.size
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         start = first_row * row_size
-        if tensor.dtype != slot.dtype or start + data.nbytes > slot.size:
+        if tensor.dtype != spec.dtype or start + data.nbytes > spec.size:
             raise ValueError(
-                f"{name}: {tuple(tensor.shape)} {tensor.dtype} from row {first_row} on does not fit {slot.shape} {slot.dtype}"
+                f"{name}: {tuple(tensor.shape)} {tensor.dtype} from row {first_row} on does not fit "
+                f"{spec.shape} {spec.dtype}"
             )
         self._file.seek(len(self._header) + self._offsets[name] + start)
-        self._file.write(data)
+        self._file.write(data.data)
         self.written += data.nbytes
         left = self._missing.pop(name, 0) - data.nbytes
         if left:
@@ -111,7 +114,8 @@ class SafetensorsWriter:
         try:
             if self._missing:
                 raise ValueError(
-                    f"{self.path.name}: {len(self._missing)} tensors are not written whole, the first is {next(iter(self._missing))}"
+                    f"{self.path.name}: {len(self._missing)} tensors are not complete, "
+                    f"the first is {next(iter(self._missing))}"
                 )
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -123,15 +127,15 @@ class SafetensorsWriter:
         _sync_folder(self.path.parent)
 
     def _make_header(self, order: list[str]) -> bytes:
-        told = {"__metadata__": self._metadata} if self._metadata else {}
+        header: dict[str, object] = {"__metadata__": self._metadata} if self._metadata else {}
         for name in order:
-            slot, start = self._slots[name], self._offsets[name]
-            told[name] = {
-                "dtype": _DTYPES[slot.dtype],
-                "shape": list(slot.shape),
-                "data_offsets": [start, start + slot.size],
+            spec, start = self._specs[name], self._offsets[name]
+            header[name] = {
+                "dtype": _DTYPES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [start, start + spec.size],
             }
-        text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
@@ -141,7 +145,7 @@ class SafetensorsWriter:
 
 
 def check_disk_space(folder: Path, name: str, size: int) -> None:
-    """Raises OSError where the disk of `folder` has less than `size` bytes free."""
+    """Raise OSError where the disk of `folder` has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise OSError(
@@ -152,7 +156,7 @@ def check_disk_space(folder: Path, name: str, size: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name last through a power cut; systems that open no folders have no need of it."""
+    """Make the new name survive a power cut; systems that cannot open folders do not need it."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 CONFIG = "config"  # metadata of a converted file: config.json
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a folder without shards
+STREAMED_WEIGHTS = 2**28  # weights that `open_streaming` reads between two openings
 
 
 class WrongFileError(ValueError):
-    """A model file that cannot serve; the message says which, what it is, what is expected and where that comes from."""
+    """A model file that cannot be used. The message says which, what it is, what was expected and where to get that."""
 
 
 @dataclass(frozen=True)
@@ -32,48 +33,75 @@ class TensorFile:
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Opens .safetensors, .pth / .pt / .bin / .ckpt (weights only, mapped) or a folder with an index of shards. Raises WrongFile."""
+    """Open .safetensors, .pth / .pt / .bin / .ckpt (weights only, mapped) or a folder with an index of shards.
+
+    Raises WrongFileError.
+    """
     if path.is_dir():
         return _open_folder(path)
     if not path.is_file():
         raise WrongFileError(
-            f"{path.name} is not in {path.parent}: the file was moved or deleted. Press R in the editor to refresh the list."
+            f"{path.name} is not in {path.parent}: the file was moved or deleted. "
+            f"Press R in the editor to refresh the list."
         )
     if path.suffix.lower() == ".safetensors":
         return _open_safetensors(path)
     return _open_torch(path)
 
 
+def open_streaming(path: Path) -> TensorFile:
+    """Open like `open_tensors`, for reading a model once from end to end in bounded memory.
+
+    The file is opened anew after every `STREAMED_WEIGHTS` weights: closing it gives the pages of the mapped file back.
+    """
+    file = open_tensors(path)
+    opened: TensorFile | None = file
+    weights = 0
+
+    def read(name: str) -> torch.Tensor:
+        nonlocal opened, weights
+        opened = opened or open_tensors(path)
+        tensor = opened.read(name)
+        weights += tensor.numel()
+        if weights > STREAMED_WEIGHTS:
+            opened, weights = None, 0
+        return tensor
+
+    return TensorFile(file.path, file.shapes, read, file.metadata)
+
+
 def describe_path(path: Path) -> str:
+    """Return name and folder, for messages."""
     return f"{path.name} (in {path.parent})"
 
 
 def fingerprint(path: Path) -> str:
-    """Changes with the name, the size and the time of the file, or of any file of the folder."""
+    """Return a text that changes with the name, size or time of the file, or of any file of the folder."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files if file.is_file())
 
 
 def read_config(file: TensorFile) -> dict[str, Any]:
-    """The configuration of a checkpoint: a converted file's metadata, else config.json in the folder or beside the file; {} where there is none.
+    """Return the configuration of a checkpoint; {} where there is none.
 
-    Raises WrongFile where it cannot be read.
+    It is in a converted file's metadata, else in config.json in the folder or beside the file. Raises WrongFileError
+    where it cannot be read.
     """
     where, text = f"metadata `{CONFIG}`", file.metadata.get(CONFIG)
     folder = file.path if file.path.is_dir() else file.path.parent
     if text is None and (folder / "config.json").is_file():
         where, text = "config.json", (folder / "config.json").read_bytes()
     try:
-        told = json.loads(text) if text is not None else {}
+        config = json.loads(text) if text is not None else {}
     except ValueError as error:
         raise WrongFileError(
-            f"{describe_path(file.path)}: its {where} is no JSON ({error}). Download it again."
+            f"{describe_path(file.path)}: its {where} is not valid JSON ({error}). Download it again."
         ) from error
-    if not isinstance(told, dict):
+    if not isinstance(config, dict):
         raise WrongFileError(
-            f"{describe_path(file.path)}: its {where} holds a {type(told).__name__}, expected is an object."
+            f"{describe_path(file.path)}: its {where} holds a {type(config).__name__}, expected an object."
         )
-    return told
+    return config
 
 
 def _open_safetensors(path: Path) -> TensorFile:
@@ -111,7 +139,7 @@ def _open_torch(path: Path) -> TensorFile:
         tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping):
         raise WrongFileError(
-            f"{describe_path(path)} holds a {type(tensors).__name__}, expected is a plain state dict of tensors."
+            f"{describe_path(path)} holds a {type(tensors).__name__}, expected a plain state dict of tensors."
         )
     other = next(
         (
@@ -123,7 +151,7 @@ def _open_torch(path: Path) -> TensorFile:
     )
     if other:
         raise WrongFileError(
-            f"{describe_path(path)} holds more than tensors, the first is {other}; expected is a plain state dict."
+            f"{describe_path(path)} holds more than tensors, the first is {other}; expected a plain state dict."
         )
     return TensorFile(path, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__, {})
 
@@ -134,7 +162,8 @@ def _open_folder(path: Path) -> TensorFile:
         single = next((path / name for name in SINGLE_NAMES if (path / name).is_file()), None)
         if single is None:
             raise WrongFileError(
-                f"the folder {describe_path(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: it is not a published checkpoint."
+                f"the folder {describe_path(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: "
+                f"it is not a published checkpoint."
             )
         file = open_tensors(single)
         return TensorFile(path, file.shapes, file.read, file.metadata)
@@ -142,35 +171,38 @@ def _open_folder(path: Path) -> TensorFile:
     missing = sorted({shard for shard in shard_of.values() if not (path / shard).is_file()})
     if missing:
         raise WrongFileError(
-            f"the folder {describe_path(path)} lacks {len(missing)} of its shards, the first is {missing[0]}. Download it again."
+            f"the folder {describe_path(path)} lacks {len(missing)} of its shards, the first is {missing[0]}. "
+            f"Download it again."
         )
     shards = {shard: open_tensors(path / shard) for shard in sorted(set(shard_of.values()))}
     lost = sorted(name for name, shard in shard_of.items() if name not in shards[shard].shapes)
     if lost:
         raise WrongFileError(
-            f"the folder {describe_path(path)} is damaged: {shard_of[lost[0]]} does not hold {lost[0]}. Download it again."
+            f"the folder {describe_path(path)} is damaged: {shard_of[lost[0]]} does not hold {lost[0]}. "
+            f"Download it again."
         )
     shapes = {name: shards[shard].shapes[name] for name, shard in shard_of.items()}
     return TensorFile(path, shapes, lambda name: shards[shard_of[name]].read(name), {})
 
 
 def _shards(index: Path) -> dict[str, str]:
-    """The shard of each tensor. Raises WrongFile where the index is damaged, or names a file that is not beside it."""
+    """Return the shard of each tensor. Raises WrongFileError where the index is damaged or names a file elsewhere."""
     try:
         shard_of = dict(json.loads(index.read_bytes())["weight_map"])
         outside = sorted(shard for shard in set(shard_of.values()) if Path(shard).name != shard)
     except (ValueError, LookupError, TypeError) as error:
-        reason = _instead(index) or "it is no JSON with a `weight_map` from tensors to shards; download it again"
+        reason = _instead(index) or "it is not valid JSON with a `weight_map` from tensors to shards; download it again"
         raise WrongFileError(f"{describe_path(index)} cannot be read as an index of shards: {reason}.") from error
     if outside:
         raise WrongFileError(
-            f"{describe_path(index)} names a shard that is not beside it, {outside[0]!r}: nothing outside the folder is read."
+            f"{describe_path(index)} names a shard that is not beside it, {outside[0]!r}: "
+            f"nothing outside the folder is read."
         )
     return shard_of
 
 
 def _instead(path: Path) -> str | None:
-    """What lies where a file of weights should be, after the usual accidents; None where none of them happened."""
+    """Return what a file is instead of weights, after the usual accidents; None where none of them happened."""
     with open(path, "rb") as file:
         begin = file.read(512)
     if not begin:
@@ -187,7 +219,7 @@ def _instead(path: Path) -> str | None:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    """`error` in a few words, and what to do."""
+    """Return `error` in a few words, and what to do."""
     first = re.split(r"\. |\.?\n", str(error).strip())[0].rstrip(".") or type(error).__name__
     reason = "unknown content" if "weights_only" in str(error) or first.startswith("Weights only") else first
     return f"it is cut short or damaged ({path.stat().st_size:,} bytes; {reason}); download it again"

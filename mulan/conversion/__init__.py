@@ -1,1 +1,4 @@
-"""Published checkpoints converted to single files for ComfyUI. Run as a command: `python -m custom_nodes.mulan-nodes.mulan.conversion --help`."""
+"""Published checkpoints converted to single files for ComfyUI.
+
+Run as a command from ComfyUI's folder: `python -m custom_nodes.mulan-nodes.mulan.conversion --help`.
+"""

@@ -1,6 +1,7 @@
 """Convert a published checkpoint to .safetensors for ComfyUI.
 
-Run it from ComfyUI's folder, in ComfyUI's Python: `python -m custom_nodes.mulan-nodes.mulan.conversion SOURCE TARGET --format int8`.
+Run it from ComfyUI's folder, in ComfyUI's Python:
+`python -m custom_nodes.mulan-nodes.mulan.conversion SOURCE TARGET --format int8`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:  # what imports ComfyUI waits until `main` has chosen the device
+    from .output_files import ConversionResult, Progress
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,46 +26,44 @@ def main(arguments: list[str] | None = None) -> int:
     args.cpu = args.cpu or not (
         torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()
     )
-    from . import converters as mulan
-    from . import visionllm
+    from .converters import convert
 
     start = time.monotonic()
 
-    def written(done) -> None:
+    def show_progress(done: Progress) -> None:
         line = (
             f"  {done.tensors} of {done.all_tensors} tensors, {done.bytes / 1e9:.2f} of {done.all_bytes / 1e9:.2f} GB"
         )
         _show(f"{line}, {time.monotonic() - start:.0f} s", last=done.bytes == done.all_bytes)
 
     try:
-        converter = visionllm if visionllm.is_one(options.source) else mulan
-        made = converter.convert(options.source, options.target, options.format, options.overwrite, written)
+        result = convert(options.source, options.target, options.format, options.overwrite, show_progress)
     except (ValueError, OSError) as error:
         sys.exit(f"Nothing was written: {error}")
-    for file in (made, *made.beside):
-        print(f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB. Its place is models/{file.folder}.", flush=True)
-    for note in made.notes:
+    for file in (result, *result.beside):
+        print(f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB. Put it into models/{file.folder}.", flush=True)
+    for note in result.notes:
         print(note, flush=True)
-    if made.source is not None and options.check:
-        _compare(made)
+    if options.check:
+        _compare(result)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="conversion", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="conversion", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "source",
         type=Path,
         metavar="SOURCE",
-        help="the folder InternVL-14B-224px, internvl_c_13b_224px.pth, a text encoder file that MuLan Loader reads, an adapter .pth, "
-        "an InternVL chat folder, or VisionLLM v2's folder",
+        help="the folder InternVL-14B-224px, internvl_c_13b_224px.pth, a text encoder file that MuLan Loader reads, "
+        "an adapter .pth, an InternVL chat folder, or VisionLLM v2's folder",
     )
     parser.add_argument(
         "target",
         type=Path,
         nargs="?",
         metavar="TARGET",
-        help="a .safetensors or a folder (default: the current folder)",
+        help="a .safetensors file or a folder (default: the current folder)",
     )
     parser.add_argument("--format", choices=("int8", "fp8", "fp16"), help="of a model's matrices (default: int8)")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
@@ -70,17 +73,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compare(made) -> None:
-    """Print how far the text encoder just written is from its source, for a sentence in each of ten languages."""
-    from ..conditioning.model_files import open_text_encoder
+def _compare(result: ConversionResult) -> None:
+    """Print how far a text encoder is from its source, for a sentence in each of ten languages."""
+    if result.source is None:
+        return
+    from ..checkpoints.tensor_files import open_streaming
+    from ..conditioning.model_files import text_encoder_from_tensors
     from .encoder_error import encoder_error
 
     print(
-        "Comparing with the source: the same sentences through both (minutes for the full model on a CPU; --no-check skips it) ..."
+        "Comparing with the source: the same sentences through both "
+        "(minutes for the full model on a CPU; --no-check skips it) ..."
     )
     errors = encoder_error(
-        lambda: open_text_encoder(made.path),
-        made.source,
+        text_encoder_from_tensors(open_streaming(result.path)),
+        result.source,
         lambda done, all: _show(f"  {done} of {all} layers", last=done == all),
     )
     print("Relative error of the hidden states, against the source:")

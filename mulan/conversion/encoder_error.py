@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management
-import comfy.utils
 import torch
 
+from ..conditioning.internvl_llama import InternVLEncoder
 from ..conditioning.model_files import TextEncoderFile
-from ..conditioning.text_encoder import InternVLEncoder
 from ..conditioning.tokenizer import BOS, EOS, PAD, InternVLTokenizer
-
-Open = Callable[[], TextEncoderFile]  # a text encoder's file, opened anew at each call
 
 WINDOW = 80  # rows, as MuLan's adapters read them
 SENTENCES = {
     "English": "An old fisherman mends his net on a wooden pier at dawn, with seagulls above the misty harbour.",
     "Chinese": "清晨，一位老渔夫在木码头上修补渔网，海鸥在雾蒙蒙的港口上空盘旋。",
-    "Spanish": "Un viejo pescador remienda su red en un muelle de madera al amanecer, con gaviotas sobre el puerto brumoso.",
-    "French": "Un vieux pêcheur répare son filet sur un ponton en bois à l'aube, des mouettes au-dessus du port brumeux.",
-    "German": "Ein alter Fischer flickt im Morgengrauen sein Netz auf einem Holzsteg, über dem nebligen Hafen kreisen Möwen.",
+    "Spanish": "Un viejo pescador remienda su red en un muelle de madera al amanecer, con gaviotas sobre el puerto brumoso.",  # noqa: E501
+    "French": "Un vieux pêcheur répare son filet sur un ponton en bois à l'aube, des mouettes au-dessus du port brumeux.",  # noqa: E501
+    "German": "Ein alter Fischer flickt im Morgengrauen sein Netz auf einem Holzsteg, über dem nebligen Hafen kreisen Möwen.",  # noqa: E501
     "Russian": "Старый рыбак чинит сеть на деревянном причале на рассвете, над туманной гаванью летают чайки.",
     "Arabic": "صياد عجوز يصلح شبكته على رصيف خشبي عند الفجر، والنوارس تحلق فوق الميناء الضبابي.",
     "Hindi": "भोर में एक बूढ़ा मछुआरा लकड़ी के घाट पर अपना जाल सुधार रहा है।",
@@ -30,69 +28,72 @@ SENTENCES = {
 
 
 def encoder_error(
-    converted: Open, source: Open, progress: Callable[[int, int], None] = lambda done, all: None
+    converted: TextEncoderFile, source: TextEncoderFile, progress: Callable[[int, int], None] = lambda done, all: None
 ) -> dict[str, float]:
-    """Language -> |converted - source| / |source| of the hidden states of its sentence, all rows of the window.
+    """Return language -> |converted - source| / |source| of the hidden states of its sentence, all rows of the window.
 
-    Both run through the class that graphs run through, layer by layer from the disk. progress(done, all) counts layers.
+    Both run through the class that graphs run through, layer by layer from the disk; files from `open_streaming` take
+    the memory of about a layer. progress(done, all) counts layers.
     """
-    tokenizer = InternVLTokenizer(source().tokenizer())
+    tokenizer = InternVLTokenizer(source.tokenizer())
     windows = [_window(tokenizer, sentence) for sentence in SENTENCES.values()]
-    layers = source().config.layers + converted().config.layers
+    layers = source.config.num_hidden_layers + converted.config.num_hidden_layers
     done = 0
 
-    def after_layer():
+    def after_layer() -> None:
         nonlocal done
         done += 1
         progress(done, layers)
 
-    theirs = states(source, windows, after_layer)
-    ours = states(converted, windows, after_layer)
-    return {language: ((a - b).norm() / b.norm()).item() for language, a, b in zip(SENTENCES, ours, theirs)}
+    expected = hidden_states(source, windows, after_layer)
+    found = hidden_states(converted, windows, after_layer)
+    return {
+        language: ((a - b).norm() / b.norm()).item() for language, a, b in zip(SENTENCES, found, expected, strict=True)
+    }
 
 
-def states(
-    open_file: Open, windows: list[list[int]], after_layer: Callable[[], None] = lambda: None
+def hidden_states(
+    file: TextEncoderFile, windows: list[list[int]], after_layer: Callable[[], None] = lambda: None
 ) -> list[torch.Tensor]:
-    """Windows of ids -> their hidden states [T, width] float32, by an encoder whose layers are read when they are needed and then dropped."""
-    device, file = comfy.model_management.get_torch_device(), open_file()
+    """Return the hidden states [T, hidden_size] float32 of each window of token ids.
+
+    The encoder's layers are read when they are needed and then dropped.
+    """
+    device = comfy.model_management.get_torch_device()
     with torch.device("meta"):
         encoder = _empty_encoder(file)
     encoder.set_clip_options({"execution_device": device})
-    llama = encoder.transformer.model
+    llama: Any = encoder.transformer.model
     _load(llama.embed_tokens, file, "model.embed_tokens.")
     _load(llama.norm, file, "model.norm.")
     llama.norm.to(device)
-    del file
 
-    def read(number):
-        def before(layer, _):
-            _load(
-                layer, open_file(), f"model.layers.{number}."
-            )  # opened anew: mapped files give their pages back when they are closed
+    def read(index: int) -> Callable[..., None]:
+        def before(layer: Any, _: Any) -> None:
+            _load(layer, file, f"model.layers.{index}.")
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                norm.to(device)  # the host casts the weights of Linear layers to where the states are, not these
+                norm.to(device)  # ComfyUI casts the weights of Linear layers to where the states are, not these
 
         return before
 
-    def drop(number):
-        def after(*_):
-            llama.layers[number] = torch.nn.Identity()
+    def drop(index: int) -> Callable[..., None]:
+        def after(*_: Any) -> None:
+            llama.layers[index] = torch.nn.Identity()
 
         return after
 
-    for number, layer in enumerate(llama.layers):
-        layer.register_forward_pre_hook(read(number))
-        layer.register_forward_hook(drop(number))
+    for index, layer in enumerate(llama.layers):
+        layer.register_forward_pre_hook(read(index))
+        layer.register_forward_hook(drop(index))
     with torch.no_grad():
-        return encoder.states(windows, after_layer)
+        return encoder.hidden_states(windows, after_layer)
 
 
 def _empty_encoder(file: TextEncoderFile) -> InternVLEncoder:
-    quantised = any(name.endswith(".comfy_quant") for name in file.names)
-    options = {"quantization_metadata": {"mixed_ops": True}} if quantised else {}
+    quantized = any(name.endswith(".comfy_quant") for name in file.names)
+    options = {"quantization_metadata": {"mixed_ops": True}} if quantized else {}
     dtype = file.file.read(file.names["model.norm.weight"]).dtype
-    return InternVLEncoder(file.config, dtype=dtype, device=None, model_options=options)
+    return InternVLEncoder(file.config, dtype=dtype, model_options=options)
 
 
 def _load(module: torch.nn.Module, file: TextEncoderFile, prefix: str) -> None:
@@ -103,5 +104,5 @@ def _load(module: torch.nn.Module, file: TextEncoderFile, prefix: str) -> None:
 
 
 def _window(tokenizer: InternVLTokenizer, sentence: str) -> list[int]:
-    ids = [BOS, *(piece.id for piece in tokenizer.encode_prefixed(sentence, keep_first=True)[: WINDOW - 2]), EOS]
+    ids = [BOS, *(piece.id for piece in tokenizer.encode_prefixed(sentence, keep_merged=True)[: WINDOW - 2]), EOS]
     return ids + [PAD] * (WINDOW - len(ids))

@@ -1,26 +1,23 @@
-"""What every converter shares: the files it writes, all of them or none, and what it tells of them."""
+"""What every converter shares: how it is described, the files it plans, and writing all of them or none."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from .. import VERSION
-from ..checkpoints.quantization import Quantization, cast_chunks, plain_dtype, quantize_chunks, tensor_layout
+from ..checkpoints.quantization import FORMATS, Quantization, cast_chunks, plain_dtype, quantize_chunks, tensor_layout
 from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec, check_disk_space
-from ..checkpoints.tensor_files import TensorFile
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path
+from ..checkpoints.weight_source import MARK
 from ..conditioning.model_files import TextEncoderFile
 
-DEFAULT_FORMAT = "int8"
-Form = Quantization | torch.dtype  # what a tensor becomes
-Opened = TypeVar("Opened")
-PORTION = 2**28  # weights read between two openings of the source: closing it gives the pages of the mapped file back
+Precision = Quantization | torch.dtype  # what a tensor is stored in
+OWN_DTYPES = "own dtypes"  # in place of a key of `FORMATS`
 
 
 class CannotWriteError(ValueError):
@@ -39,51 +36,103 @@ class Progress:
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """The file written and what it is; a text encoder's `source` opens what it was made of, for `encoder_error`."""
+    """A file that was written; a text encoder comes with its `source`, for `encoder_error`."""
 
     path: Path
     title: str
     size: int
     folder: str  # below ComfyUI's models
-    source: Callable[[], TextEncoderFile] | None = None
+    source: TextEncoderFile | None = None
     beside: tuple[ConversionResult, ...] = ()  # further files that were made of the same source
     notes: tuple[str, ...] = ()  # what a person should know, such as what was left out
 
 
 @dataclass(frozen=True)
 class Output:
-    """A file to write: `tensors` gives (name, rows, number of the first row) for all of `tensor_layout`."""
+    """A file to write: `tensors` yields (name, rows, index of the first row) for every tensor of `layout`."""
 
     path: Path
     title: str
     folder: str  # below ComfyUI's models
-    tensor_layout: Mapping[str, TensorSpec]
+    layout: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
     tensors: Callable[[], Iterator[tuple[str, torch.Tensor, int]]]
-    source: Callable[[], TextEncoderFile] | None = None
+    source: TextEncoderFile | None = None
 
 
-def write(outputs: list[Output], progress: Callable[[Progress], None], notes: tuple[str, ...] = ()) -> ConversionResult:
-    """Writes all of them or none; the others are told `beside` the first. Raises OSError where the disk has no room."""
-    streams = [SafetensorsWriter(output.path, output.tensor_layout, output.metadata) for output in outputs]
-    tensors, size = sum(len(output.tensor_layout) for output in outputs), sum(stream.size for stream in streams)
+@dataclass(frozen=True)
+class Plan:
+    """The files to write, the main one first, and what to tell the user about them."""
+
+    outputs: tuple[Output, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the user wants the result of `source`: a file or a folder."""
+
+    source: Path
+    path: Path
+    overwrite: bool
+
+    def file(self, name: str) -> Path:
+        """Return the target, or `name` in it where it is a folder. Raises CannotWriteError like `checked`."""
+        return self.checked(self.path / name if self.path.is_dir() else self.path)
+
+    def checked(self, path: Path) -> Path:
+        """Return `path`. Raises CannotWriteError where it cannot be written."""
+        if path.suffix.lower() != ".safetensors":
+            raise CannotWriteError(f"the target is {path}: name a .safetensors file or an existing folder")
+        if not path.parent.is_dir():
+            raise CannotWriteError(f"the target's folder {path.parent} does not exist: create it, or name another")
+        inside = self.source.resolve() in path.resolve().parents
+        if inside or path.resolve() == self.source.resolve():
+            raise CannotWriteError(
+                f"the target {path} is {'in the source folder' if inside else 'the source itself'}: "
+                f"name another, the source stays as it is"
+            )
+        if path.exists() and not self.overwrite:
+            raise CannotWriteError(f"{path} already exists: delete it, name another target, or allow overwriting")
+        return path
+
+
+@dataclass(frozen=True)
+class Converter:
+    """One kind of source.
+
+    `matches` tells by names and shapes whether a source is of this kind. `plan(source, target, weight_format)` checks
+    all of it and returns the files to write; it raises WrongFileError, CannotWriteError or NotFiniteError.
+    `weight_format` is a key of `FORMATS`, or `default_format` where the user names none.
+    """
+
+    matches: Callable[[TensorFile], bool]
+    plan: Callable[[TensorFile, Target, str], Plan]
+    default_format: str = "int8"
+
+
+def write(plan: Plan, progress: Callable[[Progress], None]) -> ConversionResult:
+    """Write all files of a plan or none; return the first, the others `beside` it.
+
+    Raise OSError where the disk has no room, before anything is written.
+    """
+    outputs = plan.outputs
+    writers = [SafetensorsWriter(output.path, output.layout, output.metadata) for output in outputs]
+    tensors, size = sum(len(output.layout) for output in outputs), sum(writer.size for writer in writers)
     with ExitStack() as files:  # whatever ends the writing early removes all
-        for stream in streams:
-            files.enter_context(stream)
+        for writer in writers:
+            files.enter_context(writer)
         check_disk_space(outputs[0].path.parent, " with ".join(output.path.name for output in outputs), size)
-        for stream, output in zip(streams, outputs):
-            for name, rows, first in output.tensors():
-                stream.write(name, rows, first)
-                progress(
-                    Progress(
-                        sum(each.complete for each in streams), tensors, sum(each.written for each in streams), size
-                    )
-                )
-    made, *beside = (
-        ConversionResult(output.path, output.title, stream.size, output.folder, output.source)
-        for stream, output in zip(streams, outputs)
+        for writer, output in zip(writers, outputs, strict=True):
+            for name, rows, first_row in output.tensors():
+                writer.write(name, rows, first_row)
+                complete, written = sum(each.complete for each in writers), sum(each.written for each in writers)
+                progress(Progress(complete, tensors, written, size))
+    main, *beside = (
+        ConversionResult(output.path, output.title, writer.size, output.folder, output.source)
+        for writer, output in zip(writers, outputs, strict=True)
     )
-    return replace(made, beside=tuple(beside), notes=notes)
+    return ConversionResult(main.path, main.title, main.size, main.folder, main.source, tuple(beside), plan.notes)
 
 
 def plan_output(
@@ -91,89 +140,90 @@ def plan_output(
     title: str,
     folder: str,
     metadata: Mapping[str, str],
-    open_source: Callable[[], TensorFile],
+    source: TensorFile,
     names: Mapping[str, str],
-    forms: Mapping[str, Form],
-    more: Mapping[str, torch.Tensor] = {},
+    precisions: Mapping[str, Precision],
+    extra: Mapping[str, torch.Tensor] | None = None,
+    text_encoder: TextEncoderFile | None = None,
 ) -> Output:
-    """A file of `names` (in it -> in the source), each of the source's in its form, and of tensors that the source does not hold."""
-    shapes = open_source().shapes
-    layout = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in more.items()}
+    """Plan a file: copy `names` (target -> source) in the `precisions` of their source names, plus the `extra` tensors.
+
+    A `text_encoder` goes along as what `encoder_error` compares with.
+    """
+    extra = extra or {}
+    layout = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in extra.items()}
     for name, stored in names.items():
-        form, shape = forms[stored], shapes[stored]
-        layout |= {name: TensorSpec(form, shape)} if isinstance(form, torch.dtype) else tensor_layout(name, shape, form)
+        precision, shape = precisions[stored], source.shapes[stored]
+        if isinstance(precision, torch.dtype):
+            layout[name] = TensorSpec(precision, shape)
+        else:
+            layout |= tensor_layout(name, shape, precision)
 
-    def tensors():
-        for name, tensor in more.items():
+    def tensors() -> Iterator[tuple[str, torch.Tensor, int]]:
+        for name, tensor in extra.items():
             yield name, tensor, 0
-        for name, source in opened_again(
-            open_source, {name: math.prod(shapes[stored]) for name, stored in names.items()}
-        ):
-            value, form = source.read(names[name]), forms[names[name]]
-            yield from (
-                cast_chunks(name, value, form) if isinstance(form, torch.dtype) else quantize_chunks(name, value, form)
-            )
+        for name, stored in names.items():
+            tensor, precision = source.read(stored), precisions[stored]
+            if isinstance(precision, torch.dtype):
+                yield from cast_chunks(name, tensor, precision)
+            else:
+                yield from quantize_chunks(name, tensor, precision)
 
-    return Output(path, title, folder, layout, metadata, tensors)
+    return Output(path, title, folder, layout, metadata, tensors, text_encoder)
 
 
-def plain_forms(
-    open_source: Callable[[], TensorFile],
+def plan_precisions(
+    source: TensorFile,
     names: Iterable[str],
-    form: Callable[[str, torch.Tensor], torch.dtype] = plain_dtype,
-) -> dict[str, torch.dtype]:
-    """The dtype of each tensor that is not quantised. Their values are read for it, before anything is written. Raises NotFinite."""
-    shapes = open_source().shapes
-    sizes = {name: math.prod(shapes[name]) for name in names}
-    return {name: form(name, source.read(name)) for name, source in opened_again(open_source, sizes)}
+    quantized: set[str],
+    quantization: Quantization | None,
+    plain: Callable[[str, torch.Tensor], torch.dtype] = plain_dtype,
+) -> dict[str, Precision]:
+    """Return what each tensor of `names` is stored in: `quantization` for those `quantized`, else the dtype of `plain`.
+
+    The latter are read for it, before anything is written. Raise NotFiniteError.
+    """
+    if quantization is None:
+        quantized = set()
+    return {
+        name: quantization if quantization and name in quantized else plain(name, source.read(name)) for name in names
+    }
 
 
-def opened_again(open_source: Callable[[], Opened], sizes: Mapping[str, int]) -> Iterator[tuple[str, Opened]]:
-    """Each name, given with its number of weights, and the source to read it from, which is opened anew now and then."""
-    for names in portions(sizes):
-        source = open_source()
-        yield from ((name, source) for name in names)
-
-
-def portions(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Tensors' names, given with their numbers of weights, in runs of about `PORTION` weights."""
-    names, weights = [], 0
-    for name, size in sizes.items():
-        names.append(name)
-        weights += size
-        if weights > PORTION:
-            yield names
-            names, weights = [], 0
-    yield names
-
-
-def target_path(source: Path, target: Path, name: str, overwrite: bool) -> Path:
-    """The file to write: `target`, or `name` in it where it is a folder. Raises CannotWrite for one that will not do."""
-    path = target / name if target.is_dir() else target
-    if path.suffix.lower() != ".safetensors":
-        raise CannotWriteError(f"the target is {path}: name a .safetensors file, or a folder that exists")
-    if not path.parent.is_dir():
-        raise CannotWriteError(f"the target's folder {path.parent} does not exist: make it, or name another")
-    inside = source.resolve() in path.resolve().parents
-    if path.resolve() == source.resolve() or inside:
-        raise CannotWriteError(
-            f"the target {path} is {'in the source folder' if inside else 'the source itself'}: name another, the source stays as it is"
+def refuse_quantized(path: Path, names: Iterable[str], published_at: str) -> None:
+    """Raise WrongFileError where one of the names marks 8-bit weights: rounding twice would only add errors."""
+    mark = next((name for name in names if name.endswith((f".{MARK}", "scaled_fp8"))), None)
+    if mark is not None:
+        raise WrongFileError(
+            f"{describe_path(path)} already holds 8-bit weights ({mark}): convert the published checkpoint, "
+            f"from {published_at}."
         )
-    if path.exists() and not overwrite:
-        raise CannotWriteError(f"{path} exists: delete it, name another target, or say that it may be overwritten")
-    return path
+
+
+def as_bytes(content: bytes) -> torch.Tensor:
+    """Return a file's content as a uint8 tensor."""
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def stem(path: Path) -> str:
-    """What a converted file's name begins with."""
+    """Return what a converted file's name begins with."""
     return path.resolve().name if path.is_dir() else path.stem
 
 
-def source_notes(title: str, path: Path, source: str) -> dict[str, str]:
-    """The metadata that every converted file has."""
+def make_metadata(
+    title: str, path: Path, published_at: str, *, license: str, weight_format: str | None = None, **more: str
+) -> dict[str, str]:
+    """Return the metadata of a converted file: where it comes from, `more`, its quantization and its license."""
+    quantized = {}
+    if weight_format is not None:
+        quantization = FORMATS[weight_format]
+        quantized = {"quantization": quantization.algorithm if quantization else "none"}
     return {
         "format": "pt",
         "title": title,
         "made_by": f"MuLan Nodes {VERSION}, python dev.py convert",
-        "source": f"{path.resolve().name}, from {source}",
+        "source": f"{path.resolve().name}, from {published_at}",
+        **more,
+        **quantized,
+        "license": license,
     }

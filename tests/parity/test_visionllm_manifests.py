@@ -12,7 +12,7 @@ from mulan_nodes.mulan.conversion import visionllm as convert
 from mulan_nodes.mulan.conversion.output_files import plan_output
 from mulan_nodes.visionllm_nodes.model.internimage import InternImageConfig
 from mulan_nodes.visionllm_nodes.model.swin import SwinConfig
-from mulan_nodes.visionllm_nodes.model.visionllm_files import read_visionllm, unused_tensors
+from mulan_nodes.visionllm_nodes.model.visionllm_files import visionllm_from_tensors, unused_tensors
 
 PARTS = {"tower", "bridge", "language", "super_link", "region_encoder", "grounding", "pose"}
 
@@ -31,7 +31,7 @@ def opened_manifest(vision_manifest, tmp_path):
                 name: shape for name, shape in tensors.items() if not name.startswith(manifest["prefix"])
             } | manifest["tensors"]
         shapes = {name: tuple(shape) for name, shape in tensors.items()}
-        return read_visionllm(TensorFile(tmp_path, shapes, lambda name: torch.empty(shapes[name], device="meta"), {}))
+        return visionllm_from_tensors(TensorFile(tmp_path, shapes, lambda name: torch.empty(shapes[name], device="meta"), {}))
 
     return opened
 
@@ -53,7 +53,7 @@ def opened_manifest(vision_manifest, tmp_path):
 def test_nothing_is_missing_and_nothing_unexpected(manifests, parts, width, backbone, opened_manifest, vision_manifest):
     opened = opened_manifest(*manifests)
     assert opened.parts.keys() == parts and unused_tensors(opened) == []
-    assert opened.parts["language"].config.width == width
+    assert opened.parts["language"].config.hidden_size == width
     assert type(opened.parts["grounding"].config.backbone) is type(opened.parts["pose"].config.backbone) is backbone
     aliases = {alias for manifest in map(vision_manifest, manifests) for alias in manifest["aliases"]}
     used = {name for source in opened.sources().values() for name in source.names}
@@ -74,7 +74,7 @@ def test_modules_have_the_published_names(name, opened_manifest):
 
 @pytest.mark.parametrize("name, count", [("visionllmv2_7b_swin_t", 686), ("visionllmv2_26b_swin_t", 0)])
 def test_the_unet_that_edits_is_the_host_s(name, count, opened_manifest):
-    names = convert._host_unet(opened_manifest(name).file)
+    names = convert.comfy_unet(opened_manifest(name).file)
     assert len(names) == count and all(stored.startswith("ip2p.sd_unet.") for stored in names.values())
 
 
@@ -84,12 +84,12 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
     """Those of InternLM2's packed queries, keys and values too, of which the model takes rows apart."""
     published = opened_manifest(name)
     form = convert.FORMATS[format]
-    packed = convert._quantised(published, form)
+    packed = convert.language_matrices(published, form)
     used = {name for source in published.sources().values() for name in source.names}
     forms = {name: form if name in packed else torch.float16 for name in used}
-    slots = plan_output(tmp_path, "", "", {}, lambda: published.file, {name: name for name in used}, forms).slots
+    slots = plan_output(tmp_path, "", "", {}, published.file, {name: name for name in used}, forms).layout
     shapes = {name: slot.shape for name, slot in slots.items()}
-    converted = read_visionllm(
+    converted = visionllm_from_tensors(
         TensorFile(
             tmp_path,
             shapes,
@@ -104,7 +104,7 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
         for name in values
         if name.startswith("language.layers.") and name.endswith("_proj.weight")
     ]
-    assert len(layers) == 7 * converted.parts["language"].config.layers
+    assert len(layers) == 7 * converted.parts["language"].config.num_hidden_layers
     for layer in layers:
         rows = len(values[f"{layer}weight"])
         assert values[f"{layer}weight"].dtype == form.dtype and values[f"{layer}weight_scale"].shape == (
@@ -132,7 +132,7 @@ def test_a_missing_tensor_is_named(lost, words, opened_manifest, tmp_path):
     file = opened_manifest("visionllmv2_7b_swin_t").file
     shapes = {name: shape for name, shape in file.shapes.items() if name != lost}
     with pytest.raises(WrongFileError, match=words):
-        read_visionllm(TensorFile(tmp_path, shapes, file.read, {}))
+        visionllm_from_tensors(TensorFile(tmp_path, shapes, file.read, {}))
 
 
 def test_another_shape_is_named(opened_manifest, tmp_path):
@@ -142,4 +142,4 @@ def test_another_shape_is_named(opened_manifest, tmp_path):
         WrongFileError,
         match=r"region_encoder.up_dim.bias give the shape \(4095,\), and region_encoder.up_dim.bias is \(4096,\)",
     ):
-        read_visionllm(TensorFile(tmp_path, shapes, file.read, {}))
+        visionllm_from_tensors(TensorFile(tmp_path, shapes, file.read, {}))

@@ -15,6 +15,9 @@ import comfy.quant_ops
 import comfy.utils
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.checkpoints import quantization
 from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
@@ -22,8 +25,6 @@ from mulan_nodes.mulan.conditioning.clip import load_clip
 from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_text_encoder
 from mulan_nodes.mulan.conversion import encoder_error
 from mulan_nodes.mulan.conversion.converters import CannotWriteError, convert
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests" / "parity" / "goldens" / "mulan"
@@ -34,7 +35,7 @@ TOLERANCES = {"int8": 0.03, "fp8": 0.08, "fp16": 2e-3}
 SOURCES = ("safetensors folder", "bin folder", "pth")
 
 
-# --- sources -------------------------------------------------------------------------------------------------------------
+# --- sources  ---
 
 
 def random_llama() -> dict[str, torch.Tensor]:
@@ -131,7 +132,7 @@ def sources(tmp_path_factory) -> dict[str, Path]:
 def adapter(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "sd15.safetensors"
     torch.manual_seed(3)
-    module = LanguageAdapter(AdapterShape(text_width=WIDTH, width=768, queries=8, feed_forward=64))
+    module = LanguageAdapter(AdapterShape(text_hidden_size=WIDTH, context_dim=768, num_queries=8, intermediate_size=64))
     torch.nn.init.normal_(module.queries)
     save_file(to_published(dict(module.state_dict())), path)
     return path
@@ -143,15 +144,11 @@ def drawn(sources, adapter) -> torch.Tensor:
     return load_clip(sources["safetensors folder"], adapter).encode("two cats on a red roof")
 
 
-def opener(path: Path):
-    return lambda: open_text_encoder(path)
-
-
 def difference(ours: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((ours - wanted).norm() / wanted.norm()).item()
 
 
-# --- what is written -----------------------------------------------------------------------------------------------------
+# --- what is written  ---
 
 
 @pytest.mark.parametrize("format", quantization.FORMATS)
@@ -260,7 +257,7 @@ def test_a_large_tensor_goes_in_runs(monkeypatch):
     whole = {
         form: list(quantization.quantize_chunks("a.weight", weight, form)) for form in quantization.FORMATS.values()
     }
-    monkeypatch.setattr(quantization, "ELEMENTS_AT_ONCE", 7 * 8)
+    monkeypatch.setattr(quantization, "CHUNK_ELEMENTS", 7 * 8)
     for form, ((*_, (_, wanted, _))) in whole.items():
         runs = [
             (first, rows)
@@ -293,7 +290,7 @@ def test_an_adapter_keeps_its_names_and_numbers(family, file, tiny_models, tmp_p
         assert converted.metadata()["family"] == family == open_adapter(made.path).family.name
 
 
-# --- the comparison ------------------------------------------------------------------------------------------------------
+# --- the comparison  ---
 
 
 def test_the_comparison_computes_what_graphs_compute(sources, adapter, tmp_path):
@@ -302,8 +299,8 @@ def test_the_comparison_computes_what_graphs_compute(sources, adapter, tmp_path)
     for path in (sources["safetensors folder"], convert(sources["safetensors folder"], tmp_path, "int8").path):
         loaded = load_clip(path, adapter)
         loaded.load_model()
-        wanted = loaded.cond_stage_model.internvl.states(windows)
-        streamed = encoder_error.states(opener(path), windows)
+        wanted = loaded.cond_stage_model.internvl.hidden_states(windows)
+        streamed = encoder_error.hidden_states(open_text_encoder(path), windows)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(streamed, wanted))
 
 
@@ -311,12 +308,12 @@ def test_the_comparison_computes_what_graphs_compute(sources, adapter, tmp_path)
 def test_the_error_is_told_for_ten_languages(format, sources, tmp_path):
     made = convert(sources["pth"], tmp_path, format)
     steps = []
-    errors = encoder_error.encoder_error(opener(made.path), made.source, lambda *step: steps.append(step))
+    errors = encoder_error.encoder_error(open_text_encoder(made.path), made.source, lambda *step: steps.append(step))
     assert len(errors) == 10 and max(errors.values()) < TOLERANCES[format]
     assert steps == [(done, 2 * LAYERS) for done in range(1, 2 * LAYERS + 1)]
     if format == "fp8":
         int8 = convert(sources["pth"], tmp_path, "int8")
-        better = encoder_error.encoder_error(opener(int8.path), int8.source)
+        better = encoder_error.encoder_error(open_text_encoder(int8.path), int8.source)
         assert all(better[language] < errors[language] for language in errors)
 
 
@@ -326,7 +323,9 @@ def test_a_wrong_layer_shows_in_the_error(sources, tmp_path):
     weights["model.layers.1.mlp.up_proj.weight_scale"] *= 2
     with safe_open(made.path, "pt") as file:
         save_file(weights, tmp_path / "broken.safetensors", metadata=file.metadata())
-    assert min(encoder_error.encoder_error(opener(tmp_path / "broken.safetensors"), made.source).values()) > 0.2
+    assert (
+        min(encoder_error.encoder_error(open_text_encoder(tmp_path / "broken.safetensors"), made.source).values()) > 0.2
+    )
 
 
 def test_the_sentences_are_of_ten_languages_and_fit_the_window():
@@ -335,7 +334,7 @@ def test_the_sentences_are_of_ten_languages_and_fit_the_window():
     assert all(sign in encoder_error.SENTENCES[language] for language, sign in scripts.items())
 
 
-# --- whole or not at all -------------------------------------------------------------------------------------------------
+# --- whole or not at all  ---
 
 
 def test_progress_ends_at_the_whole_file(sources, tmp_path):
@@ -391,7 +390,7 @@ def test_a_full_disk_is_told_before_anything_is_written(sources, tmp_path, monke
 
 def test_a_file_with_a_gap_never_gets_its_name(tmp_path):
     path = tmp_path / "gap.safetensors"
-    with pytest.raises(ValueError, match="gap.safetensors: 1 tensors are not written whole, the first is b"):
+    with pytest.raises(ValueError, match="gap.safetensors: 1 tensors are not complete, the first is b"):
         with SafetensorsWriter(
             path, {"a": TensorSpec(torch.int8, (4,)), "b": TensorSpec(torch.float16, (6, 2))}, {}
         ) as file:
@@ -424,7 +423,7 @@ def test_rows_in_any_order_make_the_same_file(tmp_path):
         assert file.metadata() == {"about": "Ünï"}
 
 
-# --- memory --------------------------------------------------------------------------------------------------------------
+# --- memory  ---
 
 
 def child(code: str, *arguments) -> subprocess.CompletedProcess:
@@ -432,7 +431,8 @@ def child(code: str, *arguments) -> subprocess.CompletedProcess:
     lines = code.splitlines()
     indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
     body = "\n".join(line[indent:] for line in lines)
-    start = "import os, signal, sys\nfrom mulan_nodes.mulan.conversion.convert import convert\n"
+    start = "import os, signal, sys\nfrom mulan_nodes.tools.comfyui import open_comfyui\nopen_comfyui('--cpu')\n"
+    start += "from mulan_nodes.mulan.conversion.converters import convert\n"
     return subprocess.run(
         [sys.executable, "-c", start + body, *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
@@ -465,12 +465,11 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
         import psutil
         import torch
         from pathlib import Path
-        from mulan_nodes.tools.comfyui import open_comfyui
-        open_comfyui("--cpu")
-        from mulan_nodes.mulan.conversion import encoder_error, output_files
-        from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+        from mulan_nodes.mulan.checkpoints import tensor_files
+        from mulan_nodes.mulan.conversion import encoder_error
+        from mulan_nodes.mulan.conditioning.model_files import text_encoder_from_tensors
 
-        output_files.PORTION = 2 ** 24
+        tensor_files.STREAMED_WEIGHTS = 2 ** 24
         resident = psutil.Process().memory_info
 
         class Peak(threading.Thread):
@@ -492,7 +491,8 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
 
         source, folder = Path(sys.argv[1]), Path(sys.argv[2])
         windows = [[1, 50, 60, 2] + [0] * 76]
-        states = lambda: encoder_error.states(lambda: open_text_encoder(source), windows)
+        opened = lambda: text_encoder_from_tensors(tensor_files.open_streaming(source))
+        states = lambda: encoder_error.hidden_states(opened(), windows)
         states()  # the first use of a kernel takes memory of its own
         told = {format: growth(lambda: convert(source, folder, format)) for format in ("int8", "fp8", "fp16")}
         told["states"] = growth(states)
@@ -509,7 +509,7 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
     assert not {what: f"{grown[what] / 1e6:.0f} MB" for what, most in bounds.items() if grown[what] > most}, grown
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals  ---
 
 
 def single(path: Path, **tensors) -> Path:
@@ -531,12 +531,12 @@ def test_other_files_are_named(tmp_path):
     (tmp_path / "page.safetensors").write_text("<html>not found</html>")
     (tmp_path / "empty").mkdir()
     for path, words in (
-        (clip, "clip_l.safetensors .* is a CLIP-L text encoder; expected is InternVL, .*, or a MuLan adapter"),
+        (clip, "clip_l.safetensors .* is a CLIP-L text encoder; expected InternVL, .*, or a MuLan adapter"),
         (lora, "is a LoRA"),
         (llama3, "another large language model"),
         (tmp_path / "page.safetensors", "cannot be read as safetensors"),
         (tmp_path / "empty", "not a published checkpoint"),
-        (tmp_path / "gone", "there is no .*gone"),
+        (tmp_path / "gone", "source not found: .*gone"),
     ):
         with pytest.raises(WrongFileError, match=words):
             convert(path, tmp_path / "out.safetensors")
@@ -587,9 +587,9 @@ def test_a_vocabulary_of_another_model_is_named(sources, tiny_models, tmp_path):
         (
             "model.layers.1.mlp.up_proj.weight",
             float("nan"),
-            r"holds values that are infinite or no numbers \(NaN\). Download it again",
+            r"holds values that are infinite or not a number \(NaN\). Download it again",
         ),
-        ("model.norm.weight", float("inf"), "holds values that are infinite or no numbers"),
+        ("model.norm.weight", float("inf"), "holds values that are infinite or not a number"),
         ("model.norm.weight", 1e5, "holds values up to 1e.05, too large for torch.float16"),
     ],
 )
@@ -608,7 +608,7 @@ def test_weights_in_8_bits_are_not_converted_again(sources, tmp_path):
         made = convert(sources["bin folder"], tmp_path, format)
         with pytest.raises(
             WrongFileError,
-            match=f"text_{format}.safetensors .* holds weights in 8 bits already .*: convert the published checkpoint",
+            match=f"text_{format}.safetensors .* already holds 8-bit weights .*: convert the published checkpoint",
         ):
             convert(made.path, tmp_path / "again.safetensors")
 
@@ -620,7 +620,7 @@ def test_targets_that_will_not_do(sources, adapter, tmp_path):
     half = convert(source, tmp_path, "fp16").path
     inside = source / "pytorch_model.safetensors"
     for given, target, words in (
-        (source, tmp_path, "InternVL-small-bin_text_int8.safetensors exists: delete it, name another target"),
+        (source, tmp_path, "InternVL-small-bin_text_int8.safetensors already exists: delete it, name another target"),
         (half, half, "is the source itself"),
         (source, inside, "is in the source folder"),
         (source, tmp_path / "x.pt", "name a .safetensors file"),
@@ -628,17 +628,17 @@ def test_targets_that_will_not_do(sources, adapter, tmp_path):
     ):
         with pytest.raises(CannotWriteError, match=words):
             convert(given, target, overwrite=given is half or target is inside)
-    with pytest.raises(CannotWriteError, match="format is 'int4', expected is one of int8, fp8, fp16"):
+    with pytest.raises(CannotWriteError, match="format is 'int4', expected one of int8, fp8, fp16"):
         convert(source, tmp_path / "x.safetensors", "int4")
-    with pytest.raises(CannotWriteError, match="sd15.safetensors .* in .safetensors already"):
+    with pytest.raises(CannotWriteError, match="sd15.safetensors .* already is a MuLan adapter in .safetensors"):
         convert(adapter, tmp_path / "x.safetensors")
     torch.save(load_file(adapter), tmp_path / "sd15.pth")
-    with pytest.raises(CannotWriteError, match="adapters keep their own numbers .* leave the format fp8 out"):
+    with pytest.raises(CannotWriteError, match="adapters keep their own dtypes .* leave out the format fp8"):
         convert(tmp_path / "sd15.pth", tmp_path / "x.safetensors", "fp8")
     assert made.path.read_bytes() == before and convert(source, tmp_path, overwrite=True).path.read_bytes() == before
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command  ---
 
 
 def test_the_command_writes_and_compares(dev, host, sources, tmp_path, monkeypatch, capsys):
@@ -647,7 +647,7 @@ def test_the_command_writes_and_compares(dev, host, sources, tmp_path, monkeypat
     told = capsys.readouterr().out
     written = tmp_path / "internvl_c_small_text_int8.safetensors"
     assert written.is_file() and f"{written}: InternVL's text encoder (2 layers, width 256) in int8" in told
-    assert "Its place is models/text_encoders." in told and "tensors, 0.00 of 0.00 GB" in told
+    assert "Put it into models/text_encoders." in told and "tensors, 0.00 of 0.00 GB" in told
     assert all(f"  {language} " in told for language in encoder_error.SENTENCES) and "  mean " in told
 
 
@@ -661,5 +661,5 @@ def test_the_command_can_leave_the_comparison_out(dev, host, sources, tmp_path, 
 
 
 def test_the_command_says_why_nothing_was_written(dev, host, tmp_path):
-    with pytest.raises(SystemExit, match="Nothing was written: there is no .*nowhere"):
+    with pytest.raises(SystemExit, match="Nothing was written: source not found: .*nowhere"):
         dev.run_convert(host, dev.parse(["convert", str(tmp_path / "nowhere")]))

@@ -95,9 +95,9 @@ def test_a_file_under_the_other_ending(tmp_path):
         ({"queries": torch.zeros(1), "code": print}, "never code"),
         (
             {"epoch": 3, "model": {"queries": torch.zeros(1)}},
-            "holds more than tensors, the first is 'epoch' (int); expected is a plain state dict",
+            "holds more than tensors, the first is 'epoch' (int); expected a plain state dict",
         ),
-        ([torch.zeros(1)], "holds a list, expected is a plain state dict of tensors"),
+        ([torch.zeros(1)], "holds a list, expected a plain state dict of tensors"),
     ],
 )
 def test_a_pth_that_is_more_than_tensors(held, words, tmp_path):
@@ -206,11 +206,11 @@ def test_a_shard_without_a_tensor_of_the_index(sharded):
     "content, words",
     [
         (b"", "it is empty"),
-        (b'{"weight_map": {"a": "b', "it is no JSON with a `weight_map` from tensors to shards; download it again"),
-        (b"[]", "it is no JSON with a `weight_map`"),
-        (b'{"metadata": {}}', "it is no JSON with a `weight_map`"),
-        (b'{"weight_map": {"a": 1}}', "it is no JSON with a `weight_map`"),
-        (b"\xff\xfe\x00", "it is no JSON with a `weight_map`"),
+        (b'{"weight_map": {"a": "b', "it is not valid JSON with a `weight_map` from tensors to shards; download it again"),
+        (b"[]", "it is not valid JSON with a `weight_map`"),
+        (b'{"metadata": {}}', "it is not valid JSON with a `weight_map`"),
+        (b'{"weight_map": {"a": 1}}', "it is not valid JSON with a `weight_map`"),
+        (b"\xff\xfe\x00", "it is not valid JSON with a `weight_map`"),
         (WEB_PAGE, "it is a web page"),
         (LFS_POINTER, "it is git-lfs's pointer"),
     ],

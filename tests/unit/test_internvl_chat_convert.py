@@ -119,9 +119,9 @@ def test_what_is_inside(tmp_path):
 def test_what_cannot_be_converted(tmp_path):
     folder = random_chat.checkpoint(tmp_path / "InternVL")
     made = convert(folder, tmp_path)
-    with pytest.raises(WrongFileError, match="InternVL_int8.safetensors .* holds weights in 8 bits already"):
+    with pytest.raises(WrongFileError, match="InternVL_int8.safetensors .* already holds 8-bit weights"):
         convert(made.path, tmp_path)
-    with pytest.raises(CannotWriteError, match="exists"):
+    with pytest.raises(CannotWriteError, match="already exists"):
         convert(folder, tmp_path)
     (folder / "vocab.json").unlink()
     with pytest.raises(WrongFileError, match="has no tokenizer that serves"):

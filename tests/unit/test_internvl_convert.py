@@ -9,6 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.checkpoints import quantization
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
@@ -17,8 +20,6 @@ from mulan_nodes.mulan.conversion.output_files import CannotWriteError
 from mulan_nodes.mulan.internvl.internvl_files import open_internvl
 from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 SIZES = dict(
     width=128,
@@ -128,7 +129,7 @@ def test_the_single_pth_becomes_mode_c(tmp_path_factory, format, tmp_path):
 def test_the_text_file_is_mulans(folder, tmp_path):
     made = convert(folder, tmp_path)
     opened = open_text_encoder(made.path)
-    assert opened.config.layers == 3 and opened.projected_width == 64
+    assert opened.config.num_hidden_layers == 3 and opened.projection_dim == 64
     assert not [name for name in opened.file.shapes if "vision" in name or "cross_attn" in name]
 
 
@@ -141,7 +142,7 @@ def test_names_follow_the_target(folder, tmp_path):
 
 def test_neither_is_written_over(folder, tmp_path):
     (tmp_path / "InternVL-small_vision_int8.safetensors").touch()
-    with pytest.raises(CannotWriteError, match="InternVL-small_vision_int8.safetensors exists"):
+    with pytest.raises(CannotWriteError, match="InternVL-small_vision_int8.safetensors already exists"):
         convert(folder, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["InternVL-small_vision_int8.safetensors"]
     convert(folder, tmp_path, overwrite=True)
@@ -198,7 +199,7 @@ def test_what_is_converted_already_is_told(folder, tmp_path):
     (vision,) = convert(folder, tmp_path).beside
     with pytest.raises(
         WrongFileError,
-        match="is an InternVL-C or -G checkpoint, without its text encoder .*; expected is InternVL, from",
+        match="is an InternVL-C or -G checkpoint, without its text encoder .*; expected InternVL, from",
     ):
         convert(vision.path, tmp_path)
 
@@ -232,7 +233,7 @@ def test_the_command_tells_of_both(dev, host, folder, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert dev.run_convert(host, dev.parse(["convert", str(folder), "--no-check"])) == 0
     written = capsys.readouterr().out
-    assert re.search(r"InternVL-small_text_int8.safetensors: .* Its place is models/text_encoders\.", written)
+    assert re.search(r"InternVL-small_text_int8.safetensors: .* Put it into models/text_encoders\.", written)
     assert re.search(
-        r"InternVL-small_vision_int8.safetensors: The vision side .* Its place is models/internvl\.", written
+        r"InternVL-small_vision_int8.safetensors: The vision side .* Put it into models/internvl\.", written
     )

@@ -12,17 +12,17 @@ import comfy.sd
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.checkpoints import quantization
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError, open_tensors
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
-from mulan_nodes.mulan.conversion.converters import CannotWriteError
-from mulan_nodes.mulan.conversion.visionllm import convert, is_one
+from mulan_nodes.mulan.conversion.converters import CannotWriteError, convert
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
-from mulan_nodes.visionllm_nodes.model.visionllm_files import TOKENIZER, open_visionllm, unexpected
+from mulan_nodes.visionllm_nodes.model.visionllm_files import TOKENIZER, open_visionllm, unused_tensors
 from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 from mulan_nodes.tests.parity.visionllm_case import Case, recipe  # noqa: E402
@@ -36,7 +36,7 @@ INDEX = "gdino.model.backbone.conv_encoder.model.encoder.layers.0.blocks.0.atten
 PICTURE = 56  # pixels
 
 
-# --- sources -------------------------------------------------------------------------------------------------------------
+# --- sources  ---
 
 
 def sharded(source: Path, folder: Path, suffix: str) -> Path:
@@ -121,7 +121,7 @@ def with_diffusion(sources, editing_unet, tmp_path_factory) -> Path:
     """The model with its two diffusion models, a mapper before each."""
     folder = tmp_path_factory.mktemp("diffusion") / "VisionLLMv2"
     shutil.copytree(sources["one file"], folder)
-    width = open_visionllm(folder).parts["language"].config.width
+    width = open_visionllm(folder).parts["language"].config.hidden_size
     mapping = Case(GOLDENS, "gen_edit_mapping")
     shapes = {
         name: [shape[0], width] if name.endswith("emb_proj.0.weight") else shape
@@ -157,17 +157,17 @@ def changed(source: Path, folder: Path, change) -> Path:
 def states(path: Path) -> torch.Tensor:
     """The hidden states of a picture and a few words, read by the model as nodes load it."""
     loaded = load_visionllm(path, device="cpu")
-    model, ids = loaded.ready(), loaded.ids
-    seen = model.look(torch.randn(2, 3, PICTURE, PICTURE, generator=torch.Generator().manual_seed(0)))
+    model, ids = loaded.load(), loaded.ids
+    seen = model.encode_images(torch.randn(2, 3, PICTURE, PICTURE, generator=torch.Generator().manual_seed(0)))
     row = [1, *[ids["<im_patch>"]] * len(seen.tokens), *range(262, 280), ids["[DET]"], ids["[EMB]"]]
-    return model.read([Prompt(row, [seen.tokens])], ids["<im_patch>"], ids["<region>"])[0]
+    return model.prefill([Prompt(row, [seen.tokens])], ids["<im_patch>"], ids["<region>"])[0]
 
 
 def difference(ours: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((ours - wanted).norm() / wanted.norm()).item()
 
 
-# --- what is written -----------------------------------------------------------------------------------------------------
+# --- what is written  ---
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_names_stay_and_only_what_is_read_is_written(format, sources, tmp_path):
     opened, source, weights = open_visionllm(made.path), open_visionllm(sources["one file"]), load_file(made.path)
     used = {name for one in source.sources().values() for name in one.names}
     added = {name for name in weights if name.endswith(("weight_scale", "comfy_quant"))}
-    assert weights.keys() - added == used | {"spiece_model"} and unexpected(opened) == []
+    assert weights.keys() - added == used | {"spiece_model"} and unused_tensors(opened) == []
     assert not [name for name in weights if "relative_position_index" in name or ".bbox_embed.1." in name]
     left_out = len(source.file.shapes.keys() - used)
     assert made.notes == (f"Left out: {left_out} tensors that are second names of others, or never needed.",)
@@ -229,7 +229,7 @@ def test_the_file_needs_nothing_beside_it(sources, tmp_path):
     text = "USER: find the [DET], please"
     ours, theirs = opened.tokenizer(), open_visionllm(published).tokenizer()
     assert ours.encode(text) == theirs.encode(text) and ours.ids == theirs.ids and not ours.legacy
-    told = dict(opened.told)
+    told = dict(opened.config)
     assert told.pop(TOKENIZER) == {"tokenizer_config.json": TOKENIZER_CONFIG, "added_tokens.json": added}
     assert told == json.loads((published / "config.json").read_text("utf-8"))
     with safe_open(opened.file.path, "pt") as file:
@@ -244,9 +244,9 @@ def test_a_converted_file_in_float16_can_be_converted_on(sources, wanted, tmp_pa
     half = convert(sources["one file"], tmp_path, "fp16").path
     again = convert(half, tmp_path / "again.safetensors", "int8").path
     assert difference(states(again), wanted) < TOLERANCES["int8"]
-    assert open_visionllm(again).told == open_visionllm(half).told
+    assert open_visionllm(again).config == open_visionllm(half).config
     with pytest.raises(
-        WrongFileError, match="again.safetensors .* holds weights in 8 bits already: convert the published checkpoint"
+        WrongFileError, match="again.safetensors .* already holds 8-bit weights .*: convert the published checkpoint"
     ):
         convert(again, tmp_path / "third.safetensors")
 
@@ -280,7 +280,7 @@ def test_strangers_are_left_out_and_said(sources, tmp_path):
     assert "optimizer.step" not in load_file(made.path)
 
 
-# --- the UNet that edits -------------------------------------------------------------------------------------------------
+# --- the UNet that edits  ---
 
 
 @torch.no_grad()
@@ -323,7 +323,7 @@ def test_a_unet_that_is_not_whole_is_named(with_diffusion, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-# --- whole or not at all -------------------------------------------------------------------------------------------------
+# --- whole or not at all  ---
 
 
 def test_both_files_appear_or_none(with_diffusion, tmp_path):
@@ -342,7 +342,7 @@ def test_both_files_appear_or_none(with_diffusion, tmp_path):
     last = seen[-1]
     assert last.tensors == last.all_tensors and last.bytes == last.all_bytes == made.size + made.beside[0].size
     made.path.unlink()
-    with pytest.raises(CannotWriteError, match="VisionLLMv2_instructpix2pix.safetensors exists: delete it"):
+    with pytest.raises(CannotWriteError, match="VisionLLMv2_instructpix2pix.safetensors already exists: delete it"):
         convert(with_diffusion, tmp_path)
     assert convert(with_diffusion, tmp_path, overwrite=True) == made
 
@@ -357,7 +357,7 @@ def test_a_disk_with_room_for_one_of_two_is_told(with_diffusion, tmp_path, monke
     assert not list(tmp_path.glob("x*"))
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals  ---
 
 
 @pytest.mark.parametrize("format", quantization.FORMATS)
@@ -369,7 +369,7 @@ def test_damaged_weights_are_named(name, format, sources, tmp_path):
     damaged = changed(sources["one file"], tmp_path / "Damaged", damage)
     with pytest.raises(
         WrongFileError,
-        match=rf"Damaged .* is damaged: {name} holds values that are infinite or no numbers \(NaN\). Download it again",
+        match=rf"Damaged .* is damaged: {name} holds values that are infinite or not a number \(NaN\). Download it again",
     ):
         convert(damaged, tmp_path / "out.safetensors", format)
     assert not list(tmp_path.glob("out*"))
@@ -410,10 +410,10 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
         (foreign, "tokenizer.model cannot serve: .* no sentencepiece"),
         (larger, "tokenizer.model knows .* tokens, and the language model embeds .* another model's"),
         (json_cut, "tokenizer_config.json .* is no JSON"),
-        (config_cut, "config.json is no JSON"),
+        (config_cut, "config.json is not valid JSON"),
         (holes, "incomplete: 1 tensors are missing, the first is llm.model.layers.1.mlp.up_proj.weight"),
-        (clip, "clip.safetensors .* is no VisionLLM v2 checkpoint"),
-        (tmp_path / "gone", "there is no .*gone"),
+        (clip, "clip.safetensors .* is a CLIP-L text encoder; expected InternVL, .* or VisionLLM v2, from OpenGVLab"),
+        (tmp_path / "gone", "source not found: .*gone"),
     ):
         with pytest.raises(WrongFileError, match=words):
             convert(path, tmp_path / "out.safetensors")
@@ -424,14 +424,14 @@ def test_targets_that_will_not_do(sources, tmp_path):
     source = sources["one file"]
     before = convert(source, tmp_path).path.read_bytes()
     for target, words in (
-        (tmp_path, "VisionLLMv2-tiny_int8.safetensors exists: delete it"),
+        (tmp_path, "VisionLLMv2-tiny_int8.safetensors already exists: delete it"),
         (source / "x.safetensors", "is in the source folder"),
         (tmp_path / "x.pt", "name a .safetensors file"),
         (tmp_path / "no" / "x.safetensors", "folder .*no does not exist"),
     ):
         with pytest.raises(CannotWriteError, match=words):
             convert(source, target)
-    with pytest.raises(CannotWriteError, match="format is 'int4', expected is one of int8, fp8, fp16"):
+    with pytest.raises(CannotWriteError, match="format is 'int4', expected one of int8, fp8, fp16"):
         convert(source, tmp_path / "x.safetensors", "int4")
     assert convert(source, tmp_path, overwrite=True).path.read_bytes() == before
 
@@ -440,27 +440,26 @@ def test_mulan_s_loader_says_what_it_is(sources, tmp_path):
     for path in (sources["bin shards"], convert(sources["one file"], tmp_path).path):
         with pytest.raises(
             WrongFileError,
-            match="is a VisionLLM v2 model .it belongs in models/visionllm.; expected is InternVL's LLaMA text encoder",
+            match="is a VisionLLM v2 model .it belongs in models/visionllm.; expected InternVL's LLaMA text encoder",
         ):
             open_text_encoder(path)
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command  ---
 
 
 def test_the_command_knows_it_by_its_tensors(dev, host, with_diffusion, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert is_one(with_diffusion) and not is_one(tmp_path / "gone")
     assert dev.run_convert(host, dev.parse(["convert", str(with_diffusion), "--format", "fp8"])) == 0
     told = capsys.readouterr().out
     for written, place in (("VisionLLMv2_fp8", "visionllm"), ("VisionLLMv2_instructpix2pix", "diffusion_models")):
         assert (
             (tmp_path / f"{written}.safetensors").is_file()
             and f"{written}.safetensors: " in told
-            and f"Its place is models/{place}." in told
+            and f"Put it into models/{place}." in told
         )
     assert "Left out: Stable Diffusion 1.5 as it is published" in told
-    with pytest.raises(SystemExit, match="Nothing was written: .*VisionLLMv2_fp8.safetensors exists"):
+    with pytest.raises(SystemExit, match="Nothing was written: .*VisionLLMv2_fp8.safetensors already exists"):
         dev.run_convert(host, dev.parse(["convert", str(with_diffusion), "--format", "fp8"]))
     (tmp_path / "page.safetensors").write_text("<html>not found</html>")
     with pytest.raises(SystemExit, match="Nothing was written: page.safetensors .* it is a web page"):

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +103,9 @@ class Bench:
         return self.output / "bench.md"
 
     def keep(self, **figures) -> dict:
-        """Write what is measured so far beside what is there: the GPU's and the CPU's figures stand in one table. Gives all of it."""
+        """Write what is measured so far beside what is there: the GPU's and the CPU's figures stand in one table. Gives
+        all of it.
+        """
         known = json.loads(self.figures.read_text("utf-8")) if self.figures.is_file() else {}
         known |= figures
         self.figures.write_text(json.dumps(known, indent=1), "utf-8")
@@ -158,7 +159,8 @@ def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
     except WorkerFailed as failure:
         sys.exit(str(failure))
     print(
-        f"\n{bench.table.read_text('utf-8')}\nThe table: {os.path.relpath(bench.table)}\nEvery figure: {os.path.relpath(bench.figures)}"
+        f"\n{bench.table.read_text('utf-8')}\nThe table: {os.path.relpath(bench.table)}\nEvery figure: "
+        f"{os.path.relpath(bench.figures)}"
     )
     return 0
 
@@ -168,7 +170,10 @@ def mulankit_environment(folder: Path) -> Path:
     wanted = HERE / "requirements.txt"
     python, installed = folder / dev.PYTHON.relative_to(dev.VENV), folder / "installed.txt"
     if not installed.is_file() or installed.read_text("utf-8") != wanted.read_text("utf-8"):
-        advice = "It needs Python 3.11 or 3.12 and the Python package index: check the network and the disk (6 GB), and try again."
+        advice = (
+            "It needs Python 3.11 or 3.12 and the Python package index: check the network and the disk (6 GB), "
+            "and try again."
+        )
         new = [dev.uv(), "venv", "--quiet", "--clear", "--python", ">=3.11,<3.13", folder]
         dev.step("making an environment for mulankit", new, advice)
         install = [dev.uv(), "pip", "install", "--python", python, "--requirement", wanted]
@@ -214,14 +219,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-# --- beside mulankit, on the CPU -----------------------------------------------------------------------------------------
+# --- beside mulankit, on the CPU
 
 
 def measure(bench: Bench, profile_all: bool) -> None:
     comfyui.open_comfyui("--cpu")  # for the converter's own measure of its error
     torch.set_num_threads(bench.threads)
     bench.say(
-        f"files: a text encoder of {bench.sizes.layers} layers, {bench.sizes.width} wide, in {os.path.relpath(bench.cache)}"
+        f"files: a text encoder of {bench.sizes.layers} layers, {bench.sizes.width} wide, in "
+        f"{os.path.relpath(bench.cache)}"
     )
     files = write_files(bench)
     about = {
@@ -235,7 +241,7 @@ def measure(bench: Bench, profile_all: bool) -> None:
     bench.keep(**about, encoding=None, differences=None, sampling=None, loading=None, quantization=None, profiles={})
     bench.keep(**measure_encoding(bench, files))
     bench.keep(loading=measure_loading(bench, files))
-    results = bench.keep(quantization=measure_quantisation(bench, files))
+    results = bench.keep(quantization=measure_quantization(bench, files))
     bench.keep(profiles=profiles(bench, files, report.GOALS if profile_all else report.missed(results)))
 
 
@@ -270,7 +276,9 @@ def sizes_of(files: dict[str, Path]) -> dict[str, int]:
 
 
 def measure_encoding(bench: Bench, files: dict[str, Path]) -> dict:
-    """Rounds of: every case by mulankit, by ours, and its floor; then ours on the smaller files; then the adapter while sampling."""
+    """Rounds of: every case by mulankit, by ours, and its floor; then ours on the smaller files; then the adapter while
+    sampling.
+    """
     variants = {"ours": files["float32"], "published": files["published"], "int8": files["int8"], "fp8": files["fp8"]}
     short = ("one", "twelve")  # what is measured of the smaller files
     times: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -333,7 +341,8 @@ def difference(one: Path, other: Path) -> float:
     largest = float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")
     if not largest <= EQUAL:
         raise WorkerFailed(
-            f"the contexts differ by {largest:.1e}, {EQUAL:.0e} is allowed: the two sides do not compute the same, no time is worth comparing"
+            f"the contexts differ by {largest:.1e}, {EQUAL:.0e} is allowed: the two sides do not compute the same, "
+            "no time is worth comparing"
         )
     return largest
 
@@ -344,7 +353,9 @@ def tiny_checkpoint(bench: Bench) -> Path:
 
 
 def measure_loading(bench: Bench, files: dict[str, Path]) -> dict:
-    """Each way in a process of its own, as many times as rounds, in turn: load, first prompt, and memory before and after."""
+    """Each way in a process of its own, as many times as rounds, in turn: load, first prompt, and memory before and
+    after.
+    """
     measured: dict[str, list[dict]] = {}
     for number in range(1, bench.repeat + 1):
         for name, way in LOADINGS.items():
@@ -361,7 +372,8 @@ def measure_loading(bench: Bench, files: dict[str, Path]) -> dict:
                 }
             )
             bench.say(
-                f"  round {number} of {bench.repeat}, {', '.join(report.WAYS[name])}: loaded in {load['cpu']:.2f} s of CPU time"
+                f"  round {number} of {bench.repeat}, {', '.join(report.WAYS[name])}: loaded in {load['cpu']:.2f} s "
+                "of CPU time"
             )
     return {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in measured.items()
@@ -374,18 +386,20 @@ def starting(bench: Bench, files: dict[str, Path], way: Loading) -> Worker:
     return bench.ours(files[way.file], files["adapter"], "--cpu")
 
 
-def measure_quantisation(bench: Bench, files: dict[str, Path]) -> dict:
+def measure_quantization(bench: Bench, files: dict[str, Path]) -> dict:
     """Relative error of the hidden states of each converted file, the mean over the converter's sentences."""
-    from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+    from mulan_nodes.mulan.checkpoints.tensor_files import open_streaming
+    from mulan_nodes.mulan.conditioning.model_files import text_encoder_from_tensors
     from mulan_nodes.mulan.conversion.encoder_error import encoder_error
+
+    def opened(form: str):
+        return text_encoder_from_tensors(open_streaming(files[form]))
 
     errors = {}
     with torch.inference_mode():
         for form in ("fp16", "int8", "fp8"):
             bench.say(f"  error of {form}")
-            by_language = encoder_error(
-                partial(open_text_encoder, files[form]), partial(open_text_encoder, files["published"])
-            )
+            by_language = encoder_error(opened(form), opened("published"))
             errors[form] = statistics.mean(by_language.values())
     return errors
 
@@ -426,14 +440,17 @@ def cpu_lines() -> list[str]:
     return file.read_text().splitlines() if file.is_file() else []
 
 
-# --- on a GPU ------------------------------------------------------------------------------------------------------------
+# --- on a GPU
 
 
 def measure_gpu(bench: Bench, device: str) -> dict:
-    """The whole text encoder in int8 and fp16, on the card as it is and with the rest of it taken, dynamic VRAM on and off."""
+    """The whole text encoder in int8 and fp16, on the card as it is and with the rest of it taken, dynamic VRAM on and
+    off.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit(
-            "This machine has no GPU that torch can use. --device cpu goes through the same steps without one; its figures mean nothing."
+            "This machine has no GPU that torch can use. --device cpu goes through the same steps without one; its "
+            "figures mean nothing."
         )
     folder = bench.cache / bench.sizes.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -467,10 +484,13 @@ def measure_gpu(bench: Bench, device: str) -> dict:
 
 @contextmanager
 def rest_of_card_taken(device: str, size: int | None) -> Iterator[int]:
-    """Another process holds all of the card but `size` bytes, so that allocating more fails as on a smaller one; gives the bytes free."""
+    """Another process holds all of the card but `size` bytes, so that allocating more fails as on a smaller one; gives
+    the bytes free.
+    """
     with subprocess.Popen(
         [sys.executable, HERE / "ballast.py", device, str(size or 0)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as ballast:
+        assert ballast.stdin and ballast.stdout
         answer = ballast.stdout.readline()
         if not answer:
             raise WorkerFailed(
