@@ -14,7 +14,7 @@ from .node_io import CATEGORY, JSON_TOOLTIP, for_each_image, model_input
 
 ONE_BY_ONE, TOGETHER = PICTURES = ("one by one", "all together")
 FREE, SHORT, LETTER = STYLES = ("free", "a word or phrase", "a letter")
-CAPTION = prompt_templates.caption().user.removeprefix(prompt_templates.PICTURE)
+CAPTION = prompt_templates.caption().user.removeprefix(prompt_templates.IMAGE_LINE)
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
 
 
@@ -154,11 +154,8 @@ class VisionLLMAsk(io.ComfyNode):
 
 
 def _history(text: str) -> list[tuple[str, str]]:
-    try:
-        rounds = parse_history(text)
-        prompt_templates.chat("?", rounds)
-    except ValueError as error:
-        raise ValueError(f"history: {error}") from error
+    rounds = with_field_name("history", parse_history, text)
+    with_field_name("history", prompt_templates.chat, "?", rounds)
     return rounds
 
 
@@ -166,11 +163,11 @@ def _with_style(question: str, style: str) -> str:
     if style == FREE:
         return question
     turn = prompt_templates.short_answer(question) if style == SHORT else prompt_templates.letter_answer(question)
-    return turn.user.removeprefix(prompt_templates.PICTURE)
+    return turn.user.removeprefix(prompt_templates.IMAGE_LINE)
 
 
-def _reply(visionllm, about, said, rounds, max_tokens, sampler, on_text) -> Reply:
-    """The pictures stand before the first question."""
-    first, *others = prompt_templates.chat(said, rounds, picture=False)
-    turns = [first._replace(user=prompt_templates.PICTURE * len(about) + first.user), *others]
-    return answer(visionllm, about, [turns], max_tokens=max_tokens, sampler=sampler, on_text=on_text)[0]
+def _reply(visionllm, images, prompt, rounds, max_tokens, sampler, on_text) -> Reply:
+    """Answer a question; the images come before the first question."""
+    first, *others = prompt_templates.chat(prompt, rounds, with_image=False)
+    turns = [first._replace(user=prompt_templates.IMAGE_LINE * len(images) + first.user), *others]
+    return answer(visionllm, images, [turns], max_tokens=max_tokens, sampler=sampler, on_text=on_text)[0]

@@ -1,4 +1,4 @@
-"""VisionLLM Generate Conditioning and VisionLLM Edit Conditioning: the language model's own prompt for Stable Diffusion 1.5 and InstructPix2Pix."""
+"""VisionLLM Generate / Edit Conditioning: prompts for Stable Diffusion 1.5 and InstructPix2Pix."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..nodes.common import for_field, valid
+from ..nodes.common import validate, with_field_name
 from .model import prompt_templates
 from .model.contexts import editing_context, generation_context
-from .node_io import each, model_input
+from .node_io import for_each_image, model_input
 
 CATEGORY = "conditioning"
 CLIP_TOOLTIP = (
@@ -58,11 +58,11 @@ class VisionLLMGenerateConditioning(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompt):
-        return valid(lambda text: for_field("prompt", prompt_templates.generation, text), prompt)
+        return validate(prompt_templates.generation, prompt, field="prompt")
 
     @classmethod
     def execute(cls, visionllm, prompt, clip=None, negative="") -> io.NodeOutput:
-        for_field("prompt", prompt_templates.generation, prompt)
+        with_field_name("prompt", prompt_templates.generation, prompt)
         return io.NodeOutput(_conditioning(generation_context(visionllm, prompt)), _negative(clip, negative))
 
 
@@ -107,12 +107,12 @@ class VisionLLMEditConditioning(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, instruction):
-        return valid(lambda text: for_field("instruction", prompt_templates.editing, text), instruction)
+        return validate(prompt_templates.editing, instruction, field="instruction")
 
     @classmethod
     def execute(cls, visionllm, image, instruction, clip=None, negative="") -> io.NodeOutput:
-        for_field("instruction", prompt_templates.editing, instruction)
-        contexts = each(image, lambda picture: editing_context(visionllm, picture, instruction))
+        with_field_name("instruction", prompt_templates.editing, instruction)
+        contexts = for_each_image(image, lambda frame: editing_context(visionllm, frame, instruction))
         return io.NodeOutput(_conditioning(torch.cat(contexts)), _negative(clip, negative))
 
 
@@ -144,7 +144,7 @@ def _conditioning(context: torch.Tensor) -> list:
 def _negative(clip, text: str):
     if clip is None:
         return ExecutionBlocker(
-            "the negative output is used, but no CLIP goes in. Connect the checkpoint's CLIP, or take a CLIP Text Encode as the "
-            "negative."
+            "clip: not connected, but the negative output is used. Connect the checkpoint's CLIP, or use a CLIP Text "
+            "Encode as the negative."
         )
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))

@@ -1,24 +1,24 @@
-"""VisionLLM Detect: every thing of the named kinds."""
+"""VisionLLM Detect: every object that matches a name."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes.common import valid
+from ..nodes.common import validate
 from .model.perception import NAMES_PER_PROMPT, detect
 from .model.selection import MAX_DETECTIONS
 from .node_io import (
-    each,
-    found_output,
-    found_outputs,
+    CATEGORY,
+    detection_output,
+    detection_outputs,
+    for_each_image,
     image_input,
     json_masks_input,
     model_input,
-    names_of,
+    parse_names,
     threshold_input,
     top_k_input,
 )
-from .sockets import CATEGORY
 
 OFF, PER_NAME, ACROSS = NMS = ("off", "per name", "across names")
 
@@ -98,29 +98,29 @@ class VisionLLMDetect(io.ComfyNode):
                 ),
                 json_masks_input(),
             ],
-            outputs=found_outputs(),
+            outputs=detection_outputs(),
         )
 
     @classmethod
     def validate_inputs(cls, names):
-        return valid(lambda text: names_of("names", text), names)
+        return validate(parse_names, "names", names)
 
     @classmethod
     def execute(
         cls, visionllm, image, names, threshold, top_k, per_name=0, nms=OFF, nms_overlap=0.7, masks_in_json=False
     ) -> io.NodeOutput:
-        asked = names_of("names", names)
-        found = each(
+        wanted = parse_names("names", names)
+        detections = for_each_image(
             image,
-            lambda picture: detect(
+            lambda frame: detect(
                 visionllm,
-                picture,
-                asked,
-                count=top_k,
+                frame,
+                wanted,
+                max_detections=top_k,
                 threshold=threshold,
-                per_name=per_name or None,
-                overlap=None if nms == OFF else nms_overlap,
-                across_names=nms == ACROSS,
+                max_per_name=per_name or None,
+                iou_threshold=None if nms == OFF else nms_overlap,
+                class_agnostic=nms == ACROSS,
             ),
         )
-        return found_output(cls, "detect", ", ".join(asked), found, masks_in_json)
+        return detection_output(cls, "detect", ", ".join(wanted), detections, masks_in_json)

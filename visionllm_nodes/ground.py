@@ -1,14 +1,22 @@
-"""VisionLLM Ground: the one thing that a sentence means."""
+"""VisionLLM Ground: the one object that a phrase or question refers to."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes.common import for_field, valid
+from ..nodes.common import validate, with_field_name
 from .model import prompt_templates
 from .model.perception import ground
-from .node_io import each, found_output, found_outputs, image_input, json_masks_input, model_input, threshold_input
-from .sockets import CATEGORY
+from .node_io import (
+    CATEGORY,
+    detection_output,
+    detection_outputs,
+    for_each_image,
+    image_input,
+    json_masks_input,
+    model_input,
+    threshold_input,
+)
 
 PHRASE, QUESTION = KINDS = ("phrase", "question")
 
@@ -63,18 +71,18 @@ class VisionLLMGround(io.ComfyNode):
                 ),
                 json_masks_input(),
             ],
-            outputs=found_outputs(
+            outputs=detection_outputs(
                 "At most one box per image, in pixels with label and score. No box below the threshold."
             ),
         )
 
     @classmethod
     def validate_inputs(cls, sentence):
-        return valid(lambda text: for_field("sentence", prompt_templates.grounding, text), sentence)
+        return validate(prompt_templates.grounding, sentence, field="sentence")
 
     @classmethod
     def execute(cls, visionllm, image, sentence, kind=PHRASE, threshold=0.0, masks_in_json=False) -> io.NodeOutput:
-        for_field("sentence", prompt_templates.grounding, sentence)
-        found = each(image, lambda picture: ground(visionllm, picture, sentence, reasoning=kind == QUESTION))
-        found = [one.select(one.scores >= threshold) for one in found]
-        return found_output(cls, "ground", sentence, found, masks_in_json)
+        with_field_name("sentence", prompt_templates.grounding, sentence)
+        best = for_each_image(image, lambda frame: ground(visionllm, frame, sentence, reasoning=kind == QUESTION))
+        detections = [found.select(found.scores >= threshold) for found in best]
+        return detection_output(cls, "ground", sentence, detections, masks_in_json)

@@ -1,4 +1,4 @@
-"""VisionLLM Instruct: a sentence, and the model itself decides which tools it needs."""
+"""VisionLLM Instruct: an instruction, for which the model itself chooses the tools."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..nodes.common import for_field, show, show_meanwhile, valid
+from ..nodes.common import show_progress, show_text, validate, with_field_name
 from .detections.json_document import document, frame
 from .detections.keypoints import to_keypoints
-from .detections.results import nothing
+from .detections.results import no_detections
 from .detections.skeletons import bones_of
 from .model import prompt_templates
 from .model.answers import MAX_TOKENS
 from .model.selection import MAX_DETECTIONS, Limits
 from .model.tool_use import Instruction, instruct
 from .node_io import (
-    each,
-    found_outputs,
-    frames_of_document,
+    CATEGORY,
+    KEYPOINTS,
+    detection_frames,
+    detection_outputs,
+    detection_values,
+    for_each_image,
     json_masks_input,
     model_input,
     threshold_input,
     top_k_input,
-    values_of,
 )
-from .sockets import CATEGORY, KEYPOINTS
 
-NO_PICTURE = (64, 64)  # of empty masks where no picture is connected
+NO_IMAGE = (64, 64)  # size of empty masks where no image is connected
 
 
 class VisionLLMInstruct(io.ComfyNode):
@@ -93,7 +94,7 @@ class VisionLLMInstruct(io.ComfyNode):
                     is_output_list=True,
                     tooltip="List of answers, one per image, without tool tokens.",
                 ),
-                *found_outputs(
+                *detection_outputs(
                     "Bounding boxes in pixels of what the answer's [DET], [GRD] and [SEG] tokens found, one list "
                     "per image. The label is the text before each token."
                 ),
@@ -116,49 +117,48 @@ class VisionLLMInstruct(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, sentence):
-        return valid(lambda text: for_field("sentence", prompt_templates.chat, text), sentence)
+        return validate(prompt_templates.chat, sentence, field="sentence")
 
     @classmethod
     def execute(
         cls, visionllm, sentence, threshold, top_k, image=None, max_tokens=MAX_TOKENS, masks_in_json=False
     ) -> io.NodeOutput:
-        for_field("sentence", prompt_templates.chat, sentence)
+        with_field_name("sentence", prompt_templates.chat, sentence)
         limits = Limits(top_k, threshold)
-        done = each(
+        results = for_each_image(
             [None] if image is None else image,
-            lambda picture: instruct(
+            lambda frame: instruct(
                 visionllm,
-                picture,
+                frame,
                 sentence,
                 limits=limits,
                 max_tokens=max_tokens,
-                on_text=lambda texts: show_meanwhile(cls, texts[0]),
+                on_text=lambda texts: show_progress(cls, texts[0]),
             ),
         )
-        size = NO_PICTURE if image is None else tuple(image.shape[1:3])
-        texts = [one.reply.plain_text for one in done]
-        found = [one.found or nothing(size) for one in done]
-        posed = [_keypoints(one, size) for one in done]
-        *values, _ = values_of("instruct", sentence, found)
-        frames = (
-            []
-            if image is None
-            else [_frame(*parts) for parts in zip(frames_of_document(found, masks_in_json, texts), posed)]
-        )
-        written = document("instruct", sentence, frames, texts[0] if image is None else None)
-        shown = "\n\n".join("\n".join((one.reply.text, *one.notes)) for one in done)
-        contexts = (_conditioning([getattr(one, kind) for one in done]) for kind in ("generate", "edit"))
-        return io.NodeOutput(texts, *values, written, posed, *contexts, ui=show(cls, shown, written))
+        size = NO_IMAGE if image is None else tuple(image.shape[1:3])
+        texts = [result.reply.plain_text for result in results]
+        detections = [result.detections or no_detections(size) for result in results]
+        keypoints = [_keypoints(result, size) for result in results]
+        values = detection_values(detections)
+        frames = []
+        if image is not None:
+            boxes = detection_frames(detections, values[0], masks_in_json, texts)
+            frames = [_with_keypoints(*parts) for parts in zip(boxes, keypoints, strict=True)]
+        record = document("instruct", sentence, frames, texts[0] if image is None else None)
+        replies = "\n\n".join("\n".join((result.reply.text, *result.notes)) for result in results)
+        contexts = (_conditioning([getattr(result, kind) for result in results]) for kind in ("generate", "edit"))
+        return io.NodeOutput(texts, *values, record, keypoints, *contexts, ui=show_text(cls, replies, record))
 
 
-def _keypoints(one: Instruction, size: tuple[int, int]) -> dict:
-    if one.posed is None:
+def _keypoints(result: Instruction, size: tuple[int, int]) -> dict:
+    if result.keypoints is None:
         return {"width": size[1], "height": size[0], "objects": [], "skeleton": []}
-    return to_keypoints([one.posed], bones_of(one.posed.keypoint_names))[0]
+    return to_keypoints([result.keypoints], bones_of(result.keypoints.keypoint_names))[0]
 
 
-def _frame(boxes: dict, keypoints: dict) -> dict:
-    """One frame of the document: the objects with boxes, and behind them those with keypoints."""
+def _with_keypoints(boxes: dict, keypoints: dict) -> dict:
+    """Return a frame of the document: first the objects with boxes, then those with keypoints."""
     if not keypoints["objects"]:
         return boxes
     points = frame(keypoints["width"], keypoints["height"], keypoints=keypoints)
@@ -166,6 +166,6 @@ def _frame(boxes: dict, keypoints: dict) -> dict:
 
 
 def _conditioning(contexts: list[torch.Tensor | None]):
-    """[B, 77, 768] of the pictures whose answer has one; a silent end of the branch where none has."""
+    """Return [B, 77, 768] of the images whose answer has one; block the branch silently where none has."""
     given = [context for context in contexts if context is not None]
     return [[torch.cat(given), {"pooled_output": None}]] if given else ExecutionBlocker(None)

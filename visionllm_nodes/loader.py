@@ -1,10 +1,19 @@
-"""VisionLLM Loader: the model that all questions are put to."""
+"""VisionLLM Loader: the model that all VisionLLM nodes use."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes.common import PRECISIONS, device_input, device_of, locate, names, precision_input, stamp, valid
+from ..nodes.common import (
+    PRECISIONS,
+    device_input,
+    device_of,
+    fingerprint_model,
+    list_models,
+    locate_model,
+    precision_input,
+    validate,
+)
 from .model.visionllm_files import SOURCE, open_visionllm
 from .model.visionllm_loader import load_visionllm
 from .node_io import VISIONLLM
@@ -13,8 +22,11 @@ KIND = "visionllm"
 
 
 class VisionLLMLoader(io.ComfyNode):
-    """Nothing is kept here: ComfyUI keeps a node's outputs by its inputs and fingerprint, so loaders that say the same are one, in one graph and
-    from graph to graph."""
+    """Load the model. Nothing is cached here.
+
+    ComfyUI caches a node's outputs by its inputs and fingerprint, so loaders with equal inputs share one model, also
+    from workflow to workflow.
+    """
 
     @classmethod
     def define_schema(cls):
@@ -44,7 +56,7 @@ class VisionLLMLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=names(KIND),
+                    options=list_models(KIND),
                     tooltip=f"Checkpoint in models/visionllm: the folder of {SOURCE}, or a single .safetensors file "
                     "converted from it (see the help page).",
                 ),
@@ -65,14 +77,16 @@ class VisionLLMLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint):
-        """Only names, shapes and the tokenizer are read, so a wrong file is told before the queue starts."""
-        return valid(lambda name: open_visionllm(locate(KIND, name, SOURCE)).tokenizer(), checkpoint)
+        """Read only names, shapes and the tokenizer, so that a wrong file is reported before the run starts."""
+        return validate(lambda name: open_visionllm(locate_model(KIND, name, SOURCE)).tokenizer(), checkpoint)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint=None, **others):
-        """A file that was downloaded again under its name is read again."""
-        return stamp(KIND, checkpoint)
+        """Load a file again that was downloaded again under the same name."""
+        return fingerprint_model(KIND, checkpoint)
 
     @classmethod
     def execute(cls, checkpoint, precision="default", device="default") -> io.NodeOutput:
-        return io.NodeOutput(load_visionllm(locate(KIND, checkpoint, SOURCE), device_of(device), PRECISIONS[precision]))
+        return io.NodeOutput(
+            load_visionllm(locate_model(KIND, checkpoint, SOURCE), device_of(device), PRECISIONS[precision])
+        )

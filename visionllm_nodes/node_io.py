@@ -1,4 +1,4 @@
-"""What the question nodes share: their types, batches frame by frame, names out of a text, and things found as outputs."""
+"""What the VisionLLM nodes share: socket types and inputs, the loop over a batch, and outputs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import comfy.model_management
+import torch
 from comfy_api.latest import io
 
-from ..nodes.common import show
+from ..nodes.common import show_text
 from .detections.bounding_boxes import to_bounding_boxes
 from .detections.json_document import document, frame
 from .detections.masks import object_masks, union_mask
@@ -19,10 +20,15 @@ from .model.perception import check_names
 from .model.prefill import progress_share
 
 VISIONLLM = io.Custom("VISIONLLM")
-JSON_TOOLTIP = "All results as one JSON string in the format visionllm-nodes/1. Also kept in the history for "
-"API clients."
+KEYPOINTS = io.Custom("KEYPOINTS")
+POSE_KEYPOINT = io.Custom("POSE_KEYPOINT")
+CATEGORY = "image/detection"
+JSON_TOOLTIP = (
+    "All results as one JSON string in the format visionllm-nodes/1. Also kept in the history for API clients."
+)
 
-Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def model_input() -> io.Input:
@@ -53,9 +59,41 @@ def json_masks_input() -> io.Input:
     )
 
 
-def found_outputs(
+def parse_names(field: str, text: str) -> list[str]:
+    """Split names at lines and at the commas of any script. Raise ValueError that begins with the field."""
+    names = split_names(text)
+    try:
+        check_names(names)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}. Write one name per line or separate them with commas.") from error
+    return names
+
+
+def for_each_image(images: Sequence[Item], ask: Callable[[Item], Result]) -> list[Result]:
+    """Call `ask` with each item of a batch, under one progress bar. Stop when the user interrupts."""
+    if not len(images):
+        raise ValueError("image: the batch is empty")
+    results = []
+    for index, image in enumerate(images):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        with progress_share(index, len(images)):
+            results.append(ask(image))
+    return results
+
+
+def check_mask_size(masks: torch.Tensor, image: torch.Tensor) -> None:
+    """Raise ValueError if masks [N, H, W] and images [B, H, W, C] differ in size."""
+    if masks.shape[1:] != image.shape[1:3]:
+        raise ValueError(
+            f"masks: {masks.shape[2]} x {masks.shape[1]} pixels, but the images have {image.shape[2]} x "
+            f"{image.shape[1]}. Connect masks of the images' size"
+        )
+
+
+def detection_outputs(
     boxes: str = "Bounding boxes in pixels with label and score, one list per image, best first.",
 ) -> list[io.Output]:
+    """Return the outputs for the values of `detection_values` and the JSON document."""
     return [
         io.BoundingBox.Output(display_name="bboxes", tooltip=boxes),
         io.Mask.Output(display_name="mask", tooltip="Union mask: one per image, covering all its detections."),
@@ -69,60 +107,40 @@ def found_outputs(
     ]
 
 
-def names_of(field: str, text: str) -> list[str]:
-    """One name per line, or with commas between them, of any script. Raises ValueError that begins with the field."""
-    names = split_names(text)
-    try:
-        check_names(names)
-    except ValueError as error:
-        raise ValueError(f"{field}: {error}. Write one name per line, or commas between them.") from error
-    return names
+def detection_values(detections: Sequence[Detections]) -> tuple[list[list[dict]], torch.Tensor, torch.Tensor, int]:
+    """Return the values of `detection_outputs` but the JSON: boxes, union masks, object masks, count."""
+    return to_bounding_boxes(detections), union_mask(detections), object_masks(detections), sum(map(len, detections))
 
 
-def each(pictures: Sequence[Asked], question: Callable[[Asked], Answer]) -> list[Answer]:
-    """A question about each picture of a batch, with one progress for all; stops where the user has pressed stop."""
-    if not len(pictures):
-        raise ValueError("image: there is no picture in the batch")
-    answers = []
-    for number, picture in enumerate(pictures):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        with progress_share(number, len(pictures)):
-            answers.append(question(picture))
-    return answers
-
-
-def values_of(
-    task: str, prompt: str, found: Sequence[Detections], masks_in_json: bool = False, texts: Sequence[str] | None = None
-) -> list:
-    """The values of `found_outputs`; `texts`: what is said of each picture."""
-    written = document(task, prompt, frames_of_document(found, masks_in_json, texts))
-    return [to_bounding_boxes(found), union_mask(found), object_masks(found), sum(map(len, found)), written]
-
-
-def frames_of_document(
-    found: Sequence[Detections], masks_in_json: bool, texts: Sequence[str] | None = None
+def detection_frames(
+    detections: Sequence[Detections],
+    boxes: Sequence[list[dict]],
+    masks_in_json: bool,
+    texts: Sequence[str] | None = None,
 ) -> list[dict]:
-    boxes = to_bounding_boxes(found)
+    """Return the JSON document's frames, one per image; `boxes` as `detection_values` gives them."""
     return [
         frame(
-            one.size[1],
-            one.size[0],
-            boxes[number],
-            one.masks if masks_in_json else None,
-            text=None if texts is None else texts[number],
+            found.size[1],
+            found.size[0],
+            boxes[index],
+            found.masks if masks_in_json else None,
+            text=None if texts is None else texts[index],
         )
-        for number, one in enumerate(found)
+        for index, found in enumerate(detections)
     ]
 
 
-def found_output(
-    node: type[io.ComfyNode], task: str, prompt: str, found: Sequence[Detections], masks_in_json: bool
+def detection_output(
+    node: type[io.ComfyNode], task: str, prompt: str, detections: Sequence[Detections], masks_in_json: bool
 ) -> io.NodeOutput:
-    values = values_of(task, prompt, found, masks_in_json)
-    return io.NodeOutput(*values, ui=show(node, "\n".join(map(summary, found)), values[-1]))
+    """Return the values of `detection_outputs`, with a summary under the node."""
+    values = detection_values(detections)
+    record = document(task, prompt, detection_frames(detections, values[0], masks_in_json))
+    return io.NodeOutput(*values, record, ui=show_text(node, "\n".join(map(summarize, detections)), record))
 
 
-def summary(found: Detections) -> str:
-    """How many of which name, in a line."""
-    counts = Counter(found.names[label] for label in found.labels.tolist())
+def summarize(detections: Detections) -> str:
+    """Return the number of detections per name, as one line."""
+    counts = Counter(detections.names[label] for label in detections.labels.tolist())
     return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "nothing found"

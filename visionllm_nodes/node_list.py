@@ -1,9 +1,13 @@
-"""All VisionLLM nodes. Not in `__init__`: whoever imports the library needs no server."""
+"""All VisionLLM nodes. Not in `__init__`: the library must be importable without ComfyUI's server."""
 
 from .ask import VisionLLMAsk
 from .conditioning import VisionLLMEditConditioning, VisionLLMGenerateConditioning
 from .detect import VisionLLMDetect
-from .detections import nodes_boxes, nodes_draw, nodes_files, nodes_keypoints
+from .detections.nodes_box_conversions import VisionLLMBoxesToMask, VisionLLMBoxesToSEGS, VisionLLMMaskToBoxes
+from .detections.nodes_boxes import VisionLLMFilterBoxes, VisionLLMPickBox
+from .detections.nodes_draw import VisionLLMDrawDetections
+from .detections.nodes_files import VisionLLMLoadDetections, VisionLLMSaveDetections
+from .detections.nodes_keypoints import VisionLLMKeypointsToPose, VisionLLMKeypointsToRegions, VisionLLMPoseToKeypoints
 from .ground import VisionLLMGround
 from .instruct import VisionLLMInstruct
 from .loader import VisionLLMLoader
@@ -22,8 +26,15 @@ NODES = [
     VisionLLMInstruct,
     VisionLLMGenerateConditioning,
     VisionLLMEditConditioning,
-    *nodes_boxes.NODES,
-    *nodes_draw.NODES,
-    *nodes_files.NODES,
-    *nodes_keypoints.NODES,
+    VisionLLMFilterBoxes,
+    VisionLLMPickBox,
+    VisionLLMBoxesToMask,
+    VisionLLMMaskToBoxes,
+    VisionLLMBoxesToSEGS,
+    VisionLLMDrawDetections,
+    VisionLLMSaveDetections,
+    VisionLLMLoadDetections,
+    VisionLLMKeypointsToRegions,
+    VisionLLMKeypointsToPose,
+    VisionLLMPoseToKeypoints,
 ]

@@ -1,19 +1,31 @@
-"""VisionLLM Pose: named keypoints of things, with any skeleton."""
+"""VisionLLM Pose: named keypoints of objects, with any skeleton."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..nodes.common import show, valid
+from ..nodes.common import show_text, validate, with_field_name
 from .detections.json_document import document, frame
 from .detections.keypoints import to_keypoints
 from .detections.pose_keypoint import to_pose_keypoint
 from .detections.skeletons import PRESETS, bones_of
 from .model import prompt_templates
 from .model.perception import pose
-from .node_io import JSON_TOOLTIP, each, image_input, model_input, names_of, threshold_input, top_k_input
-from .sockets import CATEGORY, KEYPOINTS, POSE_KEYPOINT
+from .node_io import (
+    CATEGORY,
+    JSON_TOOLTIP,
+    KEYPOINTS,
+    POSE_KEYPOINT,
+    for_each_image,
+    image_input,
+    model_input,
+    parse_names,
+    threshold_input,
+    top_k_input,
+)
 
 OWN = "own keypoints"
 
@@ -99,44 +111,40 @@ class VisionLLMPose(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, objects, skeleton, keypoints=""):
         if skeleton not in (*PRESETS, OWN, None):
-            return f"skeleton: {skeleton!r} is none of {', '.join((*PRESETS, OWN))}"
-        return valid(_asked, objects, skeleton, keypoints)
+            return f"skeleton: {skeleton!r} is not one of {', '.join((*PRESETS, OWN))}"
+        return validate(_parse, objects, skeleton, keypoints)
 
     @classmethod
     def execute(cls, visionllm, image, objects, skeleton, threshold, top_k, keypoints="") -> io.NodeOutput:
-        things, points, bones = _asked(objects, skeleton, keypoints)
-        found = to_keypoints(
-            each(image, lambda picture: pose(visionllm, picture, things, points, count=top_k, threshold=threshold)),
-            bones,
+        names, points, bones = _parse(objects, skeleton, keypoints)
+        poses = for_each_image(
+            image, lambda frame: pose(visionllm, frame, names, points, max_detections=top_k, threshold=threshold)
         )
+        records = to_keypoints(poses, bones)
         boxes = [
-            [{**thing["box"], "label": thing["label"], "score": thing["score"]} for thing in record["objects"]]
-            for record in found
+            [{**found["box"], "label": found["label"], "score": found["score"]} for found in record["objects"]]
+            for record in records
         ]
         try:
-            openpose = to_pose_keypoint(found)
+            openpose = to_pose_keypoint(records)
         except ValueError as error:
             openpose = ExecutionBlocker(f"VisionLLM Pose: {error}.")
-        written = document(
-            "pose", ", ".join(things), [frame(record["width"], record["height"], keypoints=record) for record in found]
-        )
+        frames = [frame(record["width"], record["height"], keypoints=record) for record in records]
+        written = document("pose", ", ".join(names), frames)
         count = sum(map(len, boxes))
-        shown = f"{count} found, {len(points)} keypoints each" if count else "nothing found"
-        return io.NodeOutput(found, openpose, boxes, count, written, ui=show(cls, shown, written))
+        summary = f"{count} found, {len(points)} keypoints each" if count else "nothing found"
+        return io.NodeOutput(records, openpose, boxes, count, written, ui=show_text(cls, summary, written))
 
 
-def _asked(objects: str, skeleton: str, keypoints: str) -> tuple[list[str], list[str], list]:
-    """-> objects, keypoints, bones. Raises ValueError that begins with the field."""
+def _parse(objects: str, skeleton: str, keypoints: str) -> tuple[list[str], list[str], Sequence[tuple[int, int]]]:
+    """Return names of objects, keypoints and bones. Raise ValueError that begins with the field."""
     if skeleton == OWN:
-        points = names_of("keypoints", keypoints)
-        things = names_of("objects", objects)
+        points = parse_names("keypoints", keypoints)
+        names = parse_names("objects", objects)
         bones = bones_of(points)
     else:
         preset = PRESETS[skeleton]
         points, bones = list(preset.keypoints), preset.bones
-        things = names_of("objects", objects) if objects.strip() else [preset.object]
-    try:
-        prompt_templates.pose(things, points)
-    except ValueError as error:
-        raise ValueError(f"objects and keypoints: {error}") from error
-    return things, points, bones
+        names = parse_names("objects", objects) if objects.strip() else [preset.object]
+    with_field_name("objects and keypoints", prompt_templates.pose, names, points)
+    return names, points, bones

@@ -1,33 +1,33 @@
-"""VisionLLM Region: questions about places that a mask, boxes or points show."""
+"""VisionLLM Region: questions about regions marked by a mask, boxes or points."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from comfy_api.latest import io
 
-from ..nodes.common import show, valid
-from .detections.results import Detections, nothing
+from ..nodes.common import show_text, validate
+from .detections.json_document import document
+from .detections.results import Detections, no_detections
 from .model import prompt_templates
 from .model.answers import answer
-from .model.perception import detect_similar, detect_at_regions
+from .model.perception import detect_at_regions, detect_similar
 from .model.selection import MAX_DETECTIONS, Limits
 from .node_io import (
-    each,
-    found_outputs,
+    CATEGORY,
+    detection_frames,
+    detection_outputs,
+    detection_values,
+    for_each_image,
     image_input,
     json_masks_input,
     model_input,
-    summary,
+    summarize,
     threshold_input,
     top_k_input,
-    values_of,
 )
-from .region_prompts import Regions, points_of, regions_of_frames
-from .sockets import CATEGORY
+from .region_prompts import Regions, parse_points, regions_per_image
 
 SEGMENT, ALIKE, COUNT, DESCRIBE, NAME = QUESTIONS = ("segment", "find alike", "count", "describe", "name")
-OVERLAP = 0.7  # two marks on like things would find each thing twice
+IOU_THRESHOLD = 0.7  # two marks on similar objects would find each object twice
 DESCRIPTION_TOKENS, NAME_TOKENS = 64, 16
 
 
@@ -98,7 +98,7 @@ class VisionLLMRegion(io.ComfyNode):
                 json_masks_input(),
             ],
             outputs=[
-                *found_outputs(
+                *detection_outputs(
                     "Bounding boxes in pixels with label and score, one list per image. segment: one per region, "
                     "in the order of the regions. find alike and count: best first. describe and name: the marked "
                     "regions, with the answer as label."
@@ -113,46 +113,56 @@ class VisionLLMRegion(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, question, mask="", bboxes="", points=""):
-        """A connected input is None here, one that is not there keeps its "". `question` is always there: without an input nothing is checked."""
+        """Check the regions as far as they are known before the run.
+
+        A connected input is None here, an unconnected one keeps its "". `question` is always there: ComfyUI calls this
+        only with inputs.
+        """
         if question not in (*QUESTIONS, None):
-            return f"question: {question!r} is none of {', '.join(QUESTIONS)}"
+            return f"question: {question!r} is not one of {', '.join(QUESTIONS)}"
         if mask == bboxes == "" and points is not None and not points.strip():
-            return "mask, bboxes, points: none of them marks a region. Connect a mask or boxes, or write points."
-        return valid(points_of, points)
+            return "mask, bboxes, points: no region is marked. Connect a mask or boxes, or enter points."
+        return validate(parse_points, points)
 
     @classmethod
     def execute(
         cls, visionllm, image, question, threshold, top_k, mask=None, bboxes=None, points="", masks_in_json=False
     ) -> io.NodeOutput:
-        marked = regions_of_frames(len(image), tuple(image.shape[1:3]), visionllm.settings.tower, mask, bboxes, points)
-        if not any(map(len, marked)):
-            raise ValueError("mask, bboxes, points: none of them marks a region in any picture.")
-        limits = Limits(top_k, threshold, overlap=OVERLAP, across_names=True)
-        found = each(list(zip(image, marked)), lambda asked: _ask(visionllm, *asked, question, limits))
-        texts = ["\n".join(one.names) if question in (DESCRIBE, NAME) else summary(one) for one in found]
-        values = values_of(question, question, found, masks_in_json, texts)
+        regions = regions_per_image(len(image), tuple(image.shape[1:3]), visionllm.settings.tower, mask, bboxes, points)
+        if not any(map(len, regions)):
+            raise ValueError(
+                "mask, bboxes, points: no region is marked in any image. Connect a mask or boxes, or enter points."
+            )
+        limits = Limits(top_k, threshold, iou_threshold=IOU_THRESHOLD, class_agnostic=True)
+        detections = for_each_image(
+            list(zip(image, regions, strict=True)), lambda marked: _ask(visionllm, *marked, question, limits)
+        )
+        texts = ["\n".join(found.names) if question in (DESCRIBE, NAME) else summarize(found) for found in detections]
+        values = detection_values(detections)
+        record = document(question, question, detection_frames(detections, values[0], masks_in_json, texts))
         text = "\n\n".join(texts)
-        return io.NodeOutput(*values, text, ui=show(cls, text, values[-1]))
+        return io.NodeOutput(*values, record, text, ui=show_text(cls, text, record))
 
 
-def _ask(visionllm, picture, marked: Regions, question: str, limits: Limits) -> Detections:
-    if not len(marked):
-        return nothing(marked.size)
+def _ask(visionllm, image, regions: Regions, question: str, limits: Limits) -> Detections:
+    if not len(regions):
+        return no_detections(regions.size)
     if question == SEGMENT:
-        return detect_at_regions(visionllm, picture, marked.marks)
+        return detect_at_regions(visionllm, image, regions.marks)
     if question in (ALIKE, COUNT):
-        return detect_similar(visionllm, picture, marked.marks, limits)
-    return marked.as_found(_words(visionllm, picture, question, marked))
+        return detect_similar(visionllm, image, regions.marks, limits)
+    return regions.to_detections(_answers(visionllm, image, question, regions))
 
 
-def _words(visionllm, picture, question: str, marked: Regions) -> Sequence[str]:
-    """A text for each region; the model takes one region at a time."""
+def _answers(visionllm, image, question: str, regions: Regions) -> list[str]:
+    """Return a text for each region; the model takes one region at a time."""
     turn, max_tokens = (
         (prompt_templates.region_caption(), DESCRIPTION_TOKENS)
         if question == DESCRIBE
         else (prompt_templates.region_category(), NAME_TOKENS)
     )
     replies = [
-        answer(visionllm, [picture], [[turn]], marks=mark[None], max_tokens=max_tokens)[0] for mark in marked.marks
+        answer(visionllm, [image], [[turn]], region_masks=mark[None], max_tokens=max_tokens)[0]
+        for mark in regions.marks
     ]
     return [" ".join(reply.plain_text.split()) for reply in replies]

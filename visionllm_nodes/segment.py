@@ -1,25 +1,25 @@
-"""VisionLLM Segment: masks of the named kinds, thing by thing, or a name for every pixel."""
+"""VisionLLM Segment: a mask per object, or one name for every pixel."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..nodes.common import valid
+from ..nodes.common import validate
+from .detections.names import unique_names
 from .model.perception import detect, segment
-from .model.prompt_templates import distinct
 from .model.selection import MAX_DETECTIONS
 from .node_io import (
-    each,
-    found_output,
-    found_outputs,
+    CATEGORY,
+    detection_output,
+    detection_outputs,
+    for_each_image,
     image_input,
     json_masks_input,
     model_input,
-    names_of,
+    parse_names,
     threshold_input,
     top_k_input,
 )
-from .sockets import CATEGORY
 
 SEMANTIC, INSTANCE = MODES = ("semantic", "instance")
 
@@ -80,7 +80,7 @@ class VisionLLMSegment(io.ComfyNode):
                 top_k_input(MAX_DETECTIONS, "instance only: maximum detections per image, best first."),
                 json_masks_input(),
             ],
-            outputs=found_outputs(
+            outputs=detection_outputs(
                 "Bounding boxes in pixels with label and score, one list per image. semantic: one box around "
                 "all pixels of a name, with score 1, in the order of the names. Names without pixels have no "
                 "box."
@@ -89,22 +89,22 @@ class VisionLLMSegment(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, names, others=""):
-        return valid(_all_names, names, others)
+        return validate(_all_names, names, others)
 
     @classmethod
     def execute(cls, visionllm, image, names, mode, threshold, top_k, others="", masks_in_json=False) -> io.NodeOutput:
-        wanted, every = names_of("names", names), _all_names(names, others)
+        wanted, every = parse_names("names", names), _all_names(names, others)
         if mode == INSTANCE:
-            found = each(image, lambda picture: detect(visionllm, picture, wanted, count=top_k, threshold=threshold))
+            detections = for_each_image(
+                image, lambda frame: detect(visionllm, frame, wanted, max_detections=top_k, threshold=threshold)
+            )
         else:
-            found = [
-                one.select(one.labels < len(wanted))
-                for one in each(image, lambda picture: segment(visionllm, picture, every).to_detections())
-            ]
-        return found_output(cls, f"segment ({mode})", ", ".join(wanted), found, masks_in_json)
+            areas = for_each_image(image, lambda frame: segment(visionllm, frame, every).to_detections())
+            detections = [found.select(found.labels < len(wanted)) for found in areas]
+        return detection_output(cls, f"segment ({mode})", ", ".join(wanted), detections, masks_in_json)
 
 
 def _all_names(names: str, others: str) -> list[str]:
-    """The wanted names first; one that stands among the others too is wanted."""
-    wanted = names_of("names", names)
-    return distinct([*wanted, *names_of("others", others)]) if others.strip() else wanted
+    """Return the wanted names, then the others; a name in both lists is wanted."""
+    wanted = parse_names("names", names)
+    return unique_names([*wanted, *parse_names("others", others)]) if others.strip() else wanted

@@ -1,4 +1,4 @@
-"""Nodes for boxes of any detector: filter, pick, to masks, from masks, to SEGS."""
+"""Nodes that choose among the boxes of any detector: filter them, pick one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..sockets import CATEGORY
-from .bounding_boxes import boxes_per_image, in_order, score_of, pixel_bounds
-from .masks import SET, boxes_to_masks, split_masks_per_image, masks_to_boxes
+from ..node_io import CATEGORY
+from .bounding_boxes import box_score, boxes_per_image, pixel_bounds, sort_boxes
+from .masks import SET, split_masks_per_image
 from .names import split_names
-from .segs import to_segs
 
-BOXES = "Bounding boxes from VisionLLM, RT-DETR, SAM3, Create Bounding Boxes or any other node: one "
-"box, a list, or a list per image."
-OF_PICTURES, OF_OBJECTS = MASKS_ARE = ("one picture each", "objects of one picture")
+BOXES = (
+    "Bounding boxes from VisionLLM, RT-DETR, SAM3, Create Bounding Boxes or any other node: one box, a list, or a list "
+    "per image."
+)
 
 
 class VisionLLMFilterBoxes(io.ComfyNode):
@@ -115,21 +115,22 @@ class VisionLLMFilterBoxes(io.ComfyNode):
         frames = boxes_per_image(bboxes)
         wanted = {name.casefold() for name in split_names(names)}
         kept, kept_masks = [], []
-        of_frames = split_masks_per_image(masks, frames) if masks is not None else [None] * len(frames)
-        for number, (boxes, own) in enumerate(zip(frames, of_frames)):
-            place = None if region is None else _of_frame(region, number, len(frames))
-            good = [
+        masks_per_image = split_masks_per_image(masks, frames) if masks is not None else [None] * len(frames)
+        for index, (boxes, box_masks) in enumerate(zip(frames, masks_per_image, strict=True)):
+            image_region = None if region is None else _region_of_image(region, index, len(frames))
+            matching = [
                 box
                 for box in boxes
-                if _fits(box, wanted, min_score, min_area, max_area)
-                and (place is None or _lies_in(box, place, in_region))
+                if _matches(box, wanted, min_score, min_area, max_area)
+                and (image_region is None or _lies_in(box, image_region, in_region))
             ]
-            good = in_order(good)[: top_k or None]
-            kept.append(good)
-            if own is not None:
-                kept_masks += [own[next(index for index, box in enumerate(boxes) if box is one)] for one in good]
+            matching = sort_boxes(matching)[: top_k or None]
+            kept.append(matching)
+            if box_masks is not None:
+                positions = {id(box): position for position, box in enumerate(boxes)}
+                kept_masks += [box_masks[positions[id(box)]] for box in matching]
         if masks is None:
-            filtered = ExecutionBlocker("Filter Boxes has no masks to give: connect the boxes' masks.")
+            filtered = ExecutionBlocker("masks: not connected, but the masks output is used. Connect the boxes' masks.")
         else:
             filtered = torch.stack(kept_masks) if kept_masks else torch.zeros_like(masks[:1])
         return io.NodeOutput(kept, filtered, sum(map(len, kept)))
@@ -190,224 +191,48 @@ class VisionLLMPickBox(io.ComfyNode):
     @classmethod
     def execute(cls, bboxes, index, picture, margin, image=None) -> io.NodeOutput:
         frames = boxes_per_image(bboxes, None if image is None else len(image))
-        if image is None and len(frames) == 1:  # boxes for every picture
+        if image is None and len(frames) == 1:  # one list of boxes, for every image
             picture = 0
         if picture >= len(frames):
-            raise ValueError(f"picture {picture} has no boxes: there are {len(frames)} pictures, numbered from 0")
-        boxes = in_order(frames[picture])
+            raise ValueError(f"picture: {picture} is out of range: there are {len(frames)} images, counted from 0")
+        boxes = sort_boxes(frames[picture])
         if index >= len(boxes):
-            found = "no boxes" if not boxes else f"{len(boxes)} box{'es' if len(boxes) > 1 else ''}, numbered from 0"
-            raise ValueError(f"there is no box {index}: picture {picture} has {found}")
+            count = "no boxes" if not boxes else f"{len(boxes)} box{'es' if len(boxes) > 1 else ''}, counted from 0"
+            raise ValueError(f"index: there is no box {index}: image {picture} has {count}")
         box = boxes[index]
         height, width = (2**31, 2**31) if image is None else image.shape[1:3]
         pixels = pixel_bounds(box, height, width, margin)
         if pixels is None:
-            raise ValueError(f"box {index} of picture {picture} holds no pixel of it: {box}")
+            raise ValueError(f"index: box {index} lies outside image {picture}: {box}")
         x1, y1, x2, y2 = pixels
-        label, score = box.get("label", ""), score_of(box)
+        label, score = box.get("label", ""), box_score(box)
         sides = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
         return io.NodeOutput({**sides, "label": label, "score": score}, *sides.values(), label, score)
 
 
-class VisionLLMBoxesToMask(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="VisionLLMBoxesToMask",
-            display_name="Boxes to Mask",
-            category=CATEGORY,
-            description="Converts bounding boxes to filled masks, for inpainting, regional prompts or as regions.",
-            search_aliases=[
-                "bbox to mask",
-                "bounding box mask",
-                "inpaint box",
-                "region mask",
-                "检测框转遮罩",
-                "ボックスをマスクに",
-                "상자를 마스크로",
-                "caja a máscara",
-                "рамки в маску",
-            ],
-            inputs=[
-                io.Image.Input(
-                    "image", tooltip="Images the boxes belong to. The masks have their size and batch size."
-                ),
-                io.BoundingBox.Input("bboxes", force_input=True, tooltip=BOXES),
-                io.Int.Input("margin", default=0, min=0, max=16384, tooltip="Pixels to add on each side of every box."),
-            ],
-            outputs=[
-                io.Mask.Output(display_name="mask", tooltip="Union mask: one per image, covering all its boxes."),
-                io.Mask.Output(
-                    display_name="masks",
-                    tooltip="One mask per box, in the order of the boxes across all images. A single empty mask if "
-                    "there is no box.",
-                ),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, image, bboxes, margin) -> io.NodeOutput:
-        frames = boxes_per_image(bboxes, len(image))
-        grown = [
-            [
-                {
-                    "x": box["x"] - margin,
-                    "y": box["y"] - margin,
-                    "width": box["width"] + 2 * margin,
-                    "height": box["height"] + 2 * margin,
-                }
-                for box in boxes
-            ]
-            for boxes in frames
-        ]
-        return io.NodeOutput(*boxes_to_masks(grown, *image.shape[1:3]))
-
-
-class VisionLLMMaskToBoxes(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="VisionLLMMaskToBoxes",
-            display_name="Mask to Boxes",
-            category=CATEGORY,
-            description="Finds the bounding boxes of masks, such as painted areas or masks from SAM, for cropping or "
-            "as regions.",
-            search_aliases=[
-                "mask to bbox",
-                "mask bounding box",
-                "connected components",
-                "split mask",
-                "遮罩转检测框",
-                "マスクをボックスに",
-                "마스크를 상자로",
-                "máscara a caja",
-                "маска в рамки",
-            ],
-            inputs=[
-                io.Mask.Input("mask", tooltip="One or several masks. Pixels of at least 0.5 count."),
-                io.Combo.Input(
-                    "masks_are",
-                    options=list(MASKS_ARE),
-                    tooltip="What a batch of masks stands for. one picture each: each mask belongs to its own image. "
-                    "objects of one picture: all masks belong to one image.",
-                ),
-                io.Boolean.Input(
-                    "separate",
-                    default=True,
-                    tooltip="On: one box per connected area, the largest first. Off: one box per mask.",
-                ),
-                io.Int.Input(
-                    "min_area",
-                    default=16,
-                    min=1,
-                    max=2**31 - 1,
-                    tooltip="Drops areas smaller than this many pixels, such as brush specks.",
-                ),
-                io.String.Input("label", default="", tooltip="Label for the boxes. Can be empty."),
-            ],
-            outputs=[
-                io.BoundingBox.Output(
-                    display_name="bboxes", tooltip="Bounding boxes, one list per image. Their score is 1."
-                )
-            ],
-        )
-
-    @classmethod
-    def execute(cls, mask, masks_are, separate, min_area, label) -> io.NodeOutput:
-        frames = masks_to_boxes(mask, separate, min_area)
-        if label.strip():
-            frames = [[{**box, "label": label.strip()} for box in boxes] for boxes in frames]
-        return io.NodeOutput(frames if masks_are == OF_PICTURES else [sum(frames, [])])
-
-
-class VisionLLMBoxesToSEGS(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="VisionLLMBoxesToSEGS",
-            display_name="Boxes to SEGS",
-            category=CATEGORY,
-            description="Converts bounding boxes, with or without masks, to SEGS for the Detailer nodes of the Impact "
-            "Pack.",
-            search_aliases=[
-                "bbox to SEGS",
-                "impact pack",
-                "face detailer",
-                "FaceDetailer",
-                "DetailerForEach",
-                "检测框转SEGS",
-                "ボックスをSEGSに",
-                "상자를 SEGS로",
-            ],
-            inputs=[
-                io.Image.Input("image", tooltip="Images the boxes belong to."),
-                io.BoundingBox.Input("bboxes", force_input=True, tooltip=BOXES),
-                io.Mask.Input(
-                    "masks",
-                    optional=True,
-                    tooltip="Masks of the boxes, one per box in the same order. Without masks, the boxes are filled.",
-                ),
-                io.Float.Input(
-                    "crop_factor",
-                    default=3.0,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Size of the crop relative to the box. Larger values show the Detailer more of the "
-                    "surroundings.",
-                ),
-            ],
-            outputs=[
-                io.SEGS.Output(
-                    display_name="segs",
-                    is_output_list=True,
-                    tooltip="List of SEGS, one per image. Nodes connected here run once per image.",
-                )
-            ],
-        )
-
-    @classmethod
-    def execute(cls, image, bboxes, crop_factor, masks=None) -> io.NodeOutput:
-        frames = boxes_per_image(bboxes, len(image))
-        of_frames = [None] * len(frames) if masks is None else split_masks_per_image(_of_size(masks, image), frames)
-        return io.NodeOutput(
-            [to_segs(picture, boxes, own, crop_factor) for picture, boxes, own in zip(image, frames, of_frames)]
-        )
-
-
-def _fits(box: dict, wanted: set[str], min_score: float, min_area: int, max_area: int) -> bool:
+def _matches(box: dict, wanted: set[str], min_score: float, min_area: int, max_area: int) -> bool:
     area = box["width"] * box["height"]
     return (
         (not wanted or box.get("label", "").strip().casefold() in wanted)
-        and score_of(box) >= min_score
+        and box_score(box) >= min_score
         and min_area <= area
         and (not max_area or area <= max_area)
     )
 
 
-def _lies_in(box: dict, region: torch.Tensor, part: float) -> bool:
+def _lies_in(box: dict, region: torch.Tensor, fraction: float) -> bool:
     pixels = pixel_bounds(box, *region.shape)
     if pixels is None:
         return False
     x1, y1, x2, y2 = pixels
     inside = (region[y1:y2, x1:x2] >= SET).sum().item()
-    return inside > 0 and inside >= part * (x2 - x1) * (y2 - y1)
+    return inside > 0 and inside >= fraction * (x2 - x1) * (y2 - y1)
 
 
-def _of_frame(masks: torch.Tensor, number: int, frames: int) -> torch.Tensor:
+def _region_of_image(masks: torch.Tensor, index: int, frames: int) -> torch.Tensor:
     if len(masks) not in (1, frames):
         raise ValueError(
-            f"there are {len(masks)} regions for {frames} picture{'s' if frames > 1 else ''}: connect one for all, or one for each"
+            f"region: got {len(masks)} masks for {frames} image{'s' if frames > 1 else ''}. "
+            "Connect one mask for all images, or one per image"
         )
-    return masks[number if len(masks) > 1 else 0]
-
-
-def _of_size(masks: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    if masks.shape[1:] != image.shape[1:3]:
-        raise ValueError(
-            f"the masks are {masks.shape[2]} x {masks.shape[1]} pixels and the pictures {image.shape[2]} x {image.shape[1]}"
-        )
-    return masks
-
-
-NODES = [VisionLLMFilterBoxes, VisionLLMPickBox, VisionLLMBoxesToMask, VisionLLMMaskToBoxes, VisionLLMBoxesToSEGS]
+    return masks[index if len(masks) > 1 else 0]

@@ -1,4 +1,4 @@
-"""Draw Detections: boxes, masks and keypoints on pictures, with names in any script."""
+"""Draw Detections: boxes, masks and keypoints on images, with labels in any script."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
 from ...mulan.images.text_drawing import TextRenderer
-from ..sockets import CATEGORY, KEYPOINTS
+from ..node_io import CATEGORY, KEYPOINTS, check_mask_size
 from .bounding_boxes import boxes_per_image
 from .drawing import COLOURING, Colouring, Style, draw
 from .keypoints import checked
@@ -101,59 +101,51 @@ class VisionLLMDrawDetections(io.ComfyNode):
         boxes = [[] for _ in range(count)] if bboxes is None else boxes_per_image(bboxes, count)
         if poses is not None and len(poses) != count:
             raise ValueError(
-                f"there are keypoints for {len(poses)} pictures, but {count} {'are' if count > 1 else 'is'} connected"
+                f"keypoints: got keypoints for {len(poses)} image{'s' if len(poses) != 1 else ''}, but {count} "
+                f"image{'s are' if count > 1 else ' is'} connected"
             )
-        of_frames = (
-            [None] * count if masks is None else _for_frames(masks, boxes if bboxes is not None else None, image)
+        masks_per_image = (
+            [None] * count if masks is None else _masks_per_image(masks, boxes if bboxes is not None else None, image)
         )
         style = Style(line_width, text_size, mask_opacity, names, scores, keypoint_names, colours)
-        things = [
-            thing
-            for frame in (boxes if bboxes is not None else [pose["objects"] for pose in poses or ()])
-            for thing in frame
-        ]
-        labels = [thing.get("label", "") for thing in things]
+        objects_per_image = boxes if bboxes is not None else [pose["objects"] for pose in poses or ()]
+        labels = [found.get("label", "") for objects in objects_per_image for found in objects]
         colouring, lettering = Colouring(colours, labels), TextRenderer(sample=" ".join(labels))
         bar, drawn = comfy.utils.ProgressBar(count), []
-        for number in range(count):
+        for index in range(count):
             throw_exception_if_processing_interrupted()
-            pose = None if poses is None else poses[number]
+            pose = None if poses is None else poses[index]
             if pose is not None and (pose["height"], pose["width"]) != tuple(image.shape[1:3]):
                 raise ValueError(
-                    f"the keypoints belong to pictures of {pose['width']} x {pose['height']} pixels, and these have {image.shape[2]} x "
-                    f"{image.shape[1]}"
+                    f"keypoints: they belong to images of {pose['width']} x {pose['height']} pixels, but the images "
+                    f"have {image.shape[2]} x {image.shape[1]}"
                 )
-            drawn.append(draw(image[number], boxes[number], of_frames[number], pose, style, colouring, lettering))
+            drawn.append(draw(image[index], boxes[index], masks_per_image[index], pose, style, colouring, lettering))
             bar.update(1)
         return io.NodeOutput(torch.stack(drawn))
 
 
 def _canvas(image, masks, poses, frames: int | None) -> torch.Tensor:
-    """The pictures, or black ones."""
+    """Return the images to draw on, or black ones."""
     if image is not None:
         return image
     if poses:
         return torch.zeros(len(poses), poses[0]["height"], poses[0]["width"], 3)
     if masks is not None:
         return torch.zeros(frames or len(masks), *masks.shape[1:], 3)
-    raise ValueError("there is nothing to draw on: connect pictures, masks or keypoints")
+    raise ValueError("image: nothing to draw on. Connect images, masks or keypoints")
 
 
-def _for_frames(masks: torch.Tensor, boxes: list | None, image: torch.Tensor) -> list[torch.Tensor]:
-    """The masks of each picture."""
-    if masks.shape[1:] != image.shape[1:3]:
-        raise ValueError(
-            f"the masks are {masks.shape[2]} x {masks.shape[1]} pixels and the pictures {image.shape[2]} x {image.shape[1]}"
-        )
+def _masks_per_image(masks: torch.Tensor, boxes: list | None, image: torch.Tensor) -> list[torch.Tensor]:
+    """Return the masks of each image."""
+    check_mask_size(masks, image)
     if boxes is not None:
         return split_masks_per_image(masks, boxes)
     if len(image) == 1:
         return [masks]
     if len(masks) not in (1, len(image)):
         raise ValueError(
-            f"there are {len(masks)} masks for {len(image)} pictures: connect their boxes too, which say where each belongs"
+            f"masks: got {len(masks)} masks for {len(image)} images. Connect bboxes as well, which tell the image of "
+            "each mask"
         )
-    return [masks[number if len(masks) > 1 else 0][None] for number in range(len(image))]
-
-
-NODES = [VisionLLMDrawDetections]
+    return [masks[index if len(masks) > 1 else 0][None] for index in range(len(image))]

@@ -8,8 +8,8 @@ import os
 import torch
 from comfy_api.latest import io
 
-from ...nodes.common import SavedFiles, show
-from ..sockets import CATEGORY, KEYPOINTS
+from ...nodes.common import SavedFiles, show_text
+from ..node_io import CATEGORY, KEYPOINTS
 from .bounding_boxes import boxes_per_image
 from .json_document import Document, document, frame, read_document
 from .keypoints import checked
@@ -20,7 +20,7 @@ TEXT = "the text below"
 
 
 def read(name: str, text: str | None) -> Document:
-    """The chosen file, or the text. Raises OSError or ValueError that begins with the input's name."""
+    """Read the selected file, or the text. Raise OSError or ValueError that begins with the input's name."""
     source = "json" if name == TEXT else f"file {name!r}"
     try:
         return read_document((text or "") if name == TEXT else FILES.locate(name).read_text("utf-8"))
@@ -88,16 +88,16 @@ class VisionLLMSaveDetections(io.ComfyNode):
     @classmethod
     def execute(cls, filename_prefix, json=None, image=None, bboxes=None, masks=None, keypoints=None) -> io.NodeOutput:
         if json is not None and any(value is not None for value in (bboxes, masks, keypoints)):
-            raise ValueError("json is written as it is: connect either json, or bboxes, masks and keypoints")
+            raise ValueError("json: cannot be combined with bboxes, masks or keypoints. Connect either json or those")
         if json is None:
             json = _written(image, bboxes, masks, keypoints)
         else:
             read(TEXT, json)
-        file, listed = FILES.next(filename_prefix.strip() or FILES.folder)
+        file, name = FILES.next(filename_prefix.strip() or FILES.folder)
         part = file.with_suffix(".part")
         part.write_text(json + "\n", "utf-8")
         os.replace(part, file)  # whole or not at all
-        return io.NodeOutput(json, listed, ui=show(cls, json))
+        return io.NodeOutput(json, name, ui=show_text(cls, json))
 
 
 class VisionLLMLoadDetections(io.ComfyNode):
@@ -154,7 +154,7 @@ class VisionLLMLoadDetections(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file, json):
-        """Such files are small, so they are read whole: a damaged one is told before the queue starts."""
+        """Read the whole file, which is small: a damaged one is reported before the run starts."""
         try:
             if file is not None and (file != TEXT or json is not None):
                 read(file, json)
@@ -178,33 +178,32 @@ class VisionLLMLoadDetections(io.ComfyNode):
 def _written(image, bboxes, masks, keypoints) -> str:
     if keypoints is not None:
         if bboxes is not None or masks is not None:
-            raise ValueError("connect either keypoints, which have boxes of their own, or bboxes with masks")
+            raise ValueError("keypoints: they have their own boxes. Connect either keypoints or bboxes with masks")
         return document(
             "keypoints", "", [frame(one["width"], one["height"], keypoints=one) for one in checked(keypoints)]
         )
     if bboxes is None:
-        raise ValueError("there is nothing to save: connect json, bboxes or keypoints")
+        raise ValueError("bboxes: nothing to save. Connect json, bboxes or keypoints")
     if image is None:
-        raise ValueError("the file tells the pictures' size: connect image")
+        raise ValueError("image: not connected, but the file records the images' size. Connect the images")
     frames = boxes_per_image(bboxes, len(image))
-    of_frames = [None] * len(frames) if masks is None else split_masks_per_image(masks, frames)
+    masks_per_image = [None] * len(frames) if masks is None else split_masks_per_image(masks, frames)
     return document(
-        "boxes", "", [frame(image.shape[2], image.shape[1], boxes, own) for boxes, own in zip(frames, of_frames)]
+        "boxes",
+        "",
+        [frame(image.shape[2], image.shape[1], boxes, own) for boxes, own in zip(frames, masks_per_image, strict=True)],
     )
 
 
 def _masks(loaded: Document, boxes: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Union and each; single empty ones where the pictures have several sizes, which one batch cannot hold."""
+    """Return union masks and object masks; a single empty one of each where the images differ in size."""
     sizes = {(record["height"], record["width"]) for record in loaded.frames}
     if len(sizes) != 1:
         return torch.zeros(1, 64, 64), torch.zeros(1, 64, 64)
     union, filled = boxes_to_masks(boxes, *sizes.pop())
-    each = loaded.masks()
-    if each is None or each.shape[1:] != union.shape[1:]:
+    masks = loaded.masks()
+    if masks is None or masks.shape[1:] != union.shape[1:]:
         return union, filled
     return torch.stack(
-        [own.amax(0) if len(own) else torch.zeros_like(union[0]) for own in split_masks_per_image(each, boxes)]
-    ), each
-
-
-NODES = [VisionLLMSaveDetections, VisionLLMLoadDetections]
+        [own.amax(0) if len(own) else torch.zeros_like(union[0]) for own in split_masks_per_image(masks, boxes)]
+    ), masks

@@ -1,10 +1,10 @@
-"""Nodes for keypoints of any skeleton: to boxes, masks and points, and to and from OpenPose's form."""
+"""Nodes for keypoints of any skeleton: to boxes, masks and points, and to and from OpenPose format."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..sockets import CATEGORY, KEYPOINTS, POSE_KEYPOINT
+from ..node_io import CATEGORY, KEYPOINTS, POSE_KEYPOINT
 from . import keypoints as records
 from .names import split_names
 from .pose_keypoint import from_pose_keypoint, to_pose_keypoint
@@ -91,15 +91,17 @@ class VisionLLMKeypointsToRegions(io.ComfyNode):
         frames, chosen = records.checked(keypoints), split_names(names)
         records.check_names(frames, chosen)
         if len({(frame["width"], frame["height"]) for frame in frames}) > 1:
-            raise ValueError("the keypoints belong to pictures of several sizes: masks of one batch must have one size")
-        union, each = records.keypoint_masks(frames, shape, chosen, threshold, margin)
+            raise ValueError(
+                "keypoints: they belong to images of different sizes, but the masks of a batch must have one size"
+            )
+        union, masks = records.keypoint_masks(frames, shape, chosen, threshold, margin)
         points = [
             records.coordinates(
                 point for thing in frame["objects"] for point in records.chosen(thing, chosen, threshold)
             )
             for frame in frames
         ]
-        return io.NodeOutput(records.keypoint_boxes(frames, chosen, threshold, margin), union, each, points)
+        return io.NodeOutput(records.keypoint_boxes(frames, chosen, threshold, margin), union, masks, points)
 
 
 class VisionLLMKeypointsToPose(io.ComfyNode):
@@ -181,6 +183,3 @@ class VisionLLMPoseToKeypoints(io.ComfyNode):
     @classmethod
     def execute(cls, pose) -> io.NodeOutput:
         return io.NodeOutput(from_pose_keypoint(pose))
-
-
-NODES = [VisionLLMKeypointsToRegions, VisionLLMKeypointsToPose, VisionLLMPoseToKeypoints]
