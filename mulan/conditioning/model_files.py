@@ -224,7 +224,8 @@ def adapter_from_tensors(file: TensorFile, family: Family | None = None) -> Adap
         is_there = f"has the shape {found[wrong[0]]}" if wrong[0] in found else "is missing"
         raise WrongFileError(
             f"{describe_path(path)} is an incomplete MuLan adapter for {family.title}: "
-            f"{len(wrong)} tensors are missing or have the wrong shape, the first, {wrong[0]}, {is_there}. Download it again."
+            f"{len(wrong)} tensors are missing or have the wrong shape, the first, {wrong[0]}, {is_there}. "
+            f"Download it again."
         )
     return AdapterFile(file, shape, family, names)
 

@@ -1,1 +1,1 @@
-"""The trainer of MuLan adapters. Run as a command: `python -m custom_nodes.mulan-nodes.mulan.training --help`."""
+"""The trainer of MuLan adapters. Run as a command: `python -m custom_nodes.<folder>.mulan.training --help`."""

@@ -1,4 +1,6 @@
-"""`python -m custom_nodes.mulan-nodes.mulan.training`, from ComfyUI's folder."""
+"""Train a MuLan adapter: `python -m custom_nodes.<folder>.mulan.training --help`, from ComfyUI's folder, in ComfyUI's
+Python.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""Frozen diffusion bases to train against: SD1.5 and SD2.1, from a diffusers folder or a single file, without the network."""
+"""Frozen diffusion bases to train against: SD1.5 and SD2.1, from a diffusers folder or a single file, without the
+network.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +8,39 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..checkpoints.tensor_files import open_tensors
 from ..conditioning.families import FAMILIES, SD15, Family
-from ..conditioning.model_files import open_tensors
 from .diffusion import PREDICTIONS, Denoiser
+from .run import import_training_package
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 WEIGHTS_NAME = "diffusion_pytorch_model"
-SD15_HEADS = 8
-SD21_HEAD_WIDTH = 64
+SD15_NUM_HEADS = 8
+SD21_HEAD_DIM = 64
 
 
 @dataclass(frozen=True)
-class Base:
-    """A frozen base: pictures [B, 3, H, W] in -1..1, latents [B, latent_channels, H / reduction, W / reduction] scaled for the denoiser."""
+class DiffusionBase:
+    """A frozen base: images [B, 3, H, W] in -1..1, latents [B, latent_channels, h, w] scaled for the denoiser.
+
+    h and w are H and W / downscale_factor.
+    """
 
     denoiser: Denoiser
-    encode_pictures: Callable[[torch.Tensor], torch.Tensor]
+    encode_images: Callable[[torch.Tensor], torch.Tensor]
     decode: Callable[[torch.Tensor], torch.Tensor]
     alphas_cumprod: torch.Tensor
     prediction: str
     latent_channels: int
-    reduction: int
-    context_width: int
+    downscale_factor: int
+    context_dim: int
     family: Family
-    encoder_mark: str  # tells one picture encoder from another
+    encoder_fingerprint: str  # differs from one image encoder to another
 
 
 def load_base(
@@ -42,22 +49,22 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     prediction: str | None = None,
     gradient_checkpointing: bool = False,
-) -> Base:
-    """Loads UNet (in `dtype`), autoencoder (always float32) and noise schedule; text encoders are left alone.
+) -> DiffusionBase:
+    """Load UNet (in `dtype`), autoencoder (always float32) and noise schedule; text encoders are not read.
 
-    prediction overrules what the base says; a single file of SD2.1 does not say it, there it is needed. gradient_checkpointing spends
-    time to save memory. Raises ValueError for what is no SD1.5 or SD2.1 base.
+    `prediction` overrides what the base says; a single file of SD2.1 does not say it and needs it.
+    `gradient_checkpointing` takes more time and less memory. Raises ValueError for what is not an SD1.5 or SD2.1 base.
     """
     path = Path(path)
     load = _load_folder if path.is_dir() else _load_single_file
-    unet, vae, alphas_cumprod, told = load(path)
+    unet, vae, alphas_cumprod, stored_prediction = load(path)
     family = _family(path, unet.config.cross_attention_dim)
     if unet.config.in_channels != vae.config.latent_channels:
         raise ValueError(
             f"{path} denoises {unet.config.in_channels} channels, its autoencoder gives {vae.config.latent_channels}: "
-            f"inpainting and other special bases cannot be trained against, take the plain one"
+            f"use a plain base, not an inpainting or other special one"
         )
-    prediction = prediction or told or ("epsilon" if family is SD15 else None)
+    prediction = prediction or stored_prediction or ("epsilon" if family is SD15 else None)
     if prediction not in PREDICTIONS:
         raise ValueError(
             f"{path} predicts {prediction or 'what it does not say'}: name {' or '.join(PREDICTIONS)} "
@@ -68,18 +75,18 @@ def load_base(
     torch.nn.Module.to(vae.requires_grad_(False), device, torch.float32)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return _assemble(unet, vae, alphas_cumprod, prediction, family)
+    return _make_base(unet, vae, alphas_cumprod, prediction, family)
 
 
-def _assemble(unet, vae, alphas_cumprod: torch.Tensor, prediction: str, family: Family) -> Base:
+def _make_base(unet, vae, alphas_cumprod: torch.Tensor, prediction: str, family: Family) -> DiffusionBase:
     scale = vae.config.scaling_factor
 
     def denoiser(x, t, context):
         return unet(x.to(unet.dtype), t, encoder_hidden_states=context.to(unet.dtype)).sample.float()
 
     @torch.no_grad()
-    def encode_pictures(pictures):
-        return vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mode().float() * scale
+    def encode_images(images):
+        return vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode().float() * scale
 
     @torch.no_grad()
     def decode(latents):
@@ -88,34 +95,39 @@ def _assemble(unet, vae, alphas_cumprod: torch.Tensor, prediction: str, family: 
     encoder = hashlib.blake2b(digest_size=8)
     for name in ("encoder.conv_in.weight", "encoder.conv_out.weight"):
         encoder.update(vae.get_parameter(name).cpu().numpy().tobytes())
-    return Base(
+    return DiffusionBase(
         denoiser,
-        encode_pictures,
+        encode_images,
         decode,
         alphas_cumprod,
         prediction,
         latent_channels=vae.config.latent_channels,
-        reduction=2 ** (len(vae.config.block_out_channels) - 1),
-        context_width=unet.config.cross_attention_dim,
+        downscale_factor=2 ** (len(vae.config.block_out_channels) - 1),
+        context_dim=unet.config.cross_attention_dim,
         family=family,
-        encoder_mark=f"{encoder.hexdigest()} {scale}",
+        encoder_fingerprint=f"{encoder.hexdigest()} {scale}",
     )
 
 
-def _family(path: Path, context_width: int) -> Family:
+def _family(path: Path, context_dim: int) -> Family:
     for family in FAMILIES:
-        if family.context_width == context_width:
+        if family.context_dim == context_dim:
             return family
-    known = ", ".join(f"{family.title} ({family.context_width})" for family in FAMILIES)
-    raise ValueError(f"{path} reads contexts of width {context_width}; known are {known}")
+    known = ", ".join(f"{family.title} ({family.context_dim})" for family in FAMILIES)
+    raise ValueError(f"{path} reads contexts of width {context_dim}; known are {known}")
+
+
+def _diffusers() -> tuple[Any, Any, Any]:
+    """Import the classes of diffusers, which only training needs, when they are needed."""
+    diffusers: Any = import_training_package("diffusers")
+    return diffusers.AutoencoderKL, diffusers.DDPMScheduler, diffusers.UNet2DConditionModel
 
 
 def _load_folder(path: Path):
-    """-> unet, vae, alphas_cumprod, prediction type of a folder as diffusers' `save_pretrained` writes it."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
+    """Load unet, vae, alphas_cumprod and prediction type from a folder as diffusers' `save_pretrained` writes it."""
+    autoencoder_class, scheduler_class, unet_class = _diffusers()
     parts = {}
-    for name, part in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+    for name, part in (("unet", unet_class), ("vae", autoencoder_class)):
         plain = (path / name / f"{WEIGHTS_NAME}.safetensors").is_file() or any((path / name).glob("*.index.json"))
         try:
             parts[name] = part.from_pretrained(
@@ -124,7 +136,7 @@ def _load_folder(path: Path):
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be loaded as a diffusers folder: {name}: {_first_line(error)}") from error
     try:
-        scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler", local_files_only=True)
+        scheduler = scheduler_class.from_pretrained(path, subfolder="scheduler", local_files_only=True)
     except OSError as error:
         raise ValueError(
             f"{path} has no noise schedule: scheduler/scheduler_config.json: {_first_line(error)}"
@@ -137,22 +149,23 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_single_file(path: Path):
-    """-> unet, vae, alphas_cumprod, prediction type (None where the file does not say it) of a checkpoint in the original layout.
+    """Load unet, vae, alphas_cumprod and prediction type (None where it is not stored) from a file in the original
+    layout.
 
-    diffusers is given the original configuration, read from the tensors' shapes, because it would fetch one from the network otherwise.
+    diffusers is given the original configuration, read from the tensors' shapes, because it would fetch one from the
+    network otherwise.
     """
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
+    autoencoder_class, scheduler_class, unet_class = _diffusers()
     file = open_tensors(path)
     try:
         config = original_config(file.shapes)
     except KeyError as error:
         raise ValueError(
-            f"{path} is no whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks {error}"
+            f"{path} is not a whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks {error}"
         ) from error
     _family(path, config["model"]["params"]["unet_config"]["params"]["context_dim"])  # before gigabytes are read
     parts = []
-    for prefix, part in ((UNET_PREFIX, UNet2DConditionModel), (VAE_PREFIX, AutoencoderKL)):
+    for prefix, part in ((UNET_PREFIX, unet_class), (VAE_PREFIX, autoencoder_class)):
         tensors = {name: file.read(name) for name in file.shapes if name.startswith(prefix)}
         try:
             parts.append(part.from_single_file(tensors, original_config=config))
@@ -160,15 +173,15 @@ def _load_single_file(path: Path):
             raise ValueError(
                 f"{path}: its {prefix}* tensors are incomplete or not of SD1.5 or SD2.1: {_first_line(error)}"
             ) from error
-    schedule = DDPMScheduler(
+    schedule = scheduler_class(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
     )
-    told = file.metadata.get("modelspec.prediction_type", file.metadata.get("modelspec.predict_key"))
-    return *parts, schedule.alphas_cumprod, {"v": "v_prediction"}.get(told, told)
+    stored = file.metadata.get("modelspec.prediction_type") or file.metadata.get("modelspec.predict_key")
+    return *parts, schedule.alphas_cumprod, "v_prediction" if stored == "v" else stored
 
 
 def original_config(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """The configuration that a checkpoint of these tensors was made with. Raises KeyError where it is no SD1.5 or SD2.1."""
+    """Return the configuration that a checkpoint of these tensors was made with. Raises KeyError for another model."""
     return {
         "model": {
             "params": {
@@ -184,7 +197,10 @@ def _without_prefix(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[
 
 
 def _unet_config(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """The original `unet_config` as the tensors tell it. Heads cannot be told: SD1.5 has 8 everywhere, SD2.1 has heads of 64 channels."""
+    """Read the original `unet_config` from the tensors.
+
+    They do not tell heads: SD1.5 has 8, SD2.1 heads of 64 channels.
+    """
     levels, block = [[]], 1
     while any(f"input_blocks.{block}.0.{kind}.weight" in shapes for kind in ("op", "in_layers.0")):
         if f"input_blocks.{block}.0.op.weight" in shapes:
@@ -206,12 +222,12 @@ def _unet_config(shapes: Mapping[str, tuple[int, ...]]) -> dict:
         "transformer_depth": 1,
         "context_dim": shapes[f"{first}transformer_blocks.0.attn2.to_k.weight"][1],
         "use_linear_in_transformer": linear,
-        **({"num_head_channels": SD21_HEAD_WIDTH} if linear else {"num_heads": SD15_HEADS}),
+        **({"num_head_channels": SD21_HEAD_DIM} if linear else {"num_heads": SD15_NUM_HEADS}),
     }
 
 
 def _vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """The original autoencoder's `ddconfig` as the tensors tell it."""
+    """Read the original autoencoder's `ddconfig` from the tensors."""
     channels, in_channels = shapes["encoder.conv_in.weight"][:2]
     levels = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down."))
     return {

@@ -1,4 +1,4 @@
-"""What an adapter is trained on: a folder of pictures with captions, their latents on disk, and the endless stream of samples."""
+"""Training data: a folder of images with captions, their latents on disk, and the endless stream of samples."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from safetensors import safe_open
 
 from .run import write_safetensors
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_LIST = "metadata.jsonl"
-HIGH_NOISE = (
-    0.6  # of the timesteps: from there on a picture's layout and colours are decided, and so the text matters most
-)
+# Share of the timesteps: from there on an image's layout and colors are decided, and so the text matters most
+HIGH_NOISE = 0.6
 SHARD_SIZE = 1024  # latents in a file; what an interrupted caching loses at most
 ENCODE_BATCH = 8
 
 
 class SampleStream:
-    """The endless stream of training samples: sample `number` is always the same, whoever asks for it and when.
+    """The endless stream of training samples: the sample of an index is always the same, whoever asks for it and when.
 
-    Every epoch has its own order of the examples. A sample is the example's latent, its noise, its timestep and its caption, which
-    is "" for a share `empty_share` of the samples.
+    Every epoch has its own order of the examples. A sample is the example's latent, its noise, its timestep and its
+    caption, which is "" for a share `empty_share` of the samples.
     """
 
     def __init__(self, examples, timesteps: int, seed: int, empty_share: float, high_noise_share: float):
@@ -40,14 +39,15 @@ class SampleStream:
         )
         self._epoch, self._order = -1, []
 
-    def batch(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-        """-> latents [B, C, h, w], noise [B, C, h, w], timesteps [B] long, captions; on the CPU."""
-        latents, noise, timesteps, captions = zip(*map(self.sample, numbers))
+    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
+        """Return latents [B, C, h, w], noise [B, C, h, w], timesteps [B] long, captions; on the CPU."""
+        latents, noise, timesteps, captions = zip(*map(self.sample, indices), strict=True)
         return torch.stack(latents), torch.stack(noise), torch.tensor(timesteps), list(captions)
 
-    def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor, int, str]:
-        example = self.examples[self._index(number)]
-        generator = self._generator("sample", number)
+    def sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int, str]:
+        """Return latent, noise, timestep and caption of one sample."""
+        example = self.examples[self._example(index)]
+        generator = self._generator("sample", index)
         high, empty = torch.rand(2, generator=generator).tolist()
         first = int(HIGH_NOISE * self.timesteps) if high < self.high_noise_share else 0
         timestep = int(torch.randint(first, self.timesteps, (), generator=generator))
@@ -55,43 +55,44 @@ class SampleStream:
         noise = torch.randn(latent.shape, generator=generator)
         return latent, noise, timestep, "" if empty < self.empty_share else example["caption"]
 
-    def _index(self, number: int) -> int:
-        epoch, place = divmod(number, len(self.examples))
+    def _example(self, index: int) -> int:
+        epoch, position = divmod(index, len(self.examples))
         if epoch != self._epoch:
             self._epoch, self._order = (
                 epoch,
                 torch.randperm(len(self.examples), generator=self._generator("epoch", epoch)).tolist(),
             )
-        return self._order[place]
+        return self._order[position]
 
-    def _generator(self, kind: str, number: int) -> torch.Generator:
-        digest = hashlib.blake2b(f"{self.seed} {kind} {number}".encode(), digest_size=4).digest()
+    def _generator(self, kind: str, index: int) -> torch.Generator:
+        digest = hashlib.blake2b(f"{self.seed} {kind} {index}".encode(), digest_size=4).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-class PictureFolder(torch.utils.data.Dataset):
-    """The pictures of a folder and its subfolders -> {"picture": float [3, size, size] in -1..1, "caption": str}.
+class CaptionedImages(torch.utils.data.Dataset):
+    """The images of a folder and its subfolders -> {"image": float [3, size, size] in -1..1, "caption": str}.
 
-    A picture's caption stands in metadata.jsonl ({"file_name", "text"} a line) or in the .txt of the same name. The shorter side is
-    resized to `size`, the middle is cut out. Raises ValueError where there is no folder, no picture, or a picture has no caption.
+    An image's caption is in metadata.jsonl ({"file_name", "text"} a line) or in the .txt of the same name. The shorter
+    side is resized to `size`, the center is cut out. Raises ValueError where the folder or a caption is missing, or
+    there is no image.
     """
 
     def __init__(self, folder: Path | str, size: int):
         self.folder, self.size = Path(folder), size
         if not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is not a folder: expected is one of pictures with captions")
-        self.paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+            raise ValueError(f"{self.folder} is not a folder: expected a folder of images with captions")
+        self.paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not self.paths:
-            raise ValueError(f"{self.folder} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+            raise ValueError(f"{self.folder} contains no image ({', '.join(IMAGE_SUFFIXES)})")
         listed = self._listed_captions()
         captions = [listed.get(path) or _text_beside(path) for path in self.paths]
-        bare = [path for path, caption in zip(self.paths, captions) if not caption]
+        bare = [path for path, caption in zip(self.paths, captions, strict=True) if not caption]
         if bare:
             some = ", ".join(str(path.relative_to(self.folder)) for path in bare[:3]) + (
                 ", ..." if len(bare) > 3 else ""
             )
             raise ValueError(
-                f"{len(bare)} of {len(self.paths)} pictures in {self.folder} have no caption ({some}): "
+                f"{len(bare)} of {len(self.paths)} images in {self.folder} have no caption ({some}): "
                 f'write it into a .txt of the same name or into {CAPTION_LIST} as {{"file_name": ..., "text": ...}}'
             )
         self.captions = captions
@@ -100,10 +101,10 @@ class PictureFolder(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict:
-        return {"picture": load_picture(self.paths[index], self.size), "caption": self.captions[index]}
+        return {"image": load_image(self.paths[index], self.size), "caption": self.captions[index]}
 
-    def mark(self) -> str:
-        """Changes with the pictures and their size, not with their captions."""
+    def fingerprint(self) -> str:
+        """Return a text that changes with the images and their size, not with their captions."""
         digest = hashlib.blake2b(f"{self.size}".encode(), digest_size=8)
         for path in self.paths:
             stat = path.stat()
@@ -115,7 +116,7 @@ class PictureFolder(torch.utils.data.Dataset):
         if not path.is_file():
             return {}
         captions = {}
-        for number, line in enumerate(_read_text(path).splitlines(), 1):
+        for line_number, line in enumerate(_read_text(path).splitlines(), 1):
             if not line.strip():
                 continue
             try:
@@ -123,7 +124,7 @@ class PictureFolder(torch.utils.data.Dataset):
                 captions[self.folder / entry["file_name"]] = entry["text"].strip()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f'{path}, line {number}: expected is {{"file_name": ..., "text": ...}}, not {line[:80]!r}'
+                    f'{path}, line {line_number}: expected {{"file_name": ..., "text": ...}}, not {line[:80]!r}'
                 ) from error
         return captions
 
@@ -140,24 +141,28 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
-def load_picture(path: Path, size: int) -> torch.Tensor:
-    """-> float [3, size, size] in -1..1; transparent parts become white. Raises ValueError for a file that is no picture."""
+def load_image(path: Path, size: int) -> torch.Tensor:
+    """Read an image, float [3, size, size] in -1..1. Transparent parts become white. Raises ValueError for other "
+    "files.
+    """
     import numpy as np
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
+            image = ImageOps.exif_transpose(file).convert("RGBA")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}): repair or remove it") from error
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture).convert("RGB")
-    picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
+        raise ValueError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image).convert("RGB")
+    image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
 
 class LatentFolder(torch.utils.data.Dataset):
-    """Latents that `cache_latents` wrote, with their captions -> {"latent": [C, h, w], "caption": str}; read when asked for."""
+    """Latents that `cache_latents` wrote, with their captions -> {"latent": [C, h, w], "caption": str}; read when asked
+    for.
+    """
 
     def __init__(self, shards: list[Path], captions: list[str]):
         self.captions = captions
@@ -172,34 +177,36 @@ class LatentFolder(torch.utils.data.Dataset):
 
 
 def cache_latents(
-    pictures: PictureFolder,
+    images: CaptionedImages,
     encode: Callable[[torch.Tensor], torch.Tensor],
-    encoder_mark: str,
+    encoder_fingerprint: str,
     folder: Path,
     accelerator,
     report: Callable[[int, int], None],
 ) -> LatentFolder:
-    """Encodes what is not on disk yet, each process its share, and returns all. encode: [B, 3, H, W] in -1..1 -> [B, C, h, w].
+    """Encode what is not on disk yet, each process its share, and return all.
 
-    The files, float16 under `folder`/latents-<mark>, are made anew where the pictures, their size or the encoder changed. report(done, all)
-    counts pictures.
+    encode: [B, 3, H, W] in -1..1 -> [B, C, h, w].
+
+    The files, float16 under `folder`/latents-<fingerprint>, are made anew where the images, their size or the encoder
+    changed. report(done, all) counts images.
     """
-    mark = hashlib.blake2b(f"{pictures.mark()} {encoder_mark}".encode(), digest_size=6).hexdigest()
-    folder = folder / f"latents-{mark}"
-    starts = range(0, len(pictures), SHARD_SIZE)
+    fingerprint = hashlib.blake2b(f"{images.fingerprint()} {encoder_fingerprint}".encode(), digest_size=6).hexdigest()
+    folder = folder / f"latents-{fingerprint}"
+    starts = range(0, len(images), SHARD_SIZE)
     shards = [folder / f"{start:08d}.safetensors" for start in starts]
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
-    for number, (start, shard) in enumerate(zip(starts, shards)):
-        if number % accelerator.num_processes == accelerator.process_index and not shard.is_file():
-            stop = min(start + SHARD_SIZE, len(pictures))
+    for index, (start, shard) in enumerate(zip(starts, shards, strict=True)):
+        if index % accelerator.num_processes == accelerator.process_index and not shard.is_file():
+            stop = min(start + SHARD_SIZE, len(images))
             latents = []
             for first in range(start, stop, ENCODE_BATCH):
-                batch = torch.stack([pictures[i]["picture"] for i in range(first, min(first + ENCODE_BATCH, stop))])
+                batch = torch.stack([images[i]["image"] for i in range(first, min(first + ENCODE_BATCH, stop))])
                 latents.append(encode(batch).to("cpu", torch.float16))
                 if accelerator.is_main_process:
-                    report(min(first + ENCODE_BATCH, stop), len(pictures))
+                    report(min(first + ENCODE_BATCH, stop), len(images))
             write_safetensors(shard, {"latents": torch.cat(latents)}, {})
     accelerator.wait_for_everyone()
-    return LatentFolder(shards, pictures.captions)
+    return LatentFolder(shards, images.captions)

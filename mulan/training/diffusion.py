@@ -1,4 +1,6 @@
-"""The arithmetic of diffusion that training and its validation pictures share: noising, the loss, a deterministic sampler."""
+"""The arithmetic of diffusion that training and its validation images share: noising, the loss, a deterministic
+sampler.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """The forward diffusion: latents and noise [B, C, h, w], alpha (cumulative) [B] -> x_t."""
+    """Add noise to latents, both [B, C, h, w], as the forward diffusion does; alpha (cumulative) [B] -> x_t."""
     alpha = alpha.view(-1, 1, 1, 1)
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
 
-def diffusion_loss(predicted, latents, noise, alpha, prediction: str, weigh_high_noise: bool = False) -> torch.Tensor:
-    """The mean squared error of the prediction against the noise, or against the velocity; a scalar in float32.
+def diffusion_loss(predicted, latents, noise, alpha, prediction: str, high_noise_weight: bool = False) -> torch.Tensor:
+    """Return the mean squared error of the prediction against the noise, or the velocity; a scalar in float32.
 
     weigh_high_noise multiplies each sample's error by sqrt(min(30, 1 / alpha)).
     """
@@ -30,7 +32,7 @@ def diffusion_loss(predicted, latents, noise, alpha, prediction: str, weigh_high
         a = alpha.view(-1, 1, 1, 1)
         target = a.sqrt() * noise - (1 - a).sqrt() * latents
     loss = F.mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3))
-    if weigh_high_noise:
+    if high_noise_weight:
         loss = loss * (1 / alpha).clamp(max=WEIGHT_LIMIT).sqrt()
     return loss.mean()
 
@@ -47,9 +49,9 @@ def sample(
     shape: tuple[int, int, int],
     prediction: str = "epsilon",
 ) -> torch.Tensor:
-    """DDIM without added noise: contexts [B, Q, D] and [1, Q, D], shape (C, h, w) -> latents [B, C, h, w] on the context's device.
+    """Sample with DDIM, without added noise: contexts [B, Q, D] and [1, Q, D], shape (C, h, w) -> latents [B, C, h, w].
 
-    Picture i starts from the noise of seed + i, whatever the size of the batch.
+    They are on the context's device. Image i starts from the noise of seed + i, whatever the size of the batch.
     """
     device = context.device
     x = torch.stack(
@@ -58,10 +60,10 @@ def sample(
     both = torch.cat([empty_context.expand_as(context), context])
     timesteps = torch.linspace(len(alphas_cumprod) - 1, 0, steps + 1).round().long().tolist()[:-1]
     alphas = [float(alphas_cumprod[t]) for t in timesteps] + [1.0]
-    for t, alpha, next_alpha in zip(timesteps, alphas, alphas[1:]):
+    for t, alpha, next_alpha in zip(timesteps, alphas, alphas[1:], strict=False):
         times = torch.full((len(both),), t, device=device)
-        empty, told = denoiser(torch.cat([x, x]), times, both).float().chunk(2)
-        predicted = empty + cfg * (told - empty)
+        unconditional, conditional = denoiser(torch.cat([x, x]), times, both).float().chunk(2)
+        predicted = unconditional + cfg * (conditional - unconditional)
         if prediction == "v_prediction":
             clean = alpha**0.5 * x - (1 - alpha) ** 0.5 * predicted
             noise = alpha**0.5 * predicted + (1 - alpha) ** 0.5 * x

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +20,7 @@ from safetensors.torch import save
 from ..conditioning.adapter import LanguageAdapter, to_published
 from .diffusion import PREDICTIONS
 
+TRAINING_PACKAGES = ("accelerate", "diffusers", "transformers")  # which ComfyUI itself does not need
 PRECISIONS = ("fp32", "bf16")
 RESULT_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 STATE_FILE = "state.safetensors"
@@ -27,7 +31,10 @@ CHANGEABLE = ("batch_size", "gradient_accumulation", "save_every", "validate_eve
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. One step sees batch_size * gradient_accumulation * processes samples; a `*_every` of 0 means only at the end."""
+    """How to train.
+
+    One step sees batch_size * gradient_accumulation * processes samples; a `*_every` of 0 means only at the end.
+    """
 
     steps: int
     batch_size: int
@@ -39,9 +46,7 @@ class TrainSettings:
     seed: int = 0
     empty_share: float = 0.1  # captions replaced by "", which classifier-free guidance needs
     prediction: str = "epsilon"
-    high_noise_share: float = (
-        0.0  # timesteps drawn from the last 40% of the schedule only; the others are drawn from all of it
-    )
+    high_noise_share: float = 0.0  # timesteps drawn from the last 40% of the schedule only, not from all of it
     high_noise_weight: bool = False  # weighs each sample's loss by sqrt(min(30, 1 / alpha))
     precision: str = "fp32"
     ema: float = 0.0  # decay of the averaged weights that become the result; 0 keeps the last weights
@@ -69,27 +74,41 @@ class TrainSettings:
             )
 
 
+def import_training_package(name: str) -> ModuleType:
+    """Import a package that only training needs. Raises ImportError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"training needs {', '.join(TRAINING_PACKAGES)}, and {error.name} is not installed: run "
+            f"{sys.executable} -m pip install {' '.join(TRAINING_PACKAGES)}"
+        ) from error
+
+
 def _require(holds: bool, name: str, value, expected: str) -> None:
     if not holds:
-        raise ValueError(f"the training setting {name} is {value!r}, expected is {expected}")
+        raise ValueError(f"the training setting {name} is {value!r}, expected {expected}")
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The rate of step `step` (counted from 0): a linear warm-up, then half a cosine down to zero."""
+    """Return the rate of step `step` (counted from 0): a linear warm-up, then half a cosine down to zero."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Run:
-    """Weights, their average, the optimizer and the number of steps done. `accelerator` is an `accelerate.Accelerator`."""
+class TrainingRun:
+    """Weights, their average, the optimizer and the number of steps done. `accelerator` is an "
+    "`accelerate.Accelerator`.
+    """
 
     def __init__(self, adapter: LanguageAdapter, settings: TrainSettings, accelerator, metadata: dict[str, str]):
         dtypes = {parameter.dtype for parameter in adapter.parameters()}
         if dtypes != {torch.float32}:
             raise ValueError(
-                f"the adapter to train must be float32, not {', '.join(map(str, dtypes))}: its updates would be rounded away"
+                f"the adapter to train must be float32, not {', '.join(map(str, dtypes))}: its updates would be "
+                "rounded away"
             )
         self.adapter, self.settings, self.accelerator, self.metadata = adapter, settings, accelerator, metadata
         self.device = adapter.queries.device
@@ -109,8 +128,10 @@ class Run:
     def samples_per_step(self) -> int:
         return self.settings.batch_size * self.settings.gradient_accumulation * self.accelerator.num_processes
 
-    def advance(self, loss_of: Callable[[range], torch.Tensor], stop: bool) -> tuple[float, bool]:
-        """One step over this process's share of its samples -> the mean loss, and whether any process was told to stop."""
+    def advance(self, compute_loss: Callable[[range], torch.Tensor], stop: bool) -> tuple[float, bool]:
+        """Take one step over this process's share of its samples -> the mean loss, and whether any process shall "
+        "stop.
+        """
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings)
@@ -123,7 +144,7 @@ class Run:
             is_last = part == settings.gradient_accumulation - 1
             start = first + part * settings.batch_size
             with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
-                loss = loss_of(range(start, start + settings.batch_size)) / settings.gradient_accumulation
+                loss = compute_loss(range(start, start + settings.batch_size)) / settings.gradient_accumulation
                 loss.backward()
             total += loss.detach()
         mean_loss, stop = self.accelerator.reduce(
@@ -131,38 +152,45 @@ class Run:
         ).tolist()
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
-                f"the loss of step {self.step + 1} is {mean_loss}: lower the learning rate ({settings.learning_rate}) or check the latents"
+                f"the loss of step {self.step + 1} is {mean_loss}: lower the learning rate ({settings.learning_rate}) "
+                "or check the latents"
             )
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            decay = min(
-                settings.ema, (1 + self.step) / (10 + self.step)
-            )  # a young average forgets the untrained weights sooner
-            for mean, value in zip(self.average.parameters(), self.parameters.values()):
+            # A young average forgets the untrained weights sooner.
+            decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+            for mean, value in zip(self.average.parameters(), self.parameters.values(), strict=True):
                 mean.lerp_(value.detach(), 1 - decay)
         self.step += 1
         return mean_loss, stop > 0
 
     def state_exists(self) -> bool:
+        """Return whether there is a state to resume from."""
         return self.settings.out_dir is not None and self._state_path.is_file()
 
     def save(self) -> None:
-        """Writes state and adapter, each complete or not at all, where there is a folder. Every process calls it; the main one writes."""
+        """Write state and adapter, each complete or not at all, where there is a folder.
+
+        Every process calls it; the main one writes.
+        """
         if self.settings.out_dir is not None and self.accelerator.is_main_process:
             self._write(Path(self.settings.out_dir))
         self.accelerator.wait_for_everyone()  # a launcher that sees one process leave ends the others
 
     def load(self) -> None:
-        """The inverse of `save`; raises ValueError for a state of other settings or of another adapter, and for a damaged file."""
+        """Load what `save` wrote.
+
+        Raises ValueError for a state of other settings or another adapter, and for a damaged file.
+        """
         try:
             with safe_open(self._state_path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{self._state_path} cannot be read ({error}): delete it to begin anew") from error
-        self._check_identity(json.loads(metadata.get("settings", "{}")))
+        self._check_settings(json.loads(metadata.get("settings", "{}")))
 
         def part(prefix):
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -180,6 +208,7 @@ class Run:
 
     @property
     def _state_path(self) -> Path:
+        assert self.settings.out_dir is not None, "callers ask for it first"  # noqa: S101
         return Path(self.settings.out_dir) / STATE_FILE
 
     def _write(self, folder: Path) -> None:
@@ -189,7 +218,9 @@ class Run:
             tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in self.optimizer.state[parameter].items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        write_safetensors(self._state_path, tensors, {"step": str(self.step), "settings": json.dumps(self._identity())})
+        write_safetensors(
+            self._state_path, tensors, {"step": str(self.step), "settings": json.dumps(self._fixed_settings())}
+        )
         result = {
             name: tensor.to(RESULT_DTYPES[self.settings.result_dtype])
             for name, tensor in self.result.state_dict().items()
@@ -197,14 +228,14 @@ class Run:
         labels = {**self.metadata, "steps": str(self.step), "seed": str(self.settings.seed)}
         write_safetensors(folder / ADAPTER_FILE, to_published(result), labels)
 
-    def _identity(self) -> dict:
+    def _fixed_settings(self) -> dict:
         settings = {name: value for name, value in asdict(self.settings).items() if name not in CHANGEABLE}
         return {**settings, "samples_per_step": self.samples_per_step}
 
-    def _check_identity(self, saved: dict) -> None:
+    def _check_settings(self, saved: dict) -> None:
         changed = [
             f"{name} {saved.get(name)} -> {value}"
-            for name, value in self._identity().items()
+            for name, value in self._fixed_settings().items()
             if saved.get(name) != value
         ]
         if changed:
@@ -215,7 +246,9 @@ class Run:
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes beside the target first, so that whoever is interrupted keeps the old file; `save_file` would make it private."""
+    """Write beside the target first, so that an interrupted run keeps the old file. `save_file` would make it "
+    "private.
+    """
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_bytes(
         save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)

@@ -1,4 +1,6 @@
-"""Every number of upstream MuLan that the goldens hold, against ours: ids, text states, contexts, layer by layer, full size."""
+"""Every number of upstream MuLan that the goldens hold, against ours: ids, text states, contexts, layer by layer, full
+size.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 from mulan_nodes.mulan.conditioning.adapter_sdxl import AdapterShapeXL, LanguageAdapterXL
 from mulan_nodes.mulan.conditioning.clip import load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import PIXART, SD15, SD21, SDXL
-from mulan_nodes.mulan.conditioning.model_files import TextConfig, open_adapter, open_text_encoder
 from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
+from mulan_nodes.mulan.conditioning.model_files import TextConfig, open_adapter, open_text_encoder
 from mulan_nodes.mulan.conditioning.tokenizer import InternVLTokenizer
 
 HERE = Path(__file__).parent
@@ -44,7 +46,9 @@ def sides(facts):
 
 @pytest.fixture(scope="session")
 def tokenizers(goldens, facts):
-    """(tokenizer, cases): the tiny one's, and the real InternVL's where its file is found near the goldens or the repository."""
+    """(tokenizer, cases): the tiny one's, and the real InternVL's where its file is found near the goldens or the
+    repository.
+    """
     found = [(goldens / "tokenizer" / "tokenizer.model", facts("tokenizer_cases")["cases"])]
     for data in (goldens.parents[1] / "data", HERE.parents[2] / "shared" / "data"):
         real = data / "internvl_tokenizer" / "tokenizer.model"
@@ -65,7 +69,9 @@ def test_every_tokenizer_case_has_upstreams_ids(tokenizers):
 
 
 def test_text_kept_from_the_colon_changes_nothing_elsewhere(tokenizers):
-    """The default style's one change of ids: prompts that do not merge with the colon keep upstream's, all keep the prefix whole."""
+    """The default style's one change of ids: prompts that do not merge with the colon keep upstream's, all keep the
+    prefix whole.
+    """
     for tokenizer, cases in tokenizers:
         for case in cases:
             ours = [p.id for p in tokenizer.encode_prefixed(case["text"], keep_merged=True)]
@@ -170,7 +176,9 @@ def test_full_size_adapter(full_size, whole):
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((HERE / "manifests" / "mulan").glob("adapter_*.json"))])
 def test_every_tensor_of_the_published_adapters_has_its_place(name, manifest, tmp_path):
-    """In the module behind the text encoder or in the MODEL: nothing missing, nothing unexpected, and the family is found."""
+    """In the module behind the text encoder or in the MODEL: nothing missing, nothing unexpected, and the family is
+    found.
+    """
     published = manifest(name)
     torch.save({n: torch.empty(shape, device="meta") for n, shape in published.items()}, tmp_path / "adapter.pth")
     file = open_adapter(tmp_path / "adapter.pth")
@@ -196,7 +204,9 @@ def test_every_tensor_of_the_published_adapters_has_its_place(name, manifest, tm
     ids=("text", "whole"),
 )
 def test_every_tensor_that_text_needs_of_the_full_size_checkpoint_has_its_place(names, manifest, goldens, tmp_path):
-    """The published names and shapes, found by the reader and equal to the module's: nothing missing, nothing unexpected."""
+    """The published names and shapes, found by the reader and equal to the module's: nothing missing, nothing
+    unexpected.
+    """
     shapes = {n: shape for name in names for n, shape in manifest(name).items()}
     folder = tmp_path / "InternVL-14B-224px"
     folder.mkdir()
@@ -204,7 +214,12 @@ def test_every_tensor_that_text_needs_of_the_full_size_checkpoint_has_its_place(
     shutil.copy(goldens / "tokenizer" / "tokenizer.model", folder)
     found = open_text_encoder(folder)
     assert found.config == TextConfig(
-        vocab_size=49954, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, rms_norm_eps=1e-6
+        vocab_size=49954,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        rms_norm_eps=1e-6,
     )
     module = InternVLEncoder(found.config, dtype=torch.float16, device="meta")
     wanted = {n: tuple(t.shape) for n, t in module.transformer.state_dict().items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.mmdit import Mlp
+
 from mulan_nodes.mulan.conditioning.clip import load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import PIXART
 from mulan_nodes.mulan.conditioning.model_files import open_adapter

@@ -101,7 +101,8 @@ def test_a_model_without_these_weights_is_refused(adapter):
     bare = ModelPatcher(module, torch.device("cpu"), torch.device("cpu"))
     with pytest.raises(
         ValueError,
-        match="sdxl_embed_attnpool_tiny.safetensors replaces weights that the connected SimpleNamespace lacks.*label_emb",
+        match="sdxl_embed_attnpool_tiny.safetensors"
+        " replaces weights that the connected SimpleNamespace lacks.*label_emb",
     ):
         apply_adapter(bare, adapter)
 

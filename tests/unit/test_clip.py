@@ -218,7 +218,8 @@ def test_a_tokenizer_that_cannot_be_read(model, folder, tmp_path):
     model = (folder / "tokenizer.model").read_bytes()[:5000] if model == "cut" else model
     with pytest.raises(
         WrongFileError,
-        match="Broken .*its sentencepiece model cannot be read .*Take tokenizer.model from .*OpenGVLab/InternVL-14B-224px",
+        match="Broken .*its sentencepiece model cannot be read .*"
+        "Take tokenizer.model from .*OpenGVLab/InternVL-14B-224px",
     ):
         load_clip(with_tokenizer(folder, tmp_path / "Broken", model), ADAPTER, family=SD15)
 

@@ -1,4 +1,6 @@
-"""What the inspector says and draws, on the golden tokenizer, with the fonts of this machine, with one of our own, and with none."""
+"""What the inspector says and draws, on the golden tokenizer, with the fonts of this machine, with one of our own, and
+with none.
+"""
 
 from __future__ import annotations
 
@@ -233,9 +235,9 @@ def test_weights_cuts_and_notes_are_seen(default, upstream):
 # --- fonts  ---
 
 
-def cmap_font(path: Path, unicode_text: str, fmt: int) -> Path:
+def cmap_font(path: Path, characters: str, fmt: int) -> Path:
     """A font file of nothing but a table of characters."""
-    codes = sorted(map(ord, unicode_text))
+    codes = sorted(map(ord, characters))
     if fmt == 12:
         groups = b"".join(struct.pack(">III", code, code, number + 1) for number, code in enumerate(codes))
         subtable, encoding = struct.pack(">HHIII", 12, 0, 16 + len(groups), 0, len(codes)) + groups, 10
@@ -261,7 +263,8 @@ def test_a_font_says_which_characters_it_draws(tmp_path, fmt):
 
 
 def test_pillow_s_own_font_agrees_with_what_it_draws():
-    """The table of characters against the drawn shapes: a character that is missing looks like one that cannot exist."""
+    """The table of characters against the drawn shapes: a character that is missing looks like one that cannot "
+    "exist."""
     own, font = TextRenderer(Fonts([])), ImageFont.load_default(40)
     missing = bytes(font.getmask("\U0010ffff"))
     for character in "aZ09,.;:!?()[]<>|_…·×":

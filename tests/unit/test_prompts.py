@@ -171,7 +171,7 @@ def test_a_run_of_bytes_is_cut_only_where_it_is_longer_than_a_window(prompts):
 def test_what_is_drawn_as_one_stays_in_one_window(prompts, text):
     found = chunks(prompts, text)
     assert "".join(found).strip() == text and len(found) > 1
-    for before, after in zip(found, found[1:]):
+    for before, after in zip(found, found[1:], strict=False):
         first, last = after[0], before[-1]
         assert (
             not unicodedata.category(first).startswith("M")
@@ -361,7 +361,7 @@ def test_a_family_without_bare_negatives(tokenizer):
 @pytest.mark.parametrize("family, room", [(SD15, 75), (XL, 78), (PIXART, 78)])
 @pytest.mark.parametrize("negative", [False, True])
 def test_a_window_has_room_for_what_upstream_keeps(tokenizer, family, room, negative):
-    for style, count in (("default", 3), ("upstream", 1)):
+    for style, _ in (("default", 3), ("upstream", 1)):
         reading = PromptTokenizer(tokenizer, family, style).tokenize("," * room * 3, negative)
         assert reading.capacity == room and len(reading.windows[0]) == room, style
         assert style == "default" or len(reading.windows) == 1

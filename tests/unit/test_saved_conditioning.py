@@ -57,7 +57,7 @@ def assert_same(ours, wanted) -> None:
             assert_same(ours[key], wanted[key])
     elif isinstance(wanted, (list, tuple)):
         assert len(ours) == len(wanted)
-        for a, b in zip(ours, wanted):
+        for a, b in zip(ours, wanted, strict=False):
             assert_same(a, b)
     else:
         assert ours == wanted
@@ -288,7 +288,8 @@ def model(kind: str) -> SimpleNamespace:
             768,
             "sd15",
             "SDXL",
-            r"the conditioning x\.safetensors \(in .*\) is for Stable Diffusion 1\.5, but the connected MODEL is a SDXL model",
+            r"the conditioning x\.safetensors \(in .*\) is for Stable Diffusion 1\.5, but the connected MODEL is a "
+            r"SDXL model",
         ),
         (768, "sd15", "PixArt", "a PixArt model"),
         (768, "sd15", "Flux", "a Flux, a model that MuLan has no adapter for"),

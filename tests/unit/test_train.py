@@ -1,4 +1,6 @@
-"""The trainer, on problems small enough for one thread: exactness of resuming and sharding, real bases, real data, the command line."""
+"""The trainer, on problems small enough for one thread: exactness of resuming and sharding, real bases, real data, the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[2]
-from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published  # noqa: E402
-from mulan_nodes.mulan.conditioning.model_files import open_adapter  # noqa: E402
-from mulan_nodes.mulan.training import (
-    base_models,
-    dataset,
-    diffusion,  # noqa: E402
-    run,
-)
-from mulan_nodes.mulan.training.trainer import TrainSettings, initialise, main, train_adapter  # noqa: E402
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published
+from mulan_nodes.mulan.conditioning.model_files import open_adapter
+from mulan_nodes.mulan.training import base_models, dataset, diffusion, run
+from mulan_nodes.mulan.training.trainer import TrainSettings, init_weights, main, train_adapter
 
+ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ("red", "green", "blue", "black", "white")
 ALPHAS = torch.linspace(0.999, 0.005, 1000)
 TEXT_WIDTH, WIDTH, ROWS = 12, 16, 7
@@ -40,7 +37,7 @@ def text_states(captions: list[str]) -> torch.Tensor:
 
 def examples() -> list[dict]:
     latents = torch.randn(len(CAPTIONS), 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    return [{"latent": latent, "caption": caption} for latent, caption in zip(latents, CAPTIONS)]
+    return [{"latent": latent, "caption": caption} for latent, caption in zip(latents, CAPTIONS, strict=False)]
 
 
 def linear_denoiser():
@@ -49,8 +46,8 @@ def linear_denoiser():
 
 
 def fresh_adapter(width: int = WIDTH) -> LanguageAdapter:
-    adapter = LanguageAdapter(AdapterShape(TEXT_WIDTH, width, queries=6, feed_forward=32))
-    initialise(adapter, seed=1)
+    adapter = LanguageAdapter(AdapterShape(TEXT_WIDTH, width, num_queries=6, intermediate_size=32))
+    init_weights(adapter, seed=1)
     return adapter
 
 
@@ -66,7 +63,9 @@ def train(changes: dict, **options) -> LanguageAdapter:
 
 
 def difference(one: LanguageAdapter, other: LanguageAdapter) -> float:
-    return max((a - b).abs().max().item() for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+    return max(
+        (a - b).abs().max().item() for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=False)
+    )
 
 
 @torch.no_grad()
@@ -80,7 +79,7 @@ def interrupt_after(step: int):
     return lambda done, *_: signal.raise_signal(signal.SIGINT) if done == step else None
 
 
-# -- the run ------------------------------------------------------------------------------------------------------------------------------
+# --- the run ---
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -173,8 +172,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"steps": 0}, "steps is 0, expected is at least 1"),
-        ({"prediction": "x0"}, "'x0', expected is epsilon or v_prediction"),
+        ({"steps": 0}, "steps is 0, expected at least 1"),
+        ({"prediction": "x0"}, "'x0', expected epsilon or v_prediction"),
         ({"empty_share": 1.5}, "a share between 0 and 1"),
         ({"ema": 1.0}, "a decay below 1"),
         ({"prediction": "v_prediction", "high_noise_weight": True}, "weighs high noise by itself"),
@@ -197,7 +196,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates[55] == pytest.approx(0.5) and rates[99] < 0.001
 
 
-# -- samples and diffusion ----------------------------------------------------------------------------------------------------------------
+# --- samples and diffusion ---
 
 
 def test_samples_depend_on_their_number_alone():
@@ -209,7 +208,7 @@ def test_samples_depend_on_their_number_alone():
     one, other = stream(), stream()
     other.sample(40)
     for number in (17, 3, 12):
-        for a, b in zip(one.sample(number), other.sample(number)):
+        for a, b in zip(one.sample(number), other.sample(number), strict=False):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     whole = stream(empty_share=0.0)
     for epoch in range(3):
@@ -222,7 +221,8 @@ def test_samples_depend_on_their_number_alone():
 
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
 def test_a_perfect_denoiser_has_no_loss_and_samples_its_picture(prediction):
-    """A denoiser that knows the one picture of its world: what it predicts must cost nothing and lead to the picture."""
+    """A denoiser that knows the one picture of its world: what it predicts must cost nothing and lead to the "
+    "picture."""
     picture = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def denoiser(x, t, context):
@@ -248,10 +248,10 @@ def test_samples_of_a_batch_do_not_depend_on_the_batch():
     assert (both[1:] - alone).abs().max() < 1e-5
 
 
-# -- bases --------------------------------------------------------------------------------------------------------------------------------
+# --- bases ---
 
 
-def small_folder(folder: Path, prediction: str = "epsilon", context_width: int = 768) -> Path:
+def small_folder(folder: Path, prediction: str = "epsilon", context_dim: int = 768) -> Path:
     """A base as diffusers saves it, with SD1.5's kinds of blocks and few channels; random weights."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
@@ -261,7 +261,7 @@ def small_folder(folder: Path, prediction: str = "epsilon", context_width: int =
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=context_width,
+        cross_attention_dim=context_dim,
         attention_head_dim=8,
         sample_size=8,
     ).save_pretrained(folder / "unet")
@@ -286,7 +286,7 @@ def base_folder(tmp_path_factory) -> Path:
 
 def test_a_diffusers_folder_is_loaded_frozen(base_folder):
     base = base_models.load_base(base_folder)
-    assert (base.family.name, base.prediction, base.context_width, base.latent_channels, base.reduction) == (
+    assert (base.family.name, base.prediction, base.context_dim, base.latent_channels, base.downscale_factor) == (
         "sd15",
         "epsilon",
         768,
@@ -294,7 +294,7 @@ def test_a_diffusers_folder_is_loaded_frozen(base_folder):
         2,
     )
     assert base.alphas_cumprod[[0, 999]].tolist() == pytest.approx([0.99915, 0.00466], abs=1e-5)
-    latents = base.encode_pictures(torch.rand(2, 3, 16, 16) * 2 - 1)
+    latents = base.encode_images(torch.rand(2, 3, 16, 16) * 2 - 1)
     assert latents.shape == (2, 4, 8, 8) and base.decode(latents).shape == (2, 3, 16, 16)
     context = torch.randn(2, 6, 768, requires_grad=True)
     base.denoiser(latents, torch.tensor([3, 900]), context).sum().backward()
@@ -306,7 +306,7 @@ def test_a_diffusers_folder_is_loaded_frozen(base_folder):
     half = base_models.load_base(base_folder, dtype=torch.bfloat16)
     assert (
         half.denoiser(latents, torch.tensor([3, 900]), context).dtype == torch.float32
-        and half.encoder_mark == base.encoder_mark
+        and half.encoder_fingerprint == base.encoder_fingerprint
     )
 
 
@@ -325,7 +325,9 @@ def test_a_diffusers_folder_of_the_half_variant_is_loaded(tmp_path, base_folder)
 
 
 def test_the_adapter_learns_through_a_diffusers_unet(base_folder):
-    """What is predicted is the gap between the base under the adapter's context and under a hidden one, so the loss is 1 + gap^2."""
+    """What is predicted is the gap between the base under the adapter's context and under a hidden one, so the loss is
+    1 + gap^2.
+    """
     base = base_models.load_base(base_folder)
     hidden = torch.randn(1, 6, 768, generator=torch.Generator().manual_seed(9))
 
@@ -367,7 +369,9 @@ PUBLISHED = dict(
 
 
 def original_models(v2: bool, sizes: dict) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """UNet and autoencoder of SD1.5's or SD2.1's form as ComfyUI's own classes build them, which keep the original layout."""
+    """UNet and autoencoder of SD1.5's or SD2.1's form as ComfyUI's own classes build them, which keep the original
+    layout.
+    """
     import comfy.ops
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -428,23 +432,25 @@ def test_a_single_file_computes_what_the_host_computes(tmp_path, monkeypatch, v2
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
     unet, vae = original_checkpoint(tmp_path / f"base{suffix}", v2)
     base = base_models.load_base(tmp_path / f"base{suffix}", prediction="v_prediction" if v2 else None)
-    assert (base.family.name, base.prediction, base.reduction) == (
+    assert (base.family.name, base.prediction, base.downscale_factor) == (
         ("sd21", "v_prediction", 2) if v2 else ("sd15", "epsilon", 2)
     )
     assert base.alphas_cumprod[999].item() == pytest.approx(0.00466, abs=1e-5)
-    x, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 800]), torch.randn(2, 5, base.context_width)
+    x, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 800]), torch.randn(2, 5, base.context_dim)
     theirs = unet(x, t, context=context)
     assert (base.denoiser(x, t, context) - theirs).abs().max() < 2e-5 * theirs.abs().max()
     pictures = torch.rand(2, 3, 32, 32) * 2 - 1
     moments = vae.quant_conv(vae.encoder(pictures))
-    assert torch.allclose(base.encode_pictures(pictures), moments[:, :4] * 0.18215, atol=1e-5)
+    assert torch.allclose(base.encode_images(pictures), moments[:, :4] * 0.18215, atol=1e-5)
     latents = torch.randn(2, 4, 16, 16)
     assert torch.allclose(base.decode(latents), vae.decode(latents / 0.18215).clamp(-1, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("v2", [False, True], ids=["sd15", "sd21"])
 def test_the_published_sizes_give_the_published_configuration(v2):
-    """At full size, where only the shapes exist: what diffusers then builds must have a place for every weight, and the known heads."""
+    """At full size, where only the shapes exist: what diffusers then builds must have a place for every weight, and the
+    known heads.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     with torch.device("meta"):
@@ -476,14 +482,15 @@ def test_bases_that_cannot_serve_are_refused(tmp_path, base_folder):
         {name: tensor for name, tensor in tensors.items() if "diffusion_model" in name}, tmp_path / "no_vae.safetensors"
     )
     with pytest.raises(
-        ValueError, match="no whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'"
+        ValueError,
+        match="not a whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'",
     ):
         base_models.load_base(tmp_path / "no_vae.safetensors")
     save_file({"queries": torch.zeros(1)}, tmp_path / "adapter.safetensors")
-    with pytest.raises(ValueError, match="no whole SD1.5 or SD2.1 checkpoint"):
+    with pytest.raises(ValueError, match="not a whole SD1.5 or SD2.1 checkpoint"):
         base_models.load_base(tmp_path / "adapter.safetensors")
     with pytest.raises(ValueError, match="contexts of width 640"):
-        base_models.load_base(small_folder(tmp_path / "other", context_width=640))
+        base_models.load_base(small_folder(tmp_path / "other", context_dim=640))
     with pytest.raises(ValueError, match="nowhere"):
         base_models.load_base(tmp_path / "nowhere")
     shutil.copytree(base_folder, tmp_path / "cut")
@@ -492,7 +499,7 @@ def test_bases_that_cannot_serve_are_refused(tmp_path, base_folder):
         base_models.load_base(tmp_path / "cut")
 
 
-# -- data ---------------------------------------------------------------------------------------------------------------------------------
+# --- data ---
 
 
 def draw_pictures(folder: Path, captions: dict[str, str | None]) -> Path:
@@ -514,9 +521,9 @@ def test_pictures_are_cut_from_the_middle_and_captioned(tmp_path):
     (folder / "metadata.jsonl").write_text(
         json.dumps({"file_name": "b.webp", "text": "zwei"}) + "\n\n", encoding="utf-8"
     )
-    pictures = dataset.PictureFolder(folder, 8)
+    pictures = dataset.CaptionedImages(folder, 8)
     assert [pictures[i]["caption"] for i in range(len(pictures))] == ["one", "zwei", "three"]
-    picture = pictures[0]["picture"]
+    picture = pictures[0]["image"]
     assert picture.shape == (3, 8, 8)
     assert picture[:, 4, 0].tolist() == [1, -1, -1] and picture[:, 4, 7].tolist() == [-1, -1, 1]
 
@@ -525,23 +532,23 @@ def test_transparent_pictures_become_white(tmp_path):
     from PIL import Image
 
     Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (dataset.load_picture(tmp_path / "clear.png", 4) == 1).all()
+    assert (dataset.load_image(tmp_path / "clear.png", 4) == 1).all()
 
 
 def test_folders_that_cannot_serve_are_refused(tmp_path):
     with pytest.raises(ValueError, match="gone is not a folder"):
-        dataset.PictureFolder(tmp_path / "gone", 8)
-    with pytest.raises(ValueError, match="holds no picture"):
-        dataset.PictureFolder(tmp_path, 8)
+        dataset.CaptionedImages(tmp_path / "gone", 8)
+    with pytest.raises(ValueError, match="contains no image"):
+        dataset.CaptionedImages(tmp_path, 8)
     bare = draw_pictures(tmp_path / "bare", {"a.png": "one", "b.png": None, "c.png": "", "d.png": None, "e.png": None})
-    with pytest.raises(ValueError, match=r"4 of 5 pictures in .*bare have no caption \(b.png, c.png, d.png, \.\.\.\)"):
-        dataset.PictureFolder(bare, 8)
+    with pytest.raises(ValueError, match=r"4 of 5 images in .*bare have no caption \(b.png, c.png, d.png, \.\.\.\)"):
+        dataset.CaptionedImages(bare, 8)
     (bare / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "ok"}\n{"file": 3}\n')
     with pytest.raises(ValueError, match="metadata.jsonl, line 2"):
-        dataset.PictureFolder(bare, 8)
+        dataset.CaptionedImages(bare, 8)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG and nothing more")
-    with pytest.raises(ValueError, match="broken.png cannot be read as a picture"):
-        dataset.load_picture(tmp_path / "broken.png", 8)
+    with pytest.raises(ValueError, match="broken.png cannot be read as an image"):
+        dataset.load_image(tmp_path / "broken.png", 8)
 
 
 def test_latents_are_encoded_once(tmp_path, monkeypatch):
@@ -556,7 +563,7 @@ def test_latents_are_encoded_once(tmp_path, monkeypatch):
         return batch.mean(dim=(2, 3), keepdim=True) + torch.arange(len(batch)).view(-1, 1, 1, 1)
 
     def cache(size=8, mark="vae"):
-        pictures = dataset.PictureFolder(folder, size)
+        pictures = dataset.CaptionedImages(folder, size)
         return dataset.cache_latents(
             pictures, encode, mark, tmp_path / "cache", Accelerator(), lambda *done: told.append(done)
         )
@@ -572,7 +579,7 @@ def test_latents_are_encoded_once(tmp_path, monkeypatch):
     assert len(encoded) == 9
 
 
-# -- the command line ---------------------------------------------------------------------------------------------------------------------
+# --- the command line ---
 
 
 @pytest.fixture(scope="module")
@@ -612,7 +619,7 @@ def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     assert main([*command, "--out", str(out), "--save-every", "2", "--prompt", "红色", "--prompt", "red"]) == 0
     assert "step 4 of 4" in capsys.readouterr().out
     trained = open_adapter(out / run.ADAPTER_FILE)
-    assert (trained.shape.width, trained.shape.queries, trained.shape.feed_forward) == (768, 120, 3072)
+    assert (trained.shape.context_dim, trained.shape.num_queries, trained.shape.intermediate_size) == (768, 120, 3072)
     assert trained.file.metadata["family"] == "sd15" and trained.file.metadata["steps"] == "4"
     with Image.open(out / "validation-000004.png") as drawn:
         assert drawn.size == (32, 16)
@@ -624,9 +631,23 @@ def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     )
 
 
+def test_the_help_names_the_command_that_users_have(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert f"python -m custom_nodes.{ROOT.name}.mulan.training" in shown and "dev.py" not in shown
+
+
+@pytest.mark.parametrize("package", ["accelerate", "diffusers"])
+def test_a_missing_package_says_what_to_install(package, tmp_path, command, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main([*command, "--out", str(tmp_path)]) == 1
+    assert f"{package} is not installed: run {sys.executable} -m pip install accelerate" in capsys.readouterr().err
+
+
 def test_the_command_line_says_what_is_wrong(tmp_path, command, capsys):
     assert main([*command, "--out", str(tmp_path), "--size", "15"]) == 1
-    assert "--size 15 is no multiple of 2" in capsys.readouterr().err
+    assert "--size 15 is not a multiple of 2" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path), "--data", str(tmp_path / "none")]) == 1
     assert "none is not a folder" in capsys.readouterr().err
 
