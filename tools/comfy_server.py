@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import websocket
@@ -58,7 +59,7 @@ class GraphRejected(RuntimeError):
 
 
 class GraphFailed(RuntimeError):
-    """A node raised while the graph ran: `node` is its id, `node_class`, `exception` and `message` say which and what."""
+    """A node raised while the graph ran: `node` is its id; `node_class`, `exception` and `message` say the rest."""
 
     def __init__(self, event: dict):
         self.node = event.get("node_id")
@@ -70,7 +71,9 @@ class GraphFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a finished graph left: per node id, what it showed (`nodes`) and the picture files it wrote (`files`, the bytes of each PNG)."""
+    """What a finished graph left: per node id, what it showed (`nodes`) and the picture files it wrote (`files`, the
+    bytes of each PNG).
+    """
 
     nodes: dict[str, dict]
     files: dict[str, list[bytes]]
@@ -88,9 +91,9 @@ def decode(picture_file: bytes) -> np.ndarray:
 class ComfyServer:
     """`with ComfyServer(folder) as server: server.run(graph)`.
 
-    host: ComfyUI's folder; of its custom nodes only this pack is loaded. extra_models: a folder with the layout of models/ that is
-    searched too. extra_nodes: a folder with the layout of custom_nodes/ whose packs are loaded too. port: 0 takes a free one. What the
-    server writes goes to a temporary folder, except its log.
+    host: ComfyUI's folder; of its custom nodes only this pack is loaded. extra_models: a folder with the layout of
+    models/ that is searched too. extra_nodes: a folder with the layout of custom_nodes/ whose packs are loaded too.
+    port: 0 takes a free one. What the server writes goes to a temporary folder, except its log.
     """
 
     def __init__(
@@ -110,8 +113,8 @@ class ComfyServer:
         self.url = f"http://{self.address}"
         self._extra_models, self._extra_nodes, self._given_log = extra_models, extra_nodes, log
         self._ended: dict[str, tuple[str, dict]] = {}  # prompt id -> (ending, its data), until somebody waits for it
-        self.process: subprocess.Popen | None = None
-        self._events: websocket.WebSocket | None = None
+        self._process: subprocess.Popen | None = None
+        self._socket: websocket.WebSocket | None = None
 
     def __enter__(self) -> "ComfyServer":
         self.start()
@@ -120,31 +123,28 @@ class ComfyServer:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    # --- its life -------------------------------------------------------------------------------------------------
+    # --- its life  ---
 
     def start(self) -> None:
         """Start and return once the server answers; ServerError with the end of its log otherwise."""
         self.folder = Path(tempfile.mkdtemp(prefix="comfy_server_"))
         self.log = self._given_log or self.folder / "server.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        own_group = (
-            {"start_new_session": True}
-            if os.name == "posix"
-            else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        )
         try:
             with open(self.log, "wb") as log:
-                self.process = subprocess.Popen(
+                # a group of its own, so that whatever it starts ends with it
+                self._process = subprocess.Popen(
                     self._command(),
                     cwd=self.host,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    **own_group,
+                    start_new_session=os.name == "posix",
+                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
                 )
             self._wait_until_it_answers()
             self._client = uuid.uuid4().hex
-            self._events = websocket.create_connection(f"ws://{self.address}/ws?clientId={self._client}", timeout=60)
+            self._socket = websocket.create_connection(f"ws://{self.address}/ws?clientId={self._client}", timeout=60)
         except BaseException:
             self.stop()
             raise
@@ -181,17 +181,31 @@ class ComfyServer:
 
     def stop(self) -> None:
         """End the server and delete its temporary folder; harmless when it has ended already."""
-        if self._events:
-            self._events.close()
-        if self.process:
+        if self._socket:
+            self._socket.close()
+        if self._process:
             self._signal_all(signal.SIGTERM)
             try:
-                self.process.wait(10)
+                self._process.wait(10)
             except subprocess.TimeoutExpired:
                 self._signal_all(getattr(signal, "SIGKILL", signal.SIGTERM))
-                self.process.wait()
-        self.process = self._events = None
+                self._process.wait()
+        self._process = self._socket = None
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def process(self) -> subprocess.Popen:
+        """The server's process, while it runs."""
+        if self._process is None:
+            raise ServerError("the server is not running")
+        return self._process
+
+    @property
+    def socket(self) -> websocket.WebSocket:
+        """What the server tells while it runs."""
+        if self._socket is None:
+            raise ServerError("the server is not running")
+        return self._socket
 
     def _signal_all(self, number: int) -> None:
         """Signal the server and whatever it started."""
@@ -207,7 +221,7 @@ class ComfyServer:
         lines = self.log.read_text("utf-8", "replace").splitlines()[-30:]
         return ServerError("\n".join([f"{what}. The end of its log:", *("    " + line for line in lines)]))
 
-    # --- its queue ------------------------------------------------------------------------------------------------
+    # --- its queue  ---
 
     def post(self, graph: dict) -> str:
         """Queue a graph in API format; its prompt id, or GraphRejected."""
@@ -240,7 +254,7 @@ class ComfyServer:
         if time.monotonic() > deadline:
             raise self._error("A graph did not end in time")
         try:
-            message = self._events.recv()
+            message = self.socket.recv()
         except websocket.WebSocketTimeoutException:
             return "", {}
         except (websocket.WebSocketException, OSError):
@@ -265,7 +279,7 @@ class ComfyServer:
         }
         return Outputs(nodes, files)
 
-    # --- its other answers ----------------------------------------------------------------------------------------
+    # --- its other answers  ---
 
     def get(self, path: str) -> bytes:
         return self._open(urllib.request.Request(self.url + path))
@@ -282,7 +296,7 @@ class ComfyServer:
         """Stop the graph that runs, as the editor's button does."""
         self._json("/interrupt", {})
 
-    def _json(self, path: str, body: dict | None = None):
+    def _json(self, path: str, body: dict | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         text = self._open(urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}))
         return json.loads(text) if text else None
@@ -299,7 +313,9 @@ class ComfyServer:
 
 
 def server_command(host: Path, port: int, cpu: bool, more_packs: Sequence[str] = ()) -> list[str]:
-    """Starts ComfyUI with this pack and `more_packs` alone: other custom nodes may need packages that our environment does not have."""
+    """Starts ComfyUI with this pack and `more_packs` alone: other custom nodes may need packages that our environment
+    does not have.
+    """
     command = [
         sys.executable,
         "-u",

@@ -1,6 +1,7 @@
 """ComfyUI and the tiny models for a plain Python process.
 
-dev.py's environment finds both the repository (as the package `mulan_nodes`) and ComfyUI; what is left is ComfyUI's command line.
+dev.py's environment finds both the repository (as the package `mulan_nodes`) and ComfyUI; what is left is ComfyUI's
+command line.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ TINY_MODELS = [
 
 
 def open_comfyui(*arguments: str) -> None:
-    """Let ComfyUI read `arguments` (such as "--cpu") as its command line. Call it before anything imports comfy.cli_args."""
+    """Let ComfyUI read `arguments` (such as "--cpu") as its command line. Call it before anything imports
+    comfy.cli_args.
+    """
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -1,6 +1,6 @@
 """A labelled sheet of pictures: a row per language, a column per prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 CELL, GAP, MARGIN, LABEL_WIDTH, HEAD_HEIGHT, TITLE_HEIGHT, SECTION_HEIGHT = 128, 10, 28, 200, 60, 88, 46
 PAPER, INK, QUIET, RULE = (255, 255, 255), (28, 30, 34), (110, 114, 122), (222, 224, 228)
-# Pillow's own font has Latin letters only and few machines have fonts for all the other scripts, so the languages' names were drawn once.
+# Pillow's own font has Latin letters only and few machines have fonts for all the other scripts, so the languages'
+# names were drawn once.
 NAMES_FILE = Path(__file__).with_name("language_names.png")
 
 
@@ -23,9 +24,9 @@ class SheetRow:
 
 
 def contact_sheet(
-    title: str, subtitle: str, heads: Sequence[str], sections: dict[str, Sequence[SheetRow]]
+    title: str, subtitle: str, heads: Sequence[str], sections: Mapping[str, Sequence[SheetRow]]
 ) -> Image.Image:
-    """heads: what each column's prompt means; a line break starts a smaller second line. sections: heading -> its rows."""
+    """heads: what each column's prompt means; a line break starts a smaller second line. sections: heading -> rows."""
     rows = sum(len(section) for section in sections.values())
     width = 2 * MARGIN + LABEL_WIDTH + len(heads) * (CELL + GAP) - GAP
     height = 2 * MARGIN + TITLE_HEIGHT + HEAD_HEIGHT + len(sections) * SECTION_HEIGHT + rows * (CELL + GAP)
@@ -79,5 +80,5 @@ def _names() -> dict[str, Image.Image]:
     }
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

@@ -80,7 +80,8 @@ def demo(host: Path, cpu: bool, output: Path) -> bool:
     share = sum(drawn) / len(drawn)
     if share < DEMO_LEAST_SHARE:
         print(
-            f"Only {share:.0%} of the pictures through MuLan are right, {DEMO_LEAST_SHARE:.0%} are the least: something is broken."
+            f"Only {share:.0%} of the pictures through MuLan are right, {DEMO_LEAST_SHARE:.0%} are the least: "
+            "something is broken."
         )
     return share >= DEMO_LEAST_SHARE
 
@@ -114,8 +115,8 @@ def draw_all(
 ) -> Iterator[Result]:
     """Queue every case at once and yield the results in their order."""
     tickets = [server.post(graph_of(case, template)) for case in cases]
-    for number, (case, ticket) in enumerate(zip(cases, tickets)):
-        note = (lambda _, step, steps: progress(number, step, steps)) if progress else None
+    for number, (case, ticket) in enumerate(zip(cases, tickets, strict=True)):
+        note = (lambda _, step, steps, number=number: progress(number, step, steps)) if progress else None
         (file,) = (file for files in server.wait(ticket, note).files.values() for file in files)
         yield Result(case, file, reader(decode(file), case))
 
@@ -144,7 +145,10 @@ class Ticker:
         row, language = self._line(number)
         line = [other for other in range(len(self._cases)) if self._line(other) == (row, language)]
         seconds = time.monotonic() - self._start
-        text = f"  {language_label(language)}, {row}: picture {line.index(number) + 1} of {len(line)}, {state}, {seconds:.0f} s"
+        text = (
+            f"  {language_label(language)}, {row}: picture {line.index(number) + 1} of {len(line)}, {state}, "
+            f"{seconds:.0f} s"
+        )
         print(f"\r{text:<79}" if self._watched else text, end=end, flush=True)
 
     def _line(self, number: int) -> tuple[str, str]:

@@ -11,7 +11,9 @@ from . import comfyui
 
 
 def evaluation(cpu: bool, output: Path, count: int) -> None:
-    """`count` scenes of things that were trained, then a quarter as many of those that never were; writes output/visionllm_scores.md."""
+    """`count` scenes of things that were trained, then a quarter as many of those that never were; writes
+    output/visionllm_scores.md.
+    """
     comfyui.open_comfyui(*(["--cpu"] if cpu else []))
     from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
@@ -24,7 +26,7 @@ def evaluation(cpu: bool, output: Path, count: int) -> None:
     found = {}
     for title, (things, number) in columns.items():
 
-        def done(index):
+        def done(index, title=title, number=number):
             if sys.stdout.isatty() or index + 1 == number:
                 print(
                     f"\r  {title}: scene {index + 1} of {number}, {time.monotonic() - start:.0f} s",

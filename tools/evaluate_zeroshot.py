@@ -12,12 +12,14 @@ from . import comfyui
 
 CHECKPOINT, TEXT_ENCODER = "tiny_internvl_vision.safetensors", "tiny_internvl.safetensors"
 FILE = "zeroshot_scores.md"
-KEPT_IN = "zeroshot"  # embeddings of data sets
+CACHE_FOLDER = "zeroshot"  # embeddings of data sets
 DRAWINGS = 6  # of each thing of the tiny world
 
 
 def evaluation(host: Path, cpu: bool, output: Path, options: Namespace) -> None:
-    """Prints the tables and writes them to output/zeroshot_scores.md. `options`: those of the command; without a dataset the tiny world is asked."""
+    """Prints the tables and writes them to output/zeroshot_scores.md. `options`: those of the command; without a
+    dataset the tiny world is asked.
+    """
     comfyui.open_comfyui(*(["--cpu"] if cpu else []))
     from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 
@@ -47,14 +49,19 @@ def of_tiny_world(host: Path, options: Namespace) -> str:
         loaded = _load(host, options, mode)
         pictures = look(loaded, DRAWINGS)
         found[mode] = examine(
-            loaded, pictures, languages, on_language=lambda language: ticker.show(f"InternVL-{mode}, {language}")
+            loaded,
+            pictures,
+            languages,
+            on_language=lambda language, mode=mode: ticker.show(f"InternVL-{mode}, {language}"),
         )
     ticker.end()
     return report.of_tiny_world(loaded.name, DRAWINGS, found)
 
 
 def of_dataset(host: Path, output: Path, options: Namespace) -> str:
-    """A folder of folders; its embeddings are kept in output/zeroshot, so a run that was stopped goes on, and another language costs little."""
+    """A folder of folders; its embeddings are kept in output/zeroshot, so a run that was stopped goes on, and another
+    language costs little.
+    """
     from .zeroshot import report
     from .zeroshot.classify import classify, embed
     from .zeroshot.dataset import ALIASES, Dataset
@@ -66,7 +73,7 @@ def of_dataset(host: Path, output: Path, options: Namespace) -> str:
     vectors = embed(
         loaded,
         dataset,
-        output / KEPT_IN,
+        output / CACHE_FOLDER,
         lambda number: ticker.show(f"class {number + 1} of {len(dataset.classes)}, {dataset.classes[number]}"),
     )
     found = {}

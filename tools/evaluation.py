@@ -37,7 +37,9 @@ class Case:
 
 
 class Reader(Protocol):
-    """Scores one picture, uint8 [height, width, 3], against its case: {score's name: value}, the same names for every case."""
+    """Scores one picture, uint8 [height, width, 3], against its case: {score's name: value}, the same names for every
+    case.
+    """
 
     def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]: ...
 
@@ -55,8 +57,8 @@ class Row:
 class TinyWorldReader:
     """Reads pictures of the tiny world; every score is 0 or 1.
 
-    right: colour and shape are those asked for. strict: the shape is, and hardly any of it has another colour. colour, shape: each alone.
-    `case.expected` is a `world.Thing`.
+    right: colour and shape are those asked for. strict: the shape is, and hardly any of it has another colour. colour,
+    shape: each alone. `case.expected` is a `world.Thing`.
     """
 
     def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]:
@@ -70,15 +72,18 @@ class TinyWorldReader:
 
 
 class ClipSimilarity:
-    """Cosine similarity, in [-1, 1], between a picture and what its prompt means in English (`case.expected`), as a CLIP model sees it.
+    """Cosine similarity, in [-1, 1], between a picture and what its prompt means in English (`case.expected`), as a
+    CLIP model sees it.
 
-    folder: a CLIP model as transformers saves it, with its processor. Needs the transformers package, which nothing else here does.
+    folder: a CLIP model as transformers saves it, with its processor. Needs the transformers package, which nothing
+    else here does.
     """
 
     def __init__(self, folder: Path, device: str = "cpu"):
         from transformers import CLIPModel, CLIPProcessor
 
-        self._model = CLIPModel.from_pretrained(folder, local_files_only=True).train(False).to(device)
+        self._model = CLIPModel.from_pretrained(folder, local_files_only=True).train(False)
+        self._model.to(device)  # pyright: ignore[reportArgumentType]  (transformers' decorator hides the method)
         self._processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
 
     @torch.no_grad()
@@ -116,8 +121,9 @@ def tiny_world_cases(row: str, language: str, draws: Sequence[Draw]) -> list[Cas
 def tiny_world_evaluation(pictures_per_language: int, seed: int) -> list[Case]:
     """English through the base model alone, and every language through MuLan, with the same draws throughout.
 
-    Then two rows that need fewer pictures: a third as many for what the base model alone makes of the other languages, and a sixth as many
-    for each trained language of the pairs of colour and shape that neither text encoder nor adapter saw in training.
+    Then two rows that need fewer pictures: a third as many for what the base model alone makes of the other languages,
+    and a sixth as many for each trained language of the pairs of colour and shape that neither text encoder nor adapter
+    saw in training.
     """
     draws = tiny_world_draws(pictures_per_language, seed)
     held_out = tiny_world_draws(
@@ -143,7 +149,9 @@ def summarise(
     scores: Sequence[dict[str, float]],
     line: Callable[[Case], tuple[str, str]] = lambda case: (case.row, case.language),
 ) -> list[Row]:
-    """The means of the scores, one Row for every (row, language) that `line` gives, in the order in which they first come."""
+    """The means of the scores, one Row for every (row, language) that `line` gives, in the order in which they first
+    come.
+    """
     lines: dict[tuple[str, str], list[dict[str, float]]] = {}
     for case, score in zip(cases, scores, strict=True):
         lines.setdefault(line(case), []).append(score)
@@ -196,7 +204,9 @@ def language_label(language: str) -> str:
 
 
 def as_markdown(rows: Sequence[Row], headings: dict[str, str]) -> str:
-    """The rows as a table; `headings`: which scores to show and what to call them. A score that a row lacks stays empty."""
+    """The rows as a table; `headings`: which scores to show and what to call them. A score that a row lacks stays
+    empty.
+    """
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"

@@ -1,4 +1,6 @@
-"""Small changes to graphs in API format, {node id: {"class_type", "inputs", "_meta": {"title"}}}, and the pictures they draw."""
+"""Small changes to graphs in API format, {node id: {"class_type", "inputs", "_meta": {"title"}}}, and the pictures they
+draw.
+"""
 
 import copy
 import json

@@ -1,11 +1,13 @@
-"""An accelerator that is not there, for tests of what ComfyUI does with its memory: torch gets a device `npu` of limited memory.
+"""An accelerator that is not there, for tests of what ComfyUI does with its memory: torch gets a device `npu` of
+limited memory.
 
-ComfyUI looks for a module of this name, the one that Huawei's devices come with, and then runs unchanged as it does on them: it loads
-models to the device, in part where they do not fit, and evicts them. Here the CPU computes. What the device watches over, as a real one does:
-every byte on it is counted, more than there is raises torch.OutOfMemoryError, and tensors of two devices do not mix.
+ComfyUI looks for a module of this name, the one that Huawei's devices come with, and then runs unchanged as it does on
+them: it loads models to the device, in part where they do not fit, and evicts them. Here the CPU computes. What the
+device watches over, as a real one does: every byte on it is counted, more than there is raises torch.OutOfMemoryError,
+and tensors of two devices do not mix.
 
-It shows nothing of kernels, streams, pinned memory or speed, and nothing of the dynamic loading that ComfyUI has for NVIDIA's devices alone.
-Its tensors have no address, so safetensors cannot save them.
+It shows nothing of kernels, streams, pinned memory or speed, and nothing of the dynamic loading that ComfyUI has for
+NVIDIA's devices alone. Its tensors have no address, so safetensors cannot save them.
 """
 
 from __future__ import annotations
@@ -89,7 +91,9 @@ class NpuTensor(torch.Tensor):
 
 
 def _run(function, *args, **kwargs):
-    """Has the CPU compute, on what stands for the device's tensors; the result is on the device where its tensors are, or where it is asked for."""
+    """Has the CPU compute, on what stands for the device's tensors; the result is on the device where its tensors are,
+    or where it is asked for.
+    """
     name = function._schema.name
     if name == "aten::_has_compatible_shallow_copy_type":  # whether `a.data = b` may do: `held` would stay the old one
         return False
@@ -117,7 +121,8 @@ def _check(name: str, values) -> None:
     for value in values if isinstance(values, list) else [values]:
         if isinstance(value, torch.Tensor) and value.dim() and not isinstance(value, NpuTensor):
             raise RuntimeError(
-                f"Expected all tensors to be on the same device: {name} got one on npu and one on {value.device}, {list(value.shape)}"
+                f"Expected all tensors to be on the same device: {name} got one on npu and one on {value.device}, "
+                f"{list(value.shape)}"
             )
 
 

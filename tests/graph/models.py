@@ -1,4 +1,6 @@
-"""Model files for graph tests, made in a temporary folder: random weights in real layouts, wrong files, and the tiny models in other forms."""
+"""Model files for graph tests, made in a temporary folder: random weights in real layouts, wrong files, and the tiny
+models in other forms.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,14 @@ import torch
 from comfy.cldm.cldm import ControlNet
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.pixart.pixartms import PixArtMS
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.adapter_sdxl import AdapterShapeXL, LanguageAdapterXL, TextProjection
+from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
-from mulan_nodes.mulan.conditioning.text_encoder import InternVLEncoder
 from mulan_nodes.tools.comfy_server import MODEL_FOLDERS
 from mulan_nodes.tools.shards import save_shards
-from safetensors.torch import load_file, save_file
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
 SMALLEST_UNET = dict(
@@ -37,7 +40,9 @@ SMALLEST_UNET = dict(
 
 
 def make_all(folder: Path, tiny: Path) -> Path:
-    """Fills `folder`, laid out as models/; `tiny` is the models folder that holds the tiny world. Published names are those that templates ask for."""
+    """Fills `folder`, laid out as models/; `tiny` is the models folder that holds the tiny world. Published names are
+    those that templates ask for.
+    """
     torch.manual_seed(0)
     for name in MODEL_FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -51,7 +56,7 @@ def make_all(folder: Path, tiny: Path) -> Path:
     _hypernetwork(folder / "hypernetworks" / "random.pt")
     _sd15(folder / "checkpoints", tiny / "checkpoints" / "tiny_sd15.safetensors")
     save_file({}, folder / "checkpoints" / "sam3.1_multiplex_fp16.safetensors")
-    _sd21(folder, open_text_encoder(encoder).config.width)
+    _sd21(folder, open_text_encoder(encoder).config.hidden_size)
     _sdxl(folder, tiny, encoder)
     _pixart(folder, encoder)
     _large(folder, encoder)
@@ -170,13 +175,18 @@ def _sd21(folder: Path, text_width: int) -> None:
         {f"model.diffusion_model.{name}": t for name, t in _random(unet).items()},
         folder / "checkpoints" / "random_sd21.safetensors",
     )
-    adapter = LanguageAdapter(AdapterShape(text_width=text_width, width=1024, queries=120, feed_forward=1024))
+    adapter = LanguageAdapter(
+        AdapterShape(text_hidden_size=text_width, context_dim=1024, num_queries=120, intermediate_size=1024)
+    )
     save_file(to_published(_random(adapter)), folder / "mulan" / "random_sd21.safetensors")
 
 
 def _sdxl(folder: Path, tiny: Path, encoder: Path) -> None:
-    """The smallest UNet that ComfyUI takes for an SDXL (KOALA's depths), a LoRA on its size embedding and attention, the adapter in its four
-    variants with the same weights where they share them, a text encoder with the projection that two of them need, and the refiner's UNet."""
+    """The smallest UNet that ComfyUI takes for an SDXL (KOALA's depths), a LoRA on its size embedding and attention,
+    the adapter in its four
+    variants with the same weights where they share them, a text encoder with the projection that two of them need, and
+    the refiner's UNet.
+    """
     unet = UNetModel(
         **{**SMALLEST_UNET, "num_res_blocks": [3], "transformer_depth": [0, 2, 5]},
         context_dim=2048,
@@ -208,7 +218,7 @@ def _sdxl(folder: Path, tiny: Path, encoder: Path) -> None:
     text = open_text_encoder(encoder)
     weights = {}
     for text_embeds in (None, 768):
-        weights = _xl_adapter(text.config.width, text_embeds) | {
+        weights = _xl_adapter(text.config.hidden_size, text_embeds) | {
             name: t for name, t in weights.items() if name.startswith("adapter")
         }
         embedding = {f"add_embedding.{name}": t * 5 for name, t in _random(TextProjection(2816, 1280)).items()}
@@ -216,7 +226,7 @@ def _sdxl(folder: Path, tiny: Path, encoder: Path) -> None:
         save_file(to_published(weights), folder / "mulan" / f"random_sdxl_noembed_{variant}.safetensors")
         save_file(to_published(weights | embedding), folder / "mulan" / f"random_sdxl_embed_{variant}.safetensors")
     torch.save(to_published(_xl_adapter(4096, 768) | embedding), folder / "mulan" / "sdxl_aesthetic.pth")
-    stored = load_file(encoder) | {"text_projection": torch.randn(text.config.width, 768).half()}
+    stored = load_file(encoder) | {"text_projection": torch.randn(text.config.hidden_size, 768).half()}
     save_file(stored, folder / "text_encoders" / "projecting.safetensors", metadata=dict(text.file.metadata))
 
     refiner = UNetModel(
@@ -245,14 +255,16 @@ def _sdxl(folder: Path, tiny: Path, encoder: Path) -> None:
 
 
 def _xl_adapter(text_width: int, text_embeds: int | None) -> dict[str, torch.Tensor]:
-    sizes = dict(text_width=text_width, queries=120, feed_forward=64)
-    halves = AdapterShape(width=1280, **sizes), AdapterShape(width=768, **sizes)
-    return _random(LanguageAdapterXL(AdapterShapeXL(*halves, pooled=1280, text_embeds=text_embeds)))
+    sizes = dict(text_hidden_size=text_width, num_queries=120, intermediate_size=64)
+    halves = AdapterShape(context_dim=1280, **sizes), AdapterShape(context_dim=768, **sizes)
+    return _random(LanguageAdapterXL(AdapterShapeXL(*halves, pooled_dim=1280, text_embeds_dim=text_embeds)))
 
 
 def _pixart(folder: Path, encoder: Path) -> None:
-    """PixArt alpha and sigma of one block, the adapter, a text encoder as wide as the caption projection wants, and the whole MuLan transformer:
-    alpha again in diffusers' layout, its caption projection the adapter's."""
+    """PixArt alpha and sigma of one block, the adapter, a text encoder as wide as the caption projection wants, and the
+    whole MuLan transformer:
+    alpha again in diffusers' layout, its caption projection the adapter's.
+    """
     adapter = {name: t * 5 for name, t in _random(TextProjection(4096, 1152)).items()}
     torch.save(adapter, folder / "mulan" / "pixart.pth")
     for kind, name in (("sigma", "PixArt-Sigma-XL-2-1024-MS"), ("alpha", "PixArt-XL-2-1024-MS")):
@@ -267,7 +279,12 @@ def _pixart(folder: Path, encoder: Path) -> None:
 
     tiny = open_text_encoder(encoder)
     sizes = type(tiny.config)(
-        vocabulary=tiny.config.vocabulary, width=4096, feed_forward=64, layers=1, heads=32, norm_eps=1e-6
+        vocab_size=tiny.config.vocab_size,
+        hidden_size=4096,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=32,
+        rms_norm_eps=1e-6,
     )
     weights = _random(InternVLEncoder(sizes, dtype=torch.float16).transformer)
     weights |= {"spiece_model": tiny.file.read("spiece_model"), "text_projection": torch.randn(4096, 768).half() / 64}
@@ -275,7 +292,9 @@ def _pixart(folder: Path, encoder: Path) -> None:
 
 
 def _diffusers_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The host's names of a PixArt of one block -> diffusers', by the host's own table; what diffusers keeps in several tensors is cut."""
+    """The host's names of a PixArt of one block -> diffusers', by the host's own table; what diffusers keeps in several
+    tensors is cut.
+    """
     named = {}
     for theirs, ours in comfy.utils.pixart_to_diffusers({"depth": 1}).items():
         if isinstance(ours, str):
@@ -287,10 +306,15 @@ def _diffusers_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def _large(folder: Path, encoder: Path) -> None:
-    """A text encoder of 200 MB that can be seen coming and going in the server's memory, and two adapters that read it."""
+    """A text encoder of 200 MB, to see coming and going in the server's memory, and two adapters that read it."""
     tiny = open_text_encoder(encoder)
     sizes = type(tiny.config)(
-        vocabulary=tiny.config.vocabulary, width=1024, feed_forward=2816, layers=8, heads=8, norm_eps=1e-6
+        vocab_size=tiny.config.vocab_size,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        rms_norm_eps=1e-6,
     )
     module = InternVLEncoder(sizes, dtype=torch.float16)
     weights = {
@@ -303,7 +327,9 @@ def _large(folder: Path, encoder: Path) -> None:
         metadata={"config": json.dumps({"num_attention_heads": 8})},
     )
     for name in ("large", "large_too"):
-        adapter = LanguageAdapter(AdapterShape(text_width=1024, width=768, queries=77, feed_forward=768))
+        adapter = LanguageAdapter(
+            AdapterShape(text_hidden_size=1024, context_dim=768, num_queries=77, intermediate_size=768)
+        )
         save_file(to_published(_random(adapter)), folder / "mulan" / f"{name}.safetensors")
 
 
@@ -317,7 +343,12 @@ def _sharded(folder: Path, encoder: Path, suffix: str) -> None:
         "qllama.model.layers.0.cross_attn.q_proj.weight": torch.zeros(8, 8),
     }
     save_shards(folder, weights, suffix)
-    config = {"qllama_config": {"num_attention_heads": source.config.heads, "rms_norm_eps": source.config.norm_eps}}
+    config = {
+        "qllama_config": {
+            "num_attention_heads": source.config.num_attention_heads,
+            "rms_norm_eps": source.config.rms_norm_eps,
+        }
+    }
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     (folder / "tokenizer.model").write_bytes(source.tokenizer())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import sentencepiece
 import torch
+
 from mulan_nodes.mulan.conditioning.clip import encode_prompts, load_clip
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.tools.bench import report
@@ -58,7 +59,7 @@ def figures(seconds: dict[str, float]) -> dict:
         },
         "differences": dict.fromkeys(CASES, 1e-6),
         "files": {"int8": 10**9},
-        "quantisation": {"int8": 0.015},
+        "quantization": {"int8": 0.015},
         "loading": {
             "mulankit": loading,
             "mulankit_half": loading,
@@ -92,7 +93,7 @@ def test_the_published_folder_is_told_apart_from_what_text_does_not_use(tmp_path
     )
     parameters = sum(torch.Size(file.file.shapes[stored]).numel() for stored in file.names.values())
     assert parameters == SMALL.layers * SMALL.layer_parameters + SMALL.vocabulary * SMALL.width + SMALL.width
-    assert any(name.startswith("vision_model.") for name in file.file.shapes) and file.config.heads == 2
+    assert any(name.startswith("vision_model.") for name in file.file.shapes) and file.config.num_attention_heads == 2
 
 
 def test_an_interrupted_folder_is_written_again(tmp_path):
@@ -105,7 +106,7 @@ def test_an_interrupted_folder_is_written_again(tmp_path):
     assert (
         open_text_encoder(
             write_published(tmp_path / "published", SMALL, torch.float16, vision=False, say=lambda _: None)
-        ).config.layers
+        ).config.num_hidden_layers
         == 2
     )
 

@@ -1,4 +1,4 @@
-"""dev.py bench --internvl: that it runs on a tiny model, and what its figures rest on. The measuring itself is no test."""
+"""dev.py bench --internvl: that it runs on a tiny model, and what its figures rest on. Measuring is no test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from mulan_nodes.tools.bench import internvl
 from mulan_nodes.tools.bench.internvl_report import anew, markdown, ratio
 from mulan_nodes.tools.bench.internvl_work import QUICK, TOP, Amounts, Texts, load, orders, write_checkpoint

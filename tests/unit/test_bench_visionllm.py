@@ -1,4 +1,6 @@
-"""dev.py bench --visionllm: that it runs on a tiny model, and what its figures rest on. The measuring itself is no test."""
+"""dev.py bench --visionllm: that it runs on a tiny model, and what its figures rest on. The measuring itself is no
+test.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import json
 
 import pytest
 import torch
+
 from mulan_nodes.tools.bench import sections, visionllm
 from mulan_nodes.tools.bench.visionllm_parts import Canvas, deformable_attention
 from mulan_nodes.tools.bench.visionllm_report import markdown, second_ratio

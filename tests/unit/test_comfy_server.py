@@ -1,6 +1,7 @@
 """The server of the tests when it does not start, and the small changes to graphs."""
 
 import pytest
+
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import ROOT, ComfyServer, ServerError
 
@@ -27,7 +28,9 @@ def test_a_server_that_never_answers_is_ended(host):
     server = ComfyServer(host("import time; print('busy', flush=True); time.sleep(60)"), start_within=1.5)
     with pytest.raises(ServerError, match=r"did not answer on .* within 2 s(.|\n)*busy"):
         server.start()
-    assert server.process is None and not server.folder.exists()
+    assert not server.folder.exists()
+    with pytest.raises(ServerError, match="not running"):
+        _ = server.process
 
 
 def test_a_host_without_the_pack_says_what_to_do(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from mulan_nodes.tools.commands import serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,18 +68,18 @@ def test_a_link_to_a_folder_that_is_gone_is_renewed(dev, comfyui, tmp_path):
 def test_only_plain_files_below_the_prefix_are_unpacked(dev, tmp_path):
     archive = tmp_path / "a.tar.gz"
     with tarfile.open(archive, "w:gz") as members:
-        for name in ("p/host/main.py", "p/host/comfy/sd.py", "p/other.py", "p/host/../../../escaped.py"):
+        for name in ("p/ComfyUI/main.py", "p/ComfyUI/comfy/sd.py", "p/other.py", "p/ComfyUI/../../../escaped.py"):
             info = tarfile.TarInfo(name)
             info.size = len(name)
             members.addfile(info, io.BytesIO(name.encode()))
-        link = tarfile.TarInfo("p/host/link.py")
+        link = tarfile.TarInfo("p/ComfyUI/link.py")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hosts"
         members.addfile(link)
     target = tmp_path / "deep" / "er" / "target"
-    dev.unpack(archive, "p/host/", target)
+    dev.unpack(archive, "p/ComfyUI/", target)
     written = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.py")}
     assert written == {"deep/er/target/main.py", "deep/er/target/comfy/sd.py"}
-    assert (target / "comfy" / "sd.py").read_text() == "p/host/comfy/sd.py"
+    assert (target / "comfy" / "sd.py").read_text() == "p/ComfyUI/comfy/sd.py"
 
 
 def test_a_folder_without_comfyui_is_named(dev, tmp_path):
@@ -86,7 +87,7 @@ def test_a_folder_without_comfyui_is_named(dev, tmp_path):
         dev.setup(tmp_path)
 
 
-def test_too_full_a_disk_is_told_before_anything_is_fetched(dev, monkeypatch):
+def test_a_full_disk_is_an_error_before_anything_is_fetched(dev, monkeypatch):
     monkeypatch.setattr(dev.shutil, "disk_usage", lambda _: SimpleNamespace(free=1.5e9))
     with pytest.raises(SystemExit, match="needs about 8 GB; the disk of .* has 1.5 GB free"):
         dev.make_environment()
@@ -104,15 +105,15 @@ def test_an_archive_of_another_hash_is_not_used(dev, monkeypatch, tmp_path):
         if "download" in command:
             Path(command[command.index("--dest") + 1], "comfy.tar.gz").write_bytes(b"something else")
 
-    monkeypatch.setattr(dev, "HOST", tmp_path / "host")
+    monkeypatch.setattr(dev, "COMFYUI", tmp_path / "ComfyUI")
     monkeypatch.setattr(dev, "step", download)
     dev.CACHE.mkdir()
-    with pytest.raises(SystemExit, match="has the SHA-256 .* was expected: it is not used"):
-        dev.fetch_host()
-    assert not dev.HOST.exists()
+    with pytest.raises(SystemExit, match="has the SHA-256 .*, expected .*: it is not used"):
+        dev.fetch_comfyui()
+    assert not dev.COMFYUI.exists()
 
 
-def test_a_port_in_use_is_told(dev, comfyui):
+def test_a_port_in_use_is_named(dev, comfyui):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

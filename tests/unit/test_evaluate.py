@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from mulan_nodes.tools.evaluation import (
     MULAN,
     OWN_CLIP,

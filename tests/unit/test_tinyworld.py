@@ -1,10 +1,16 @@
-"""The tiny world: pictures read as what was drawn, captions name what they should, and narrow models equal their full-width files."""
+"""The tiny world: pictures read as what was drawn, captions name what they should, and narrow models equal their
+full-width files.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published, to_published
 from mulan_nodes.tools.tinyworld import (
     captions,
@@ -16,9 +22,6 @@ from mulan_nodes.tools.tinyworld import (
     scenes,
     world,
 )
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 TOKENS = torch.tensor([320, 736, 1042, 49406, 49407])
 PREFIX = ["\u2581summar", "ize", ":"]
@@ -62,7 +65,7 @@ def test_the_example_pictures_are_the_same_everywhere_and_show_what_is_said(tmp_
     ]
     things = example_pictures.things()
     assert [file.name for file in files] == list(things) == sorted(things)
-    for file, thing in zip(files, things.values()):
+    for file, thing in zip(files, things.values(), strict=True):
         reading = world.read(np.asarray(Image.open(file)))
         assert (reading.colour, reading.shape, reading.size) == (
             thing.colour,
@@ -167,8 +170,8 @@ def test_the_full_autoencoder_equals_the_narrow_one(models, loaded):
 
 def test_the_full_adapter_equals_the_narrow_one(models, stored):
     tensors = from_published(pack.adapter(stored))
-    shape = AdapterShape.of(tensors)
-    assert shape == AdapterShape(text_width=128, width=768, queries=120, feed_forward=3072)
+    shape = AdapterShape.from_state_dict(tensors)
+    assert shape == AdapterShape(text_hidden_size=128, context_dim=768, num_queries=120, intermediate_size=3072)
     full = LanguageAdapter(shape)
     full.load_state_dict(tensors)
     states = torch.randn(2, 77, 128)
@@ -195,7 +198,9 @@ def test_unet_names_are_the_hosts():
 
 @pytest.fixture(scope="module")
 def companion_models(models, tmp_path_factory) -> dict:
-    """Narrow companions of the narrow UNet with random weights everywhere, and what a pack of them would hold, in float32."""
+    """Narrow companions of the narrow UNet with random weights everywhere, and what a pack of them would hold, in
+    float32.
+    """
     torch.manual_seed(1)
     work = tmp_path_factory.mktemp("companions")
     made = {

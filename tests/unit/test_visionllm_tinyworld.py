@@ -1,10 +1,13 @@
-"""The tiny VisionLLM's world: boxes, masks and corners are those of the drawing, sentences are unambiguous, losses are least at the truth."""
+"""The tiny VisionLLM's world: boxes, masks and corners are those of the drawing, sentences are unambiguous, losses are
+least at the truth.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+
 from mulan_nodes.tools.tinyworld.world import HELD_OUT, PALETTE, Thing
 from mulan_nodes.tools.tinyworld_visionllm import descriptions, evaluation, losses, questions, scenes, vocabulary
 from mulan_nodes.tools.tinyworld_visionllm.batches import IGNORED, RowMaker, region_mask
@@ -40,12 +43,12 @@ def test_boxes_and_corners_are_those_of_the_mask():
 
 def test_keypoints_are_named_by_where_they_are():
     item = scenes.Item(Thing("red", "square", "big"), 60.0, 60.0, 20.0, 5.0)
-    named = dict(zip(scenes.KEYPOINTS["square"], item.keypoints))
+    named = dict(zip(scenes.KEYPOINTS["square"], item.keypoints, strict=True))
     assert named["top left corner"][0] < 60 and named["top left corner"][1] < 60
     assert named["bottom right corner"][0] > 60 and named["bottom right corner"][1] > 60
     for shape, names in scenes.KEYPOINTS.items():
-        points = dict(zip(names, scenes.Item(Thing("red", shape, "big"), 60.0, 60.0, 20.0, 0.0).keypoints - 60))
-        for name, (x, y) in points.items():
+        points = scenes.Item(Thing("red", shape, "big"), 60.0, 60.0, 20.0, 0.0).keypoints - 60
+        for name, (x, _) in zip(names, points, strict=True):
             assert ("left" in name) == (x < -1) and ("right" in name) == (x > 1), (shape, name)
 
 
@@ -98,7 +101,7 @@ def test_training_never_says_a_held_out_pair():
         for ask in questions.TASKS.values():
             for _ in range(5):
                 turn = ask(scene, rng).turn
-                assert not any(pair in turn.human + turn.gpt for pair in said), turn
+                assert not any(pair in turn.user + turn.assistant for pair in said), turn
 
 
 @pytest.mark.parametrize("task", questions.TASKS)
@@ -106,9 +109,9 @@ def test_answers_call_as_many_tools_as_there_are_things_to_find(task):
     drawn, rng = some_scenes(20)
     for scene in drawn:
         exercise = questions.TASKS[task](scene, rng)
-        calls = sum(exercise.turn.gpt.count(tool) for tool in special_tokens.TOOLS)
+        calls = sum(exercise.turn.assistant.count(tool) for tool in special_tokens.TOOLS)
         assert calls == len(exercise.found) + len(exercise.keypoints) and len(exercise.meant) == len(exercise.found)
-        assert exercise.turn.human.count(special_tokens.REGION) == len(exercise.regions)
+        assert exercise.turn.user.count(special_tokens.REGION) == len(exercise.regions)
 
 
 def test_rows_join_to_the_whole_prompt_and_label_the_answer(tokenizer):
@@ -121,7 +124,7 @@ def test_rows_join_to_the_whole_prompt_and_label_the_answer(tokenizer):
             row = maker.row(exercise)
             assert maker.opening + row.ids == tokenizer.encode(VICUNA.prompt([exercise.turn]), 64)
             labelled = [label for label in row.labels if label != IGNORED]
-            answer = tokenizer.encode(exercise.turn.gpt, bos=False)
+            answer = tokenizer.encode(exercise.turn.assistant, bos=False)
             assert labelled[-1] == tokenizer.eos and not set(labelled) & embeddings
             assert len(labelled) == sum(id not in embeddings for id in answer) + 1
             assert all(row.ids[link.start - 1] == tokenizer.ids[link.tool] for link in row.links)
@@ -176,7 +179,11 @@ def test_each_object_gets_its_own_query():
     logits, boxes = torch.randn(4, 30, target.labels.shape[2]), torch.rand(4, 30, 4)
     for times in (1, 3):
         pictures, queries, _ = losses.match(logits, boxes, target.labels, target.boxes, target.present, times)
-        assert len(set(zip(pictures.tolist(), queries.tolist()))) == len(pictures) == times * int(target.present.sum())
+        assert (
+            len(set(zip(pictures.tolist(), queries.tolist(), strict=True)))
+            == len(pictures)
+            == times * int(target.present.sum())
+        )
 
 
 def test_absent_names_lose_nothing():

@@ -1,4 +1,6 @@
-"""Holds all of a card but so many bytes until stdin closes: python ballast.py DEVICE BYTES (0: hold nothing). Prints the bytes that are free."""
+"""Holds all of a card but so many bytes until stdin closes: python ballast.py DEVICE BYTES (0: hold nothing). Prints
+the bytes that are free.
+"""
 
 import sys
 

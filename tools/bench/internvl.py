@@ -1,4 +1,6 @@
-"""What `dev.py bench --internvl` does: InternVL's texts, pictures and orders beside the plain ways to the same, rounds, output."""
+"""What `dev.py bench --internvl` does: InternVL's texts, pictures and orders beside the plain ways to the same, rounds,
+output.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,7 @@ def compared(
     return {name: {**figures, **rounds.median(name)} for name, figures in found.items()}
 
 
-def peak(way: Way) -> tuple[torch.Tensor, dict[str, int]]:
+def peak(way: Way) -> tuple[torch.Tensor | list[int], dict[str, int]]:
     """The most bytes that torch holds meanwhile."""
     return way(), {"peak": peak_bytes(way)}
 

@@ -69,9 +69,12 @@ def _about(results: dict) -> str:
     machine, sizes, whole = results["machine"], results["sizes"], results["whole"]
     return (
         f"Measured on {machine['processor']}, {results['threads']} thread{'s' if results['threads'] > 1 else ''}, "
-        f"{machine['memory'] / 2**30:.0f} GiB of memory, {machine['system']}, Python {machine['python']}, torch {machine['torch']}; "
-        f"medians of {results['repeat']} rounds. Random weights in float32: a LLaMA of {sizes['text_layers']} layers, {sizes['text_width']} wide "
-        f"(the published one: {whole['text_layers']}, {whole['text_width']}), and a tower of {sizes['layers']} layers, {sizes['width']} wide "
+        f"{machine['memory'] / 2**30:.0f} GiB of memory, {machine['system']}, Python {machine['python']}, torch "
+        f"{machine['torch']}; "
+        f"medians of {results['repeat']} rounds. Random weights in float32: a LLaMA of {sizes['text_layers']} "
+        f"layers, {sizes['text_width']} wide "
+        f"(the published one: {whole['text_layers']}, {whole['text_width']}), and a tower of {sizes['layers']} "
+        f"layers, {sizes['width']} wide "
         f"({whole['layers']}, {whole['width']})."
     )
 
@@ -79,7 +82,8 @@ def _about(results: dict) -> str:
 def _texts(results: dict) -> str:
     of = results["texts"]
     return (
-        f"### {results['amounts']['texts']} labels\n\nOf one to six words in fourteen languages, {of['tokens']} tokens with the prefix and both "
+        f"### {results['amounts']['texts']} labels\n\nOf one to six words in fourteen languages, {of['tokens']} "
+        "tokens with the prefix and both "
         "ends.\n\n" + _encoded(of["ways"], TEXTS)
     )
 
@@ -87,8 +91,10 @@ def _texts(results: dict) -> str:
 def _zeroshot(results: dict) -> str:
     of, labels = results["zeroshot"], results["amounts"]["labels"]
     return (
-        f"### Labels in {of['templates']} templates\n\n{labels} labels, {labels * of['templates']} sentences, {of['tokens']} tokens; the vector "
-        f"of a label is the mean of its sentences'. Asked for once more, ours takes {of['ways']['again']['cpu']:.4f} seconds: the last labels' "
+        f"### Labels in {of['templates']} templates\n\n{labels} labels, {labels * of['templates']} sentences, "
+        f"{of['tokens']} tokens; the vector "
+        f"of a label is the mean of its sentences'. Asked for once more, ours takes {of['ways']['again']['cpu']:.4f} "
+        "seconds: the last labels' "
         "vectors are kept.\n\n" + _encoded(of["ways"], SENTENCES)
     )
 
@@ -109,8 +115,10 @@ def _pictures(results: dict) -> str:
     ]
     more = {clock: modes["G"]["ours"][clock] / modes["C"]["ours"][clock] for clock in ("cpu", "wall")}
     return (
-        f"### {amounts['pictures']} pictures\n\nOf {amounts['size'][1]} x {amounts['size'][0]}, in memory. Mode G takes **{more['cpu']:.2f}** "
-        f"times as long as mode C here ({more['wall']:.2f} by the wall clock). The peak is what torch holds beside weights and pictures, in MB."
+        f"### {amounts['pictures']} pictures\n\nOf {amounts['size'][1]} x {amounts['size'][0]}, in memory. Mode G "
+        f"takes **{more['cpu']:.2f}** "
+        f"times as long as mode C here ({more['wall']:.2f} by the wall clock). The peak is what torch holds beside "
+        "weights and pictures, in MB."
         "\n\n" + table(["mode", "what", *HEADS, "pictures/s of CPU time", "peak", "vectors differ by"], rows, 2)
     )
 
@@ -119,7 +127,8 @@ def _ranking(results: dict) -> str:
     amounts = results["amounts"]
     rows = [[title, *_compared(results["ranking"], name)] for name, title in RANKING.items()]
     return (
-        f"### The order of {amounts['vectors']} vectors\n\nOf {amounts['width']} numbers each, by their likeness to one; they are in memory. All "
+        f"### The order of {amounts['vectors']} vectors\n\nOf {amounts['width']} numbers each, by their likeness to "
+        "one; they are in memory. All "
         "ways find the same ten.\n\n" + table(["what", *HEADS], rows, 1)
     )
 
@@ -136,9 +145,10 @@ def _folder(results: dict) -> str:
         )
     ]
     return (
-        f"### A folder of {seen['pictures']} pictures that was seen before\n\nSeen before / new: **{seen['cpu'] / anew(of):.5f}** "
-        f"({seen['wall'] / anew(of, 'wall'):.5f} by the wall clock). The vectors take {of['bytes'] / 1e6:.0f} MB on the disk.\n\n"
-        + table(["what", "pictures", "seconds of CPU time", "by the wall clock"], rows, 1)
+        f"### A folder of {seen['pictures']} pictures that was seen before\n\nSeen before / new: "
+        f"**{seen['cpu'] / anew(of):.5f}** "
+        f"({seen['wall'] / anew(of, 'wall'):.5f} by the wall clock). The vectors take {of['bytes'] / 1e6:.0f} MB on "
+        "the disk.\n\n" + table(["what", "pictures", "seconds of CPU time", "by the wall clock"], rows, 1)
     )
 
 

@@ -134,7 +134,7 @@ class Texts:
     def sentences(self) -> list[str]:
         return [template.replace(LABEL_MARK, label) for label in self._labels for template in TEMPLATES]
 
-    def rows(self, way: Way) -> tuple[torch.Tensor, dict[str, int]]:
+    def rows(self, way: Way) -> tuple[torch.Tensor | list[int], dict[str, int]]:
         """A way's result and how many rows of the LLaMA it computes for that, padding included."""
         counts = []
         handle = self._loaded.encoder.register_forward_pre_hook(

@@ -1,9 +1,12 @@
-"""This pack as a side of the comparison: `load_clip` and `encode_prompts`, the code that the nodes run, on the host's classes."""
+"""This pack as a side of the comparison: `load_clip` and `encode_prompts`, the code that the nodes run, on the host's
+classes.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mulan_nodes.tools.bench.cases import CASES, Case
 from mulan_nodes.tools.bench.worker import CallCounter, LeastFree, memory, profiled, serve, take_stdout, timed  # noqa: E402
@@ -12,11 +15,14 @@ ANSWERS = take_stdout()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+
 from mulan_nodes.tools import comfyui  # noqa: E402
 
 
 class Ours:
-    """One CLIP in one process. `host_arguments` go to ComfyUI's command line; the clip modules are imported behind them."""
+    """One CLIP in one process. `host_arguments` go to ComfyUI's command line; the clip modules are imported behind
+    them.
+    """
 
     def __init__(self, options: argparse.Namespace):
         comfyui.open_comfyui(*options.host_arguments)
@@ -24,6 +30,7 @@ class Ours:
         from mulan_nodes.mulan.conditioning import clip
 
         self._options, self._clip_module = options, clip
+        self._clip: Any = None  # until `load`
 
     def imported(self) -> dict:
         return memory()
@@ -50,7 +57,9 @@ class Ours:
 
     @torch.inference_mode()
     def floor(self, rows: int) -> dict:
-        """The text encoder's linear layers on so many rows, and nothing else: no host, no norms, no attention, no adapter."""
+        """The text encoder's linear layers on so many rows, and nothing else: no host, no norms, no attention, no
+        adapter.
+        """
         layers = self._clip.cond_stage_model.internvl.transformer.model.layers
         narrow = torch.randn(rows, self._width())
         wide = torch.randn(rows, layers[0].mlp.down_proj.weight.shape[1])
@@ -76,6 +85,7 @@ class Ours:
         """The adapter's calls while a picture is denoised by the host's sampler, encoding not counted."""
         import comfy.sample
         import comfy.sd
+
         from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 
         model = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=False)[0]
@@ -108,7 +118,7 @@ class Ours:
 
     @torch.inference_mode()
     def encode_watched(self, case: str) -> dict:
-        """As `encode`, synchronised; with the bytes of the card taken at the peak, the process's own context included."""
+        """As `encode`, synchronized; with the bytes of the card taken at the peak, the process's context included."""
         before = self._options.free_before
         with LeastFree(self._free) as least:
 
@@ -130,7 +140,7 @@ class Ours:
         return psutil.virtual_memory().available
 
     def _width(self) -> int:
-        return self._clip.cond_stage_model.internvl.config.width
+        return self._clip.cond_stage_model.internvl.config.hidden_size
 
     def _contexts(self, case: Case) -> torch.Tensor:
         """-> [positives then negatives, 120, 768]."""

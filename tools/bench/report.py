@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .cases import CASES
 from .weights import Sizes
 
@@ -33,7 +35,9 @@ def loading_ratio(results: dict, key: str, way: str = COMPARED["ours"], beside: 
 
 
 def resident(results: dict, way: str, layers: int | None = None) -> float:
-    """Bytes that a loaded text encoder with a prompt encoded adds to its process; for more layers than measured, by arithmetic."""
+    """Bytes that a loaded text encoder with a prompt encoded adds to its process; for more layers than measured, by
+    arithmetic.
+    """
     row, sizes = results["loading"][way], Sizes(**results["sizes"])
     parameters = sizes.layer_parameters + (sizes.unused_parameters if way.startswith("mulankit") else 0)
     return row["anonymous"] + row["file"] + ((layers or sizes.layers) - sizes.layers) * parameters * BYTES_KEPT[way]
@@ -47,7 +51,7 @@ def missed(results: dict) -> list[str]:
         if (
             loading_ratio(results, "load_cpu") > LOAD_GOAL
             if name == "load"
-            else ratio(results, name) > CASES[name].goal
+            else ratio(results, name) > (CASES[name].goal or math.inf)
         )
     ]
 
@@ -59,7 +63,7 @@ def markdown(results: dict) -> str:
         "encoding": [_floor, _encoding],
         "loading": [_memory],
         "sampling": [_sampling],
-        "quantisation": [_quantisation],
+        "quantization": [_quantization],
         "profiles": [_profiles],
     }
     parts = [section(results) for needed, belonging in sections.items() if results.get(needed) for section in belonging]
@@ -70,9 +74,12 @@ def markdown(results: dict) -> str:
 def _about(results: dict) -> str:
     machine, sizes = results["machine"], results["sizes"]
     return (
-        f"Measured on {machine['processor']}, {results['threads']} thread{'s' if results['threads'] > 1 else ''} a side, {machine['memory'] / 2**30:.0f} GiB of memory, "
-        f"{machine['system']}, Python {machine['python']}, torch {machine['torch']} on both sides; medians of {results['repeat']} rounds. "
-        f"The text encoder has InternVL's full width ({sizes['width']}, feed-forward {sizes['feed_forward']}, vocabulary {sizes['vocabulary']}) and "
+        f"Measured on {machine['processor']}, {results['threads']} thread{'s' if results['threads'] > 1 else ''} a "
+        f"side, {machine['memory'] / 2**30:.0f} GiB of memory, "
+        f"{machine['system']}, Python {machine['python']}, torch {machine['torch']} on both sides; medians of "
+        f"{results['repeat']} rounds. "
+        f"The text encoder has InternVL's full width ({sizes['width']}, feed-forward {sizes['feed_forward']}, "
+        f"vocabulary {sizes['vocabulary']}) and "
         f"{sizes['layers']} of its 32 layers, with random weights."
     )
 
@@ -83,10 +90,14 @@ def _floor(results: dict) -> str:
     seconds = results["encoding"]["floor"]["one"]["cpu"]
     used = sizes.layers * sizes.layer_parameters
     return (
-        f"**The floor.** A window is 80 rows, padding included. Its matrix products are {flop / 1e9:.0f} GFLOP ({flop / 1e9 / sizes.layers * FULL_LAYERS:.0f} with 32 layers) "
-        f"and a bare loop of them takes {seconds:.2f} s of CPU time here. Each encode reads the layers' weights once: {used * 4 / 1e9:.2f} GB in float32, {used * 2 / 1e9:.2f} in fp16, "
-        f"{used / 1e9:.2f} in int8 ({FULL_LAYERS * sizes.layer_parameters * 4 / 1e9:.1f}, {FULL_LAYERS * sizes.layer_parameters * 2 / 1e9:.1f} and "
-        f'{FULL_LAYERS * sizes.layer_parameters / 1e9:.1f} GB with 32 layers). "Floor" below is the bare loop on the rows that cannot be avoided.'
+        f"**The floor.** A window is 80 rows, padding included. Its matrix products are {flop / 1e9:.0f} GFLOP "
+        f"({flop / 1e9 / sizes.layers * FULL_LAYERS:.0f} with 32 layers) "
+        f"and a bare loop of them takes {seconds:.2f} s of CPU time here. Each encode reads the layers' weights "
+        f"once: {used * 4 / 1e9:.2f} GB in float32, {used * 2 / 1e9:.2f} in fp16, "
+        f"{used / 1e9:.2f} in int8 ({FULL_LAYERS * sizes.layer_parameters * 4 / 1e9:.1f}, "
+        f"{FULL_LAYERS * sizes.layer_parameters * 2 / 1e9:.1f} and "
+        f'{FULL_LAYERS * sizes.layer_parameters / 1e9:.1f} GB with 32 layers). "Floor" below is the bare loop on the '
+        "rows that cannot be avoided."
     )
 
 
@@ -117,14 +128,15 @@ def _encoding(results: dict) -> str:
         for name in results["encoding"][side]
     ]
     return (
-        "### Encoding\n\nPrompts to contexts, adapter included once. Both sides load the same float32 folder and compute in float32; seconds of CPU time.\n\n"
+        "### Encoding\n\nPrompts to contexts, adapter included once. Both sides load the same float32 folder and "
+        "compute in float32; seconds of CPU time.\n\n"
         + table(
             ["what", "mulankit", "ours", "floor", "ours / mulankit", "by the wall clock", "goal", "contexts differ by"],
             rows,
             1,
         )
-        + "\n\nOurs with smaller files, which it turns into float32 layer by layer, beside mulankit in float32 (which keeps all of it in float32):\n\n"
-        + table(["what", "file", "ours", "ours / mulankit"], smaller, 2)
+        + "\n\nOurs with smaller files, which it turns into float32 layer by layer, beside mulankit in float32 "
+        "(which keeps all of it in float32):\n\n" + table(["what", "file", "ours", "ours / mulankit"], smaller, 2)
     )
 
 
@@ -152,8 +164,10 @@ def _memory(results: dict) -> str:
     )
     half = resident(results, "int8", FULL_LAYERS) / resident(results, "mulankit_half", FULL_LAYERS)
     return (
-        "### Loading and memory\n\nA fresh process each, files in the system's cache. Memory is what text encoder and adapter add to the process, one prompt encoded: "
-        "anonymous belongs to the process, mapped is the file itself, which the system shares and drops at need. Gigabytes; seconds of CPU time.\n\n"
+        "### Loading and memory\n\nA fresh process each, files in the system's cache. Memory is what text encoder "
+        "and adapter add to the process, one prompt encoded: "
+        "anonymous belongs to the process, mapped is the file itself, which the system shares and drops at need. "
+        "Gigabytes; seconds of CPU time.\n\n"
         + table(
             [
                 "who",
@@ -170,8 +184,10 @@ def _memory(results: dict) -> str:
             rows,
             2,
         )
-        + f"\n\nThe same folder, both computing in float32: load {load:.2f}x ({goal(load, LOAD_GOAL)}), resident {kept:.2f}x ({goal(kept, RESIDENT_GOAL)}). "
-        f"Our int8 beside mulankit in float16, 32 layers: resident {half:.2f}x. The last column is by arithmetic: what was measured, and the bytes of the layers left out."
+        + f"\n\nThe same folder, both computing in float32: load {load:.2f}x ({goal(load, LOAD_GOAL)}), resident "
+        f"{kept:.2f}x ({goal(kept, RESIDENT_GOAL)}). "
+        f"Our int8 beside mulankit in float16, 32 layers: resident {half:.2f}x. The last column is by arithmetic: "
+        "what was measured, and the bytes of the layers left out."
     )
 
 
@@ -179,18 +195,20 @@ def _sampling(results: dict) -> str:
     sampling = results["sampling"]
     theirs, ours, steps = sampling["mulankit"], sampling["ours"], sampling["steps"]
     return (
-        f"### Per denoising step\n\nIn {steps} steps mulankit runs its adapter {theirs['calls']} times, {theirs['seconds'] / max(theirs['calls'], 1) * 1000:.0f} ms of CPU time each; "
+        f"### Per denoising step\n\nIn {steps} steps mulankit runs its adapter {theirs['calls']} times, "
+        f"{theirs['seconds'] / max(theirs['calls'], 1) * 1000:.0f} ms of CPU time each; "
         f"ours runs {ours['calls']} times ({goal(ours['calls'], 0)})."
     )
 
 
-def _quantisation(results: dict) -> str:
+def _quantization(results: dict) -> str:
     rows = [
         [form, f"{error:.1e}", f"{results['files'][form] / 1e9:.2f} GB"]
-        for form, error in results["quantisation"].items()
+        for form, error in results["quantization"].items()
     ]
     return (
-        "### Error of the smaller formats\n\nRelative error of the hidden states against the published float16 weights, the mean of ten languages; random weights, "
+        "### Error of the smaller formats\n\nRelative error of the hidden states against the published float16 "
+        "weights, the mean of ten languages; random weights, "
         "which have no outliers.\n\n"
         + table(["format", "error", f"file, {results['sizes']['layers']} layers"], rows, 1)
     )
@@ -237,8 +255,10 @@ def _gpu(gpu: dict | None) -> str:
         )
     rehearsal = "A rehearsal without a GPU; these figures mean nothing. " if gpu["device"] == "cpu" else ""
     return (
-        f"### On a GPU\n\n{rehearsal}{gpu['card']}, {gpu['total'] / 2**30:.0f} GiB, torch {gpu['machine']['torch']}; {gpu['layers']} layers of random weights. Smaller cards are this one "
-        "with the rest of its memory taken by another process. Seconds by the wall clock; peak of the whole card in GiB, CUDA's own context included.\n\n"
+        f"### On a GPU\n\n{rehearsal}{gpu['card']}, {gpu['total'] / 2**30:.0f} GiB, torch {gpu['machine']['torch']}; "
+        f"{gpu['layers']} layers of random weights. Smaller cards are this one "
+        "with the rest of its memory taken by another process. Seconds by the wall clock; peak of the whole card in "
+        "GiB, CUDA's own context included.\n\n"
         + table(
             ["card", "weights", "dynamic VRAM", "load", "first prompt", "a prompt", "twelve prompts", "peak"], rows, 3
         )

@@ -1,4 +1,6 @@
-"""What the benches of VisionLLM and InternVL share: sections whose figures are written as they come, rounds, and results that must agree."""
+"""What the benches of VisionLLM and InternVL share: sections whose figures are written as they come, rounds, and
+results that must agree.
+"""
 
 from __future__ import annotations
 
@@ -87,6 +89,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def checked(what: str, value: float) -> float:
     if not value <= EQUAL:
         sys.exit(
-            f"{what}: the results differ by {value:.1e} of the largest value, {EQUAL:.0e} is allowed: no time is worth comparing."
+            f"{what}: the results differ by {value:.1e} of the largest value, {EQUAL:.0e} is allowed: no time is "
+            "worth comparing."
         )
     return value

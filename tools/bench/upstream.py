@@ -1,8 +1,11 @@
-"""mulankit 1.0.2 as a side of the comparison, through its public `transform` on a Stable Diffusion 1.5 pipeline of tiny parts.
+"""mulankit 1.0.2 as a side of the comparison, through its public `transform` on a Stable Diffusion 1.5 pipeline of tiny
+parts.
 
 Runs in an environment of its own: nothing of this repository but `cases` and `worker` is imported.
 """
 
+# pyright: reportMissingImports=false, reportPrivateImportUsage=false, reportArgumentType=false
+# (mulankit is not in our environment, and diffusers' declared types are narrower than what it takes)
 from __future__ import annotations
 
 import argparse
@@ -42,7 +45,9 @@ class Upstream:
         return {**times, **memory()}
 
     def encode(self, case: str, output: str | None = None, profile: bool = False):
-        """Prompts -> the contexts that the cross-attention reads. One pass of the adapter is counted; a pipeline repeats it at every step."""
+        """Prompts -> the contexts that the cross-attention reads. One pass of the adapter is counted; a pipeline
+        repeats it at every step.
+        """
         work = lambda: self._contexts(CASES[case])  # noqa: E731
         if profile:
             return profiled(work)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +51,7 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
     else:
         folder = write_published(cache, Depth(options.layers, TOWER_LAYERS), say)
     asking = Asking(folder)
+    grounding: Any = asking.loaded.model.grounding
     language, tower = (asking.loaded.file.parts[name].config for name in ("language", "tower"))
     results = {
         **known,
@@ -58,12 +60,12 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
         "repeat": options.repeat,
         "canvas": asdict(canvas),
         "sizes": {
-            "width": language.width,
-            "feed_forward": language.feed_forward,
-            "layers": language.layers,
+            "width": language.hidden_size,
+            "feed_forward": language.intermediate_size,
+            "layers": language.num_hidden_layers,
             "tower_layers": tower.num_hidden_layers,
-            "queries": asking.loaded.model.grounding.config.num_queries,
-            "decoder_layers": asking.loaded.model.grounding.config.num_layers,
+            "queries": grounding.config.num_queries,
+            "decoder_layers": grounding.config.num_layers,
         },
         "whole": asdict(WHOLE),
     }

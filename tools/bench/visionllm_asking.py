@@ -9,11 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from mulan_nodes.visionllm_nodes.model import answers, perception, prompt_templates
-from mulan_nodes.visionllm_nodes.model.prefill import ImageView, super_link_states, tokenize_prompt, cached_prefix, split_at_last_image, count_image_tokens
+from mulan_nodes.visionllm_nodes.model.prefill import (
+    ImageView,
+    cached_prefix,
+    count_image_tokens,
+    split_at_last_image,
+    super_link_states,
+    tokenize_prompt,
+)
 from mulan_nodes.visionllm_nodes.model.prompt_templates import Turn
 from mulan_nodes.visionllm_nodes.model.special_tokens import PATCH, REGION
-from mulan_nodes.visionllm_nodes.model.super_link import read
+from mulan_nodes.visionllm_nodes.model.super_link import gather_queries
 from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
 from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
@@ -35,7 +43,9 @@ NAIVE_LIMIT = 3  # each of these tokens costs as much as a first question
 
 
 class Asking:
-    """A published folder's model and two pictures of one shape, which the tower takes as one view and as five (four tiles and the whole)."""
+    """A published folder's model and two pictures of one shape, which the tower takes as one view and as five (four
+    tiles and the whole).
+    """
 
     def __init__(self, folder: Path):
         self.loaded = load_visionllm(folder, "cpu")
@@ -49,7 +59,8 @@ class Asking:
 
     @torch.no_grad()
     def question(self, views: int, phrase: str, *, fresh: bool, decode: bool) -> dict[str, Times]:
-        """What to ask the grounding decoder with, and with `decode` its answer, a mask included: the whole, and the parts in it.
+        """What to ask the grounding decoder with, and with `decode` its answer, a mask included: the whole, and the
+        parts in it.
 
         `fresh`: with nothing remembered.
         """
@@ -58,7 +69,9 @@ class Asking:
             if decode:
                 perception.ground(self.loaded, self.pictures[views], phrase)
             else:
-                super_link_states(self.loaded, ImageView(self.loaded, self.pictures[views]), [prompt_templates.grounding(phrase)])
+                super_link_states(
+                    self.loaded, ImageView(self.loaded, self.pictures[views]), [prompt_templates.grounding(phrase)]
+                )
 
         if fresh:
             self.loaded.prefix_cache.clear()
@@ -99,19 +112,21 @@ class Asking:
 
     @torch.no_grad()
     def error(self, views: int, phrase: str) -> float:
-        """What the decoder is asked with, behind the cache and in one pass over the whole prompt: how they differ, relative to the largest value."""
+        """What the decoder is asked with, behind the cache and in one pass over the whole prompt: how they differ,
+        relative to the largest value.
+        """
         turn = prompt_templates.grounding(phrase)
         (behind,) = super_link_states(self.loaded, ImageView(self.loaded, self.pictures[views]), [turn])
         ids = self._prompt(views, turn)
         prompt = self._whole(views, ids)
-        states, _ = self.loaded.model.prefill([prompt], self.loaded.ids[PATCH], self.loaded.ids[REGION])
-        whole = read(states[0], prompt.links)
+        states, _ = self.loaded.model.prefill([prompt], self.loaded.token_ids[PATCH], self.loaded.token_ids[REGION])
+        whole = gather_queries(states[0], prompt.links)
         return float((behind - whole).abs().max() / whole.abs().max())
 
     # --- in words ---
 
     def answer(self, questions: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Times, list[str]]:
-        """Answers side by side, of exactly `max_tokens` tokens each, to the picture of one view, which is remembered."""
+        """Answers side by side, of exactly `max_tokens` tokens each, to the image of one view, which is cached."""
         turns = [prompt_templates.chat(question) for question in questions]
         times, replies = timed(
             lambda: answers.answer(self.loaded, [self.pictures[1]], turns, max_tokens=max_tokens, sampler=self._word)
@@ -120,7 +135,9 @@ class Asking:
 
     @torch.no_grad()
     def answer_without_cache(self, question: str, max_tokens: int = NAIVE_LIMIT) -> tuple[Times, str]:
-        """The loop that passes over the whole prompt for every token. It too sees the picture once, and makes logits of the last place only."""
+        """The loop that passes over the whole prompt for every token. It too sees the picture once, and makes logits of
+        the last place only.
+        """
         (turn,) = prompt_templates.chat(question)
         prompt = self._prompt(1, turn)
         ids = list(prompt)
@@ -128,7 +145,7 @@ class Asking:
         def work():
             for _ in range(max_tokens):
                 states, _ = self.loaded.model.prefill(
-                    [self._whole(1, ids)], self.loaded.ids[PATCH], self.loaded.ids[REGION]
+                    [self._whole(1, ids)], self.loaded.token_ids[PATCH], self.loaded.token_ids[REGION]
                 )
                 ids.append(int(self._word(self.loaded.model.language.logits(states[:, -1]))))
 
@@ -136,15 +153,19 @@ class Asking:
         return times, self.loaded.tokenizer.decode(ids[len(prompt) :], special=True).strip()
 
     def _word(self, logits: torch.Tensor) -> torch.Tensor:
-        """The likeliest of the tokenizer's own pieces: random weights would end the answer at any time, or write what has no text."""
+        """The likeliest of the tokenizer's own pieces: random weights would end the answer at any time, or write what
+        has no text.
+        """
         first = 1 + max(self.loaded.tokenizer.bos, self.loaded.tokenizer.eos, self.loaded.tokenizer.unk)
         return logits[:, first : self.loaded.tokenizer.base_size].argmax(dim=-1) + first
 
     def _prompt(self, views: int, turn: Turn) -> list[int]:
-        return tokenize_prompt(self.loaded, [turn], [count_image_tokens(self.loaded, ImageView(self.loaded, self.pictures[views]))])
+        return tokenize_prompt(
+            self.loaded, [turn], [count_image_tokens(self.loaded, ImageView(self.loaded, self.pictures[views]))]
+        )
 
     def _whole(self, views: int, ids: Sequence[int]) -> Prompt:
         """The whole prompt for one pass."""
         begin, _ = split_at_last_image(self.loaded, ids)
         seen = cached_prefix(self.loaded, ImageView(self.loaded, self.pictures[views]), begin, lambda: None).features
-        return Prompt(list(ids), [seen.tokens], None, self.loaded.model.super_link.links(ids, self.loaded.ids))
+        return Prompt(list(ids), [seen.tokens], None, self.loaded.model.super_link.links(ids, self.loaded.token_ids))

@@ -37,9 +37,12 @@ def _about(results: dict) -> str:
     machine, sizes, whole = results["machine"], results["sizes"], results["whole"]
     return (
         f"Measured on {machine['processor']}, {results['threads']} thread{'s' if results['threads'] > 1 else ''}, "
-        f"{machine['memory'] / 2**30:.0f} GiB of memory, {machine['system']}, Python {machine['python']}, torch {machine['torch']}; "
-        f"medians of {results['repeat']} rounds. Random weights in float32: the language model is {sizes['width']} wide "
-        f"(feed-forward {sizes['feed_forward']}) and has {sizes['layers']} of {whole['language']} layers, the vision tower "
+        f"{machine['memory'] / 2**30:.0f} GiB of memory, {machine['system']}, Python {machine['python']}, torch "
+        f"{machine['torch']}; "
+        f"medians of {results['repeat']} rounds. Random weights in float32: the language model is {sizes['width']} "
+        "wide "
+        f"(feed-forward {sizes['feed_forward']}) and has {sizes['layers']} of {whole['language']} layers, the vision "
+        "tower "
         f"{sizes['tower_layers']} of {whole['tower']}; the grounding decoder is whole "
         f"({sizes['decoder_layers']} layers, {sizes['queries']} queries)."
     )
@@ -72,7 +75,8 @@ def _asking(results: dict) -> str:
         "states differ by",
     ]
     return (
-        "### The second question about a picture: the language model\n\nSeconds of CPU time in the language model. The first question passes "
+        "### The second question about a picture: the language model\n\nSeconds of CPU time in the language model. "
+        "The first question passes "
         "over system and picture and over its own words, the second over its own words alone.\n\n"
         + table(heads, rows, 0)
     )
@@ -118,7 +122,8 @@ def _whole(results: dict) -> str:
         "/ the first",
     ]
     return (
-        "### The same, with everything around it\n\n`ground` with a mask, as the node calls it; seconds of CPU time. The last two columns are by "
+        "### The same, with everything around it\n\n`ground` with a mask, as the node calls it; seconds of CPU time. "
+        "The last two columns are by "
         "arithmetic: what was measured, and the layers left out.\n\n" + table(heads, rows, 0)
     )
 
@@ -153,7 +158,8 @@ def _writing(results: dict) -> str:
         ),
     ]
     return (
-        f"### Answers in words\n\nAbout a picture of one view that is remembered, {limit} tokens an answer, the pass over the question included; "
+        f"### Answers in words\n\nAbout a picture of one view that is remembered, {limit} tokens an answer, the pass "
+        "over the question included; "
         f"the loop without a cache writes {naive}. The second row is beside the first, the fourth beside the third.\n\n"
         + table(
             ["what", "tokens/s of CPU time", "by the wall clock", "times faster", "by the wall clock", "same text"],
@@ -197,7 +203,8 @@ def _parts(results: dict) -> str:
         "results differ by",
     ]
     return (
-        f"### Parts of the decoder\n\nA canvas of {8 * high} x {8 * wide}: {cells} cells in {len(levels)} levels, masks of "
+        f"### Parts of the decoder\n\nA canvas of {8 * high} x {8 * wide}: {cells} cells in {len(levels)} levels, "
+        "masks of "
         f"{2 * high} x {2 * wide}. Seconds of CPU time; the peak is what torch holds beyond the inputs, in MB.\n\n"
         + table(heads, rows, 1)
     )

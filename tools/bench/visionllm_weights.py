@@ -1,4 +1,6 @@
-"""Random weights of VisionLLM v2 7B as a published folder: every width of the real one, few of its layers, and a small vocabulary's tokenizer."""
+"""Random weights of VisionLLM v2 7B as a published folder: every width of the real one, few of its layers, and a small
+vocabulary's tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+
 from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 
 from ..random_checkpoints.visionllm import PARITY, sentencepiece_model

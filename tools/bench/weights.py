@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+
 from mulan_nodes.mulan.checkpoints.quantization import FORMATS, quantize_chunks, tensor_layout
 from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
@@ -69,9 +70,11 @@ class Tensor:
 
 
 def write_published(folder: Path, sizes: Sizes, dtype: torch.dtype, vision: bool, say: Say) -> Path:
-    """The published folder: config, tokenizer, shards with an index. The values are those of float16 whatever the dtype.
+    """The published folder: config, tokenizer, shards with an index. The values are those of float16 whatever the
+    dtype.
 
-    vision: with the vision tower's share of so many layers (zeros; nobody computes with them, but mulankit opens those shards too).
+    vision: with the vision tower's share of so many layers (zeros; nobody computes with them, but mulankit opens those
+    shards too).
     """
 
     def fill(partial: Path) -> None:
@@ -128,7 +131,9 @@ def write_adapter(folder: Path, sizes: Sizes) -> Path:
 
     def fill(partial: Path) -> None:
         torch.manual_seed(1)
-        adapter = LanguageAdapter(AdapterShape(text_width=sizes.width, width=768, queries=120, feed_forward=3072))
+        adapter = LanguageAdapter(
+            AdapterShape(text_hidden_size=sizes.width, context_dim=768, num_queries=120, intermediate_size=3072)
+        )
         torch.nn.init.normal_(adapter.queries)
         torch.save(
             {name: tensor.clone() for name, tensor in to_published(adapter.state_dict()).items()},
@@ -139,7 +144,9 @@ def write_adapter(folder: Path, sizes: Sizes) -> Path:
 
 
 def write_own(path: Path, sizes: Sizes, form: str, say: Say) -> Path:
-    """One file as the converter writes it, `form` of its `FORMATS`, with random weights; all layers hold the same values."""
+    """One file as the converter writes it, `form` of its `FORMATS`, with random weights; all layers hold the same
+    values.
+    """
     if path.exists():
         return path
     quantization, stem, model = FORMATS[form], "model.layers.0.", sentencepiece_model(sizes.vocabulary)
@@ -163,7 +170,8 @@ def write_own(path: Path, sizes: Sizes, form: str, say: Say) -> Path:
 def sentencepiece_model(vocabulary: int) -> bytes:
     """The tiny tokenizer of the goldens, lengthened to `vocabulary` pieces that no text has (private-use characters).
 
-    Protocol buffers append repeated fields that follow: field 1 of the model is a piece, of which field 1 is its text and 2 its score.
+    Protocol buffers append repeated fields that follow: field 1 of the model is a piece, of which field 1 is its text
+    and 2 its score.
     """
     model = (TOKENIZER / "tokenizer.model").read_bytes()
     known = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()

@@ -1,4 +1,5 @@
-"""A side of the comparison as a process: reads one JSON order per line, answers one line each. Standard library and torch only.
+"""A side of the comparison as a process: reads one JSON order per line, answers one line each. Standard library and
+torch only.
 
 `Worker` is the end that gives orders, `serve` the end that takes them. Both sides measure with the same functions.
 """
@@ -14,10 +15,12 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
 SMAPS = Path("/proc/self/smaps_rollup")
 STATUS = Path("/proc/self/status")
+
+Result = TypeVar("Result")
 
 
 class WorkerFailed(RuntimeError):
@@ -41,6 +44,8 @@ class Worker:
                 env={**os.environ, **self._environment},
                 encoding="utf-8",
             )
+        assert self._process.stdin and self._process.stdout
+        self._to, self._from = self._process.stdin, self._process.stdout
         return self
 
     def __exit__(self, *_) -> None:
@@ -50,15 +55,15 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._to.close()
+        self._from.close()
 
-    def ask(self, order: str, **arguments):
+    def ask(self, order: str, **arguments) -> Any:
         """The answer to an order. Raises WorkerFailed."""
         try:
-            self._process.stdin.write(json.dumps({"order": order, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self._to.write(json.dumps({"order": order, **arguments}) + "\n")
+            self._to.flush()
+            line = self._from.readline()
         except BrokenPipeError:
             line = ""
         answer = json.loads(line) if line else {"error": "the process ended"}
@@ -94,7 +99,7 @@ def serve(answers: TextIO, orders: dict[str, Callable]) -> None:
         print(json.dumps(reply), file=answers, flush=True)
 
 
-def timed(work: Callable) -> tuple[dict[str, float], object]:
+def timed(work: Callable[[], Result]) -> tuple[dict[str, float], Result]:
     """({cpu, wall} in seconds, what `work` returns); cpu is of all threads."""
     cpu, wall = time.process_time(), time.perf_counter()
     result = work()
@@ -102,7 +107,9 @@ def timed(work: Callable) -> tuple[dict[str, float], object]:
 
 
 def memory() -> dict[str, int]:
-    """Bytes resident: anonymous (the process's own), file (mapped, shared with the system's file cache), and the peak of both."""
+    """Bytes resident: anonymous (the process's own), file (mapped, shared with the system's file cache), and the peak
+    of both.
+    """
     if SMAPS.exists():
         fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in SMAPS.read_text().splitlines()[1:]}
         peak = next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
@@ -139,7 +146,8 @@ def peak_bytes(work: Callable) -> int:
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    results: Any = profile.profiler and profile.profiler.kineto_results
+    changes = [event for event in results.events() if event.name() == "[memory]"]
     held = most = 0
     for change in sorted(changes, key=lambda event: event.start_ns()):
         held += change.nbytes()

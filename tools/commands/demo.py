@@ -1,4 +1,4 @@
-"""Draw six prompts in twelve languages through a real ComfyUI server: a contact sheet and a table of scores in output/."""
+"""Draw six prompts in twelve languages through a real ComfyUI server: contact sheet and table of scores in output/."""
 
 import argparse
 from pathlib import Path

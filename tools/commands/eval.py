@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         type=Path,
         metavar="FOLDER",
-        help="a folder of images per class, laid out as ImageNet; class names in a language from classnames_xx.json (default: the tiny world)",
+        help="a folder of images per class, laid out as ImageNet; class names in a language from classnames_xx.json "
+        "(default: the tiny world)",
     )
     zeroshot.add_argument(
         "--language", nargs="+", metavar="xx", help="of the labels (default: en; in the tiny world all)"

@@ -20,10 +20,12 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", options.port)) == 0:
             sys.exit(
-                f"Port {options.port} is in use, perhaps by another ComfyUI. Choose a free one: python dev.py serve --port 8200"
+                f"Port {options.port} is in use, perhaps by another ComfyUI. Choose a free one: python dev.py serve "
+                "--port 8200"
             )
     print(
-        f"The editor opens at http://127.0.0.1:{options.port} in a moment; MuLan's template is under Templates. Ctrl-C ends the server.",
+        f"The editor opens at http://127.0.0.1:{options.port} in a moment; MuLan's template is under Templates. "
+        "Ctrl-C ends the server.",
         flush=True,
     )
     command = [*server_command(comfyui, options.port, cpu=not has_accelerator()), "--auto-launch"]

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from mulan_nodes.tests.parity import internvl_recipe as recipe
 from safetensors.torch import save_file
+
+from mulan_nodes.tests.parity import internvl_recipe as recipe
 
 from ..comfyui import ROOT
 from ..shards import save_shards
@@ -19,7 +20,9 @@ PIECES = 1014
 
 
 def tensors(reader: bool = True, **sizes) -> dict[str, torch.Tensor]:
-    """Published names and values, of the recipe's first case but for `sizes`; without the `reader` those of InternVL-C alone."""
+    """Published names and values, of the recipe's first case but for `sizes`; without the `reader` those of InternVL-C
+    alone.
+    """
     sizes = {**recipe.CASES["one"], **sizes}
     return {
         name: torch.from_numpy(recipe.tensor(sizes["seed"], name, shape))
@@ -34,7 +37,8 @@ def tensors(reader: bool = True, **sizes) -> dict[str, torch.Tensor]:
 
 
 def checkpoint(folder: Path, reader: bool = True, shards: str | None = None, **sizes) -> Path:
-    """A published folder with one model.safetensors; `shards`: "bin" or "safetensors" for two of these with an index, as published.
+    """A published folder with one model.safetensors; `shards`: "bin" or "safetensors" for two of these with an index,
+    as published.
 
     `sizes` as in the recipe's cases; `seed` too.
     """
@@ -51,7 +55,9 @@ def checkpoint(folder: Path, reader: bool = True, shards: str | None = None, **s
 
 
 def single(file: Path, **sizes) -> Path:
-    """The same weights as internvl_c_13b_224px.pth has them, its sentencepiece model beside it. Only its tensors tell sizes: heads are upstream's."""
+    """The same weights as internvl_c_13b_224px.pth has them, its sentencepiece model beside it. Only its tensors tell
+    sizes: heads are upstream's.
+    """
     begins = {
         "vision_model.embeddings.class_embedding": "cls_token",
         "vision_model.embeddings.position_embedding": "pos_embed",

@@ -1,4 +1,6 @@
-"""InternVL dialogue models with random weights, as published: transformers' own class and folder, and OpenGVLab's, with real tokenizers."""
+"""InternVL dialogue models with random weights, as published: transformers' own class and folder, and OpenGVLab's, with
+real tokenizers.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -34,12 +37,14 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 WORDS = (
-    "system user assistant What is in the picture? The red circle is left of the blue square. Image-1: Image-2: Frame1: Frame2: "
-    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。 Où est le chat ? It's 12 o'clock, don't you see? "
+    "system user assistant What is in the picture? The red circle is left of the blue square. Image-1: Image-2: "
+    "Frame1: Frame2: "
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。 "
+    "Où est le chat ? It's 12 o'clock, don't you see? "
 )
 
 
-# --- tokenizers -------------------------------------------------------------------------------------------------------
+# --- tokenizers  ---
 
 
 def qwen_tokenizer() -> Tokenizer:
@@ -65,7 +70,9 @@ def qwen_tokenizer() -> Tokenizer:
 
 
 def write_qwen_tokenizer(folder: Path, as_json: bool) -> None:
-    """tokenizer.json, as transformers saves it; or vocab.json and merges.txt with the added tokens beside them, as OpenGVLab does."""
+    """tokenizer.json, as transformers saves it; or vocab.json and merges.txt with the added tokens beside them, as
+    OpenGVLab does.
+    """
     tokenizer = qwen_tokenizer()
     added = {
         str(PIECES + number): {
@@ -97,7 +104,9 @@ def write_qwen_tokenizer(folder: Path, as_json: bool) -> None:
 
 
 def write_internlm2_tokenizer(folder: Path) -> None:
-    """tokenizer.model without a leading space, and the added tokens beside it; `SPECIAL` but for Qwen's end follow its pieces."""
+    """tokenizer.model without a leading space, and the added tokens beside it; `SPECIAL` but for Qwen's end follow its
+    pieces.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([WORDS] * 10),
@@ -130,7 +139,7 @@ def write_internlm2_tokenizer(folder: Path) -> None:
     )
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models  ---
 
 
 def model(language: str = "qwen2", tied: bool = False):
@@ -153,7 +162,7 @@ def model(language: str = "qwen2", tied: bool = False):
         image_size=(TILE, TILE),
         patch_size=(PATCH, PATCH),
     )
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         vocab_size=PIECES + len(SPECIAL) + 3,
         hidden_size=48,
         intermediate_size=64,
@@ -162,13 +171,13 @@ def model(language: str = "qwen2", tied: bool = False):
         num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=tied,
+        rope_theta=1e6,
     )
+    dynamic: dict[str, Any] = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
     told = {
-        "qwen2": lambda: Qwen2Config(rope_theta=1e6, **sizes),
-        "qwen3": lambda: Qwen3Config(rope_theta=1e6, head_dim=16, **sizes),
-        "internlm2": lambda: LlamaConfig(
-            rope_theta=1e6, rms_norm_eps=1e-5, rope_scaling={"type": "dynamic", "factor": 2.0}, **sizes
-        ),
+        "qwen2": lambda: Qwen2Config(**sizes),
+        "qwen3": lambda: Qwen3Config(head_dim=16, **sizes),
+        "internlm2": lambda: LlamaConfig(rms_norm_eps=1e-5, **sizes, **dynamic),
     }[language]()
     config = InternVLConfig(
         vision_config=vision,
@@ -193,7 +202,9 @@ def model(language: str = "qwen2", tied: bool = False):
 def checkpoint(
     folder: Path, language: str = "qwen2", layout: str = "opengvlab", tied: bool = False, writes: str | None = None
 ) -> Path:
-    """A published folder: `layout` is "opengvlab" or "hf". `writes`: an added token that it answers everything with, again and again."""
+    """A published folder: `layout` is "opengvlab" or "hf". `writes`: an added token that it answers everything with,
+    again and again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = model(language, tied)
     if writes is not None:
@@ -218,7 +229,7 @@ def save(made, folder: Path, language: str, layout: str) -> None:
 
 
 def to_opengvlab(tensors: dict[str, torch.Tensor], packed: dict | None = None) -> dict[str, torch.Tensor]:
-    """transformers' saved names -> OpenGVLab's; `packed`: the text configuration of a LLaMA that becomes an InternLM2."""
+    """transformers' saved names -> OpenGVLab's; `packed`: the text config of a LLaMA that becomes an InternLM2."""
 
     def renamed(name: str) -> str:
         for pattern, instead in (
@@ -250,7 +261,7 @@ def to_opengvlab(tensors: dict[str, torch.Tensor], packed: dict | None = None) -
 
 
 def _packed(tensors: dict[str, torch.Tensor], groups: int, head: int) -> dict[str, torch.Tensor]:
-    """LLaMA's names -> InternLM2's: of each group of heads its queries, its key and its value lie one behind the other."""
+    """LLaMA's names -> InternLM2's: each group of heads has its queries, its key and its value one behind the other."""
     names = {
         "embed_tokens": "tok_embeddings",
         "self_attn.o_proj": "attention.wo",

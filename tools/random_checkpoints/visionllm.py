@@ -8,8 +8,9 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from mulan_nodes.tests.parity.visionllm_case import Case
 from safetensors.torch import save_file
+
+from mulan_nodes.tests.parity.visionllm_case import Case
 
 from ..comfyui import ROOT
 
@@ -39,14 +40,16 @@ ADDED_NAMES = (
 SETTINGS = {"tiles": 4, "short": 96, "long": 160, "semantic_short": 96, "semantic_long": 160}
 
 WORDS = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to "
-    "the user's questions. USER: ASSISTANT: Can you analyze the image and identify the red circle, blue square present? Yes, here are the "
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to "
+    "the user's questions. USER: ASSISTANT: Can you analyze the image and identify the red circle, blue square "
+    "present? Yes, here are the "
     "results for in the image. Where can we locate the"
 )
 
 
 def sentencepiece_model(pieces: int) -> bytes:
-    """A LLaMA-like tokenizer model of exactly so many pieces, with bytes for whatever its letters lack (at least 300)."""
+    """A LLaMA-like tokenizer model of exactly so many pieces (at least 300), with bytes for what its letters lack."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(WORDS.split() * 20),
@@ -70,9 +73,11 @@ def sentencepiece_model(pieces: int) -> bytes:
 
 
 def checkpoint(folder: Path, mappers: bool = False, writes: str | None = None, **told) -> Path:
-    """A published folder with the golden model's sizes and recipe weights, but a vocabulary for a real tokenizer; `told` goes into config.json.
+    """A published folder with the golden model's sizes and recipe weights, but a vocabulary for a real tokenizer;
+    `told` goes into config.json.
 
-    `mappers`: also those to Stable Diffusion and InstructPix2Pix. `writes`: the added token that it answers everything with, again and again.
+    `mappers`: also those to Stable Diffusion and InstructPix2Pix. `writes`: the added token that it answers everything
+    with, again and again.
     """
     golden = Case(PARITY / "goldens" / "visionllm", "model")
     known, manifest = golden.facts["config"], dict(golden.facts["weights"])
@@ -118,7 +123,9 @@ def mapper(width: int) -> dict[str, torch.Tensor]:
     from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 
     made = to_published(
-        LanguageAdapter(AdapterShape(text_width=width, width=768, queries=77, feed_forward=64)).state_dict()
+        LanguageAdapter(
+            AdapterShape(text_hidden_size=width, context_dim=768, num_queries=77, intermediate_size=64)
+        ).state_dict()
     )
     generator = torch.Generator().manual_seed(0)
     renamed = {

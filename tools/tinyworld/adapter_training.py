@@ -1,4 +1,6 @@
-"""Trains the tiny MuLan adapter with the project's own trainer: English captions of the pairs that are not held out, nothing else."""
+"""Trains the tiny MuLan adapter with the project's own trainer: English captions of the pairs that are not held out,
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+from transformers import LlamaModel
+
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 from mulan_nodes.mulan.training import trainer
-from transformers import LlamaModel
 
 from . import captions, narrow, world
 from .base_training import Base, alphas_cumprod, latents_of, score_of
@@ -22,7 +25,8 @@ WORD_NOISE = 1.0  # standard deviation; the states' own root mean square is abou
 
 
 class TextStates:
-    """Texts as the tokenizer gets them -> float32 states [B, 77, 128] as the adapter does: with the prefix, rows 1 to 3 are cut.
+    """Texts as the tokenizer gets them -> float32 states [B, 77, 128] as the adapter does: with the prefix, rows 1 to 3
+    are cut.
 
     A text without the prefix is encoded in a window of 77, as negative prompts are. Every text is encoded once.
     """
@@ -43,7 +47,7 @@ class TextStates:
         So the adapter learns to read the end of the text and the padding, where all languages agree.
         """
         states = self(texts)
-        for of_text, text in zip(states, texts):
+        for of_text, text in zip(states, texts, strict=True):
             words = of_text[1 : self._end(text)]
             words += WORD_NOISE * torch.randn_like(words)
         return states
@@ -66,7 +70,9 @@ class TextStates:
 
 
 class Examples(torch.utils.data.Dataset):
-    """Latents of the things that are not held out, each under several English captions; some without the prefix, as negatives are."""
+    """Latents of the things that are not held out, each under several English captions; some without the prefix, as
+    negatives are.
+    """
 
     def __init__(self, autoencoder: narrow.TinyAutoencoder):
         self.latents = latents_of(autoencoder, draw_corpus(SEED, things=world.SEEN_THINGS))
@@ -99,7 +105,7 @@ def train_adapter(
     base.requires_grad_(False)
     torch.manual_seed(SEED)
     adapter = narrow.adapter()
-    trainer.initialise(adapter, SEED)
+    trainer.init_weights(adapter, SEED)
     settings = trainer.TrainSettings(
         steps=steps,
         batch_size=32,

@@ -18,7 +18,8 @@ LATENT_NOISE = 0.2
 def train_autoencoder(work_dir: Path, steps: int = 2000) -> narrow.TinyAutoencoder:
     """Pictures -> latents of about unit variance -> the same pictures."""
     torch.manual_seed(SEED)
-    model = narrow.TinyAutoencoder().to(memory_format=torch.channels_last)
+    model = narrow.TinyAutoencoder()
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch declares no such overload)
     if is_finished("autoencoder", work_dir):
         model.load_state_dict(load_file(work_dir / "autoencoder.safetensors"))
         return model
@@ -42,7 +43,9 @@ def train_autoencoder(work_dir: Path, steps: int = 2000) -> narrow.TinyAutoencod
 
 
 def colour_axes(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean colour [3] of the pictures' 8 x 8 squares, and a matrix [3, 3] that gives them unit variance without correlation."""
+    """The mean colour [3] of the pictures' 8 x 8 squares, and a matrix [3, 3] that gives them unit variance without
+    correlation.
+    """
     squares = F.avg_pool2d(as_input(pictures[::10]), 8).transpose(0, 1).flatten(1)
     return squares.mean(dim=1), torch.linalg.inv(torch.linalg.cholesky(torch.cov(squares)))
 
@@ -60,7 +63,7 @@ def autoencoder_score(model: narrow.TinyAutoencoder) -> str:
     restored = as_pictures(model.taesd_decoder(model.taesd_encoder(as_input(pictures.flatten(0, 1)))))
     readings = [
         (world.read(picture), thing)
-        for picture, thing in zip(restored, [thing for thing in world.THINGS for _ in range(4)])
+        for picture, thing in zip(restored, [thing for thing in world.THINGS for _ in range(4)], strict=True)
     ]
     right = np.mean([reading.agrees(thing) for reading, thing in readings])
     strictly = np.mean([reading.agrees_strictly(thing) for reading, thing in readings])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mulan_nodes.mulan.training import trainer as adapter_training
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer
+
+from mulan_nodes.mulan.training import trainer as adapter_training
 
 from . import captions, narrow, world
 from .stages import SEED, as_input, as_pictures, draw_corpus, is_finished, train_stage
@@ -28,26 +29,30 @@ def alphas_cumprod() -> torch.Tensor:
 
 
 def clip_tokens() -> dict[str, list[int]]:
-    """Every English caption -> its 77 ids in CLIP's own vocabulary, padded as SD1.5 pads. Needs ComfyUI's folder on the path."""
+    """Every English caption -> its 77 ids in CLIP's own vocabulary, padded as SD1.5 pads. Needs ComfyUI's folder on the
+    path.
+    """
     comfy = importlib.util.find_spec("comfy")
-    if comfy is None:
+    if comfy is None or not comfy.submodule_search_locations:
         raise ModuleNotFoundError(
-            "the tiny base needs CLIP's vocabulary from ComfyUI, but sys.path has no module `comfy`: add ComfyUI's folder"
+            "the tiny base needs CLIP's vocabulary from ComfyUI, but sys.path has no module `comfy`: add ComfyUI's "
+            "folder"
         )
     tokenizer = CLIPTokenizer.from_pretrained(Path(comfy.submodule_search_locations[0]) / "sd1_tokenizer")
     texts = captions.all_captions(world.THINGS, "en")
-    return dict(zip(texts, tokenizer(texts, padding="max_length", max_length=CLIP_ROWS)["input_ids"]))
+    return dict(zip(texts, tokenizer(texts, padding="max_length", max_length=CLIP_ROWS)["input_ids"], strict=True))
 
 
 class Base(nn.Module):
-    """The UNet, its CLIP over only the tokens that English captions use, and the table from captions to those tokens."""
+    """The UNet, its CLIP over only the tokens of English captions, and the table from captions to those tokens."""
 
     def __init__(self):
         super().__init__()
         tokens = clip_tokens()
         ids = torch.tensor(list(tokens.values()))
-        self.register_buffer("token_ids", ids.unique())  # place in the narrow vocabulary -> id in CLIP's
-        self.places = dict(zip(tokens, torch.searchsorted(self.token_ids, ids)))
+        self.token_ids: torch.Tensor  # index in the narrow vocabulary -> id in CLIP's
+        self.register_buffer("token_ids", ids.unique())
+        self.places = dict(zip(tokens, torch.searchsorted(self.token_ids, ids), strict=True))
         self.clip = narrow.clip(len(self.token_ids))
         self.unet = narrow.denoiser()
 
@@ -81,7 +86,7 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         texts = [
             captions.caption(world.THINGS[i], "en", rng, captions.choose_attributes(rng, drop=0.1)) for i in things
         ]
-        texts = ["" if empty else text for empty, text in zip(rng.random(32) < 0.1, texts)]
+        texts = ["" if empty else text for empty, text in zip(rng.random(32) < 0.1, texts, strict=False)]
         first = np.where(rng.random(32) < 0.4, 600, 0)
         timesteps = torch.from_numpy(rng.integers(first, 1000))
         noise = torch.randn_like(clean)
@@ -112,11 +117,14 @@ def score_of(autoencoder, denoiser, context_of, language: str = "en", empty: str
     readings = list(map(world.read, as_pictures(autoencoder.taesd_decoder(latents))))
 
     def share(holds, things=world.THINGS):
-        return np.mean([holds(reading, thing) for reading, thing in zip(readings, world.THINGS) if thing in things])
+        return np.mean(
+            [holds(reading, thing) for reading, thing in zip(readings, world.THINGS, strict=True) if thing in things]
+        )
 
     held_out = [thing for thing in world.THINGS if thing.held_out]
     return (
-        f"colour and shape {share(world.Reading.agrees):.2f} (held-out pairs {share(world.Reading.agrees, held_out):.2f}), "
+        f"colour and shape {share(world.Reading.agrees):.2f} (held-out pairs "
+        f"{share(world.Reading.agrees, held_out):.2f}), "
         f"strictly {share(world.Reading.agrees_strictly):.2f}, colour {share(lambda r, t: r.colour == t.colour):.2f}, "
         f"shape {share(lambda r, t: r.shape == t.shape):.2f}, size {share(lambda r, t: r.size == t.size):.2f}"
     )

@@ -5,18 +5,31 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Protocol
 
 import numpy as np
 
 from .world import PALETTE, SHAPES, SIZES, Thing
 
 
+class Named(Protocol):
+    """A thing, or a description with some of a thing's attributes."""
+
+    @property
+    def colour(self) -> str: ...
+    @property
+    def shape(self) -> str: ...
+    @property
+    def size(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Language:
     """The words of one language, each list in the world's own order.
 
-    A word that agrees with the noun's gender is given as its forms, "masculine/feminine" (German: "masculine/neuter/feminine");
-    a noun not of the first gender carries it, "star:1". The last noun stands for a shape that is left unnamed.
+    A word that agrees with the noun's gender is given as its forms, "masculine/feminine" (German:
+    "masculine/neuter/feminine"); a noun not of the first gender carries it, "star:1". The last noun stands for a shape
+    that is left unnamed.
     """
 
     name: str
@@ -28,21 +41,21 @@ class Language:
     templates: tuple[str, ...]
     article: str = ""
 
-    def noun_phrase(self, thing: Thing, named: frozenset[str]) -> str:
+    def noun_phrase(self, thing: Named, named: frozenset[str]) -> str:
         """`thing` with the attributes in `named` (of "colour", "shape", "size")."""
-        nouns = dict(zip((*SHAPES, ""), self.nouns.split()))
+        nouns = dict(zip((*SHAPES, ""), self.nouns.split(), strict=False))
         noun, _, gender = nouns[thing.shape if "shape" in named else ""].partition(":")
 
         def word(forms: str) -> str:
-            forms = forms.split("/")
-            return forms[min(int(gender or 0), len(forms) - 1)]
+            by_gender = forms.split("/")
+            return by_gender[min(int(gender or 0), len(by_gender) - 1)]
 
-        colour = dict(zip(PALETTE, self.colours.split()))[thing.colour] if "colour" in named else ""
-        size = dict(zip(SIZES, self.sizes.split()))[thing.size] if "size" in named else ""
+        colour = dict(zip(PALETTE, self.colours.split(), strict=True))[thing.colour] if "colour" in named else ""
+        size = dict(zip(SIZES, self.sizes.split(), strict=True))[thing.size] if "size" in named else ""
         phrase = self.phrase.format(article=word(self.article), colour=word(colour), size=word(size), noun=noun)
         return " ".join(phrase.split())
 
-    def bare_phrase(self, thing: Thing, named: frozenset[str]) -> str:
+    def bare_phrase(self, thing: Named, named: frozenset[str]) -> str:
         """The same without its article or measure word, as many write labels: "red star", "红色的五角星"."""
         return replace(self, phrase="".join(re.findall(r"{\w+}| ", self.phrase)), article="").noun_phrase(thing, named)
 
@@ -114,7 +127,8 @@ TRAINED = {
     "de": Language(
         "German",
         "Deutsch",
-        colours="roter/rotes/rote grüner/grünes/grüne blauer/blaues/blaue gelber/gelbes/gelbe violetter/violettes/violette "
+        colours="roter/rotes/rote grüner/grünes/grüne blauer/blaues/blaue gelber/gelbes/gelbe "
+        "violetter/violettes/violette "
         "schwarzer/schwarzes/schwarze",
         sizes="kleiner/kleines/kleine großer/großes/große",
         nouns="Kreis Quadrat:1 Dreieck:1 Stern Form:2",

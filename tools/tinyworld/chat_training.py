@@ -89,7 +89,8 @@ class Seeing(nn.Module):
     def loss(self, images: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
         """images [N, 3, S, S], normed; named [N, 3]: the number of each one's colour, shape and size."""
         seen = self.project(self.tower(images)[0]).mean(dim=1)
-        return sum(F.cross_entropy(head(seen), of_head) for head, of_head in zip(self.heads, named.T, strict=True))
+        losses = [F.cross_entropy(head(seen), of_head) for head, of_head in zip(self.heads, named.T, strict=True)]
+        return torch.stack(losses).sum()
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """The tower's states of patches [N, patches, width] -> what the language model reads, [N, tokens, width]."""
@@ -130,9 +131,9 @@ def language_model(vocabulary: int) -> Qwen3Model:
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             rms_norm_eps=config.rms_norm_eps,
-            rope_theta=config.rope_theta,
             max_position_embeddings=LONGEST,
             use_cache=False,
+            rope_theta=config.rope_theta,  # pyright: ignore[reportCallIssue]  (read from **kwargs)
         )
     )
 
@@ -180,8 +181,8 @@ class Talker(nn.Module):
         inputs = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
         wanted = nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=-100)[:, 1:]
         answering = wanted != -100  # nothing stands behind padding, so it needs no mask
-        states = self.language(inputs_embeds=inputs).last_hidden_state[:, :-1][answering]
-        return F.cross_entropy(F.linear(states, self.language.embed_tokens.weight), wanted[answering])
+        written = self.language(inputs_embeds=inputs).last_hidden_state[:, :-1][answering]
+        return F.cross_entropy(F.linear(written, self.language.embed_tokens.weight), wanted[answering])
 
     def _embedded(self, ids: list[int], rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids -> what the model reads, with the pictures' rows in their places, and what it should answer, -100

@@ -1,7 +1,7 @@
 """Trains the tiny companions: a style LoRA, an LCM LoRA and a ControlNet for the tiny SD1.5 base.
 
-All three learn as those on the web did: beside a frozen base, on contexts of its own English CLIP. Nothing of MuLan takes part, so
-what they do under prompts in other languages is MuLan's doing.
+All three learn as those on the web did: beside a frozen base, on contexts of its own English CLIP. Nothing of MuLan
+takes part, so what they do under prompts in other languages is MuLan's doing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mulan_nodes.mulan.training.diffusion import Denoiser, add_noise, diffusion_loss, sample
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from safetensors.torch import load_file, save_file
-from torch import nn
+
+from mulan_nodes.mulan.training.diffusion import Denoiser, add_noise, diffusion_loss, sample
 
 from . import captions, companions, scenes, world
 from .base_training import CFG, STEPS, Base, alphas_cumprod, latents_of
@@ -56,10 +57,13 @@ class Captions:
         return torch.stack([self.contexts[text] for text in texts])
 
     def drawn(self, pairs: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """Contexts for numbers of `PAIRS`: words and whole captions are left out now and then; the size is any, nothing hangs on it."""
+        """Contexts for numbers of `PAIRS`: words and whole captions are left out now and then; the size is any, nothing
+        hangs on it.
+        """
         texts = []
         for pair in pairs:
-            thing = world.Thing(*PAIRS[pair], str(rng.choice(list(world.SIZES))))
+            colour, shape = PAIRS[pair]
+            thing = world.Thing(colour, shape, str(rng.choice(list(world.SIZES))))
             text = captions.caption(thing, "en", rng, captions.choose_attributes(rng, DROPPED_WORDS))
             texts.append("" if rng.random() < DROPPED_CAPTIONS else text)
         return self(texts)
@@ -77,15 +81,17 @@ def noise_loss(
     timesteps = draw_timesteps(rng)
     alphas, noise = alphas_cumprod()[timesteps], torch.randn_like(clean)
     return diffusion_loss(
-        predict(add_noise(clean, noise, alphas), timesteps), clean, noise, alphas, "epsilon", weigh_high_noise=True
+        predict(add_noise(clean, noise, alphas), timesteps), clean, noise, alphas, "epsilon", high_noise_weight=True
     )
 
 
-# --- the style: four small ones instead of one -----------------------------------------------------------------------------
+# --- the style: four small ones instead of one
 
 
 def train_pattern_lora(work_dir: Path, shipped: Shipped, contexts: Captions, steps: int = 600) -> None:
-    """Under the caption of a thing, four of it. (Of drawn patterns the autoencoder itself restores .88 of the quarters readably.)"""
+    """Under the caption of a thing, four of it. (Of drawn patterns the autoencoder itself restores .88 of the quarters
+    readably.)
+    """
     torch.manual_seed(SEED)
     if is_finished("pattern_lora", work_dir):
         return
@@ -135,22 +141,26 @@ def pattern_score(shipped: Shipped) -> str:
         ("MuLan", shipped.mulan_context, "zh"),
     ):
         pictures = draw_things(shipped, context_of, language)
-        right = np.mean([scenes.share_of_quarters(picture, thing) for picture, thing in zip(pictures, SCORED)])
+        right = np.mean(
+            [scenes.share_of_quarters(picture, thing) for picture, thing in zip(pictures, SCORED, strict=True)]
+        )
         said.append(
-            f"{name} {language}: {np.mean(list(map(scenes.is_pattern, pictures))):.2f} are patterns, {right:.2f} of the quarters right"
+            f"{name} {language}: {np.mean(list(map(scenes.is_pattern, pictures))):.2f} are patterns, {right:.2f} of "
+            "the quarters right"
         )
     return "; ".join(said)
 
 
-# --- four steps instead of twenty: the LCM LoRA ---------------------------------------------------------------------------
+# --- four steps instead of twenty: the LCM LoRA
 
 
 def teacher_paths(shipped: Shipped, contexts: Captions, count: int, seed: int) -> dict[str, torch.Tensor]:
     """Where the base goes from noise, in `TEACHER_STEPS` steps of DDIM with its usual guidance.
 
-    "context" [2N] numbers of captions; "x" [2N, steps + 1, 4, 8, 8]: a path's points, the last of them the picture's latents;
-    "start" [2N]: a path begins at this step and its earlier points are to be left out. The first N paths begin at step 0.
-    The others begin where the few-step sampler does after its first step: at the end of one of those, with new noise.
+    "context" [2N] numbers of captions; "x" [2N, steps + 1, 4, 8, 8]: a path's points, the last of them the picture's
+    latents; "start" [2N]: a path begins at this step and its earlier points are to be left out. The first N paths begin
+    at step 0. The others begin where the few-step sampler does after its first step: at the end of one of those, with
+    new noise.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     things = [world.THINGS[number] for number in rng.integers(len(world.THINGS), size=count)]
@@ -167,7 +177,7 @@ def teacher_paths(shipped: Shipped, contexts: Captions, count: int, seed: int) -
             torch.cat(
                 [
                     _path(shipped.base, *of_batch, empty)
-                    for of_batch in zip(*(t.split(128) for t in (begins, start, told)))
+                    for of_batch in zip(begins.split(128), start.split(128), told.split(128), strict=True)
                 ]
             )
         )
@@ -210,7 +220,9 @@ def end_of_path(base: Base, x: torch.Tensor, timesteps: torch.Tensor, context: t
 
 
 def train_lcm_lora(work_dir: Path, shipped: Shipped, contexts: Captions, steps: int = 600) -> None:
-    """Consistency distillation with the teacher's whole paths at hand: every point of a path is mapped to the path's end."""
+    """Consistency distillation with the teacher's whole paths at hand: every point of a path is mapped to the path's
+    end.
+    """
     torch.manual_seed(SEED)
     if is_finished("lcm_lora", work_dir):
         return
@@ -241,7 +253,7 @@ def train_lcm_lora(work_dir: Path, shipped: Shipped, contexts: Captions, steps: 
 
 @torch.no_grad()
 def draw_in_few_steps(shipped: Shipped, context: torch.Tensor, steps: int = 4) -> np.ndarray:
-    """As the LCM sampler does, without guidance: jump to the end, go part of the way back with new noise, jump again."""
+    """As the LCM sampler does, without guidance: jump to the end, go part of the way back with new noise, and again."""
     generator = torch.Generator().manual_seed(SEED)
     clean = torch.zeros(len(context), 4, 8, 8)
     for step in torch.linspace(0, TEACHER_STEPS, steps + 1)[:-1].long().tolist():
@@ -260,12 +272,12 @@ def lcm_score(shipped: Shipped) -> str:
         context = context_of([captions.full_caption(thing, language, number) for number, thing in enumerate(SCORED)])
         for steps in (1, 4):
             readings = map(world.read, draw_in_few_steps(shipped, context, steps))
-            right = np.mean([reading.agrees(thing) for reading, thing in zip(readings, SCORED)])
+            right = np.mean([reading.agrees(thing) for reading, thing in zip(readings, SCORED, strict=True)])
             said.append(f"{name} {language}: {right:.2f} right in {steps} steps")
     return "; ".join(said)
 
 
-# --- where the thing is to be: the ControlNet ------------------------------------------------------------------------------
+# --- where the thing is to be: the ControlNet
 
 
 def train_layout_controlnet(work_dir: Path, shipped: Shipped, contexts: Captions, steps: int = 900) -> None:
@@ -276,15 +288,22 @@ def train_layout_controlnet(work_dir: Path, shipped: Shipped, contexts: Captions
     rng = np.random.default_rng(SEED)
     places = [[scenes.Place.drawn(rng) for _ in range(PLACES)] for _ in PAIRS]
     pictures = np.stack(
-        [[place.draw(colour, shape, rng) for place in of_pair] for (colour, shape), of_pair in zip(PAIRS, places)]
+        [
+            [place.draw(colour, shape, rng) for place in of_pair]
+            for (colour, shape), of_pair in zip(PAIRS, places, strict=True)
+        ]
     )
     latents = latents_of(shipped.autoencoder, torch.from_numpy(pictures).permute(0, 1, 4, 2, 3))
-    net = companions.control_net(shipped.base.unet).to(memory_format=torch.channels_last)
+    net = companions.control_net(shipped.base.unet)
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers' decorator hides the method)
 
     def loss_of(rng):
         pairs, chosen = rng.integers(len(PAIRS), size=BATCH), rng.integers(PLACES, size=BATCH)
         hints = as_hints(
-            [places[pair][number].hint(str(rng.choice(world.SHAPES))) for pair, number in zip(pairs, chosen)]
+            [
+                places[pair][number].hint(str(rng.choice(world.SHAPES)))
+                for pair, number in zip(pairs, chosen, strict=True)
+            ]
         )
         context = contexts.drawn(pairs, rng)
         return noise_loss(
@@ -311,7 +330,7 @@ def as_hints(pictures: list[np.ndarray]) -> torch.Tensor:
     return as_input(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
 
 
-def layout_score(shipped: Shipped, net: nn.Module) -> str:
+def layout_score(shipped: Shipped, net: ControlNetModel) -> str:
     """Every scored thing at a place of its own, under a square as the hint."""
     rng = np.random.default_rng(SEED + 1)
     places = [scenes.Place.drawn(rng) for _ in SCORED]
@@ -326,9 +345,12 @@ def layout_score(shipped: Shipped, net: nn.Module) -> str:
         ("MuLan", shipped.mulan_context, "zh"),
     ):
         pictures = draw_things(shipped, context_of, language, denoiser)
-        right = np.mean([world.read(picture).agrees(thing) for picture, thing in zip(pictures, SCORED)])
+        right = np.mean([world.read(picture).agrees(thing) for picture, thing in zip(pictures, SCORED, strict=True)])
         overlap = np.mean(
-            [place.overlap(thing.shape, picture) for place, thing, picture in zip(places, SCORED, pictures)]
+            [
+                place.overlap(thing.shape, picture)
+                for place, thing, picture in zip(places, SCORED, pictures, strict=True)
+            ]
         )
         said.append(f"{name} {language}: {right:.2f} right, intersection over union {overlap:.2f}")
     return "; ".join(said)

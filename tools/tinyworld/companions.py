@@ -1,4 +1,5 @@
-"""What the tiny companions are made of: the shipped tiny models read back, LoRA layers around them, a ControlNet beside them.
+"""What the tiny companions are made of: the shipped tiny models read back, LoRA layers around them, a ControlNet beside
+them.
 
 Only training and tests need this; the files that come of it need nothing but the host.
 """
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from diffusers import ControlNetModel
-from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter, from_published
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.embeddings import Timesteps
 from safetensors.torch import load_file
 from torch import nn
+
+from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter, from_published
 
 from . import narrow, pack
 from .adapter_training import TextStates
@@ -29,7 +32,9 @@ HINT_WIDTHS = (12, 20, 40, 48)  # of the 16, 32, 96 and 256 channels that the pu
 
 @dataclass(frozen=True)
 class Shipped:
-    """The tiny models of a pack, narrow again and frozen: what companions are trained against, because it is what they will meet."""
+    """The tiny models of a pack, narrow again and frozen: what companions are trained against, because it is what they
+    will meet.
+    """
 
     base: Base
     autoencoder: narrow.TinyAutoencoder
@@ -37,7 +42,9 @@ class Shipped:
     text_states: TextStates
 
     def mulan_context(self, texts: list[str]) -> torch.Tensor:
-        """Texts in any language -> contexts [B, 120, 96] as the MuLan Loader's CLIPs give them; "" is a negative prompt, without prefix."""
+        """Texts in any language -> contexts [B, 120, 96] as the MuLan Loader's CLIPs give them; "" is a negative
+        prompt, without prefix.
+        """
         with torch.no_grad():
             return self.adapter(self.text_states([text and PREFIX + text for text in texts]))
 
@@ -76,7 +83,12 @@ class LowRank(nn.Module):
         super().__init__()
         if isinstance(layer, nn.Conv2d):
             self.lora_down = nn.Conv2d(
-                layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False
+                layer.in_channels,
+                rank,
+                layer.kernel_size,  # pyright: ignore[reportArgumentType]  (torch says tuple[int, ...] of a pair)
+                layer.stride,  # pyright: ignore[reportArgumentType]
+                layer.padding,  # pyright: ignore[reportArgumentType]
+                bias=False,
             )
             self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         else:
@@ -129,7 +141,9 @@ def control_net(unet: nn.Module) -> ControlNetModel:
         norm_num_groups=32,
         conditioning_embedding_out_channels=HINT_WIDTHS,
     )
-    net.time_proj = unet.time_proj
+    time_proj = unet.time_proj
+    assert isinstance(time_proj, Timesteps)
+    net.time_proj = time_proj
     net.time_embedding.linear_1 = nn.Linear(narrow.UNET_FULL_WIDTH, 4 * narrow.UNET_WIDTH)
     narrow.pad_norms(net, narrow.UNET_FULL_WIDTH // narrow.UNET_WIDTH)
     for name in ("time_embedding", "conv_in", "down_blocks"):
@@ -140,10 +154,11 @@ def control_net(unet: nn.Module) -> ControlNetModel:
 def controlled(
     unet: nn.Module, net: ControlNetModel, x, timesteps, context, hints, strength: float = 1.0
 ) -> torch.Tensor:
-    """The UNet's prediction for x_t [B, 4, 8, 8] with what the ControlNet makes of the hints [B, 3, 64, 64] added, as the host does it.
+    """The UNet's prediction for x_t [B, 4, 8, 8] with what the ControlNet makes of the hints [B, 3, 64, 64] added, as
+    ComfyUI does it.
 
-    The host adds in place. In this UNet no middle block stands between the last skip and the way up, so both are one tensor there,
-    and what is for either of them goes to both.
+    ComfyUI adds in place. In this UNet no middle block stands between the last skip and the way up, so both are one
+    tensor there, and what is for either of them goes to both.
     """
     (first, last), middle = net(x, timesteps, context, hints, conditioning_scale=strength, return_dict=False)
     both = last + middle

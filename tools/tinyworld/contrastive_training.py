@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,17 @@ from torch import nn
 
 from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
 from mulan_nodes.mulan.conditioning.clip import load_text_encoder
-from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.conditioning.internvl_llama import last_token_state
+from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.internvl import internvl_keys as published
-from mulan_nodes.mulan.internvl.contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig
-from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig
+from mulan_nodes.mulan.internvl.contrastive import (
+    ContrastiveConfig,
+    ContrastiveModel,
+    CrossAttention,
+    QueryReader,
+    ReaderConfig,
+)
+from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig, Layer
 from mulan_nodes.mulan.internvl.internvl_model import text_ids
 from mulan_nodes.mulan.internvl.preprocessing import MEAN, STD
 
@@ -79,7 +86,7 @@ class Pair(nn.Module):
         )
         _begin(self)
 
-    def loss(self, images: torch.Tensor, rows: torch.Tensor, alike: torch.Tensor, llama: nn.Module) -> torch.Tensor:
+    def loss(self, images: torch.Tensor, rows: torch.Tensor, alike: torch.Tensor, llama: Any) -> torch.Tensor:
         """images [N, 3, S, S], normed; rows [W, N, text width] of the N things' texts in W wordings; alike [W, N, N]:
         which texts are the same.
         """
@@ -87,7 +94,7 @@ class Pair(nn.Module):
         texts = self.model.project_texts(rows)
         scale = self.model.logit_scale.exp().clamp(max=100)
         seen = self.model.pool_images(states), self.reader(states, llama)
-        return sum(_contrast(scale * texts @ pictures.T, alike) for pictures in seen) / len(seen)
+        return torch.stack([_contrast(scale * texts @ images.T, alike) for images in seen]).mean()
 
 
 def _contrast(logits: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
@@ -103,6 +110,7 @@ def begin_tower(tower: InternViT) -> None:
     nn.init.normal_(tower.embeddings.class_embedding, std=0.02)
     nn.init.normal_(tower.embeddings.position_embedding, std=0.02)
     for layer in tower.layers:
+        assert isinstance(layer, Layer)
         nn.init.constant_(layer.ls1, BRANCH_SCALE)
         nn.init.constant_(layer.ls2, BRANCH_SCALE)
 
@@ -111,6 +119,7 @@ def begin_tower(tower: InternViT) -> None:
 def _begin(pair: Pair) -> None:
     begin_tower(pair.model.vision_model)
     for attention in pair.reader.layers.values():
+        assert isinstance(attention, CrossAttention)
         attention.o_proj.weight.mul_(BRANCH_SCALE)
     nn.init.normal_(pair.reader.query_tokens, std=0.5)
     nn.init.normal_(pair.model.text_projection, std=pair.model.config.text_hidden_size**-0.5)
@@ -161,9 +170,8 @@ def draw_anywhere(thing: world.Thing, rng: np.random.Generator) -> np.ndarray:
     """The thing somewhere in a picture, about as big as ever."""
     radius = world.SIZES[thing.size] * rng.uniform(0.9, 1.1)
     margin = radius + scenes.MARGIN
-    return scenes.Place(*rng.uniform(margin, world.PICTURE_SIZE - margin, 2), radius).draw(
-        thing.colour, thing.shape, rng
-    )
+    x, y = rng.uniform(margin, world.PICTURE_SIZE - margin, 2)
+    return scenes.Place(x, y, radius).draw(thing.colour, thing.shape, rng)
 
 
 def as_seen(pictures: torch.Tensor) -> torch.Tensor:
@@ -185,7 +193,6 @@ def train_internvl(work_dir: Path, steps: int = 2500) -> Path:
 
 def _train(work_dir: Path, pair: Pair, text: FrozenText, steps: int) -> None:
     things = world.SEEN_THINGS
-    rng = np.random.default_rng(SEED)
     pictures = torch.cat(
         (draw_corpus(SEED, things=things), draw_corpus(SEED + 1, things=things, draw=draw_anywhere)), dim=1
     )
@@ -218,9 +225,12 @@ def write(pair: Pair, text: FrozenText, path: Path) -> Path:
         },
     }
     tensors = {}
-    for part, sources in ((pair.model, published.model_sources), (pair.reader, published.reader_sources)):
+    for part, sources in (
+        (pair.model, published.model_sources(pair.model.config)),
+        (pair.reader, published.reader_sources(pair.reader.config)),
+    ):
         values = part.state_dict()
-        tensors |= {name: values[ours].half() for ours, source in sources(part.config).items() for name in source.names}
+        tensors |= {name: values[ours].half() for ours, source in sources.items() for name in source.names}
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_bytes(save(tensors, {**METADATA, CONFIG: json.dumps(told)}))
     unfinished.replace(path)

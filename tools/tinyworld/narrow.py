@@ -1,19 +1,21 @@
 """The tiny models: published architectures at a fraction of their width, computing what the full-width ones would.
 
-A full-width layer whose other channels are zero does the same as a narrow layer, with two exceptions. Norms take their statistics over
-all channels: the padded norms here count the missing ones as zeros. Attention scales by the full head's width: `pack.py` makes
-up for that in the query weights. So a narrow model is trained, and scattered into a full-width file that any host loads.
+A full-width layer whose other channels are zero does the same as a narrow layer, with two exceptions. Norms take their
+statistics over all channels: the padded norms here count the missing ones as zeros. Attention scales by the full head's
+width: `pack.py` makes up for that in the query weights. So a narrow model is trained, and scattered into a full-width
+file that any host loads.
 """
 
 from __future__ import annotations
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import Timesteps
-from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 
 AUTOENCODER_WIDTH = 24
 UNET_WIDTH, UNET_FULL_WIDTH = 64, 320
@@ -77,7 +79,8 @@ class ResidualBlock(nn.Module):
 
 
 class TinyAutoencoder(nn.Module):
-    """The layout of TAESD (madebyollin/taesd) at `width` of its 64 channels: pictures [B, 3, H, W] in 0..1, latents [B, 4, H/8, W/8].
+    """The layout of TAESD (madebyollin/taesd) at `width` of its 64 channels: pictures [B, 3, H, W] in 0..1, latents [B,
+    4, H/8, W/8].
 
     The latents are already scaled as the denoiser sees them.
     """
@@ -159,7 +162,12 @@ def clip(tokens: int) -> nn.Module:
 def adapter() -> LanguageAdapter:
     """MuLan's adapter for SD1.5, 96 of 768 channels wide."""
     model = LanguageAdapter(
-        AdapterShape(text_width=TEXT_WIDTH, width=CONTEXT_WIDTH, queries=QUERIES, feed_forward=ADAPTER_FEED_FORWARD)
+        AdapterShape(
+            text_hidden_size=TEXT_WIDTH,
+            context_dim=CONTEXT_WIDTH,
+            num_queries=QUERIES,
+            intermediate_size=ADAPTER_FEED_FORWARD,
+        )
     )
     pad_norms(model, CONTEXT_FULL_WIDTH // CONTEXT_WIDTH)
     return model

@@ -1,8 +1,8 @@
 """The tiny world's models in one small file, and their expansion into the files that ComfyUI loads.
 
-There are two packs, of the models themselves and of their companions (LoRAs, a ControlNet). A pack holds only what was trained: the
-live channels of each tensor, in float16 and under their final names. `expand` scatters them into zero tensors of the published sizes
-(see `narrow.py` for why the result computes the same).
+There are two packs, of the models themselves and of their companions (LoRAs, a ControlNet). A pack holds only what was
+trained: the live channels of each tensor, in float16 and under their final names. `expand` scatters them into zero
+tensors of the published sizes (see `narrow.py` for why the result computes the same).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ COMPANIONS = Path(__file__).with_name("tiny_companions.safetensors")
 COMPANIONS_METADATA = {
     **METADATA,
     "title": "MuLan Nodes: companions of the tiny world",
-    "description": "A style LoRA, an LCM LoRA and a ControlNet for the tiny SD1.5 checkpoint, trained on pictures drawn by a program",
+    "description": "A style LoRA, an LCM LoRA and a ControlNet for the tiny SD1.5 checkpoint, trained on pictures "
+    "drawn by a program",
 }
 LORAS = {"pattern_lora": "loras/tiny_pattern_lora.safetensors", "lcm_lora": "loras/tiny_lcm_lora.safetensors"}
 CONTROLNET = "controlnet/tiny_layout_controlnet.safetensors"
@@ -139,7 +140,8 @@ LAYOUTS[CONTROL] = replace(
         48: Axis.first(48, 256),
     },
 )
-# The full model divides by the square root of its own head's width, the narrow one by that of the live part: the queries make up for it.
+# The full model divides by the square root of its own head's width, the narrow one by that of the live part: the
+# queries make up for it.
 QUERY_SCALES = {"to_q.": math.sqrt(40 / 8), "q_proj.": math.sqrt(64 / 8), "in_proj_": math.sqrt(96 / 12)}
 
 # diffusers' names in one level of a UNet -> SD1.5's own
@@ -234,7 +236,7 @@ def gather(work_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def gather_companions(work_dir: Path) -> dict[str, torch.Tensor]:
-    """The companions' tensors: LoRAs under kohya's names behind their stage's, the ControlNet under SD1.5's own names."""
+    """The companions' tensors: LoRAs under kohya's names behind their stage's, the ControlNet under SD1.5's names."""
     control = {
         CONTROL + control_name(name): tensor
         for name, tensor in load_file(work_dir / "layout_controlnet.safetensors").items()
@@ -371,7 +373,9 @@ def controlnet(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes beside the target first, so that no half-written file ever bears its name. (`save_file` would leave it unreadable to others.)"""
+    """Writes beside the target first, so that no half-written file ever bears its name. (`save_file` would leave it
+    unreadable to others.)
+    """
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
     unfinished.replace(path)

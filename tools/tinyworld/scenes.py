@@ -1,4 +1,5 @@
-"""What the companions of the tiny models make of a thing: four of it as a pattern, or one at a place of its own; drawn and read back.
+"""What the companions of the tiny models make of a thing: four of it as a pattern, or one at a place of its own; drawn
+and read back.
 
 Pictures are uint8 arrays [64, 64, 3], as in `world.py`.
 """
@@ -25,7 +26,7 @@ def draw_pattern(colour: str, shape: str, rng: np.random.Generator) -> np.ndarra
     """Four of the shape, two by two."""
     shift, radius = rng.uniform(-0.75, 0.75, 2), PATTERN_RADIUS * rng.uniform(0.95, 1.05)
     return world.paint(
-        sum(world.coverage(shape, x + shift[0], y + shift[1], radius) for x, y in PATTERN_CENTRES), colour, rng
+        np.sum([world.coverage(shape, x + shift[0], y + shift[1], radius) for x, y in PATTERN_CENTRES], 0), colour, rng
     )
 
 
@@ -68,7 +69,8 @@ class Place:
     def drawn(cls, rng: np.random.Generator) -> Place:
         """Anywhere, wholly inside the picture."""
         radius = rng.uniform(*RADII)
-        return cls(*rng.uniform(radius + MARGIN, world.PICTURE_SIZE - radius - MARGIN, 2), radius)
+        x, y = rng.uniform(radius + MARGIN, world.PICTURE_SIZE - radius - MARGIN, 2)
+        return cls(x, y, radius)
 
     def draw(self, colour: str, shape: str, rng: np.random.Generator) -> np.ndarray:
         """The shape at this place."""

@@ -1,8 +1,8 @@
 """What the training stages share: the corpus, the loop, its checkpoints.
 
-Every stage writes `<stage>.safetensors` into the work folder and is skipped when that file exists; while it runs it keeps
-a checkpoint beside it, from which an interrupted run goes on exactly as it would have. Pictures, captions and noise are drawn from
-the seed and the step alone.
+Every stage writes `<stage>.safetensors` into the work folder and is skipped when that file exists; while it runs it
+keeps a checkpoint beside it, from which an interrupted run goes on exactly as it would have. Pictures, captions and
+noise are drawn from the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from . import world
 SEED = 20
 CHECKPOINT_EVERY = 500
 VARIANTS = 100  # drawings of each thing in the corpus
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def draw_corpus(seed: int, variants: int = VARIANTS, things=world.THINGS, draw=world.draw) -> torch.Tensor:
@@ -45,19 +48,21 @@ def as_pictures(images: torch.Tensor) -> np.ndarray:
 def train_stage(
     name: str,
     work_dir: Path,
-    model: nn.Module,
+    model: Model,
     loss_of: Callable[[np.random.Generator], torch.Tensor],
     *,
     steps: int,
     learning_rate: float,
     average: float = 0.0,
-    score: Callable[[nn.Module], str] | None = None,
+    score: Callable[[Model], str] | None = None,
     score_every: int = 1000,
 ) -> None:
-    """Trains `model` (AdamW, warm-up then cosine, clipped gradients), or goes on from its checkpoint, and leaves the result in it.
+    """Trains `model` (AdamW, warm-up then cosine, clipped gradients), or goes on from its checkpoint, and leaves the
+    result in it.
 
-    `loss_of` gets this step's own random generator; torch's global one is seeded for the step as well. `average` is the decay of
-    a running average of the weights, which then is the result (0: none). `score` says, of a copy with the averaged weights, how good it is.
+    `loss_of` gets this step's own random generator; torch's global one is seeded for the step as well. `average` is the
+    decay of a running average of the weights, which then is the result (0: none). `score` says, of a copy with the
+    averaged weights, how good it is.
     """
     checkpoint_path = work_dir / f"{name}.checkpoint.pt"
     unfinished_path = checkpoint_path.with_suffix(".unfinished")

@@ -1,4 +1,6 @@
-"""Questions about pictures of the tiny world and their answers, in its twelve languages: what the tiny InternVL that talks is trained on."""
+"""Questions about pictures of the tiny world and their answers, in its twelve languages: what the tiny InternVL that
+talks is trained on.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ WHETHER = 0.5  # the share of questions to be answered by yes or no, which are t
 
 @dataclass(frozen=True)
 class Questions:
-    """A language's ways to ask, each list with "|" between its entries. {} stands for what a caption says, or for a picture's number."""
+    """A language's ways to ask, each list with "|" between its entries. {} stands for what a caption says, or for a
+    picture's number.
+    """
 
     describe: str
     attributes: str  # the colour, the shape, the size
@@ -32,7 +36,8 @@ class Questions:
 
 QUESTIONS = {
     "en": Questions(
-        "Describe the picture.|Describe the picture in detail.|What is in the picture?|What do you see?|What is this?|Describe the image.",
+        "Describe the picture.|Describe the picture in detail.|What is in the picture?|What do you see?|What is "
+        "this?|Describe the image.",
         "What colour is it?|What shape is it?|Is it big or small?",
         "And its colour?|And its shape?|And its size?",
         "Is it {}?",
@@ -185,9 +190,9 @@ def answer(thing: Thing, kind: str, language: str) -> str:
     """The answer to any question of `KINDS` but "whether"."""
     words, asked = LANGUAGES[language], QUESTIONS[language]
     if kind == "colour":
-        return dict(zip(PALETTE, asked.colours.split("|")))[thing.colour]
+        return dict(zip(PALETTE, asked.colours.split("|"), strict=True))[thing.colour]
     if kind == "size":
-        return dict(zip(SIZES, asked.sizes.split("|")))[thing.size]
+        return dict(zip(SIZES, asked.sizes.split("|"), strict=True))[thing.size]
     return (
         words.bare_phrase(thing, frozenset({"shape"}))
         if kind == "shape"
@@ -198,13 +203,13 @@ def answer(thing: Thing, kind: str, language: str) -> str:
 def ask(
     thing: Thing, kind: str, language: str, rng: np.random.Generator, others: Sequence[Thing], follows: bool = False
 ) -> Exchange:
-    """One question of a kind; one that `follows` may be short. "whether" names `thing` or, as often, any of `others`."""
+    """One question of a kind; one that `follows` may be short. "whether" names `thing` or, as often, another."""
     asked = QUESTIONS[language]
     if kind == "describe":
         return Exchange(_one(asked.describe, rng), answer(thing, kind, language))
     if kind == "whether":
-        named = CHOICES[rng.integers(len(CHOICES))]
-        other = thing if rng.random() < 0.5 else others[rng.integers(len(others))]
+        named = CHOICES[int(rng.integers(len(CHOICES)))]
+        other = thing if rng.random() < 0.5 else others[int(rng.integers(len(others)))]
         same = all(getattr(thing, attribute) == getattr(other, attribute) for attribute in named)
         return Exchange(
             asked.whether.format(LANGUAGES[language].noun_phrase(other, named)), asked.yes if same else asked.no
@@ -220,7 +225,7 @@ def ask_of_two(things: Sequence[Thing], number: int, language: str) -> Exchange:
 
 def draw_talk(rng: np.random.Generator, things: Sequence[Thing], exchanges: int) -> Talk:
     """A talk of so many exchanges about one of the things."""
-    language, thing = list(QUESTIONS)[rng.integers(len(QUESTIONS))], things[rng.integers(len(things))]
+    language, thing = list(QUESTIONS)[int(rng.integers(len(QUESTIONS)))], things[int(rng.integers(len(things)))]
     kinds = ["whether" if rng.random() < WHETHER else str(kind) for kind in rng.permutation(KINDS[:-1])[:exchanges]]
     return Talk(
         (thing,),
@@ -230,7 +235,7 @@ def draw_talk(rng: np.random.Generator, things: Sequence[Thing], exchanges: int)
 
 def draw_talk_of_two(rng: np.random.Generator, things: Sequence[Thing], exchanges: int) -> Talk:
     """A talk of so many exchanges in which one or the other of two things is described."""
-    language = list(QUESTIONS)[rng.integers(len(QUESTIONS))]
+    language = list(QUESTIONS)[int(rng.integers(len(QUESTIONS)))]
     chosen = tuple(things[index] for index in rng.integers(len(things), size=2))
     return Talk(chosen, tuple(ask_of_two(chosen, int(number), language) for number in rng.integers(2, size=exchanges)))
 
@@ -247,5 +252,5 @@ def all_words() -> list[str]:
 
 
 def _one(ways: str, rng: np.random.Generator) -> str:
-    ways = ways.split("|")
-    return ways[rng.integers(len(ways))]
+    choices = ways.split("|")
+    return choices[int(rng.integers(len(choices)))]

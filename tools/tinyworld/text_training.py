@@ -1,8 +1,10 @@
-"""Trains the tiny multilingual text encoder against pictures, as InternVL-C's was: contrastively, with the prefix, in twelve languages.
+"""Trains the tiny multilingual text encoder against pictures, as InternVL-C's was: contrastively, with the prefix, in
+twelve languages.
 
-Two things are not InternVL's; both are there because the adapter reads every row, and learns from English alone. Half of the
-contrastive loss is on the states of padding rows, which a loss on the last row alone would leave untrained. And captions of one thing in
-several languages are pulled together, because a few dozen words a language are too few for that to happen by itself.
+Two things are not InternVL's; both are there because the adapter reads every row, and learns from English alone. Half
+of the contrastive loss is on the states of padding rows, which a loss on the last row alone would leave untrained. And
+captions of one thing in several languages are pulled together, because a few dozen words a language are too few for
+that to happen by itself.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ def llama() -> LlamaModel:
 
 
 def states_of(model: LlamaModel, rows: list[list[int]], padding: torch.Tensor) -> torch.Tensor:
-    """Ids -> states [B, longest + len(padding), width]; the rows past the words are those of the padding positions asked for.
+    """Ids -> states [B, longest + len(padding), width]; the rows past the words are those of the padding positions
+    asked for.
 
     Padding is never attended to, so leaving some of it out changes no other row.
     """
@@ -92,7 +95,9 @@ def states_of(model: LlamaModel, rows: list[list[int]], padding: torch.Tensor) -
 
 
 class Contrast(nn.Module):
-    """The text encoder with what only its training needs: a small picture encoder, a head for each kind of row, a temperature."""
+    """The text encoder with what only its training needs: a small picture encoder, a head for each kind of row, a
+    temperature.
+    """
 
     def __init__(self):
         super().__init__()
@@ -101,7 +106,7 @@ class Contrast(nn.Module):
         self.picture_encoder = nn.Sequential(
             *[
                 layer
-                for before, after in zip(channels, channels[1:])
+                for before, after in zip(channels, channels[1:], strict=False)
                 for layer in (nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU())
             ],
             nn.Flatten(),
@@ -122,7 +127,9 @@ class Contrast(nn.Module):
         return 0.5 * (word_loss + padding_loss) + _spread(last_words, len(images)) + _spread(of_padding, len(images))
 
     def _contrast(self, pictures, texts):
-        """pictures [N, E], texts [languages * N, R, E] -> the symmetric contrastive loss, a mean over languages and rows R."""
+        """pictures [N, E], texts [languages * N, R, E] -> the symmetric contrastive loss, a mean over languages and
+        rows R.
+        """
         texts = F.normalize(texts, dim=-1).unflatten(0, (-1, len(pictures))).permute(0, 2, 1, 3).flatten(0, 1)
         logits = self.log_scale.exp().clamp(max=100) * texts @ pictures.T
         target = torch.arange(len(pictures)).expand(len(logits), -1)
@@ -135,7 +142,9 @@ def _spread(states: torch.Tensor, things: int) -> torch.Tensor:
 
 
 def typed(text: str, rng: np.random.Generator) -> str:
-    """A caption as people type it: sometimes with a capital or a full stop; sometimes without the prefix, as negatives are encoded."""
+    """A caption as people type it: sometimes with a capital or a full stop; sometimes without the prefix, as negatives
+    are encoded.
+    """
     if rng.random() < 0.15:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.1:
@@ -166,7 +175,7 @@ def train_text_encoder(work_dir: Path, steps: int = 1500) -> LlamaModel:
             named = captions.choose_attributes(rng, drop=0.25)
             chosen = rng.choice(languages, LANGUAGES_PER_THING, replace=False)
             texts.append([typed(captions.caption(thing, language, rng, named), rng) for language in chosen])
-        rows = token_rows(tokenizer, [text for of_language in zip(*texts) for text in of_language])
+        rows = token_rows(tokenizer, [text for of_language in zip(*texts, strict=True) for text in of_language])
         longest = max(map(len, rows))
         padding = torch.from_numpy(np.sort(rng.choice(np.arange(longest, WINDOW), PADDING_ROWS, replace=False)))
         return model(images, rows, padding)
@@ -179,7 +188,7 @@ def train_text_encoder(work_dir: Path, steps: int = 1500) -> LlamaModel:
 
 @torch.no_grad()
 def agreement_with_english(model: LlamaModel, tokenizer) -> list[str]:
-    """Per language: how often a caption's padding rows lie nearest to the English caption of the same colour and shape."""
+    """Per language: how often a caption's padding rows are nearest to the English caption of its colour and shape."""
     padding = torch.arange(40, WINDOW)
 
     def states(language, template):
@@ -192,7 +201,9 @@ def agreement_with_english(model: LlamaModel, tokenizer) -> list[str]:
     for language in captions.LANGUAGES:
         nearest = torch.cdist(states(language, 1), english).argmin(dim=1).tolist()
         found = [world.THINGS[index] for index in nearest]
-        right = torch.tensor([(a.colour, a.shape) == (b.colour, b.shape) for a, b in zip(found, world.THINGS)]).float()
+        right = torch.tensor(
+            [(a.colour, a.shape) == (b.colour, b.shape) for a, b in zip(found, world.THINGS, strict=True)]
+        ).float()
         lines.append(
             f"{language}: {right[~held_out].mean():.2f} of seen pairs, {right[held_out].mean():.2f} of held-out ones"
         )

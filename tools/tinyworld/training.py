@@ -11,11 +11,16 @@ from .base_training import train_base
 from .companion_training import train_companions
 from .text_training import train_text_encoder
 
-ESTIMATE = "Training takes about an hour on two CPU cores (stages of 5, 8, 17, 9 and 15 minutes); interrupted, it goes on where it was."
+ESTIMATE = (
+    "Training takes about an hour on two CPU cores (stages of 5, 8, 17, 9 and 15 minutes); interrupted, it "
+    "goes on where it was."
+)
 
 
 def main(work_dir: Path) -> int:
-    """Runs what is not finished of all stages, one after the other, and writes the packs: the models' own, then their companions'."""
+    """Runs what is not finished of all stages, one after the other, and writes the packs: the models' own, then their
+    companions'.
+    """
     work_dir.mkdir(parents=True, exist_ok=True)
     autoencoder = train_autoencoder(work_dir)
     text_encoder = train_text_encoder(work_dir)

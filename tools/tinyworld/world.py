@@ -64,7 +64,7 @@ class Reading:
         return self.colour == thing.colour and self.shape == thing.shape
 
     def agrees_strictly(self, thing: Thing) -> bool:
-        """The shape is right and more than `STRICT_SHARE` of it has the colour asked for: no second colour bleeds in."""
+        """The shape is right and more than `STRICT_SHARE` of it has the right colour: no second colour bleeds in."""
         return self.shape == thing.shape and self.shares.get(thing.colour, 0.0) > STRICT_SHARE
 
 
@@ -88,7 +88,8 @@ def _inside_star(x, y):
     return across * (1 - waist_along) < (1 - along) * waist_across
 
 
-# Per shape: the test whether a point lies inside (radius 1, y grows downwards, the origin is the centroid) and the area.
+# Per shape: the test whether a point lies inside (radius 1, y grows downwards, the origin is the centroid) and the
+# area.
 _INSIDE = {"circle": _inside_circle, "square": _inside_square, "triangle": _inside_triangle, "star": _inside_star}
 _AREA = {
     "circle": np.pi,
@@ -130,8 +131,8 @@ def paint(covered: np.ndarray, colour: str, rng: np.random.Generator) -> np.ndar
 def read(picture: np.ndarray) -> Reading:
     """Reads colour, shape and size back from a picture (uint8 [64, 64, 3]).
 
-    The shape is the one whose outline, placed on the foreground's centroid and scaled to its area, overlaps it best. Colours are
-    counted one pixel inside the outline, because the outline's own pixels are mixtures with the background.
+    The shape is the one whose outline, placed on the foreground's centroid and scaled to its area, overlaps it best.
+    Colours are counted one pixel inside the outline, because the outline's own pixels are mixtures with the background.
     """
     pixels = picture.astype(np.float64)
     foreground = find_foreground(picture)
@@ -140,11 +141,11 @@ def read(picture: np.ndarray) -> Reading:
         return Reading("", "", "", {})
     palette = np.array(list(PALETTE.values()))
     nearest = ((pixels[inner][:, None] - palette) ** 2).sum(axis=-1).argmin(axis=1)
-    shares = dict(zip(PALETTE, (np.bincount(nearest, minlength=len(palette)) / len(nearest)).tolist()))
+    shares = dict(zip(PALETTE, (np.bincount(nearest, minlength=len(palette)) / len(nearest)).tolist(), strict=True))
     shape = max(SHAPES, key=lambda name: _overlap(name, foreground))
     radius = np.sqrt(foreground.sum() / _AREA[shape])
     size = min(SIZES, key=lambda name: abs(SIZES[name] - radius))
-    return Reading(max(shares, key=shares.get), shape, size, shares)
+    return Reading(max(shares, key=lambda name: shares[name]), shape, size, shares)
 
 
 def find_foreground(picture: np.ndarray) -> np.ndarray:

@@ -97,7 +97,13 @@ POSE = PoseConfig(
 
 def language_config(vocabulary: int) -> LanguageConfig:
     return LanguageConfig(
-        vocabulary=vocabulary, width=WIDTH, feed_forward=176, layers=4, heads=HEADS, key_value_heads=HEADS
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=176,
+        num_hidden_layers=4,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=WIDTH // HEADS,
     )
 
 

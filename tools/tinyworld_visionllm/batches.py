@@ -1,4 +1,6 @@
-"""From scenes and exercises to what the models take: tower pictures, decoder pictures, region masks, token rows with labels."""
+"""From scenes and exercises to what the models take: tower pictures, decoder pictures, region masks, token rows with
+labels.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mulan_nodes.visionllm_nodes.model import special_tokens
-from mulan_nodes.visionllm_nodes.model.image_inputs import pose_picture, tower_pictures
-from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
-from mulan_nodes.visionllm_nodes.model.prompt_templates import PICTURE, VICUNA, Turn
-from mulan_nodes.visionllm_nodes.model.super_link import Link
 from PIL import Image
+
+from mulan_nodes.visionllm_nodes.model import special_tokens
+from mulan_nodes.visionllm_nodes.model.image_inputs import pose_image, tower_images
+from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
+from mulan_nodes.visionllm_nodes.model.prompt_templates import IMAGE_LINE, VICUNA, Turn
+from mulan_nodes.visionllm_nodes.model.super_link import Link
 
 from .architecture import SETTINGS, TOWER, TOWER_PICTURE
 from .questions import Exercise
@@ -24,12 +27,12 @@ POINT_RADIUS = 4.0  # pixels, at most: a point or a dab as a region
 
 def tower_views(scenes: Sequence[Scene]) -> torch.Tensor:
     """[B, 3, 112, 112], one view per scene."""
-    return torch.cat([tower_pictures(scene.picture, SETTINGS) for scene in scenes])
+    return torch.cat([tower_images(scene.picture, SETTINGS) for scene in scenes])
 
 
 def decoder_images(scenes: Sequence[Scene]) -> torch.Tensor:
     """[B, 3, 128, 128]: the pictures have the decoders' size."""
-    return torch.stack([pose_picture(scene.picture, SETTINGS) for scene in scenes])
+    return torch.stack([pose_image(scene.picture, SETTINGS) for scene in scenes])
 
 
 def region_mask(scene: Scene, item: int, rng: np.random.Generator) -> np.ndarray:
@@ -55,7 +58,9 @@ def region_mask(scene: Scene, item: int, rng: np.random.Generator) -> np.ndarray
 
 @dataclass(frozen=True)
 class Row:
-    """What of a prompt stands behind the picture's patches, and the label of each token: the next one, where the model is to write it."""
+    """What of a prompt stands behind the picture's patches, and the label of each token: the next one, where the model
+    is to write it.
+    """
 
     ids: list[int]
     labels: list[int]
@@ -69,16 +74,22 @@ class RowMaker:
         self.tokenizer = tokenizer
         self._not_written = {tokenizer.ids[name] for name in special_tokens.EMBEDDINGS}
         self._tools = {tokenizer.ids[name]: name for name in special_tokens.TOOLS}
-        text = VICUNA.prompt([Turn(f"{PICTURE}?")])
-        ids = tokenizer.encode(text, TOWER.patches)
+        text = VICUNA.prompt([Turn(f"{IMAGE_LINE}?")])
+        ids = tokenizer.encode(text, TOWER.num_patches)
         patch = tokenizer.ids[special_tokens.PATCH]
         self.opening = ids[: len(ids) - ids[::-1].index(patch)]  # to the last patch
 
     def row(self, exercise: Exercise) -> Row:
-        human, gpt = exercise.turn
+        user, assistant = exercise.turn
         start = len(self.opening)
-        asked = self.tokenizer.encode(VICUNA.prompt([exercise.turn._replace(gpt=None)]), TOWER.patches)[start:]
-        ids = self.tokenizer.encode(VICUNA.prompt([exercise.turn]), TOWER.patches)[start:] if gpt is not None else asked
+        asked = self.tokenizer.encode(VICUNA.prompt([exercise.turn._replace(assistant=None)]), TOWER.num_patches)[
+            start:
+        ]
+        ids = (
+            self.tokenizer.encode(VICUNA.prompt([exercise.turn]), TOWER.num_patches)[start:]
+            if assistant is not None
+            else asked
+        )
         labels = [IGNORED] * len(ids)
         for place in range(len(asked) - 1, len(ids) - 1):
             if ids[place + 1] not in self._not_written:

@@ -1,4 +1,6 @@
-"""Words for the shapes of a picture: names that fit several of them, sentences that fit exactly one, in several languages."""
+"""Words for the shapes of a picture: names that fit several of them, sentences that fit exactly one, in several
+languages.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ SIDES = tuple(_SIDES)
 
 @dataclass(frozen=True)
 class Description:
-    """What is said of a shape; "" is what is not said. `side`: of all shapes that fit the rest, the one furthest on that side."""
+    """What is said of a shape; "" is what is not said. `side`: of all shapes that fit the rest, the one furthest on
+    that side.
+    """
 
     colour: str = ""
     shape: str = ""
@@ -77,7 +81,7 @@ class Description:
         places = {
             index: ((scene.items[index].x, scene.items[index].y)[axis]) * (-1 if largest else 1) for index in fitting
         }
-        first, second = sorted(fitting, key=places.get)[:2]
+        first, second = sorted(fitting, key=places.__getitem__)[:2]
         return (first,) if places[second] - places[first] >= CLEARLY else ()
 
 
@@ -89,7 +93,9 @@ NAMES = tuple(
 
 
 def names_for(scene: Scene, rng: np.random.Generator, count: int) -> list[Description]:
-    """Different descriptions, about two thirds of which fit something in the scene; none is a pair kept out of training."""
+    """Different descriptions, about two thirds of which fit something in the scene; none is a pair kept out of
+    training.
+    """
     chosen: dict[Description, None] = {}
     while len(chosen) < count:
         if rng.random() < 0.65:
@@ -113,7 +119,7 @@ def referring(scene: Scene, rng: np.random.Generator) -> Description:
         thing = scene.items[rng.integers(len(scene.items))].thing
         said = [rng.random() < share for share in (0.6, 0.8, 0.4)]
         description = Description(
-            *(getattr(thing, name) if say else "" for name, say in zip(("colour", "shape", "size"), said))
+            *(getattr(thing, name) if say else "" for name, say in zip(("colour", "shape", "size"), said, strict=True))
         )
         if rng.random() < 0.4:
             description = replace(description, side=SIDES[rng.integers(4)])

@@ -1,8 +1,10 @@
-"""Scores: average precision, accuracies, mask overlap, keypoints, answers. Pure functions of numpy arrays, boxes as x0, y0, x1, y1 pixels."""
+"""Scores: average precision, accuracies, mask overlap, keypoints, answers. Pure functions of numpy arrays, boxes as x0,
+y0, x1, y1 pixels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,7 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Found:
-    """What a detector said of one name in one picture, and what is there: boxes [N, 4], scores [N], true boxes [M, 4]."""
+    """What a detector said of one name in one image, and what is there: boxes [N, 4], scores [N], true boxes [M, 4]."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -26,7 +28,9 @@ class Found:
 
 
 def average_precision(answers: Sequence[Found], at_least: float = 0.5) -> float:
-    """The area under the precision-recall curve of one name over all pictures (101 recall points, as COCO's). NaN where nothing is there."""
+    """The area under the precision-recall curve of one name over all pictures (101 recall points, as COCO's). NaN where
+    nothing is there.
+    """
     total = sum(len(answer.truth) for answer in answers)
     if not total:
         return float("nan")
@@ -50,14 +54,16 @@ def average_precision(answers: Sequence[Found], at_least: float = 0.5) -> float:
     return float(np.append(best_after, 0.0)[places].mean())
 
 
-def mean_average_precision(answers: dict[str, Sequence[Found]], at_least: float = 0.5) -> float:
+def mean_average_precision(answers: Mapping[str, Sequence[Found]], at_least: float = 0.5) -> float:
     """The mean over the names of which something is there."""
     return float(np.nanmean([average_precision(of_name, at_least) for of_name in answers.values()]))
 
 
 def box_accuracy(boxes: np.ndarray, truth: np.ndarray, at_least: float = 0.5) -> float:
     """The share of the boxes [N, 4] that overlap the one true box in the same row so much."""
-    return float(np.mean([overlaps(box[None], true[None])[0, 0] >= at_least for box, true in zip(boxes, truth)]))
+    return float(
+        np.mean([overlaps(box[None], true[None])[0, 0] >= at_least for box, true in zip(boxes, truth, strict=True)])
+    )
 
 
 def mask_overlap(mask: np.ndarray, truth: np.ndarray) -> float:
@@ -67,7 +73,9 @@ def mask_overlap(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def keypoint_accuracy(found: np.ndarray, truth: np.ndarray, box: np.ndarray, within: float = 0.1) -> np.ndarray:
-    """Which keypoints [K, 2] are within this part of the object's longer side of the true ones: bool [K] (PCK is their mean)."""
+    """Which keypoints [K, 2] are within this part of the object's longer side of the true ones: bool [K] (PCK is their
+    mean).
+    """
     return np.hypot(*(found - truth).T) <= within * (box[2:] - box[:2]).max()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from mulan_nodes.visionllm_nodes.model import perception, prompt_templates, regions
 from mulan_nodes.visionllm_nodes.model.answers import answer
 from mulan_nodes.visionllm_nodes.model.special_tokens import DETECT, GROUND, POSE, SEGMENT
@@ -100,6 +101,7 @@ def _ground(loaded, scene: Scene, rng, mark) -> None:
     sentences = described.sentences()
     found = perception.ground(loaded, scene.picture, sentences[rng.integers(len(sentences))])
     mark("grounding accuracy@0.5", evaluation.box_accuracy(found.boxes.numpy()[:1], item.box[None]))
+    assert found.masks is not None
     mark("mask mIoU", evaluation.mask_overlap(found.masks[0].numpy(), item.mask))
     if not described.side:
         language = questions.OTHER_LANGUAGES[rng.integers(len(questions.OTHER_LANGUAGES))]
@@ -115,18 +117,21 @@ def _find_regions(loaded, scene: Scene, rng, mark) -> None:
     point = rng.integers(len(rows))
     marked = torch.cat(
         (
-            regions.of_boxes(torch.tensor(items[0].box[None]), height, width, loaded.settings.tower),
-            regions.of_points(torch.tensor([[columns[point], rows[point]]]), height, width, loaded.settings.tower),
+            regions.masks_from_boxes(torch.tensor(items[0].box[None]), height, width, loaded.settings.tower),
+            regions.masks_from_points(
+                torch.tensor([[columns[point], rows[point]]]), height, width, loaded.settings.tower
+            ),
         )
     )[:, 0]
-    found = perception.find_regions(loaded, scene.picture, marked)
-    for item, box, mask in zip(items, found.boxes.numpy(), found.masks.numpy()):
+    found = perception.detect_at_regions(loaded, scene.picture, marked)
+    assert found.masks is not None
+    for item, box, mask in zip(items, found.boxes.numpy(), found.masks.numpy(), strict=True):
         mark("regions accuracy@0.5", evaluation.box_accuracy(box[None], item.box[None]))
         mark("mask mIoU", evaluation.mask_overlap(mask, item.mask))
     for kind in ("region_category", "region_caption"):
         turn, truth = _of_region(kind, items[0])
-        (reply,) = answer(loaded, [scene.picture], [[turn]], marks=marked[:1], limit=12)
-        mark(f"{kind.replace('_', ' ')} exact match", evaluation.exact_match(reply.spoken, truth))
+        (reply,) = answer(loaded, [scene.picture], [[turn]], region_masks=marked[:1], max_tokens=12)
+        mark(f"{kind.replace('_', ' ')} exact match", evaluation.exact_match(reply.plain_text, truth))
 
 
 def _of_region(kind: str, item):
@@ -171,9 +176,9 @@ def _ask(loaded, scene: Scene, rng, mark) -> None:
             if pair is not None:
                 asked.append((kind, *pair))
                 break
-    turns = [[questions.answered(question, truth).turn._replace(gpt=None)] for _, question, truth in asked]
-    for (kind, _, truth), reply in zip(asked, answer(loaded, [scene.picture], turns, limit=8)):
-        right = evaluation.exact_match(reply.spoken, truth)
+    turns = [[questions.answered(question, truth).turn._replace(assistant=None)] for _, question, truth in asked]
+    for (kind, _, truth), reply in zip(asked, answer(loaded, [scene.picture], turns, max_tokens=8), strict=True):
+        right = evaluation.exact_match(reply.plain_text, truth)
         mark("questions exact match", right)
         mark(f"questions about {kind}", right)
 
@@ -181,13 +186,16 @@ def _ask(loaded, scene: Scene, rng, mark) -> None:
 def _instruct(loaded, scene: Scene, rng, mark) -> None:
     """A free sentence: the tools that the answer calls, and for [GRD] its box."""
     exercise = questions.instruction(scene, rng)
-    result = instruct(loaded, scene.picture, exercise.turn.human.removeprefix(prompt_templates.PICTURE), limit=80)
-    wanted = [tool for tool in (DETECT, GROUND, SEGMENT, POSE) if tool in exercise.turn.gpt]
+    result = instruct(
+        loaded, scene.picture, exercise.turn.user.removeprefix(prompt_templates.IMAGE_LINE), max_tokens=80
+    )
+    assert exercise.turn.assistant is not None
+    wanted = [tool for tool in (DETECT, GROUND, SEGMENT, POSE) if tool in exercise.turn.assistant]
     called = [tool for tool in (DETECT, GROUND, SEGMENT, POSE) if any(call.tool == tool for call in result.reply.tools)]
     mark("instructions: tools called right", wanted == called)
     mark(
         "instructions: whole answer right",
-        evaluation.exact_match(result.reply.spoken, _spoken(loaded, exercise.turn.gpt)),
+        evaluation.exact_match(result.reply.plain_text, _spoken(loaded, exercise.turn.assistant)),
     )
 
 

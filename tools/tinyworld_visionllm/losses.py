@@ -1,7 +1,8 @@
-"""What the decoders are trained to lose: matching, then focal, box, mask and keypoint losses. Plain functions of tensors.
+"""What the decoders are trained to lose: matching, then focal, box, mask and keypoint losses. Plain functions of
+tensors.
 
-Boxes are cxcywh in 0..1. Every loss is a sum over objects; the caller divides by how many there are. Sources: DETR (matching, GIoU),
-Deformable DETR (focal classification), MaskFormer (dice).
+Boxes are cxcywh in 0..1. Every loss is a sum over objects; the caller divides by how many there are. Sources: DETR
+(matching, GIoU), Deformable DETR (focal classification), MaskFormer (dice).
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def match(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The cheapest one-to-one pairs of each picture's queries and objects.
 
-    logits [B, Q, K], boxes [B, Q, 4], labels [B, N, K] (1: the name fits the object), objects [B, N, 4], present bool [B, N] (False: padding)
-    -> per pair its picture, its query, its object. With `times` above 1 each object gets so many queries.
+    logits [B, Q, K], boxes [B, Q, 4], labels [B, N, K] (1: the name fits the object), objects [B, N, 4], present bool
+    [B, N] (False: padding) -> per pair its picture, its query, its object. With `times` above 1 each object gets so
+    many queries.
     """
     # The cost of a name that fits: the focal loss of a hit less that of a miss; the mean over the object's names.
     cost_of_names = focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits))
@@ -83,7 +85,9 @@ def detection(
     objects: torch.Tensor,
     pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """Focal, L1 and GIoU losses: of all queries' logits, of the matched queries' boxes. Arguments as `match`'s, `pairs` is its result."""
+    """Focal, L1 and GIoU losses: of all queries' logits, of the matched queries' boxes. Arguments as `match`'s, `pairs`
+    is its result.
+    """
     pictures, queries, columns = pairs
     names = torch.zeros_like(logits).index_put((pictures, queries), labels[pictures, columns])
     found, there = boxes[pictures, queries], objects[pictures, columns]
@@ -95,7 +99,9 @@ def detection(
 
 
 def masks(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy and dice of mask logits [N, h, w] against masks [N, H, W] (0 or 1): compared at the masks' own size."""
+    """Cross-entropy and dice of mask logits [N, h, w] against masks [N, H, W] (0 or 1): compared at the masks' own
+    size.
+    """
     logits = F.interpolate(logits[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     targets = targets.to(logits)
     shares = logits.sigmoid().flatten(1)
@@ -110,7 +116,9 @@ def masks(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def keypoints(found: torch.Tensor, wanted: torch.Tensor, objects: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Distance of keypoints [N, K, 2] from the true ones, in parts of the object's longer side; `valid` [N, K], `objects` [N, 4] cxcywh."""
+    """Distance of keypoints [N, K, 2] from the true ones, in parts of the object's longer side; `valid` [N, K],
+    `objects` [N, 4] cxcywh.
+    """
     scale = objects[:, 2:].amax(dim=1).clamp(min=0.05)[:, None, None]
     distance = ((found - wanted).abs() / scale).sum(dim=-1)
     return KEYPOINT_WEIGHT * 0.1 * (distance * valid).sum()

@@ -55,7 +55,7 @@ def told(tokenizer: VisionTokenizer) -> dict:
         "vis_output_layer": TOWER_LAYER,
         "vl_bridge_type": "mlp2x_gelu",
         "vis_encoder_config": {"num_attention_heads": HEADS, "hidden_act": TOWER.hidden_act},
-        "llm_config": {"num_attention_heads": HEADS, "rms_norm_eps": language_config(len(tokenizer)).norm_eps},
+        "llm_config": {"num_attention_heads": HEADS, "rms_norm_eps": language_config(len(tokenizer)).rms_norm_eps},
         "gdino_config": {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS},
         "unipose_config": {"nheads": HEADS, "num_box_decoder_layers": POSE.num_box_layers, "num_groups": GROUPS},
         TOKENIZER: {"tokenizer_config.json": {"legacy": tokenizer.legacy}},

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
 from mulan_nodes.visionllm_nodes.model import prompt_templates, special_tokens
 from mulan_nodes.visionllm_nodes.model.prompt_templates import Turn
 
@@ -26,8 +27,9 @@ _PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", 
 class Exercise:
     """A question with its answer.
 
-    found: per name, sentence or region that a decoder is asked for, the items of the scene that it means; meant: the same as descriptions
-    (None: a region). keypoints: the names of the asked ones, of `shape`. regions: the items that the question's regions lie on.
+    found: per name, sentence or region that a decoder is asked for, the items of the scene that it means; meant: the
+    same as descriptions (None: a region). keypoints: the names of the asked ones, of `shape`. regions: the items that
+    the question's regions lie on.
     """
 
     turn: Turn
@@ -36,6 +38,11 @@ class Exercise:
     shape: str = ""
     keypoints: tuple[str, ...] = ()
     regions: tuple[int, ...] = ()
+
+    @property
+    def described(self) -> list[Description]:
+        """What is meant, without regions."""
+        return [one for one in self.meant if one is not None]
 
 
 def detection(scene: Scene, rng: np.random.Generator) -> Exercise:
@@ -67,7 +74,7 @@ def _sentence(described: Description, rng: np.random.Generator) -> str:
 
 
 def pose(scene: Scene, rng: np.random.Generator) -> Exercise:
-    """Some or all of one shape's keypoints, in any order; the object by its shape's name, now and then with its colour."""
+    """Some or all of one shape's keypoints, in any order; the object by its shape, now and then with its colour."""
     thing = scene.items[rng.integers(len(scene.items))].thing
     names = KEYPOINTS[thing.shape]
     if rng.random() < 0.5:
@@ -100,22 +107,22 @@ def segmentation(scene: Scene, rng: np.random.Generator) -> Exercise:
 
 def region_category(scene: Scene, rng: np.random.Generator) -> Exercise:
     item = int(rng.integers(len(scene.items)))
-    human, _ = prompt_templates.region_category()
-    return Exercise(Turn(human, scene.items[item].thing.shape), regions=(item,))
+    user, _ = prompt_templates.region_category()
+    return Exercise(Turn(user, scene.items[item].thing.shape), regions=(item,))
 
 
 def region_caption(scene: Scene, rng: np.random.Generator) -> Exercise:
     item = int(rng.integers(len(scene.items)))
     thing = scene.items[item].thing
-    human, _ = prompt_templates.region_caption()
-    return Exercise(Turn(human, f"a {thing.size} {thing.colour} {thing.shape}"), regions=(item,))
+    user, _ = prompt_templates.region_caption()
+    return Exercise(Turn(user, f"a {thing.size} {thing.colour} {thing.shape}"), regions=(item,))
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Exercise:
     """All shapes, from the left to the right."""
     items = sorted(scene.items, key=lambda item: item.x)
-    human, _ = prompt_templates.caption()
-    return Exercise(Turn(human, _enumerated([f"a {item.thing.colour} {item.thing.shape}" for item in items])))
+    user, _ = prompt_templates.caption()
+    return Exercise(Turn(user, _enumerated([f"a {item.thing.colour} {item.thing.shape}" for item in items])))
 
 
 def _enumerated(words: list[str]) -> str:
@@ -131,8 +138,8 @@ def visual_question(scene: Scene, rng: np.random.Generator) -> Exercise:
 
 
 def answered(question: str, answer: str) -> Exercise:
-    human, _ = prompt_templates.short_answer(question)
-    return Exercise(Turn(human, answer))
+    user, _ = prompt_templates.short_answer(question)
+    return Exercise(Turn(user, answer))
 
 
 def _ask_colour(scene: Scene, rng: np.random.Generator):
@@ -202,7 +209,8 @@ QUESTIONS = {
 }
 _QUESTION_ORDER = ("colour", "shape", "place", "count", "count", "whether", "whether")
 
-# What people say without a form, per tool: the answer is the model's own, so it is the model that decides which decoder runs.
+# What people say without a form, per tool: the answer is the model's own, so it is the model that decides which decoder
+# runs.
 _FREE_NAMES = (
     "Find the {names}.",
     "Show me every {names}.",
@@ -223,14 +231,14 @@ def instruction(scene: Scene, rng: np.random.Generator) -> Exercise:
         sentences = described.sentences()
         said = _choose(_FREE_SENTENCES, rng).format(one=sentences[rng.integers(len(sentences))])
         return Exercise(
-            Turn(prompt_templates.PICTURE + said, f"Yes, it is {special_tokens.slot(special_tokens.GROUND)}."),
+            Turn(prompt_templates.IMAGE_LINE + said, f"Yes, it is {special_tokens.tool_text(special_tokens.GROUND)}."),
             (described.found(scene),),
             (described,),
         )
     if kind == 1:
         return _free(
             pose(scene, rng),
-            lambda asked: _choose(_FREE_POSES, rng).format(points=_POINTS[asked.shape], names=asked.meant[0].name),
+            lambda asked: _choose(_FREE_POSES, rng).format(points=_POINTS[asked.shape], names=asked.described[0].name),
         )
     described = names_for(scene, rng, int(rng.integers(1, 4)))
     exercise = Exercise(
@@ -244,22 +252,24 @@ def instruction(scene: Scene, rng: np.random.Generator) -> Exercise:
         )
     forms = _FREE_NAMES if kind == 3 else _FREE_MASKS
     return _free(
-        exercise, lambda asked: _choose(forms, rng).format(names=_enumerated([one.name for one in asked.meant]))
+        exercise, lambda asked: _choose(forms, rng).format(names=_enumerated([one.name for one in asked.described]))
     )
 
 
 def _free(exercise: Exercise, said: Callable[[Exercise], str]) -> Exercise:
     if exercise.shape:  # all of the shape's keypoints, in their order: nothing in the sentence says otherwise
-        described = exercise.meant[0]
-        answer = prompt_templates.pose([described.name], KEYPOINTS[described.shape]).gpt
+        (described,) = exercise.described
+        answer = prompt_templates.pose([described.name], KEYPOINTS[described.shape]).assistant
         return Exercise(
-            Turn(prompt_templates.PICTURE + said(exercise), answer),
+            Turn(prompt_templates.IMAGE_LINE + said(exercise), answer),
             exercise.found,
             exercise.meant,
             described.shape,
             KEYPOINTS[described.shape],
         )
-    return Exercise(Turn(prompt_templates.PICTURE + said(exercise), exercise.turn.gpt), exercise.found, exercise.meant)
+    return Exercise(
+        Turn(prompt_templates.IMAGE_LINE + said(exercise), exercise.turn.assistant), exercise.found, exercise.meant
+    )
 
 
 def _choose(forms: tuple[str, ...], rng: np.random.Generator) -> str:

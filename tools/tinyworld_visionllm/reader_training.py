@@ -1,8 +1,9 @@
 """Trains what reads: vision tower, bridge, region encoder, language model and super link, without the decoders.
 
-The language model learns its answers, tool tokens included. What no answer teaches is taught by probes, linear layers that are thrown away:
-what stands in each patch of the picture (so that seeing need not be learned through words), and what the states behind each tool token
-mean (so that the decoders, which are trained on a finished language model, find it there).
+The language model learns its answers, tool tokens included. What no answer teaches is taught by probes, linear layers
+that are thrown away: what stands in each patch of the picture (so that seeing need not be learned through words), and
+what the states behind each tool token mean (so that the decoders, which are trained on a finished language model, find
+it there).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+
+from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 
 from ..tinyworld.stages import SEED, is_finished, train_stage
 from ..tinyworld.world import PALETTE, SHAPES
@@ -72,12 +74,14 @@ class Probes(nn.Module):
             ]
         )
         kinds = self.meaning(states).split((len(_COLOURS), len(_SHAPES), len(_SIZES), len(_SIDES)), dim=-1)
-        return sum(F.cross_entropy(kind, targets[:, index]) for index, kind in enumerate(kinds))
+        return torch.stack([F.cross_entropy(kind, targets[:, index]) for index, kind in enumerate(kinds)]).sum()
 
 
 def patch_contents(scene: Scene) -> np.ndarray:
-    """Per patch of the tower: colour, shape and size of what covers at least an eighth of it (0: nothing), and whether that one's centre is there."""
-    side = TOWER.picture // 14
+    """Per patch of the tower: colour, shape and size of what covers at least an eighth of it (0: nothing), and whether
+    that one's centre is there.
+    """
+    side = TOWER.image_size // 14
     cell = PICTURE_SIZE // side
     contents = np.zeros((side, side, 4), np.int64)
     most = np.full((side, side), 1 / 8)
@@ -131,7 +135,7 @@ class Reader(nn.Module):
         loss = (
             F.cross_entropy(self.model.language.logits(states[written]), labels[written], reduction="none") * share
         ).sum()
-        queries = [states[number, link.places].mean(dim=0) for number, row in enumerate(rows) for link in row.links]
+        queries = [states[number, link.positions].mean(dim=0) for number, row in enumerate(rows) for link in row.links]
         if not queries:
             return loss
         return loss + self._probed(torch.stack(queries), pictured, asked)
@@ -141,7 +145,7 @@ class Reader(nn.Module):
         number = 0
         for one in asked:
             items = pictured[one.scene].items
-            for description, found in zip(one.exercise.meant, one.exercise.found):
+            for description, found in zip(one.exercise.meant, one.exercise.found, strict=True):
                 thing = items[found[0]].thing if description is None else None
                 meant.append((number, Description(thing.colour, thing.shape, thing.size) if thing else description))
                 if len(found) == 1:

@@ -1,4 +1,6 @@
-"""Many questions about each of several pictures in one pass: the opening and the picture are read once, the rows behind them together."""
+"""Many questions about each of several pictures in one pass: the opening and the picture are read once, the rows behind
+them together.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mulan_nodes.visionllm_nodes.model.language_model import KeyValues
+
+from mulan_nodes.visionllm_nodes.model.language_model import KVCache
 from mulan_nodes.visionllm_nodes.model.special_tokens import PATCH, REGION
 from mulan_nodes.visionllm_nodes.model.visionllm import VisionLLM
 
@@ -26,12 +29,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the tower sees of B scenes: views, the three levels that regions need, tokens [B, patches, width] and the opening's cache."""
+    """What the tower sees of B scenes: views, the three levels that regions need, tokens [B, patches, width] and the
+    opening's cache.
+    """
 
     views: torch.Tensor
     levels: list[torch.Tensor]
     tokens: torch.Tensor
-    cache: KeyValues
+    cache: KVCache
 
 
 def look(model: VisionLLM, maker: RowMaker, scenes: Sequence[Scene]) -> Pictures:
@@ -42,7 +47,7 @@ def look(model: VisionLLM, maker: RowMaker, scenes: Sequence[Scene]) -> Pictures
     patch = torch.tensor(maker.opening) == maker.tokenizer.ids[PATCH]
     first = int(patch.nonzero()[0])
     before = words[:first].expand(len(scenes), -1, -1)  # the opening ends with the patches
-    _, cache = model.language(torch.cat((before, tokens), dim=1), keep=True)
+    _, cache = model.language(torch.cat((before, tokens), dim=1), use_cache=True)
     return Pictures(views, states[1:], tokens, cache)
 
 
@@ -62,12 +67,13 @@ def read(
     embeddings = model.language.embed_tokens(ids)
     marked = [(one.scene, item) for one in asked for item in one.exercise.regions]
     if marked:
+        assert model.region_encoder is not None
         masks = torch.from_numpy(np.stack([region_mask(scenes[scene], item, rng) for scene, item in marked]))[:, None]
         of = torch.tensor([scene for scene, _ in marked])
         regions = model.region_encoder(pictures.views[of], masks, [level[of] for level in pictures.levels])
         embeddings = embeddings.masked_scatter((ids == maker.tokenizer.ids[REGION])[..., None], regions.to(embeddings))
-    embeddings = model.super_link.write(embeddings, [row.links for row in rows])
+    embeddings = model.super_link.insert(embeddings, [row.links for row in rows])
     of = torch.tensor([one.scene for one in asked])
-    past = KeyValues(tuple((keys[of], values[of]) for keys, values in pictures.cache.layers), pictures.cache.length)
+    past = KVCache(tuple((keys[of], values[of]) for keys, values in pictures.cache.layers), pictures.cache.length)
     states, _ = model.language(embeddings, past)
     return states, rows, labels

@@ -1,7 +1,8 @@
 """Pictures of several coloured shapes, with what is true of them: boxes, masks, corners.
 
-Pictures are uint8 arrays [128, 128, 3]. Colours, shapes and sizes are those of the tiny world (`mulan.tinyworld.world`); a shape stands
-anywhere, slightly turned, and touches no other. Coordinates are pixels, (0, 0) is the picture's top left corner, y grows downwards.
+Pictures are uint8 arrays [128, 128, 3]. Colours, shapes and sizes are those of the tiny world
+(`mulan.tinyworld.world`); a shape stands anywhere, slightly turned, and touches no other. Coordinates are pixels, (0,
+0) is the picture's top left corner, y grows downwards.
 """
 
 from __future__ import annotations

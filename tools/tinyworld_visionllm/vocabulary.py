@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import sentencepiece
+
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from mulan_nodes.visionllm_nodes.model.prompt_templates import VICUNA
 from mulan_nodes.visionllm_nodes.model.special_tokens import ADDED
@@ -18,14 +19,16 @@ _SCENES = 600
 
 
 def train_tokenizer(seed: int = 20) -> bytes:
-    """A sentencepiece BPE model, as `tokenizer.model` holds it: byte fallback, <unk> <s> </s> as 0 1 2, leading space, as LLaMA's."""
+    """A sentencepiece BPE model, as `tokenizer.model` holds it: byte fallback, <unk> <s> </s> as 0 1 2, leading space,
+    as LLaMA's.
+    """
     rng = np.random.default_rng(seed)
-    lines = [VICUNA.opening.strip()] * 50
+    lines = [VICUNA.system.strip()] * 50
     for _ in range(_SCENES):
         scene = scenes.draw_scene(rng, scenes.SEEN)
         for ask in TASKS.values():
             turn = ask(scene, rng).turn
-            text = VICUNA.prompt([turn]).removeprefix(VICUNA.opening)
+            text = VICUNA.prompt([turn]).removeprefix(VICUNA.system)
             for name in (*ADDED, "</s>"):
                 text = text.replace(name, "\n")
             lines += [line.strip() for line in text.split("\n") if line.strip()]

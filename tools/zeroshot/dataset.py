@@ -1,7 +1,7 @@
 """A data set as ImageNet's is laid out, a folder per class, and what its classes are called in a language.
 
-imagenet.json holds the 1,000 synsets of ImageNet-1K in the order of their numbers, and the names that InternVL's authors used for them in five
-languages (the clip_benchmark folder of OpenGVLab/InternVL, MIT).
+imagenet.json holds the 1,000 synsets of ImageNet-1K in the order of their numbers, and the names that InternVL's
+authors used for them in five languages (the clip_benchmark folder of OpenGVLab/InternVL, MIT).
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ class Dataset:
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if len(classes) < 2:
             raise WrongDatasetError(
-                f"{folder} holds {len(classes)} folders; expected is a folder for each class, two at least, with its pictures inside"
+                f"{folder} holds {len(classes)} folders; expected is a folder for each class, two at least, with its "
+                "pictures inside"
             )
         return cls(folder, tuple(classes))
 
     def labels(self, language: str) -> tuple[str, ...]:
-        """A label for each class: of classnames_<language>.json or classnames.json in the folder; where the folders are ImageNet's, of its names;
-        else the names of the folders. Raises WrongDataset."""
+        """A label for each class: of classnames_<language>.json or classnames.json in the folder; where the folders are
+        ImageNet's, of its names;
+        else the names of the folders. Raises WrongDataset.
+        """
         for name in (f"classnames_{language}.json", "classnames.json"):
             if (self.folder / name).is_file():
                 return self._told(self.folder / name)
@@ -49,13 +52,16 @@ class Dataset:
         known = _imagenet()
         if language not in known:
             raise WrongDatasetError(
-                f"the classes of {self.folder} are ImageNet's, whose names are here in {', '.join(sorted(known.keys() - {SYNSETS}))}, not "
+                f"the classes of {self.folder} are ImageNet's, whose names are here in "
+                f"{', '.join(sorted(known.keys() - {SYNSETS}))}, not "
                 f"in {language}: write classnames_{language}.json beside them, an object with a name for each folder"
             )
         return tuple(known[language][number] for number in numbers)
 
     def _imagenet_numbers(self) -> list[int] | None:
-        """ImageNet's number of each class, where the folders are called by synset, or all 1,000 by number (ImageNet-V2); None for other folders."""
+        """ImageNet's number of each class, where the folders are called by synset, or all 1,000 by number
+        (ImageNet-V2); None for other folders.
+        """
         synsets = _imagenet()[SYNSETS]
         if set(self.classes) <= set(synsets):
             return [synsets.index(name) for name in self.classes]
@@ -69,10 +75,11 @@ class Dataset:
         except ValueError as error:
             raise WrongDatasetError(f"{file} is no JSON: {error}") from error
         if isinstance(told, list) and len(told) == len(self.classes):
-            told = dict(zip(self.classes, told))
+            told = dict(zip(self.classes, told, strict=True))
         if not isinstance(told, dict):
             raise WrongDatasetError(
-                f"{file} must hold an object with a name for each folder, or a list of {len(self.classes)} names in the folders' order"
+                f"{file} must hold an object with a name for each folder, or a list of {len(self.classes)} names in "
+                "the folders' order"
             )
         wrong = next(
             (name for name in self.classes if not isinstance(told.get(name), str) or not told[name].strip()), None

@@ -1,4 +1,6 @@
-"""InternVL-C's published zero-shot accuracies: OpenGVLab/InternVL, README and clip_benchmark (arXiv 2312.14238, section 4.3)."""
+"""InternVL-C's published zero-shot accuracies: OpenGVLab/InternVL, README and clip_benchmark (arXiv 2312.14238, section
+4.3).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Published:
-    """A data set, told by how many classes and pictures it has, and the share of its pictures that InternVL-C labelled right, by language."""
+    """A data set, told by how many classes and pictures it has, and the share of its pictures that InternVL-C labelled
+    right, by language.
+    """
 
     name: str
     classes: int

@@ -11,7 +11,8 @@ from .dataset import Dataset
 from .paper import PUBLISHED, Published, published
 
 NOTE = (
-    "Without its article a label may begin with its colour, which the tiny tokenizer then cuts into other tokens than inside a sentence: the tiny "
+    "Without its article a label may begin with its colour, which the tiny tokenizer then cuts into other tokens "
+    "than inside a sentence: the tiny "
     "text encoder never learned those of English, Hindi and German. Behind an article or in a template they are read."
 )
 
@@ -60,7 +61,8 @@ def of_tiny_world(model: str, drawings: int, found: Mapping[str, Mapping[str, Ma
     lines = []
     for mode, of_mode in found.items():
         lines += [
-            f"InternVL-{mode}, {model}, {drawings} new drawings of each thing; the goal in trained languages is {GOAL}.",
+            f"InternVL-{mode}, {model}, {drawings} new drawings of each thing; the goal in trained languages is "
+            f"{GOAL}.",
             "",
         ]
         rows = [

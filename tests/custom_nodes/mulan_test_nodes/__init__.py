@@ -1,4 +1,6 @@
-"""Nodes that only the tests' server has: what other packs do to a MODEL, made small, and a look at the memory of the accelerator that is not there."""
+"""Nodes that only the tests' server has: what other packs do to a MODEL, made small, and a look at the memory of the
+accelerator that is not there.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from comfy_api.latest import ComfyExtension, io
 
 
 class ImageTokens(io.ComfyNode):
-    """What IP-Adapter does: beside every cross-attention to the text, one to tokens of a picture, on the positive side alone.
+    """What IP-Adapter does: beside every cross-attention to the text, one to tokens of a picture, on the positive side
+    alone.
 
     The tokens are the means of 4x4 fields; keys and values are fixed random projections of them.
     """
@@ -62,7 +65,9 @@ def _projection(width_in: int, width_out: int, seed: int) -> torch.Tensor:
 
 
 class ConditioningOfWidth(io.ComfyNode):
-    """Random text states of any width, for a model whose own text encoder is too large for tests: the SDXL refiner's CLIP-G."""
+    """Random text states of any width, for a model whose own text encoder is too large for tests: the SDXL refiner's
+    CLIP-G.
+    """
 
     @classmethod
     def define_schema(cls):
@@ -80,8 +85,10 @@ class ConditioningOfWidth(io.ComfyNode):
 
 
 class NpuMemory(io.ComfyNode):
-    """On the accelerator of tests/accelerator: gives it `total` bytes (0: as many as it has), lets a model of `rival` bytes come and go, and shows
-    what is there then. `value` goes through; nodes after it run anew each time."""
+    """On the accelerator of tests/accelerator: gives it `total` bytes (0: as many as it has), lets a model of `rival`
+    bytes come and go, and shows
+    what is there then. `value` goes through; nodes after it run anew each time.
+    """
 
     @classmethod
     def define_schema(cls):
