@@ -7,10 +7,11 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected, decode
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.tools.shards import shard
-from safetensors.torch import save_file
 
 FOLDER, EAGER, DRAWING, SHARED = "VisionLLMv2", "Eager", "Drawing", "Shared"
 WIDTH, HEIGHT = 96, 64
@@ -73,10 +74,10 @@ def preview(graph: dict, **links) -> dict:
     return {**graph, **{name: node("PreviewAny", source=["3", number]) for name, number in links.items()}}
 
 
-# --- what each gives --------------------------------------------------------------------------------------------------
+# --- what each gives  ---
 
 
-def test_detect_gives_boxes_of_each_picture_in_order(server):
+def test_detect_returns_boxes_per_image_in_order(server):
     outputs = server.run(preview(detect(3), boxes=0, count=3, json=4))
     told = shown(outputs)
     assert (
@@ -113,13 +114,13 @@ def test_limits_of_detect(server):
     assert none.nodes["count"]["text"][0] == "0" and shown(none)["frames"][0]["objects"] == []
 
 
-def test_masks_go_into_the_json_where_asked(server):
+def test_masks_in_json_is_an_option(server):
     thing = shown(server.run(detect(top_k=1, masks_in_json=True)))["frames"][0]["objects"][0]
     assert thing["mask"]["size"] == [HEIGHT, WIDTH] and sum(thing["mask"]["counts"]) == HEIGHT * WIDTH
 
 
 @pytest.mark.parametrize("kind", ["phrase", "question"])
-def test_ground_gives_one_thing(server, kind):
+def test_ground_returns_one_object(server, kind):
     (frame,) = shown(
         server.run(asking("VisionLLMGround", image=["2", 0], sentence="왼쪽에 있는 개", kind=kind, threshold=0.0))
     )["frames"]
@@ -216,7 +217,7 @@ def test_region_questions(server, question, objects):
     assert len(outputs.nodes["text"]["text"][0].split("\n\n")) == 2
 
 
-def test_regions_of_masks_boxes_and_points_stand_in_this_order(server):
+def test_regions_are_ordered_masks_boxes_points(server):
     graph = region(question="describe", points='[{"x": 5, "y": 6}]', mask=["4", 0], bboxes=["5", 0])
     graph |= {
         "4": node("SolidMask", value=1.0, width=20, height=20),
@@ -226,7 +227,7 @@ def test_regions_of_masks_boxes_and_points_stand_in_this_order(server):
     assert [thing["box"] for thing in frame["objects"]] == [[0, 0, WIDTH, HEIGHT], [10, 12, 30, 20], [5, 6, 0, 0]]
 
 
-def test_boxes_that_were_found_are_regions_of_each_picture(server):
+def test_detected_boxes_are_regions_of_their_image(server):
     asked = node(
         "VisionLLMRegion",
         visionllm=["1", 0],
@@ -245,7 +246,7 @@ def ask(count: int = 1, **inputs) -> dict:
     return asking("VisionLLMAsk", count, **{"question": "What is it?", "max_tokens": 6, **inputs})
 
 
-def test_ask_answers_each_picture_or_all_together(server):
+def test_ask_answers_per_image_or_about_all_images(server):
     each = server.run(preview(ask(2, **{"images.image_1": ["2", 0]}), text=0, history=1))
     assert len(each.nodes["text"]["text"]) == len(each.nodes["history"]["text"]) == len(shown(each)["frames"]) == 2
     assert [record["text"] for record in shown(each)["frames"]] == each.nodes["text"]["text"]
@@ -257,7 +258,7 @@ def test_ask_answers_each_picture_or_all_together(server):
     assert shown(talk)["frames"] == [] and shown(talk)["prompt"].endswith("single word or phrase.")
 
 
-def test_a_talk_goes_on(server):
+def test_history_continues_a_conversation(server):
     graph = ask(**{"images.image_1": ["2", 0]})
     graph["4"] = node(
         "VisionLLMAsk",
@@ -279,7 +280,7 @@ def test_a_talk_goes_on(server):
     assert shown(fresh)["frames"][0]["text"] != shown(outputs, "4")["frames"][0]["text"]
 
 
-def test_a_temperature_draws_by_the_seed(server):
+def test_sampling_is_reproducible_by_seed(server):
     def text(seed):
         return shown(server.run(ask(temperature=1.5, top_p=1.0, seed=seed, **{"images.image_1": ["2", 0]})))["frames"][
             0
@@ -288,7 +289,7 @@ def test_a_temperature_draws_by_the_seed(server):
     assert text(1) != text(2)
 
 
-def test_instruct_runs_what_the_answer_calls(server):
+def test_instruct_runs_the_tools_of_the_answer(server):
     graph = asking(
         "VisionLLMInstruct", 2, EAGER, sentence="find the dog", image=["2", 0], threshold=0.0, top_k=4, max_tokens=2
     )
@@ -298,7 +299,7 @@ def test_instruct_runs_what_the_answer_calls(server):
     assert all(not frame["objects"] for frame in json.loads(outputs.nodes["keypoints"]["text"][0]))
 
 
-def test_instruct_gives_no_conditioning_where_the_answer_has_none(server):
+def test_instruct_blocks_conditioning_outputs_without_a_token(server):
     graph = asking(
         "VisionLLMInstruct", 1, EAGER, sentence="find the dog", image=["2", 0], threshold=0.0, top_k=4, max_tokens=2
     )
@@ -306,7 +307,7 @@ def test_instruct_gives_no_conditioning_where_the_answer_has_none(server):
     assert "generate" not in outputs.nodes and "edit" not in outputs.nodes and shown(outputs)["frames"]
 
 
-# --- wires ------------------------------------------------------------------------------------------------------------
+# --- wires  ---
 
 CHECKPOINT = {"30": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors")}
 
@@ -370,7 +371,7 @@ def test_every_output_of_detect_goes_into_stock_nodes(server):
     assert [len(outputs.files[id]) for id in ("11", "13", "18", "19", "432", "462")] == [2, 2, 2, 10, 2, 2]
 
 
-def test_nothing_found_goes_into_stock_nodes_too(server):
+def test_stock_nodes_accept_empty_detections(server):
     graph = detect(threshold=1.0) | {
         "10": node("DrawBBoxes", image=["2", 0], bboxes=["3", 0]),
         "11": node("PreviewImage", images=["10", 0]),
@@ -391,7 +392,7 @@ def test_nothing_found_goes_into_stock_nodes_too(server):
     assert not decode(empty).any()
 
 
-def test_boxes_that_a_person_draws_are_regions(server):
+def test_boxes_drawn_by_hand_are_regions(server):
     drawn = {"__value__": [{"x": 10, "y": 12, "width": 30, "height": 20}, {"x": 50, "y": 2, "width": 40, "height": 60}]}
     graph = region(question="describe", bboxes=["5", 1]) | {
         "5": node("CreateBoundingBoxes", width=WIDTH, height=HEIGHT, editor_state=drawn)
@@ -401,7 +402,7 @@ def test_boxes_that_a_person_draws_are_regions(server):
 
 
 @pytest.mark.parametrize("checkpoint", [FOLDER, DRAWING])
-def test_conditioning_draws_with_stable_diffusion(server, checkpoint):
+def test_conditioning_generates_with_stable_diffusion(server, checkpoint):
     graph = {
         "1": loader(checkpoint),
         **CHECKPOINT,
@@ -412,7 +413,7 @@ def test_conditioning_draws_with_stable_diffusion(server, checkpoint):
     assert len(server.run(graph).files["52"]) == 1
 
 
-def test_what_instruct_wants_drawn_is_drawn(server):
+def test_generate_output_of_instruct_generates_an_image(server):
     graph = {
         "1": loader(DRAWING),
         **CHECKPOINT,
@@ -426,7 +427,7 @@ def test_what_instruct_wants_drawn_is_drawn(server):
     assert len(outputs.files["52"]) == 1 and shown(outputs)["frames"] == []
 
 
-def test_an_edit_of_each_picture_goes_into_the_stock_node(server):
+def test_edit_conditioning_per_image_goes_into_the_stock_node(server):
     graph = (
         asking(
             "VisionLLMEditConditioning", 2, image=["2", 0], instruction="make it winter", clip=["30", 1], negative=""
@@ -449,12 +450,12 @@ def test_a_negative_without_a_clip_says_what_to_connect(server):
         "3": node("VisionLLMGenerateConditioning", visionllm=["1", 0], prompt="a star"),
         "4": node("PreviewAny", source=["3", 1]),
     }
-    with pytest.raises(GraphFailed, match="no CLIP goes in"):
+    with pytest.raises(GraphFailed, match="clip: not connected"):
         server.run(graph)
     assert "4" in server.run({**graph, "4": node("PreviewAny", source=["3", 0])}).nodes
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model  ---
 
 
 @pytest.mark.parametrize(
@@ -471,7 +472,7 @@ def loads(server) -> int:
     return server.log.read_text("utf-8", "replace").count("Requested to load VisionLLM")
 
 
-def test_a_graph_that_names_the_file_inside_a_folder_still_runs(server):
+def test_a_workflow_that_names_the_file_inside_a_folder_still_runs(server):
     """As it was listed before a config.json lay beside it."""
     graph = {
         "1": loader(f"{SHARED}/model.safetensors"),
@@ -495,7 +496,7 @@ def test_two_loaders_and_two_graphs_share_one_copy(server):
         assert loads(server) == before + 1
 
 
-def test_free_gives_the_model_back_and_the_next_graph_loads_again(server):
+def test_free_unloads_the_model_and_the_next_workflow_loads_it_again(server):
     server.run(detect(names="once"))
     before = loads(server)
     server.run(detect(names="twice"))
@@ -532,7 +533,7 @@ def test_progress_of_a_batch_only_grows(server):
     assert shares == sorted(shares) and shares[-1] == 1
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors  ---
 
 REJECTED = {
     "no names": (detect(names=" ,\n"), "3", ["names: the list of names is empty", "one name per line"]),
@@ -587,20 +588,20 @@ REJECTED = {
     "another skeleton": (
         asking("VisionLLMPose", image=["2", 0], objects="", skeleton="squid", keypoints="", threshold=0.0, top_k=1),
         "3",
-        ["skeleton: 'squid' is none of person, 17 (COCO)"],
+        ["skeleton: 'squid' is not one of person, 17 (COCO)"],
     ),
-    "no region": (region(), "3", ["mask, bboxes, points: none of them marks a region"]),
+    "no region": (region(), "3", ["mask, bboxes, points: no region is marked"]),
     "another question": (
         region(points=POINTS, question="why"),
         "3",
-        ["question: 'why' is none of segment, find alike"],
+        ["question: 'why' is not one of segment, find alike"],
     ),
-    "points that are no JSON": (region(points="10, 20"), "3", ["points: this is no JSON", '[{"x": 12, "y": 34}]']),
+    "points that are not JSON": (region(points="10, 20"), "3", ["points: not valid JSON", '[{"x": 12, "y": 34}]']),
     "a point without y": (region(points='[{"x": 1}]'), "3", ['points: point 1 must have numbers for "x" and "y"']),
     "a file of something else": (
         {**detect(), "1": loader("wrong.safetensors")},
         "1",
-        ["wrong.safetensors (in ", "no VisionLLM v2 checkpoint", "OpenGVLab/VisionLLMv2"],
+        ["wrong.safetensors (in ", "not a VisionLLM v2 checkpoint", "OpenGVLab/VisionLLMv2"],
     ),
     "no tokenizer": ({**detect(), "1": loader("Mute")}, "1", ["has no tokenizer", "tokenizer.model"]),
     "a file that is gone": (
@@ -612,7 +613,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_what_cannot_be_asked_is_told_before_anything_loads(server, name):
+def test_invalid_questions_are_rejected_before_anything_loads(server, name):
     graph, id, words = REJECTED[name]
     if graph["3"]["class_type"].endswith("Conditioning"):  # no output node
         graph = {**graph, "4": node("PreviewAny", source=["3", 0])}
@@ -624,7 +625,7 @@ def test_what_cannot_be_asked_is_told_before_anything_loads(server, name):
 
 
 FAILED = {
-    "a history that is no talk": (
+    "a history without an answer": (
         ask(history=["5", 0]) | {"5": node("PrimitiveString", value='[{"role": "user", "content": "a"}]')},
         "history: the last question has no answer",
     ),
@@ -660,7 +661,7 @@ FAILED = {
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_what_goes_wrong_while_it_runs_says_the_field(server, name):
+def test_errors_while_running_name_the_field(server, name):
     graph, words = FAILED[name]
     with pytest.raises(GraphFailed) as failure:
         server.run(graph)

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
 from PIL import Image
+
+from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
 
 WIDTH, HEIGHT = 96, 64
 BODY = (
@@ -46,7 +47,7 @@ PERSON = [
         50,
         "人",
         0.8,
-        keypoints=[{"name": name, "x": x, "y": y, "score": 1.0} for name, (x, y) in zip(BODY, PLACES)],
+        keypoints=[{"name": name, "x": x, "y": y, "score": 1.0} for name, (x, y) in zip(BODY, PLACES, strict=True)],
     )
 ]
 
@@ -120,7 +121,7 @@ def failure(server, graph: dict, source: list) -> str:
     return failed.value.message
 
 
-# --- boxes of other nodes in, ours out --------------------------------------------------------------------------------
+# --- boxes of other nodes in, ours out  ---
 
 
 def test_boxes_of_stock_nodes_are_read(server, start):
@@ -197,7 +198,7 @@ def test_masks_go_along_with_the_boxes(server, start):
     wrong = start | {"5": node("VisionLLMFilterBoxes", bboxes=["4", 0], masks=["3", 1], **FILTER)}
     assert "1 masks for 4 boxes" in failure(server, wrong, ["5", 0])
     without = start | {"5": node("VisionLLMFilterBoxes", bboxes=["4", 0], **FILTER)}
-    assert "connect the boxes' masks" in failure(server, without, ["5", 1]) and value(server, without, ["5", 2]) == 4
+    assert "Connect the boxes' masks" in failure(server, without, ["5", 1]) and value(server, without, ["5", 2]) == 4
 
 
 def test_one_box_for_the_stock_crop(server, start):
@@ -214,7 +215,7 @@ def test_one_box_for_the_stock_crop(server, start):
     }
     assert value(server, grown, ["5", 0]) == {"x": 10, "y": 0, "width": 86, "height": 64, "label": "cat", "score": 0.6}
     missing = start | {"5": node("VisionLLMPickBox", bboxes=["3", 0], **PICK | {"index": 3})}
-    assert "there is no box 3: picture 0 has 3 boxes, numbered from 0" in failure(server, missing, ["5", 0])
+    assert "there is no box 3: image 0 has 3 boxes, counted from 0" in failure(server, missing, ["5", 0])
 
 
 def decoded(outputs, node_id: str) -> np.ndarray:
@@ -245,7 +246,7 @@ def test_boxes_and_masks_there_and_back(server, start):
     assert [len(boxes) for boxes in value(server, there, ["6", 0])] == [2]
 
 
-# --- masks to the stock nodes that inpaint and compose ----------------------------------------------------------------
+# --- masks to the stock nodes that inpaint and compose  ---
 
 
 def test_stock_nodes_use_our_masks(server, start):
@@ -296,7 +297,7 @@ def test_segs_have_impact_s_form(server, start):
     assert "bbox=[50, 20, 71, 51], label='cat', control_net_wrapper=None" in shown[1]
 
 
-# --- keypoints --------------------------------------------------------------------------------------------------------
+# --- keypoints  ---
 
 
 def test_stock_nodes_draw_our_poses(server):
@@ -355,7 +356,7 @@ def test_sam3_takes_our_boxes_and_points(server):
     assert takes["bboxes"][0] == "BOUNDING_BOX" and takes["positive_coords"][0] == "STRING"
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- drawing  ---
 
 
 def test_drawing_on_pictures_and_on_black(server, start):
@@ -374,15 +375,15 @@ def test_drawing_on_pictures_and_on_black(server, start):
     bones = seen(server, black, ["5", 0])
     assert bones.shape == (1, HEIGHT, WIDTH, 3) and bones[0, 26, 64].any() and not bones[0, 60:, :].any()
     alone = start | {"5": node("VisionLLMDrawDetections", bboxes=["3", 0], **DRAW)}
-    assert "connect pictures, masks or keypoints" in failure(server, alone, ["5", 0])
+    assert "Connect images, masks or keypoints" in failure(server, alone, ["5", 0])
     other = start | {
         "5": load(written(PERSON, size=(40, 40))),
         "6": node("VisionLLMDrawDetections", image=["1", 0], keypoints=["5", 3], **DRAW),
     }
-    assert "keypoints belong to pictures of 40 x 40 pixels, and these have 96 x 64" in failure(server, other, ["6", 0])
+    assert "they belong to images of 40 x 40 pixels, but the images have 96 x 64" in failure(server, other, ["6", 0])
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files  ---
 
 
 def test_saved_and_loaded_again(server, start):
@@ -404,9 +405,9 @@ def test_saved_and_loaded_again(server, start):
         "9": node("PrimitiveStringMultiline", value=text),
     }
     assert server.run(copied).nodes["5"]["text"] == [text]
-    with pytest.raises(GraphFailed, match="connect either json, or bboxes"):
+    with pytest.raises(GraphFailed, match="Connect either json or those"):
         server.run(copied | {"8": node("VisionLLMSaveDetections", json=["6", 0], bboxes=["3", 0], filename_prefix="x")})
-    with pytest.raises(GraphFailed, match="the file tells the pictures' size: connect image"):
+    with pytest.raises(GraphFailed, match="image: not connected"):
         server.run(start | {"8": node("VisionLLMSaveDetections", bboxes=["3", 0], filename_prefix="x")})
     with pytest.raises(GraphFailed):
         server.run(
@@ -449,7 +450,7 @@ def test_a_text_of_another_node_is_read(server):
         ({"file": "../secret.json", "json": ""}, "file: '../secret.json' is neither in"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_runs(server, inputs, words):
+def test_damaged_files_are_rejected_before_anything_runs(server, inputs, words):
     with pytest.raises(GraphRejected) as refused:
         server.run({"7": node("VisionLLMLoadDetections", **inputs), "8": node("PreviewAny", source=["7", 0])})
     assert words in refused.value.node_errors["7"]["errors"][0]["details"]
