@@ -24,6 +24,7 @@ from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 from mulan_nodes.mulan.conditioning.clip import load_clip
 from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_text_encoder
 from mulan_nodes.mulan.conversion import encoder_error
+from mulan_nodes.mulan.conversion.__main__ import main
 from mulan_nodes.mulan.conversion.converters import CannotWriteError, convert
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ SOURCES = ("safetensors folder", "bin folder", "pth")
 
 
 def random_llama() -> dict[str, torch.Tensor]:
-    """A small LLaMA (two heads of 128) under the host's names, in float16 as published."""
+    """A small LLaMA (two heads of 128) under ComfyUI's names, in float16 as published."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape, scale):
@@ -85,7 +86,9 @@ def write_folder(folder: Path, weights: dict[str, torch.Tensor], suffix: str) ->
 
 
 def write_internvl_c(path: Path, weights: dict[str, torch.Tensor]) -> Path:
-    """As internvl_c_13b_224px.pth: the LLaMA under ``transformer.``, the LoRA of q and v apart, vision and leftovers of training beside it."""
+    """As internvl_c_13b_224px.pth: the LLaMA under ``transformer.``, the LoRA of q and v apart, vision and leftovers of
+    training beside it.
+    """
     generator = torch.Generator().manual_seed(1)
     tensors = {
         "text_projection": weights["text_projection"],
@@ -168,7 +171,7 @@ def test_every_form_in_every_format_encodes_as_its_source(source, format, source
         ("fp16", torch.float16, torch.float16),
     ],
 )
-def test_the_file_is_the_host_s_own_format(format, table, matrix, sources, tmp_path):
+def test_the_file_is_in_comfyui_s_own_format(format, table, matrix, sources, tmp_path):
     path = convert(sources["bin folder"], tmp_path / "small.safetensors", format).path
     weights = load_file(path)
     assert (
@@ -203,7 +206,7 @@ def test_the_file_is_the_host_s_own_format(format, table, matrix, sources, tmp_p
     assert converted.keys() == weights.keys()
 
 
-def test_every_tensor_lies_on_a_multiple_of_its_number(sources, tmp_path):
+def test_every_tensor_is_aligned_to_its_element_size(sources, tmp_path):
     """Readers that map the file need it; the marks, 29 bytes each, must not push the others off."""
     path = convert(sources["pth"], tmp_path, "int8").path
     with open(path, "rb") as file:
@@ -218,7 +221,7 @@ def test_every_tensor_lies_on_a_multiple_of_its_number(sources, tmp_path):
     ]
 
 
-def test_the_metadata_says_what_tensors_cannot(sources, tmp_path):
+def test_metadata(sources, tmp_path):
     with safe_open(convert(sources["safetensors folder"], tmp_path, "fp8").path, "pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata["config"]) == {
@@ -237,7 +240,7 @@ def test_the_metadata_says_what_tensors_cannot(sources, tmp_path):
     assert metadata["source"].startswith("InternVL-small, from OpenGVLab/InternVL-14B-224px") and metadata["license"]
 
 
-def test_numbers_are_rounded_as_the_host_rounds_them():
+def test_numbers_are_rounded_as_comfyui_rounds_them():
     weight = torch.randn(300, 70, generator=torch.Generator().manual_seed(4))
     weight[7] = 0
     for ours, (wanted, params) in (
@@ -252,7 +255,7 @@ def test_numbers_are_rounded_as_the_host_rounds_them():
         assert torch.allclose(parts["a.weight_scale"][kept], params.scale[kept], rtol=1e-6)
 
 
-def test_a_large_tensor_goes_in_runs(monkeypatch):
+def test_a_large_tensor_goes_in_chunks(monkeypatch):
     weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(5))
     whole = {
         form: list(quantization.quantize_chunks("a.weight", weight, form)) for form in quantization.FORMATS.values()
@@ -276,7 +279,7 @@ def test_a_converted_encoder_that_is_float16_can_be_converted_on(sources, tmp_pa
 
 
 @pytest.mark.parametrize("family, file", [("sd15", "tiny_sd15_adapter.safetensors"), ("pixart", "pixart_tiny.pth")])
-def test_an_adapter_keeps_its_names_and_numbers(family, file, tiny_models, tmp_path):
+def test_an_adapter_keeps_its_names_and_values(family, file, tiny_models, tmp_path):
     published = tmp_path / f"{family}_published.pth"
     if file in tiny_models:
         torch.save(load_file(tiny_models[file]), published)
@@ -301,11 +304,11 @@ def test_the_comparison_computes_what_graphs_compute(sources, adapter, tmp_path)
         loaded.load_model()
         wanted = loaded.cond_stage_model.internvl.hidden_states(windows)
         streamed = encoder_error.hidden_states(open_text_encoder(path), windows)
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(streamed, wanted))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(streamed, wanted, strict=True))
 
 
 @pytest.mark.parametrize("format", quantization.FORMATS)
-def test_the_error_is_told_for_ten_languages(format, sources, tmp_path):
+def test_the_error_is_reported_for_ten_languages(format, sources, tmp_path):
     made = convert(sources["pth"], tmp_path, format)
     steps = []
     errors = encoder_error.encoder_error(open_text_encoder(made.path), made.source, lambda *step: steps.append(step))
@@ -358,7 +361,7 @@ def test_a_conversion_that_is_stopped_leaves_nothing(stop, sources, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors"] and kept.read_bytes() == b"an older file"
 
 
-def test_what_a_killed_run_left_is_taken_over(sources, tmp_path):
+def test_the_unfinished_file_of_a_killed_run_is_overwritten(sources, tmp_path):
     target = tmp_path / "small.safetensors"
     killed = child(
         """
@@ -376,7 +379,7 @@ def test_what_a_killed_run_left_is_taken_over(sources, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors"] and open_text_encoder(target)
 
 
-def test_a_full_disk_is_told_before_anything_is_written(sources, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(sources, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "mulan_nodes.mulan.checkpoints.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=300_000)
     )
@@ -388,7 +391,7 @@ def test_a_full_disk_is_told_before_anything_is_written(sources, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_with_a_gap_never_gets_its_name(tmp_path):
+def test_an_incomplete_file_never_gets_its_final_name(tmp_path):
     path = tmp_path / "gap.safetensors"
     with pytest.raises(ValueError, match="gap.safetensors: 1 tensors are not complete, the first is b"):
         with SafetensorsWriter(
@@ -439,9 +442,11 @@ def child(code: str, *arguments) -> subprocess.CompletedProcess:
 
 
 def test_memory_does_not_grow_with_the_model(host, tmp_path):
-    """Over 300 MB of weights, the largest of 23 MB, 101 MB a layer: the conversion holds a part of them, the comparison a layer.
+    """Over 300 MB of weights, the largest of 23 MB, 101 MB a layer: the conversion holds a part of them, the comparison
+    a layer.
 
-    All resident pages count, those of the mapped source too; the conversion opens it anew more often here than it does for large models.
+    All resident pages count, those of the mapped source too; the conversion opens it anew more often here than it does
+    for large models.
     """
     width, feed_forward, layers = 2048, 5504, 3
     block = torch.randn(feed_forward * width, generator=torch.Generator().manual_seed(6)).half() * 0.02
@@ -494,9 +499,9 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
         opened = lambda: text_encoder_from_tensors(tensor_files.open_streaming(source))
         states = lambda: encoder_error.hidden_states(opened(), windows)
         states()  # the first use of a kernel takes memory of its own
-        told = {format: growth(lambda: convert(source, folder, format)) for format in ("int8", "fp8", "fp16")}
-        told["states"] = growth(states)
-        print(json.dumps(told))
+        grown = {format: growth(lambda: convert(source, folder, format)) for format in ("int8", "fp8", "fp16")}
+        grown["states"] = growth(states)
+        print(json.dumps(grown))
     """,
         tmp_path / "large.safetensors",
         tmp_path,
@@ -517,7 +522,7 @@ def single(path: Path, **tensors) -> Path:
     return path
 
 
-def test_other_files_are_named(tmp_path):
+def test_refused_sources_are_identified(tmp_path):
     clip = single(
         tmp_path / "clip_l.safetensors", text_model__encoder__layers__0__mlp__fc1__weight=torch.zeros(3072, 768)
     )
@@ -613,7 +618,7 @@ def test_weights_in_8_bits_are_not_converted_again(sources, tmp_path):
             convert(made.path, tmp_path / "again.safetensors")
 
 
-def test_targets_that_will_not_do(sources, adapter, tmp_path):
+def test_refused_targets(sources, adapter, tmp_path):
     source = sources["bin folder"]
     made = convert(source, tmp_path)
     before = made.path.read_bytes()
@@ -641,25 +646,24 @@ def test_targets_that_will_not_do(sources, adapter, tmp_path):
 # --- the command  ---
 
 
-def test_the_command_writes_and_compares(dev, host, sources, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_and_compares(sources, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert dev.run_convert(host, dev.parse(["convert", str(sources["pth"])])) == 0
-    told = capsys.readouterr().out
+    assert main([str(sources["pth"])]) == 0
+    printed = capsys.readouterr().out
     written = tmp_path / "internvl_c_small_text_int8.safetensors"
-    assert written.is_file() and f"{written}: InternVL's text encoder (2 layers, width 256) in int8" in told
-    assert "Put it into models/text_encoders." in told and "tensors, 0.00 of 0.00 GB" in told
-    assert all(f"  {language} " in told for language in encoder_error.SENTENCES) and "  mean " in told
+    assert written.is_file() and f"{written}: InternVL's text encoder (2 layers, width 256) in int8" in printed
+    assert "Put it into models/text_encoders." in printed and "tensors, 0.00 of 0.00 GB" in printed
+    assert all(f"  {language} " in printed for language in encoder_error.SENTENCES) and "  mean " in printed
 
 
-def test_the_command_can_leave_the_comparison_out(dev, host, sources, tmp_path, capsys):
-    options = dev.parse(["convert", str(sources["bin folder"]), str(tmp_path), "--format", "fp8", "--no-check"])
-    assert dev.run_convert(host, options) == 0
+def test_the_command_can_leave_the_comparison_out(sources, tmp_path, capsys):
+    assert main([str(sources["bin folder"]), str(tmp_path), "--format", "fp8", "--no-check"]) == 0
     assert (
         "Relative error" not in capsys.readouterr().out
         and (tmp_path / "InternVL-small-bin_text_fp8.safetensors").is_file()
     )
 
 
-def test_the_command_says_why_nothing_was_written(dev, host, tmp_path):
+def test_the_command_says_why_nothing_was_written(tmp_path):
     with pytest.raises(SystemExit, match="Nothing was written: source not found: .*nowhere"):
-        dev.run_convert(host, dev.parse(["convert", str(tmp_path / "nowhere")]))
+        main([str(tmp_path / "nowhere")])

@@ -1,4 +1,4 @@
-"""Opening and recognising files: what a person reads about one that is damaged, incomplete or something else."""
+"""Opening and recognizing files: what a user reads about one that is damaged, incomplete or something else."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
 ADAPTER = load_file(GOLDENS / "weights" / "sd15_tiny.safetensors")
 ADAPTER_XL = load_file(GOLDENS / "weights" / "sdxl_embed_attnpool_tiny.safetensors")
 WEB_PAGE = b"<!DOCTYPE html>\n<html><head><title>401 Unauthorized</title></head></html>"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 13355638784\n"
+LFS_POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid "
+    b"sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 13355638784\n"
+)
 
 
-def told(open_file, *arguments) -> str:
-    with pytest.raises(WrongFileError) as refusal:
+def refusal(open_file, *arguments) -> str:
+    with pytest.raises(WrongFileError) as raised:
         open_file(*arguments)
-    return str(refusal.value)
+    return str(raised.value)
 
 
 def saved(path: Path) -> bytes:
@@ -61,9 +64,10 @@ def test_what_a_download_left(accident, ending, tmp_path):
     path = tmp_path / f"weights{ending}"
     damage, words = ACCIDENTS[accident]
     path.write_bytes(damage(saved(path)))
-    message = told(open_tensors, path)
+    message = refusal(open_tensors, path)
     assert message.startswith(
-        f"weights{ending} (in {tmp_path}) cannot be read as {'safetensors' if ending == '.safetensors' else 'plain weights'}: "
+        f"weights{ending} (in {tmp_path}) cannot be read as "
+        f"{'safetensors' if ending == '.safetensors' else 'plain weights'}: "
     )
     assert words in message and ("download" in message), message
     assert "weights_only" not in message and "\n" not in message, "torch advises to load code"
@@ -73,16 +77,16 @@ def test_a_header_cut_inside(tmp_path):
     path = tmp_path / "weights.safetensors"
     data = saved(path)
     path.write_bytes(data[: header_end(data) - 10])
-    assert "it is cut short or damaged" in told(open_tensors, path)
+    assert "it is cut short or damaged" in refusal(open_tensors, path)
 
 
 def test_a_file_under_the_other_ending(tmp_path):
     data = saved(tmp_path / "a.safetensors")
     (tmp_path / "b.pth").write_bytes(data)
-    assert "it is a safetensors file; rename it to .safetensors" in told(open_tensors, tmp_path / "b.pth")
+    assert "it is a safetensors file; rename it to .safetensors" in refusal(open_tensors, tmp_path / "b.pth")
     data = saved(tmp_path / "c.pth")
     (tmp_path / "d.safetensors").write_bytes(data)
-    assert "it is a file of torch.save; rename it to .pth" in told(open_tensors, tmp_path / "d.safetensors")
+    assert "it is a file of torch.save; rename it to .pth" in refusal(open_tensors, tmp_path / "d.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,8 @@ def test_a_file_under_the_other_ending(tmp_path):
     [
         (
             {"queries": torch.zeros(1), "model": torch.nn.Linear(2, 2)},
-            "it holds torch.nn.modules.linear.Linear, and only tensors are loaded from such files, never code; ask for a .safetensors",
+            "it holds torch.nn.modules.linear.Linear, and only tensors are loaded from such files, never code; ask "
+            "for a .safetensors",
         ),
         ({"queries": torch.zeros(1), "code": print}, "never code"),
         (
@@ -102,7 +107,7 @@ def test_a_file_under_the_other_ending(tmp_path):
 )
 def test_a_pth_that_is_more_than_tensors(held, words, tmp_path):
     torch.save(held, tmp_path / "weights.pth")
-    message = told(open_adapter, tmp_path / "weights.pth")
+    message = refusal(open_adapter, tmp_path / "weights.pth")
     assert message.startswith(f"weights.pth (in {tmp_path})") and words in message
     assert "weights_only" not in message and "\n" not in message
 
@@ -116,10 +121,11 @@ def test_a_pth_of_before_torch_1_6_and_one_with_a_state_dict_inside(tmp_path):
 
 
 def test_a_file_that_went_away(tmp_path):
-    message = told(open_tensors, tmp_path / "gone.safetensors")
+    message = refusal(open_tensors, tmp_path / "gone.safetensors")
     assert (
         message
-        == f"gone.safetensors is not in {tmp_path}: the file was moved or deleted. Press R in the editor to refresh the list."
+        == f"gone.safetensors is not in {tmp_path}: the file was moved or deleted. Press R in the editor to refresh "
+        "the list."
     )
 
 
@@ -166,7 +172,8 @@ def second_shard(folder: Path) -> Path:
 
 def test_whole_shards_are_read(sharded):
     file = open_text_encoder(sharded)
-    assert file.config.num_hidden_layers == 1 + max(int(name.split(".")[2]) for name in file.names if ".layers." in name)
+    last_layer = max(int(name.split(".")[2]) for name in file.names if ".layers." in name)
+    assert file.config.num_hidden_layers == 1 + last_layer
     assert torch.equal(
         file.state_dict()["model.norm.weight"], open_tensors(sharded).read(file.names["model.norm.weight"])
     )
@@ -176,8 +183,9 @@ def test_a_shard_that_is_missing(sharded):
     lost = second_shard(sharded)
     lost.unlink()
     assert (
-        told(open_text_encoder, sharded)
-        == f"the folder InternVL-14B-224px (in {sharded.parent}) lacks 1 of its shards, the first is {lost.name}. Download it again."
+        refusal(open_text_encoder, sharded)
+        == f"the folder InternVL-14B-224px (in {sharded.parent}) lacks 1 of its shards, the first is {lost.name}. "
+        "Download it again."
     )
 
 
@@ -186,7 +194,7 @@ def test_a_shard_that_is_damaged(accident, sharded):
     damage, words = ACCIDENTS[accident]
     shard = second_shard(sharded)
     shard.write_bytes(damage(shard.read_bytes()))
-    message = told(open_text_encoder, sharded)
+    message = refusal(open_text_encoder, sharded)
     assert message.startswith(f"{shard.name} (in {sharded}) cannot be read as ") and words in message
 
 
@@ -197,8 +205,9 @@ def test_a_shard_without_a_tensor_of_the_index(sharded):
     kept = {name: torch.zeros(size) for name, size in held.items() if name != lost}
     save_file(kept, shard) if shard.suffix == ".safetensors" else torch.save(kept, shard)
     assert (
-        told(open_text_encoder, sharded)
-        == f"the folder InternVL-14B-224px (in {sharded.parent}) is damaged: {shard.name} does not hold {lost}. Download it again."
+        refusal(open_text_encoder, sharded)
+        == f"the folder InternVL-14B-224px (in {sharded.parent}) is damaged: {shard.name} does not hold {lost}. "
+        "Download it again."
     )
 
 
@@ -206,7 +215,10 @@ def test_a_shard_without_a_tensor_of_the_index(sharded):
     "content, words",
     [
         (b"", "it is empty"),
-        (b'{"weight_map": {"a": "b', "it is not valid JSON with a `weight_map` from tensors to shards; download it again"),
+        (
+            b'{"weight_map": {"a": "b',
+            "it is not valid JSON with a `weight_map` from tensors to shards; download it again",
+        ),
         (b"[]", "it is not valid JSON with a `weight_map`"),
         (b'{"metadata": {}}', "it is not valid JSON with a `weight_map`"),
         (b'{"weight_map": {"a": 1}}', "it is not valid JSON with a `weight_map`"),
@@ -219,7 +231,7 @@ def test_a_shard_without_a_tensor_of_the_index(sharded):
 def test_a_damaged_index(content, words, sharded):
     index = index_of(sharded)
     index.write_bytes(content)
-    message = told(open_text_encoder, sharded)
+    message = refusal(open_text_encoder, sharded)
     assert (
         message.startswith(f"{index.name} (in {sharded}) cannot be read as an index of shards: ") and words in message
     )
@@ -229,17 +241,17 @@ def test_a_damaged_index(content, words, sharded):
 def test_an_index_reaches_nothing_outside_its_folder(shard, sharded):
     save_file({"a": torch.zeros(1)}, sharded.parent / "secret.safetensors")
     index_of(sharded).write_text(json.dumps({"weight_map": {"a": shard}}), "utf-8")
-    message = told(open_text_encoder, sharded)
+    message = refusal(open_text_encoder, sharded)
     assert f"names a shard that is not beside it, {shard!r}: nothing outside the folder is read." in message
 
 
 def test_an_index_of_nothing(sharded):
     index_of(sharded).write_text('{"weight_map": {}}', "utf-8")
-    assert "is a file without tensors; expected InternVL's LLaMA text encoder" in told(open_text_encoder, sharded)
+    assert "is a file without tensors; expected InternVL's LLaMA text encoder" in refusal(open_text_encoder, sharded)
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
-    message = told(open_tensors, tmp_path)
+    message = refusal(open_tensors, tmp_path)
     assert (
         "holds neither model.safetensors.index.json nor pytorch_model.bin.index.json" in message
         and str(tmp_path.parent) in message
@@ -272,8 +284,9 @@ def test_an_encoder_without_one_of_its_tensors(lost, tmp_path):
         lambda weights: {name: t for name, t in weights.items() if name != lost},
     )
     assert (
-        told(open_text_encoder, path)
-        == f"encoder.safetensors (in {tmp_path}) is incomplete: 1 tensors are missing, the first is {lost}. Download it again."
+        refusal(open_text_encoder, path)
+        == f"encoder.safetensors (in {tmp_path}) is incomplete: 1 tensors are missing, the first is {lost}. Download "
+        "it again."
     )
 
 
@@ -283,19 +296,19 @@ def test_an_encoder_without_its_tokenizer(tmp_path):
         HEADS,
         lambda weights: {name: t for name, t in weights.items() if name != "spiece_model"},
     )
-    message = told(open_text_encoder, path)
+    message = refusal(open_text_encoder, path)
     assert (
-        "is a LLaMA text encoder without its sentencepiece model: the file has no tensor `spiece_model`. Take tokenizer.model from"
-        in message
+        "is a LLaMA text encoder without its sentencepiece model: the file has no tensor `spiece_model`. Take "
+        "tokenizer.model from" in message
     )
 
 
 def test_a_folder_without_its_tokenizer(sharded):
     (sharded / "tokenizer.model").unlink()
-    message = told(open_text_encoder, sharded)
+    message = refusal(open_text_encoder, sharded)
     assert (
-        "without its sentencepiece model: the folder InternVL-14B-224px has no tokenizer.model. Take tokenizer.model from OpenGVLab"
-        in message
+        "without its sentencepiece model: the folder InternVL-14B-224px has no tokenizer.model. Take tokenizer.model "
+        "from OpenGVLab" in message
     )
 
 
@@ -306,7 +319,8 @@ def test_a_folder_without_its_tokenizer(sharded):
         ("[]", "its metadata `config`, which holds the number of attention heads, cannot be read ("),
         (
             '{"num_attention_heads": "many"}',
-            "its metadata `config`, which holds the number of attention heads, cannot be read (invalid literal for int() with base 10: 'many')",
+            "its metadata `config`, which holds the number of attention heads, cannot be read (invalid literal for "
+            "int() with base 10: 'many')",
         ),
         ('{"num_attention_heads": 5}', "which 5 attention heads cannot share"),
         ('{"num_attention_heads": 0}', "which 0 attention heads cannot share"),
@@ -314,13 +328,14 @@ def test_a_folder_without_its_tokenizer(sharded):
     ],
 )
 def test_an_encoder_whose_number_of_heads_is_unknown(config, words, tmp_path):
-    message = told(open_text_encoder, encoder(tmp_path / "encoder.safetensors", {"config": config}))
+    message = refusal(open_text_encoder, encoder(tmp_path / "encoder.safetensors", {"config": config}))
     assert message.startswith(f"encoder.safetensors (in {tmp_path})") and words in message
 
 
 def test_a_damaged_config_of_a_folder(sharded):
     (sharded / "config.json").write_text('{"qllama_config": ', "utf-8")
-    assert "its config.json, which holds the number of attention heads, cannot be read (" in told(open_text_encoder, sharded)
+    message = refusal(open_text_encoder, sharded)
+    assert "its config.json, which holds the number of attention heads, cannot be read (" in message
 
 
 # --- adapters  ---
@@ -344,7 +359,8 @@ def without(tensors: dict, *lost: str) -> dict:
         (
             without(ADAPTER, "transformer.encoder.layers.0.linear1.weight"),
             SD15,
-            "looks like a MuLan adapter, but cannot be used: it has no tensor 'transformer.encoder.layers.0.linear1.weight'",
+            "looks like a MuLan adapter, but cannot be used: it has no tensor "
+            "'transformer.encoder.layers.0.linear1.weight'",
         ),
         (without(ADAPTER_XL, "adapter2.queries"), SDXL, "it has no tensor 'adapter2.queries'"),
         (
@@ -363,18 +379,18 @@ def without(tensors: dict, *lost: str) -> dict:
 def test_an_incomplete_adapter(tensors, family, words, ending, tmp_path):
     path = tmp_path / f"adapter{ending}"
     save_file(tensors, path) if ending == ".safetensors" else torch.save(tensors, path)
-    message = told(open_adapter, path, family)
+    message = refusal(open_adapter, path, family)
     assert message.startswith(f"adapter{ending} (in {tmp_path})") and words in message
 
 
 def test_the_tiny_adapters_are_complete_but_of_unknown_width(tmp_path):
-    """Their widths are no family's: told is which widths are, and without `family` nothing is taken for one."""
+    """Their widths are no family's: the message lists known widths, and without `family` nothing is taken for one."""
     assert open_adapter(GOLDENS / "weights" / "sdxl_embed_attnpool_tiny.safetensors", SDXL).patches_model
-    message = told(open_adapter, GOLDENS / "weights" / "sdxl_embed_attnpool_tiny.safetensors")
+    message = refusal(open_adapter, GOLDENS / "weights" / "sdxl_embed_attnpool_tiny.safetensors")
     width = ADAPTER_XL["adapter1.queries"].shape[-1] + ADAPTER_XL["adapter2.queries"].shape[-1]
     assert (
-        f"it gives contexts of width {width}; known are 768 (Stable Diffusion 1.5), 1024 (Stable Diffusion 2.1), 2048 (SDXL)"
-        in message
+        f"it gives contexts of width {width}; known are 768 (Stable Diffusion 1.5), 1024 (Stable Diffusion 2.1), "
+        "2048 (SDXL)" in message
     )
 
 
@@ -391,7 +407,8 @@ KINDS = {
     "double_blocks.0.img_attn.qkv.weight": "a diffusion model (it belongs in models/diffusion_models)",
     "decoder.conv_in.weight": "a VAE (it belongs in models/vae)",
     "model.embed_tokens.weight": "a large language model's text encoder (it belongs in models/text_encoders)",
-    "clip_projector.cross_attn.q.weight": "an InternVL-C or -G checkpoint, without its text encoder (it belongs in models/internvl)",
+    "clip_projector.cross_attn.q.weight": "an InternVL-C or -G checkpoint, without its text encoder (it belongs in "
+    "models/internvl)",
     "something.else": "no file this pack knows (its tensors begin with something.else)",
 }
 
@@ -431,6 +448,6 @@ def test_an_adapter_among_the_text_encoders_is_called_one(tensors, family, tmp_p
     save_file(
         {name: torch.zeros(size, dtype=torch.uint8) for name, size in tensors.items()}, tmp_path / "x.safetensors"
     )
-    assert f"is a MuLan adapter for {family}; expected InternVL's LLaMA text encoder" in told(
+    assert f"is a MuLan adapter for {family}; expected InternVL's LLaMA text encoder" in refusal(
         open_text_encoder, tmp_path / "x.safetensors"
     )

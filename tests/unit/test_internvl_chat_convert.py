@@ -1,4 +1,6 @@
-"""A dialogue model as one file: the same answers in 16 bits, near ones in 8, the tokenizer and the configuration inside."""
+"""A dialogue model as one file: the same answers in 16 bits, near ones in 8, the tokenizer and the configuration
+inside.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,14 @@ MODELS = [
 PICTURE = torch.rand((28, 60, 3), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=MODELS, ids=lambda told: f"{told[0]}-{told[1]}")
+@pytest.fixture(params=MODELS, ids=lambda model: f"{model[0]}-{model[1]}")
 def folder(request, tmp_path) -> Path:
     language, layout, tied = request.param
     return random_chat.checkpoint(tmp_path / "InternVL", language, layout, tied)
 
 
 def logits(clip) -> torch.Tensor:
-    """Of the word after a prompt with a picture."""
+    """Of the word after a prompt with an image."""
     entries, chat = (
         [entry for entry, _ in clip.tokenize("What is it?", images=[PICTURE])[KEY][0]],
         clip.cond_stage_model.chat,
@@ -104,19 +106,19 @@ def test_bfloat16_stays_as_published(tmp_path):
     )
 
 
-def test_what_is_inside(tmp_path):
+def test_tokenizer_and_metadata_are_inside(tmp_path):
     made = convert(shard(random_chat.checkpoint(tmp_path / "InternVL3-1B")), tmp_path)
     with safe_open(made.path, "pt") as file:
         assert {"vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"} <= set(file.keys())
-        told = file.metadata()
+        metadata = file.metadata()
     assert (
-        told["quantization"] == "int8_tensorwise"
-        and '"template": "internvl2_5"' in told["config"]
-        and "InternVL3-1B" in told["source"]
+        metadata["quantization"] == "int8_tensorwise"
+        and '"template": "internvl2_5"' in metadata["config"]
+        and "InternVL3-1B" in metadata["source"]
     )
 
 
-def test_what_cannot_be_converted(tmp_path):
+def test_refused_sources_and_targets(tmp_path):
     folder = random_chat.checkpoint(tmp_path / "InternVL")
     made = convert(folder, tmp_path)
     with pytest.raises(WrongFileError, match="InternVL_int8.safetensors .* already holds 8-bit weights"):
@@ -124,6 +126,6 @@ def test_what_cannot_be_converted(tmp_path):
     with pytest.raises(CannotWriteError, match="already exists"):
         convert(folder, tmp_path)
     (folder / "vocab.json").unlink()
-    with pytest.raises(WrongFileError, match="has no tokenizer that serves"):
+    with pytest.raises(WrongFileError, match="has no tokenizer that can be used"):
         convert(folder, tmp_path, overwrite=True)
     assert made.path.is_file() and not list(tmp_path.glob("*.tmp"))

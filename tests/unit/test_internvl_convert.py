@@ -1,4 +1,6 @@
-"""A whole InternVL converted: two files, of which one is MuLan's text encoder, and together they are what they were made of."""
+"""A whole InternVL converted: two files, of which one is MuLan's text encoder, and together they are what they were
+made of.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from mulan_nodes.mulan.checkpoints import quantization
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+from mulan_nodes.mulan.conversion.__main__ import main
 from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.conversion.output_files import CannotWriteError
 from mulan_nodes.mulan.internvl.internvl_files import open_internvl
@@ -32,13 +35,14 @@ SIZES = dict(
     embedding=64,
 )
 UPSTREAMS_HEADS = dict(heads=1, text_heads=1)
-# The length of the difference of two unit vectors. Measured on these weights, pictures and texts: int8 0.017 and 0.032, fp8 0.05 and 0.15,
+# The length of the difference of two unit vectors. Measured on these weights, images and texts: int8 0.017 and 0.032,
+# fp8 0.05 and 0.15,
 # fp16 8e-4 and 1.6e-3.
 TOLERANCES = {"int8": 0.06, "fp8": 0.25, "fp16": 4e-3}
 TEXTS = ["a red circle", "чёрная собака", "two blue squares beside a line"]
 
 
-def pictures() -> list[torch.Tensor]:
+def images() -> list[torch.Tensor]:
     return list(torch.rand(4, 20, 24, 3, generator=torch.Generator().manual_seed(1)))
 
 
@@ -57,7 +61,7 @@ def source(folder):
 
 
 @pytest.mark.parametrize("format", quantization.FORMATS)
-def test_the_pair_is_its_source(folder, source, format, tmp_path):
+def test_both_files_together_equal_the_source(folder, source, format, tmp_path):
     made = convert(folder, tmp_path, format)
     (vision,) = made.beside
     assert (made.path.name, made.folder) == (f"InternVL-small_text_{format}.safetensors", "text_encoders")
@@ -67,7 +71,7 @@ def test_the_pair_is_its_source(folder, source, format, tmp_path):
     for mode in "CG":
         pair = load_internvl(vision.path, mode, text_encoder=made.path)
         for found, wanted in (
-            (pair.embed_images(pictures()), source[mode].embed_images(pictures())),
+            (pair.embed_images(images()), source[mode].embed_images(images())),
             (pair.embed_texts(TEXTS), source[mode].embed_texts(TEXTS)),
         ):
             assert 0 < difference(found, wanted) < TOLERANCES[format]
@@ -98,13 +102,13 @@ def test_the_vision_file_holds_what_is_not_text(folder, format, matrix, smaller,
     assert {weights[name].dtype for name in named - in_8_bits} == {torch.float16}
     assert vision.size < smaller * 2 * sum(weights[name].numel() for name in named) + 30_000
     with safe_open(vision.path, framework="pt") as file:
-        told = file.metadata()
-    assert json.loads(told["config"]) == json.loads((folder / "config.json").read_text("utf-8"))
+        metadata = file.metadata()
+    assert json.loads(metadata["config"]) == json.loads((folder / "config.json").read_text("utf-8"))
     assert (
-        told["license"].startswith("MIT")
-        and told["source"] == "InternVL-small, from OpenGVLab/InternVL-14B-224px on Hugging Face"
+        metadata["license"].startswith("MIT")
+        and metadata["source"] == "InternVL-small, from OpenGVLab/InternVL-14B-224px on Hugging Face"
     )
-    assert told["title"] == "The vision side of InternVL-C and InternVL-G"
+    assert metadata["title"] == "The vision side of InternVL-C and InternVL-G"
 
 
 @pytest.mark.parametrize("format", quantization.FORMATS)
@@ -119,7 +123,7 @@ def test_the_single_pth_becomes_mode_c(tmp_path_factory, format, tmp_path):
     )
     pair = load_internvl(vision.path, text_encoder=made.path)
     for found, expected in (
-        (pair.embed_images(pictures()), wanted.embed_images(pictures())),
+        (pair.embed_images(images()), wanted.embed_images(images())),
         (pair.embed_texts(TEXTS), wanted.embed_texts(TEXTS)),
     ):
         assert 0 < difference(found, expected) < TOLERANCES[format]
@@ -140,7 +144,7 @@ def test_names_follow_the_target(folder, tmp_path):
     assert named.beside[0].path.name == "ours_vision_int8.safetensors"
 
 
-def test_neither_is_written_over(folder, tmp_path):
+def test_neither_file_is_overwritten_unasked(folder, tmp_path):
     (tmp_path / "InternVL-small_vision_int8.safetensors").touch()
     with pytest.raises(CannotWriteError, match="InternVL-small_vision_int8.safetensors already exists"):
         convert(folder, tmp_path)
@@ -160,7 +164,7 @@ def test_both_appear_or_none(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_with_room_for_one_of_two_is_told(folder, tmp_path, monkeypatch):
+def test_a_disk_with_room_for_one_of_two_files_is_reported(folder, tmp_path, monkeypatch):
     made = convert(folder, tmp_path)
     free = made.size + made.beside[0].size - 1
     monkeypatch.setattr(
@@ -184,7 +188,7 @@ def test_values_too_large_for_float16_become_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize("name", ("vision_model.encoder.layers.1.ls2", "vision_model.encoder.layers.1.mlp.fc1.weight"))
-def test_damaged_weights_are_told_and_nothing_is_written(name, tmp_path):
+def test_damaged_weights_are_reported_and_nothing_is_written(name, tmp_path):
     folder = random_internvl.checkpoint(tmp_path / "damaged")
     weights = load_file(folder / "model.safetensors")
     weights[name].view(-1)[3] = float("nan")
@@ -195,16 +199,15 @@ def test_damaged_weights_are_told_and_nothing_is_written(name, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_is_converted_already_is_told(folder, tmp_path):
+def test_a_converted_file_is_refused(folder, tmp_path):
     (vision,) = convert(folder, tmp_path).beside
     with pytest.raises(
-        WrongFileError,
-        match="is an InternVL-C or -G checkpoint, without its text encoder .*; expected InternVL, from",
+        WrongFileError, match="is an InternVL-C or -G checkpoint, without its text encoder .*; expected InternVL, from"
     ):
         convert(vision.path, tmp_path)
 
 
-def test_an_incomplete_vision_side_is_told(tmp_path):
+def test_an_incomplete_vision_side_is_refused(tmp_path):
     folder = random_internvl.checkpoint(tmp_path / "cut")
     weights = load_file(folder / "model.safetensors")
     del weights["clip_projector.norm1_k.bias"]
@@ -215,13 +218,13 @@ def test_an_incomplete_vision_side_is_told(tmp_path):
         convert(folder, tmp_path)
 
 
-def test_a_file_that_lost_a_scale_is_told(folder, tmp_path):
+def test_a_file_without_one_of_its_scales_is_refused(folder, tmp_path):
     (vision,) = convert(folder, tmp_path).beside
     with safe_open(vision.path, framework="pt") as file:
-        told = file.metadata()
+        metadata = file.metadata()
     weights = load_file(vision.path)
     del weights["vision_model.encoder.layers.1.attn.qkv.weight_scale"]
-    save_file(weights, tmp_path / "cut.safetensors", metadata=told)
+    save_file(weights, tmp_path / "cut.safetensors", metadata=metadata)
     with pytest.raises(
         WrongFileError,
         match="cut.safetensors .* is incomplete: .* the first is vision_model.encoder.layers.1.attn.qkv.weight_scale",
@@ -229,9 +232,9 @@ def test_a_file_that_lost_a_scale_is_told(folder, tmp_path):
         open_internvl(tmp_path / "cut.safetensors")
 
 
-def test_the_command_tells_of_both(dev, host, folder, tmp_path, monkeypatch, capsys):
+def test_the_command_reports_both_files(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert dev.run_convert(host, dev.parse(["convert", str(folder), "--no-check"])) == 0
+    assert main([str(folder), "--no-check"]) == 0
     written = capsys.readouterr().out
     assert re.search(r"InternVL-small_text_int8.safetensors: .* Put it into models/text_encoders\.", written)
     assert re.search(

@@ -1,4 +1,4 @@
-"""The converter of VisionLLM v2: what it writes answers as its source does, in one file that needs nothing beside it."""
+"""The converter of VisionLLM v2: its one file answers as the source does and needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from mulan_nodes.mulan.checkpoints import quantization
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError, open_tensors
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+from mulan_nodes.mulan.conversion.__main__ import main
 from mulan_nodes.mulan.conversion.converters import CannotWriteError, convert
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
@@ -29,11 +30,12 @@ from mulan_nodes.tests.parity.visionllm_case import Case, recipe  # noqa: E402
 
 GOLDENS = ROOT / "tests" / "parity" / "goldens" / "visionllm"
 FORMS = ("one file", "safetensors shards", "bin shards")
-# Relative errors of the hidden states; measured on these weights: int8 0.018, fp8 0.060, fp16 0.0012; of 26B's make 0.024, 0.082, 0.0011.
+# Relative errors of the hidden states; measured on these weights: int8 0.018, fp8 0.060, fp16 0.0012; of 26B's make
+# 0.024, 0.082, 0.0011.
 TOLERANCES = {"int8": 0.04, "fp8": 0.12, "fp16": 3e-3}
 TOKENIZER_CONFIG = {"legacy": False, "add_bos_token": True}
 INDEX = "gdino.model.backbone.conv_encoder.model.encoder.layers.0.blocks.0.attention.self.relative_position_index"
-PICTURE = 56  # pixels
+IMAGE_SIZE = 56  # pixels
 
 
 # --- sources  ---
@@ -62,7 +64,11 @@ def sources(tmp_path_factory) -> dict[str, Path]:
     save_file({**tensors, INDEX: torch.zeros(25, 25, dtype=torch.int64)}, one / "model.safetensors")
     (one / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG), "utf-8")
     return dict(
-        zip(FORMS, (one, sharded(one, folder / "Shards", ".safetensors"), sharded(one, folder / "Bin", ".bin")))
+        zip(
+            FORMS,
+            (one, sharded(one, folder / "Shards", ".safetensors"), sharded(one, folder / "Bin", ".bin")),
+            strict=True,
+        )
     )
 
 
@@ -103,7 +109,7 @@ def large_make(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def editing_unet() -> UNet2DConditionModel:
-    """InstructPix2Pix's UNet with two of its four levels and one of its two blocks, as wide as the host knows it by."""
+    """InstructPix2Pix's UNet with two of its four levels and one of its two blocks, as wide as ComfyUI knows it by."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
         in_channels=8,
@@ -155,10 +161,10 @@ def changed(source: Path, folder: Path, change) -> Path:
 
 @torch.no_grad()
 def states(path: Path) -> torch.Tensor:
-    """The hidden states of a picture and a few words, read by the model as nodes load it."""
+    """The hidden states of an image and a few words, read by the model as nodes load it."""
     loaded = load_visionllm(path, device="cpu")
-    model, ids = loaded.load(), loaded.ids
-    seen = model.encode_images(torch.randn(2, 3, PICTURE, PICTURE, generator=torch.Generator().manual_seed(0)))
+    model, ids = loaded.load(), loaded.token_ids
+    seen = model.encode_images(torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0)))
     row = [1, *[ids["<im_patch>"]] * len(seen.tokens), *range(262, 280), ids["[DET]"], ids["[EMB]"]]
     return model.prefill([Prompt(row, [seen.tokens])], ids["<im_patch>"], ids["<region>"])[0]
 
@@ -189,8 +195,10 @@ def test_every_form_in_every_format_reads_as_its_source(form, format, sources, w
 
 
 @pytest.mark.parametrize("format", quantization.FORMATS)
-def test_the_make_of_26b_reads_as_its_source(format, large_make, tmp_path):
-    """Its queries, keys and values are one tensor, quantised as it is; the model takes its rows apart, and those of the scales."""
+def test_the_26b_kind_reads_as_its_source(format, large_make, tmp_path):
+    """Its queries, keys and values are one tensor, quantised as it is; the model takes its rows apart, and those of the
+    scales.
+    """
     made = convert(large_make, tmp_path, format)
     assert difference(states(made.path), states(large_make)) < TOLERANCES[format]
     with safe_open(made.path, "pt") as file:
@@ -221,7 +229,9 @@ def test_names_stay_and_only_what_is_read_is_written(format, sources, tmp_path):
 def test_the_file_needs_nothing_beside_it(sources, tmp_path):
     published = shutil.copytree(sources["one file"], tmp_path / "VisionLLMv2")
     added = {
-        name: id for name, id in load_visionllm(published, device="cpu").ids.items() if id >= random_visionllm.PIECES
+        name: id
+        for name, id in load_visionllm(published, device="cpu").token_ids.items()
+        if id >= random_visionllm.PIECES
     }
     (published / "added_tokens.json").write_text(json.dumps(added), "utf-8")
     (tmp_path / "alone").mkdir()
@@ -229,9 +239,9 @@ def test_the_file_needs_nothing_beside_it(sources, tmp_path):
     text = "USER: find the [DET], please"
     ours, theirs = opened.tokenizer(), open_visionllm(published).tokenizer()
     assert ours.encode(text) == theirs.encode(text) and ours.ids == theirs.ids and not ours.legacy
-    told = dict(opened.config)
-    assert told.pop(TOKENIZER) == {"tokenizer_config.json": TOKENIZER_CONFIG, "added_tokens.json": added}
-    assert told == json.loads((published / "config.json").read_text("utf-8"))
+    config = dict(opened.config)
+    assert config.pop(TOKENIZER) == {"tokenizer_config.json": TOKENIZER_CONFIG, "added_tokens.json": added}
+    assert config == json.loads((published / "config.json").read_text("utf-8"))
     with safe_open(opened.file.path, "pt") as file:
         metadata = file.metadata()
     assert metadata["quantization"] == "int8_tensorwise" and metadata["source"].startswith(
@@ -269,7 +279,7 @@ def test_values_too_large_for_float16_are_kept_in_bfloat16(sources, tmp_path):
     )
 
 
-def test_strangers_are_left_out_and_said(sources, tmp_path):
+def test_unknown_tensors_are_left_out_and_reported(sources, tmp_path):
     made = convert(
         changed(
             sources["one file"], tmp_path / "Stray", lambda tensors: tensors.update({"optimizer.step": torch.ones(3)})
@@ -284,7 +294,7 @@ def test_strangers_are_left_out_and_said(sources, tmp_path):
 
 
 @torch.no_grad()
-def test_the_unet_that_edits_is_the_host_s(with_diffusion, editing_unet, tmp_path):
+def test_comfyui_loads_the_editing_unet(with_diffusion, editing_unet, tmp_path):
     made = convert(with_diffusion, tmp_path)
     (unet,) = made.beside
     assert unet.path == tmp_path / "VisionLLMv2_instructpix2pix.safetensors" and unet.folder == "diffusion_models"
@@ -347,7 +357,7 @@ def test_both_files_appear_or_none(with_diffusion, tmp_path):
     assert convert(with_diffusion, tmp_path, overwrite=True) == made
 
 
-def test_a_disk_with_room_for_one_of_two_is_told(with_diffusion, tmp_path, monkeypatch):
+def test_a_disk_with_room_for_one_of_two_files_is_reported(with_diffusion, tmp_path, monkeypatch):
     free = convert(with_diffusion, tmp_path).beside[0].size + 1000
     monkeypatch.setattr(
         "mulan_nodes.mulan.checkpoints.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=free)
@@ -369,7 +379,8 @@ def test_damaged_weights_are_named(name, format, sources, tmp_path):
     damaged = changed(sources["one file"], tmp_path / "Damaged", damage)
     with pytest.raises(
         WrongFileError,
-        match=rf"Damaged .* is damaged: {name} holds values that are infinite or not a number \(NaN\). Download it again",
+        match=rf"Damaged .* is damaged: {name} holds values that are infinite or not a number \(NaN\). Download it "
+        rf"again",
     ):
         convert(damaged, tmp_path / "out.safetensors", format)
     assert not list(tmp_path.glob("out*"))
@@ -407,9 +418,9 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
         (short, "cut short or damaged"),
         (short_bin, "cut short or damaged"),
         (bare, "Bare .* has no tokenizer"),
-        (foreign, "tokenizer.model cannot serve: .* no sentencepiece"),
-        (larger, "tokenizer.model knows .* tokens, and the language model embeds .* another model's"),
-        (json_cut, "tokenizer_config.json .* is no JSON"),
+        (foreign, "tokenizer.model cannot be used: .* not a sentencepiece"),
+        (larger, "tokenizer.model has .* tokens, but the language model embeds .* another model's"),
+        (json_cut, "tokenizer_config.json .* is not valid JSON"),
         (config_cut, "config.json is not valid JSON"),
         (holes, "incomplete: 1 tensors are missing, the first is llm.model.layers.1.mlp.up_proj.weight"),
         (clip, "clip.safetensors .* is a CLIP-L text encoder; expected InternVL, .* or VisionLLM v2, from OpenGVLab"),
@@ -420,7 +431,7 @@ def test_incomplete_and_foreign_sources_are_named(sources, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_targets_that_will_not_do(sources, tmp_path):
+def test_refused_targets(sources, tmp_path):
     source = sources["one file"]
     before = convert(source, tmp_path).path.read_bytes()
     for target, words in (
@@ -448,19 +459,19 @@ def test_mulan_s_loader_says_what_it_is(sources, tmp_path):
 # --- the command  ---
 
 
-def test_the_command_knows_it_by_its_tensors(dev, host, with_diffusion, tmp_path, monkeypatch, capsys):
+def test_the_command_knows_it_by_its_tensors(with_diffusion, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert dev.run_convert(host, dev.parse(["convert", str(with_diffusion), "--format", "fp8"])) == 0
-    told = capsys.readouterr().out
+    assert main([str(with_diffusion), "--format", "fp8"]) == 0
+    printed = capsys.readouterr().out
     for written, place in (("VisionLLMv2_fp8", "visionllm"), ("VisionLLMv2_instructpix2pix", "diffusion_models")):
         assert (
             (tmp_path / f"{written}.safetensors").is_file()
-            and f"{written}.safetensors: " in told
-            and f"Put it into models/{place}." in told
+            and f"{written}.safetensors: " in printed
+            and f"Put it into models/{place}." in printed
         )
-    assert "Left out: Stable Diffusion 1.5 as it is published" in told
+    assert "Left out: Stable Diffusion 1.5 as it is published" in printed
     with pytest.raises(SystemExit, match="Nothing was written: .*VisionLLMv2_fp8.safetensors already exists"):
-        dev.run_convert(host, dev.parse(["convert", str(with_diffusion), "--format", "fp8"]))
+        main([str(with_diffusion), "--format", "fp8"])
     (tmp_path / "page.safetensors").write_text("<html>not found</html>")
     with pytest.raises(SystemExit, match="Nothing was written: page.safetensors .* it is a web page"):
-        dev.run_convert(host, dev.parse(["convert", "page.safetensors"]))
+        main(["page.safetensors"])
