@@ -1,0 +1,117 @@
+"""The GPU check's sections, each in a process of its own, and a short table of their results. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# Name -> (module, function, seconds at most), most important first; what does not fit into the time left is skipped.
+SECTIONS = {
+    "machine": ("machine", "machine", 40),
+    "parity": ("parity", "parity", 110),
+    "graphs": ("comfy_graphs", "graphs", 150),
+    "visionllm": ("visionllm_speed", "visionllm", 110),
+    "mulan": ("mulan_speed", "mulan", 70),
+    "internvl": ("internvl_speed", "internvl", 50),
+    "chat": ("internvl_speed", "chat", 70),
+    "kernels": ("machine", "kernels", 40),
+    "card": ("card_memory", "card", 170),
+}
+WITHOUT_COMFYUI = ("graphs",)  # it starts a server, and needs no ComfyUI in its own process
+QUICK_PATIENCE = 8  # a quick run is on a slow CPU: so many times the limit
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpu_check.sh", description=__doc__)
+    for name in ("comfyui", "out", "work"):
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=530)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, help="these sections only")
+    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)  # what a child process runs
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    if options.section:
+        return run_section(options)
+    start, done = time.monotonic(), {}
+    for name, (_, _, limit) in SECTIONS.items():
+        if options.only and name not in options.only:
+            continue
+        left = options.seconds - (time.monotonic() - start)
+        if left < min(limit, 45):
+            done[name] = {"skipped": f"{left:.0f} s left"}
+            print(f"--- {name}: skipped, {left:.0f} s left", flush=True)
+            continue
+        done[name] = run_child(options, name, min(left, (QUICK_PATIENCE if options.quick else 2) * limit))
+        (options.out / "gpu.json").write_text(json.dumps(done, indent=1))
+    errors = [
+        f"{name}: {row.get('name')}: {row['error'][:120]}"
+        for name, result in done.items()
+        for row in result.get("rows", [])
+        if "error" in row
+    ]
+    print(f"\n{len(errors)} errors", *errors, sep="\n  ")
+    (options.out / "gpu.json").write_text(json.dumps(done, indent=1))
+    failed = any(result.get("rc") not in (0, None) for result in done.values())
+    return 1 if errors or failed else 0
+
+
+def run_child(options: argparse.Namespace, name: str, limit: float) -> dict:
+    """Run one section in a process of its own, and print its rows."""
+    rows_file, log_file = options.out / f"gpu_{name}.json", options.out / "gpu.log"
+    rows_file.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--section", name, "--device", options.device]
+    for folder in ("comfyui", "out", "work"):
+        command += [f"--{folder}", str(getattr(options, folder))]
+    if options.quick:
+        command.append("--quick")
+    start = time.monotonic()
+    with open(log_file, "ab") as log:
+        log.write(f"\n=== {name}\n".encode())
+        log.flush()
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code: int | str = child.wait(limit)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            code = "time"
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()] if rows_file.is_file() else []
+    rows_file.unlink(missing_ok=True)
+    seconds = round(time.monotonic() - start, 1)
+    print(f"--- {name}: rc {code}, {seconds} s", flush=True)
+    for row in rows:
+        print("   ", json.dumps(row, ensure_ascii=False)[:230], flush=True)
+    if code != 0:
+        print("    the log's end:", *log_file.read_text("utf-8", "replace").splitlines()[-6:], sep="\n      ")
+    return {"rc": code, "seconds": seconds, "rows": rows}
+
+
+def run_section(options: argparse.Namespace) -> int:
+    from mulan_nodes.tools.comfyui import open_comfyui
+    from mulan_nodes.tools.gpu_check.measuring import Section
+
+    module, function, _ = SECTIONS[options.section]
+    if options.section not in WITHOUT_COMFYUI:
+        on_cpu = options.device == "cpu" or options.section == "card"  # card's work is in processes of its own
+        open_comfyui(*(["--cpu"] if on_cpu else []))
+    if options.device == "cpu":
+        import torch
+
+        torch.set_num_threads(2)
+    section = Section(options)
+    getattr(importlib.import_module(f"mulan_nodes.tools.gpu_check.{module}"), function)(section)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
