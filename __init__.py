@@ -1,6 +1,6 @@
-"""MuLan Nodes: prompts in 110+ languages (MuLan), detection and segmentation by words (VisionLLM v2), zero-shot labels and chat (InternVL).
+"""MuLan Nodes: MuLan, VisionLLM v2 and InternVL for ComfyUI.
 
-ComfyUI is imported only when it calls `comfy_entrypoint`: tests and the command lines import the library without a server.
+ComfyUI is imported only when it calls `comfy_entrypoint`: tests and command lines use the library without a server.
 """
 
 import os

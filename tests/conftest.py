@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from mulan_nodes.tools import comfyui
 
 TESTS = Path(__file__).resolve().parent

@@ -1,4 +1,6 @@
-"""What people put beside MuLan - LoRA, ControlNet, masks, schedules, guiders, other packs' patches - measured in pictures of the tiny world."""
+"""What people put beside MuLan - LoRA, ControlNet, masks, schedules, guiders, other packs' patches - measured in
+pictures of the tiny world.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,11 @@ import re
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.graphs import add, differ, picture
 from mulan_nodes.tools.tinyworld.world import read
-from safetensors import safe_open
 
 BLUE_STAR, RED_CIRCLE, YELLOW_STAR = "一个蓝色的大五角星", "دائرة حمراء كبيرة", "大きな黄色い星"
 STEPS = 8
@@ -17,7 +20,9 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def base() -> dict:
-    """A big blue star, asked for in Chinese; id 2 is the MuLan Loader, 3 the prompt, 4 the empty negative, 5 the latents, 6 the sampler."""
+    """A big blue star, asked for in Chinese; id 2 is the MuLan Loader, 3 the prompt, 4 the empty negative, 5 the
+    latents, 6 the sampler.
+    """
     return graphs.change(
         graphs.change(graphs.load("mulan_text_to_image"), "Prompt", text=BLUE_STAR), "KSampler", steps=STEPS
     )
@@ -50,7 +55,7 @@ def combine(id: str, *conditionings: str) -> list[tuple[str, str, dict]]:
     return nodes
 
 
-# --- LoRA ----------------------------------------------------------------------------------------------------------------
+# --- LoRA
 
 
 def with_lora(graph: dict, strength_model: float, strength_clip: float, name: str = "shapes.safetensors") -> dict:
@@ -95,7 +100,7 @@ def test_a_lora_made_for_clip_l_changes_only_the_model_and_the_log_says_so(serve
 
 
 def test_lora_hooks_with_keyframes(server, base, plain):
-    """The LoRA on both sides by hooks: nothing at strength 0, the loader's LoRA at 1, neither where it ends half way."""
+    """The LoRA on both sides by hooks: nothing at strength 0, the loader's LoRA at 1, neither where it ends halfway."""
 
     def hooked(first, then):
         return picture(
@@ -128,7 +133,7 @@ def test_lora_hooks_with_keyframes(server, base, plain):
     assert differ(half, plain) > 0.1 and differ(half, loaded) > 0.1
 
 
-# --- ControlNet ----------------------------------------------------------------------------------------------------------
+# --- ControlNet
 
 
 def test_controlnet(server, base, plain):
@@ -164,11 +169,13 @@ def test_controlnet(server, base, plain):
     assert np.isfinite(controlled).all() and differ(controlled, plain) > 0.1
 
 
-# --- image to image, inpainting ------------------------------------------------------------------------------------------
+# --- image to image, inpainting
 
 
 def sampled_again(graph: dict, text: str, *nodes, latent: str, **sampler) -> dict:
-    """The graph's own picture (node 7), made latents by `nodes` and drawn anew with another prompt; only the second picture is shown."""
+    """The graph's own picture (node 7), made latents by `nodes` and drawn anew with another prompt; only the second
+    picture is shown.
+    """
     second = {**graph["6"]["inputs"], "positive": ["20", 0], "latent_image": [latent, 0], "seed": 5, **sampler}
     return add(
         graph,
@@ -206,7 +213,9 @@ INPAINTING = {
 
 @pytest.mark.parametrize("kind", INPAINTING)
 def test_inpainting(kind, server, base):
-    """The right half of a red circle becomes green; the latents of the left half, decoded by themselves, come out as they went in."""
+    """The right half of a red circle becomes green; the latents of the left half, decoded by themselves, come out as
+    they went in.
+    """
     graph = sampled_again(
         graphs.change(base, "Prompt", text=RED_CIRCLE), "큰 초록색 원", *RIGHT_HALF, *INPAINTING[kind], latent="25"
     )
@@ -225,7 +234,7 @@ def colour_at(drawn: np.ndarray, y: int, x: int) -> str:
     return ("red", "green", "blue")[drawn[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)).argmax()]
 
 
-# --- regions, schedules, several prompts ---------------------------------------------------------------------------------
+# --- regions, schedules, several prompts
 
 
 def halves(kind: str, left: str, right: str) -> list[tuple[str, str, dict]]:
@@ -297,7 +306,9 @@ def test_prompts_scheduled_by_timestep_range(server, base, plain):
 
 
 def test_combined_prompts_add_up(server, base):
-    """A colour in Chinese and a shape in Arabic make a pair that the text encoder was not trained on; one thing in four languages stays it."""
+    """A colour in Chinese and a shape in Arabic make a pair that the text encoder was not trained on; one thing in four
+    languages stays it.
+    """
 
     def combined(*texts):
         ids = [str(number) for number in range(20, 20 + len(texts))]
@@ -310,7 +321,7 @@ def test_combined_prompts_add_up(server, base):
     )
 
 
-# --- guiders -------------------------------------------------------------------------------------------------------------
+# --- guiders
 
 
 def guided(graph: dict, guider: str, *nodes, **inputs) -> dict:
@@ -349,7 +360,9 @@ def test_cfg_guider_draws_as_the_ksampler_does(server, base, plain):
 
 
 def test_dual_cfg_guider(server, base, plain):
-    """Two positives in two languages: with no weight on the first it is plain CFG of the second, with some it takes on its colour."""
+    """Two positives in two languages: with no weight on the first it is plain CFG of the second, with some it takes on
+    its colour.
+    """
 
     def dual(cfg_first):
         red = encode("20", "большая красная фигура")
@@ -373,7 +386,9 @@ def test_dual_cfg_guider(server, base, plain):
 
 
 def test_perp_neg_guider_turns_away_from_the_negative(server, base):
-    """Of a star of no named colour the tiny world makes a blue one; a blue star in Russian on the negative side makes it another's."""
+    """Of a star of no named colour the tiny world makes a blue one; a blue star in Russian on the negative side makes
+    it another's.
+    """
 
     def turned(strength):
         star = graphs.change(base, "Prompt", text="نجمة كبيرة")
@@ -398,7 +413,7 @@ def test_perp_neg_guider_turns_away_from_the_negative(server, base):
     assert colour != "blue" and shape == "star"
 
 
-# --- batches of latents, as animations have them -------------------------------------------------------------------------
+# --- batches of latents, as animations have them
 
 FRAMES = 8
 
@@ -456,7 +471,7 @@ def test_a_prompt_per_frame_by_a_mask_per_frame(server, frames):
     assert max(np.abs(frame - drawn[0]).max() for frame in drawn[: FRAMES // 2]) <= 2, "the frames share their noise"
 
 
-# --- what other nodes do to the MODEL ------------------------------------------------------------------------------------
+# --- what other nodes do to the MODEL
 
 PATCHES = {
     "IP-Adapter": [
@@ -490,7 +505,7 @@ def test_image_tokens_of_no_strength_change_nothing(server, base, plain):
     assert differ(picture(server, graph), plain) < 0.1
 
 
-# --- merged models -------------------------------------------------------------------------------------------------------
+# --- merged models
 
 MERGES = {
     "simple": ("ModelMergeSimple", lambda share: {"ratio": share}),
@@ -500,7 +515,9 @@ MERGES = {
 
 @pytest.mark.parametrize("kind", MERGES)
 def test_merged_models(kind, server, base, plain):
-    """The base model merged with itself under a LoRA: its ends are the two, its middle is the LoRA at half its strength, wherever MuLan stands."""
+    """The base model merged with itself under a LoRA: its ends are the two, its middle is the LoRA at half its
+    strength, wherever MuLan stands.
+    """
     node, ratios = MERGES[kind]
 
     def merged(share, mulan_first):
@@ -521,7 +538,8 @@ def test_merged_models(kind, server, base, plain):
     assert differ(half, picture(server, with_lora_on_model(base, 0.5))) < 0.2 * differ(half, plain)
 
 
-# --- SDXL: an adapter that changes the MODEL too, among others that do, and the refiner. Weights are random --------------
+# --- SDXL: an adapter that changes the MODEL too, among others that do, and the refiner. Weights are random
+# --------------
 
 
 @pytest.fixture(scope="module")
@@ -545,7 +563,9 @@ def test_image_tokens_beside_an_adapter_that_changes_the_model(server, xl):
 
 
 def test_the_size_embedding_in_merged_models(server, xl):
-    """A model merged with itself stays itself, so the adapter's size embedding has to be whole on either side of the merge."""
+    """A model merged with itself stays itself, so the adapter's size embedding has to be whole on either side of the
+    merge.
+    """
     plain = picture(server, xl)
     before = add(xl, ("51", "ModelMergeSimple", {"model1": ["50", 0], "model2": ["50", 0], "ratio": 0.5}))
     assert differ(picture(server, graphs.change(before, "MuLan Loader", model=["51", 0])), plain) < 0.1

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from mulan_nodes.mulan.conditioning.saved_conditioning import save_conditioning
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
-from safetensors.torch import save_file
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +226,7 @@ def test_wrong_files_are_named_before_anything_runs(server, folder, tiny_models)
     save_file({"1.context": context()}, folder / "wrong_future.safetensors", {"mulan_conditioning": "9"})
     (folder / "wrong_text.safetensors").write_text("not a file of tensors")
     for name, words in (
-        ("wrong_adapter", "is a MuLan adapter for Stable Diffusion 1.5; expected is a conditioning"),
+        ("wrong_adapter", "is a MuLan adapter for Stable Diffusion 1.5; expected a conditioning"),
         ("wrong_future", "layout 9, and this version"),
         ("wrong_text", "cannot be read as safetensors"),
     ):
@@ -259,7 +260,7 @@ def test_a_controlnet_is_not_lost_silently(server, folder):
         MuLanSaveConditioning_filename_prefix="controlled",
     )
     with pytest.raises(
-        GraphFailed, match="carries `control`, a ControlNet, which is no data.*Save the conditioning before"
+        GraphFailed, match="contains `control`, a ControlNet, which cannot be saved.*Save the conditioning before"
     ):
         server.run(graph)
     assert not list(folder.glob("controlled*"))

@@ -1,9 +1,12 @@
-"""MuLan Encode Languages through the queue: the same conditionings as CLIP Text Encode, as lists that the stock nodes run over."""
+"""MuLan Encode Languages through the queue: the same conditionings as CLIP Text Encode, as lists that the stock nodes
+run over.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
 from mulan_nodes.mulan.conditioning.saved_conditioning import load_conditioning
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected, decode
@@ -113,7 +116,7 @@ def test_each_conditioning_is_that_of_clip_text_encode(kind, server, loaders):
     for part, count in (("", len(PROMPTS)), ("_negative", 1)):
         ours, stock = saved(server, f"{kind}_ours{part}"), saved(server, f"{kind}_stock{part}")
         assert len(ours) == len(stock) == count
-        for one, other in zip(ours, stock):
+        for one, other in zip(ours, stock, strict=True):
             assert_alike(one, other)
     different = saved(server, f"{kind}_ours")
     assert different[0][0][0].shape != different[1][0][0].shape or not torch.allclose(
@@ -124,7 +127,7 @@ def test_each_conditioning_is_that_of_clip_text_encode(kind, server, loaders):
 def assert_alike(ours: list, stock: list) -> None:
     """The same entries, but for what a batch changes in float32."""
     assert len(ours) == len(stock)
-    for (context, values), (stock_context, stock_values) in zip(ours, stock):
+    for (context, values), (stock_context, stock_values) in zip(ours, stock, strict=True):
         assert torch.allclose(context, stock_context, atol=2e-5), (context - stock_context).abs().max()
         assert values.keys() == stock_values.keys()
         for name, value in values.items():
@@ -168,11 +171,11 @@ def test_the_grid_has_a_picture_of_the_same_thing_for_each_language(server):
 def test_no_prompt_is_told_before_anything_runs(server, loaders):
     with pytest.raises(GraphRejected) as refusal:
         server.run({**loaders, "7": encode("\n  \n"), "8": save(["7", 0], "none")})
-    assert "there is no prompt: write one per line" in refusal.value.node_errors["7"]["errors"][0]["details"]
+    assert "prompts: there is no prompt: write one per line" in refusal.value.node_errors["7"]["errors"][0]["details"]
 
 
 def test_a_list_where_one_is_expected_is_an_error(server, loaders):
-    with pytest.raises(GraphFailed, match="negative takes one, and a list of 2 is connected"):
+    with pytest.raises(GraphFailed, match="negative: takes one value, but a list of 2 is connected"):
         server.run(
             {**loaders, **texts(["a", "b"]), "7": encode("a cat", negative=["9", 0]), "8": save(["7", 0], "none")}
         )

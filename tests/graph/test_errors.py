@@ -1,4 +1,6 @@
-"""Graphs that must fail and how that reads, prompts that look as if they must, files that change, and a user who stops: the server draws on."""
+"""Graphs that must fail and how that reads, prompts that look as if they must, files that change, and a user who stops:
+the server draws on.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from itertools import count
 
 import numpy as np
 import pytest
+
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
 from mulan_nodes.tools.graphs import differ, picture
@@ -32,7 +35,9 @@ def right(server, base) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def draws_on(server, base, right):
-    """draws_on(): the server draws the same picture as before. A weight of 1 in brackets, more every time, so that nothing comes from its cache."""
+    """draws_on(): the server draws the same picture as before. A weight of 1 in brackets, more every time, so that
+    nothing comes from its cache.
+    """
     deep = count(1)
 
     def check():
@@ -44,12 +49,12 @@ def draws_on(server, base, right):
     return check
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files  ---
 
 WRONG_FILES = {
     "wrong_clip_l": (
         {"text_encoder": "wrong_clip_l.safetensors"},
-        ["wrong_clip_l.safetensors", "a CLIP-L text encoder", "expected is InternVL's LLaMA"],
+        ["wrong_clip_l.safetensors", "a CLIP-L text encoder", "expected InternVL's LLaMA"],
     ),
     "wrong_t5": ({"text_encoder": "wrong_t5.safetensors"}, ["a T5 text encoder", ENCODER_SOURCE]),
     "wrong_llama3": (
@@ -147,12 +152,7 @@ SPOILT_FILES = {
     "vocabulary": (
         {"text_encoder": "wrong_vocabulary.safetensors"},
         "MuLanLoader",
-        [
-            "wrong_vocabulary.safetensors (in ",
-            "but its embedding has 1200 rows",
-            "Take tokenizer.model from",
-            ENCODER_SOURCE,
-        ],
+        ["wrong_vocabulary.safetensors (in ", "but its embedding has 1200 rows", "tokenizer.model", ENCODER_SOURCE],
     ),
     "tokenizer": (
         {"text_encoder": "wrong_tokenizer.safetensors"},
@@ -196,7 +196,7 @@ def test_nan_in_what_a_pixart_adapter_puts_into_the_model(server, base):
         "MuLanLoader",
         [
             "wrong_nan_pixart.pth (in ",
-            "is damaged: its weights for diffusion_model.y_embedder.y_proj.fc2.bias hold NaN or infinity",
+            "is damaged: its weights for diffusion_model.y_embedder.y_proj.fc2.bias contain NaN or infinity",
         ],
     )
 
@@ -213,11 +213,13 @@ def failed(server, graph: dict, node_class: str, words: list[str]) -> None:
         assert word in failure.value.message, failure.value.message
 
 
-# --- families ---------------------------------------------------------------------------------------------------------
+# --- families  ---
 
 
 def model_of(base: dict, kind: str, file: str) -> dict:
-    """The graph with the MODEL of another checkpoint, or of a transformer of its own; the rest stays the tiny checkpoint's."""
+    """The graph with the MODEL of another checkpoint, or of a transformer of its own; the rest stays the tiny
+    checkpoint's.
+    """
     loader = (
         ("CheckpointLoaderSimple", {"ckpt_name": file})
         if kind == "checkpoint"
@@ -240,8 +242,9 @@ PAIRS = {
         TINY,
         "random_sd21.safetensors",
         [
-            "the adapter random_sd21.safetensors is for Stable Diffusion 2.1, but the connected MODEL is a Stable Diffusion 1.5 model (SD15)",
-            "Take what is made for Stable Diffusion 1.5, or a Stable Diffusion 2.1 checkpoint.",
+            "the adapter random_sd21.safetensors is for Stable Diffusion 2.1, but the connected MODEL is a Stable "
+            "Diffusion 1.5 model (SD15)",
+            "Use one that is made for Stable Diffusion 1.5, or connect a Stable Diffusion 2.1 checkpoint.",
         ],
     ),
     "sdxl on sd15": (
@@ -262,7 +265,7 @@ PAIRS = {
         WHOLE,
         [
             "the choice adapter = none is for PixArt, but the connected MODEL is a Stable Diffusion 1.5 model (SD15)",
-            "Take what is made for Stable Diffusion 1.5, or a PixArt checkpoint.",
+            "Use one that is made for Stable Diffusion 1.5, or connect a PixArt checkpoint.",
         ],
     ),
     "sd15 on sdxl": (
@@ -311,7 +314,8 @@ def test_an_adapter_that_changes_the_model_without_one(text_encoder, adapter, fa
         graphs.change(graph, "KSampler", model=["1", 0]),
         "MuLanLoader",
         [
-            f"the adapter {adapter} replaces weights of the {family} model: connect the checkpoint's MODEL to the MuLan Loader"
+            f"the adapter {adapter} replaces weights of the {family} model. Connect the checkpoint's MODEL to "
+            "MuLan Loader"
         ],
     )
 
@@ -319,12 +323,12 @@ def test_an_adapter_that_changes_the_model_without_one(text_encoder, adapter, fa
 def test_the_model_output_without_a_model(server, base, draws_on):
     graph = graphs.change(base, "MuLan Loader")
     del graph["2"]["inputs"]["model"]
-    with pytest.raises(GraphFailed, match="no MODEL goes in"):
+    with pytest.raises(GraphFailed, match="no MODEL is connected to the input"):
         server.run(graph)
     draws_on()
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
+# --- prompts  ---
 
 PROMPTS = {
     "control characters": "".join(map(chr, range(32))) + "a red\x7f star\x00\u0085\u200b\ufeff\u2028",
@@ -377,7 +381,7 @@ def test_a_hundred_kilobytes(style, server, base):
     assert picture(server, graphs.change(graph, "Prompt", text=text)).std() > 3
 
 
-# --- a user who stops, files that change ------------------------------------------------------------------------------
+# --- a user who stops, files that change  ---
 
 
 def test_stopping_an_encode(server, base, draws_on):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.graphs import add, differ, picture
 

@@ -1,4 +1,6 @@
-"""The InternVL nodes through the queue, on small checkpoints of random weights: forms, lists, wires, folders, sharing, stops and errors. Not sense."""
+"""The InternVL nodes through the queue, on small checkpoints of random weights: forms, lists, wires, folders, sharing,
+stops and errors. Not sense.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected, decode
-from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
 from PIL import Image
 from safetensors.torch import save_file
+
+from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected, decode
+from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
 
 FOLDER, ALONE, VISION, IN_ENCODERS, INSIDE = (
     "InternVL",
@@ -28,7 +31,9 @@ LABELS = "red circle\n青い四角, 大きい\nзелёный круг\nدائر
 
 @pytest.fixture(scope="module", autouse=True)
 def checkpoints(models):
-    """Published folders of C and G, and of C alone; one that lies in text_encoders; a vision side for the tiny text encoder; and wrong files."""
+    """Published folders of C and G, and of C alone; one that lies in text_encoders; a vision side for the tiny text
+    encoder; and wrong files.
+    """
     folder = models / "internvl"
     random_internvl.checkpoint(folder / FOLDER, shards="bin")
     random_internvl.checkpoint(folder / ALONE, reader=False, shards="safetensors", seed=5)
@@ -109,7 +114,7 @@ def values(outputs, name: str) -> list[str]:
     return outputs.nodes[name]["text"]
 
 
-# --- classify ---------------------------------------------------------------------------------------------------------
+# --- classify  ---
 
 
 def test_each_picture_of_a_batch_gets_its_labels(server):
@@ -204,7 +209,7 @@ def test_framings_differ_where_a_picture_is_not_square(server, album):
     assert scores[0][-1] == scores[1][-1] and scores[0][0] != scores[1][0]
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
+# --- folders  ---
 
 
 def kept(server, album) -> list[Path]:
@@ -266,12 +271,12 @@ def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_done(server, a
     ):
         assert len(told[of]) == 4
         assert told["unreadable"] == [
-            {"name": "3.png", "reason": "it is no picture that can be read"},
+            {"name": "3.png", "reason": "it is not an image that can be read"},
             {"name": "5.png", "reason": "it is empty"},
         ]
 
 
-# --- rank -------------------------------------------------------------------------------------------------------------
+# --- rank  ---
 
 
 def test_rank_puts_a_batch_in_order(server):
@@ -290,7 +295,7 @@ def test_rank_puts_a_batch_in_order(server):
     assert [float(value) for value in values(outputs, "scores")] == pytest.approx(scores, abs=1e-4)
     assert values(outputs, "names") == [f"picture {number + 1}" for number in order]
     before, after = ([decode(file) for file in outputs.files[id]] for id in ("all", "images"))
-    assert all(np.array_equal(picture, before[number]) for picture, number in zip(after, order))
+    assert all(np.array_equal(picture, before[number]) for picture, number in zip(after, order, strict=True))
 
 
 def test_top_k_and_threshold(server):
@@ -312,7 +317,8 @@ def test_a_folder_s_pictures_keep_their_sizes(server, album):
     names = [each["name"] for each in shown(outputs)["ranked"]]
     found = [decode(file) for file in outputs.files["images"]]
     assert len(names) == 3 and all(
-        np.array_equal(picture, np.asarray(Image.open(album / name))) for picture, name in zip(found, names)
+        np.array_equal(picture, np.asarray(Image.open(album / name)))
+        for picture, name in zip(found, names, strict=True)
     )
 
 
@@ -344,7 +350,7 @@ def test_a_list_of_pictures_is_ranked_as_one(server, album):
     assert shown(outputs)["of"] == 6 and len(outputs.files["images"]) == 1
 
 
-# --- embed and compare ------------------------------------------------------------------------------------------------
+# --- embed and compare  ---
 
 
 def embed(id: str = "3", **inputs) -> dict:
@@ -408,7 +414,7 @@ def test_compare_with_itself_tells_each_pair_once(server):
     assert np.diag(told["scores"]) == pytest.approx([1, 1, 1], abs=1e-5)
 
 
-# --- video ------------------------------------------------------------------------------------------------------------
+# --- video  ---
 
 
 def video_file(server, name: str, count: int) -> str:
@@ -459,7 +465,7 @@ def test_a_video_is_the_mean_of_its_frames(server):
     assert whole != frames[0]
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model  ---
 
 
 def test_the_loader_lists_what_can_serve(server, models):
@@ -600,7 +606,7 @@ def test_progress_of_a_folder_only_grows(server):
     )
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors  ---
 
 REJECTED = {
     "no labels": (classify(1, labels=" \n"), "3", ["labels: there is no label", "one per line"]),
@@ -613,27 +619,27 @@ REJECTED = {
     "templates of no language": (
         classify(1, templates="Klingon"),
         "3",
-        ["templates: 'Klingon' is none of none, English (paper)"],
+        ["templates: 'Klingon' is not one of none, English (paper)"],
     ),
-    "nothing to classify": (classify(), "3", ["image or folder: none of them is given"]),
-    "pictures and a folder": (classify(1, folder="x"), "3", ["image or folder: more than one of them is given"]),
+    "nothing to classify": (classify(), "3", ["image or folder: none of them is given", "exactly one"]),
+    "pictures and a folder": (classify(1, folder="x"), "3", ["image or folder: more than one is given"]),
     "a folder that is not there": (
         classify(folder="nowhere at all"),
         "3",
-        ["folder: 'nowhere at all' is no folder in", "Write a whole path"],
+        ["folder: 'nowhere at all' was not found in", "Enter an absolute path"],
     ),
-    "nothing to look for": (rank(1, query=" "), "3", ["query: write what to look for, or connect a query_image"]),
+    "nothing to look for": (rank(1, query=" "), "3", ["query: enter what to look for, or connect query_image"]),
     "nothing to rank": (rank(), "3", ["image, embeddings or folder: none of them is given"]),
     "nothing to embed": (asking("InternVLEmbed", texts=" "), "3", ["image, texts or folder: none"]),
     "texts and pictures": (asking("InternVLEmbed", 1, texts="a"), "3", ["image, texts or folder: more than one"]),
-    "no video": (video(), "3", ["video and image: connect one of them"]),
+    "no video": (video(), "3", ["video, image: connect exactly one of them"]),
     "a file of something else": (
         classify(1, loader("wrong.safetensors")),
         "1",
-        ["wrong.safetensors (in ", "expected is InternVL-C or -G", "OpenGVLab/InternVL-14B"],
+        ["wrong.safetensors (in ", "expected InternVL-C or -G", "OpenGVLab/InternVL-14B"],
     ),
-    "no text encoder": (classify(1, loader(VISION)), "1", ["vision side alone", "models/text_encoders"]),
-    "mode G of a C": (classify(1, loader(ALONE, mode="G")), "1", ["InternVL-C alone", "take mode C"]),
+    "no text encoder": (classify(1, loader(VISION)), "1", ["only InternVL's vision side", "models/text_encoders"]),
+    "mode G of a C": (classify(1, loader(ALONE, mode="G")), "1", ["holds only InternVL-C", "choose mode C"]),
     "a checkpoint that is gone": (
         classify(1, loader("gone.safetensors")),
         "1",
@@ -642,7 +648,7 @@ REJECTED = {
     "another model's text encoder": (
         classify(1, loader(FOLDER, TINY_ENCODER)),
         "1",
-        ["64 wide", "tiny_internvl.safetensors", "128 wide"],
+        ["hidden size 64", "tiny_internvl.safetensors", "hidden size 128"],
     ),
     "a text encoder that is none": (
         classify(1, loader(VISION, "wrong_empty.safetensors")),
@@ -668,7 +674,7 @@ def test_an_empty_folder_says_what_it_looked_for(server, album):
     with pytest.raises(GraphRejected) as refusal:
         server.run(classify(folder=album.name))
     details = refusal.value.node_errors["3"]["errors"][0]["details"]
-    assert f"folder: there is no picture in {album}" in details and ".png" in details
+    assert f"folder: no image in {album}" in details and ".png" in details
 
 
 FAILED = {
@@ -678,11 +684,11 @@ FAILED = {
     ),
     "a connected folder": (
         classify(folder=["5", 0]) | {"5": node("PrimitiveString", value="nowhere at all")},
-        "folder: 'nowhere at all' is no folder",
+        "folder: 'nowhere at all' was not found",
     ),
     "a connected query": (
         rank(1, query=["5", 0]) | {"5": node("PrimitiveString", value=" ")},
-        "query: write what to look for",
+        "query: enter what to look for",
     ),
     "a CLIP that is not MuLan's": (
         classify(1, loader(VISION, clip=["5", 1]))

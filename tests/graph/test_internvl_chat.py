@@ -1,4 +1,6 @@
-"""InternVL's dialogue through the queue, on checkpoints of random weights: core's Generate Text, our node, memory, stops and errors. Not sense."""
+"""InternVL's dialogue through the queue, on checkpoints of random weights: core's Generate Text, our node, memory,
+stops and errors. Not sense.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,12 @@ import time
 
 import pytest
 import torch
-from mulan_nodes.mulan.conversion.convert import convert
+from safetensors.torch import save_file
+
+from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from mulan_nodes.tools.shards import shard
-from safetensors.torch import save_file
 
 FOLDER, AS_TRANSFORMERS, OLDER, ENDLESS = "InternVL3-random", "InternVL3_5-random-hf", "InternVL2_5-random", "Endless"
 CONVERTED = f"{FOLDER}_int8.safetensors"
@@ -21,7 +24,9 @@ WIDTH, HEIGHT = 96, 64
 
 @pytest.fixture(scope="module", autouse=True)
 def checkpoints(models):
-    """Published folders of three language models in both layouts, one converted; one that never ends an answer; and folders that cannot serve."""
+    """Published folders of three language models in both layouts, one converted; one that never ends an answer; and
+    folders that cannot serve.
+    """
     folder = models / "internvl_chat"
     folder.mkdir(exist_ok=True)
     convert(shard(random_chat.checkpoint(folder / FOLDER)), folder)
@@ -71,7 +76,7 @@ def written(server, graph: dict) -> str:
     return server.run(graph).nodes["4"]["text"][0]
 
 
-# --- what each gives --------------------------------------------------------------------------------------------------
+# --- what each gives  ---
 
 
 def test_a_folder_is_listed_once(server):
@@ -181,7 +186,7 @@ def test_an_answer_becomes_a_prompt(server):
     assert outputs.nodes["5"]["text"][0] == shown(outputs)["text"] + "!"
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model  ---
 
 
 def loads(server) -> int:
@@ -225,21 +230,21 @@ def test_an_answer_can_be_stopped(server, graph):
     assert shown(server.run(chat(question="after the stop", max_tokens=1)))["prompt"] == "after the stop"
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors  ---
 
 REJECTED = {
-    "no question": (chat(question=" "), "3", ["question: it is empty"]),
+    "no question": (chat(question=" "), "3", ["question: enter a question"]),
     "a system message and thinking": (
         chat(system="Be brief.", thinking=True),
         "3",
-        ["system: leave it empty with thinking"],
+        ["system: leave it empty when thinking is on"],
     ),
     "a file of something else": (
         chat("wrong.safetensors"),
         "1",
-        ["wrong.safetensors (in ", "expected is an InternVL that talks", "OpenGVLab"],
+        ["wrong.safetensors (in ", "expected an InternVL chat model", "OpenGVLab"],
     ),
-    "no tokenizer": (chat("Mute"), "1", ["Mute (in ", "has no tokenizer that serves", "vocab.json"]),
+    "no tokenizer": (chat("Mute"), "1", ["Mute (in ", "has no tokenizer that can be used", "vocab.json"]),
     "a shard is missing": (
         chat("Torn"),
         "1",
@@ -273,12 +278,12 @@ FAILED = {
     "a connected question": (
         chat(question=["5", 0]) | {"5": node("PrimitiveString", value=" ")},
         "3",
-        "question: it is empty",
+        "question: enter a question",
     ),
     "another CLIP": (
         chat(clip=["5", 1]) | {"5": node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")},
         "3",
-        "clip: this CLIP does not talk. Connect that of InternVL Chat Loader.",
+        "clip: this CLIP cannot generate text. Connect the CLIP output of InternVL Chat Loader.",
     ),
     "a prompt for a picture": (
         {
@@ -287,17 +292,17 @@ FAILED = {
             "4": node("PreviewAny", source=["3", 0]),
         },
         "3",
-        f"{FOLDER} talks, and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat",
+        f"{FOLDER} is a chat model and gives no conditioning: connect this CLIP to Generate Text or InternVL Chat",
     ),
     "places without pictures": (
         chat(question="Is <image> larger than <image>?", **{"images.image_1": ["2", 0]}),
         "3",
-        "there are 2 <image> in the text, and 1 pictures",
+        "the text has 2 <image>, but there are 1 images",
     ),
     "too many pictures": (
         chat(tiles=40, **{"images.image_1": ["2", 0]}) | {"2": picture(1120, count=40)},
         "3",
-        "reads 2048: take fewer pictures",
+        "reads 2048: use fewer images",
     ),
 }
 

@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mulan_nodes.tools import comfyui, graphs
 from mulan_nodes.tools.comfy_server import decode
 from mulan_nodes.tools.tinyworld import captions, example_pictures, world
-from PIL import Image
 
 COLOUR_AND_SHAPE = frozenset({"colour", "shape"})
 THINGS = example_pictures.things()

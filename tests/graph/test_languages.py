@@ -1,8 +1,11 @@
-"""Pictures of the trained tiny world: what the whole pipeline is for. Few pictures a language, so the thresholds are far from what `dev.py eval` gives."""
+"""Pictures of the trained tiny world: what the whole pipeline is for. Few pictures a language, so the thresholds are
+far from what `dev.py eval` gives.
+"""
 
 from __future__ import annotations
 
 import pytest
+
 from mulan_nodes.tools import evaluate_mulan, graphs
 from mulan_nodes.tools.evaluation import MULAN, OWN_CLIP, TinyWorldReader, summarise, tiny_world_cases, tiny_world_draws
 from mulan_nodes.tools.tinyworld.captions import LANGUAGES, TRAINED

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 
@@ -50,7 +51,9 @@ def test_free_gives_the_text_encoder_back(server):
 
 
 def test_free_gives_visionllm_back(server, models):
-    """Its parts are read from the file where they are needed: the decoder of poses and both mappers are nearly all of it here."""
+    """Its parts are read from the file where they are needed: the decoder of poses and both mappers are nearly all of
+    it here.
+    """
     folder = random_visionllm.checkpoint(models / "visionllm" / "Large", mappers=True)
     server.run(
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import GraphFailed
 from mulan_nodes.tools.graphs import differ, picture
@@ -76,7 +77,9 @@ def test_micro_conditioning(server, base, plain):
 
 
 def test_the_whole_transformer_needs_no_adapter(server, base, plain):
-    """mulan-pixart in diffusers' layout brings the projection: with the same weights, the same picture as alpha with the adapter."""
+    """mulan-pixart in diffusers' layout brings the projection: with the same weights, the same picture as alpha with
+    the adapter.
+    """
     graph = graphs.change(base, "UNETLoader", unet_name="mulan-pixart.safetensors")
     whole = picture(server, graphs.change(graph, "MuLan Loader", adapter=WHOLE))
     assert differ(whole, plain) < 0.5

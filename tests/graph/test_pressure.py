@@ -1,6 +1,8 @@
-"""Models under pressure: loaded in part, evicted by another and loaded again, freed. In a real server with an accelerator that is not there.
+"""Models under pressure: loaded in part, evicted by another and loaded again, freed. In a real server with an
+accelerator that is not there.
 
-What is shown is what the host does to our models, and what they answer then; the accelerator computes on the CPU (see tests/accelerator).
+What is shown is what the host does to our models, and what they answer then; the accelerator computes on the CPU (see
+tests/accelerator).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import comfy.model_management
 import pytest
+
 from mulan_nodes.tools.comfy_server import ComfyServer
 from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_internvl_chat
@@ -59,8 +62,10 @@ def node(kind: str, /, **inputs) -> dict:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is put under pressure: `loader` with the nodes it needs, which of its outputs the model is, what is asked of it (each node takes the
-    model as the input `model_input`), and the classes that the host loads."""
+    """What is put under pressure: `loader` with the nodes it needs, which of its outputs the model is, what is asked of
+    it (each node takes the
+    model as the input `model_input`), and the classes that the host loads.
+    """
 
     loader: dict
     output: int
@@ -133,7 +138,7 @@ SUBJECTS = {
 
 
 def pressed(subject: Subject, *steps: dict) -> dict:
-    """A graph that asks everything, once for each step: `before` and `after` are what the memory's node is told then."""
+    """A graph that asks everything, once per step: `before` and `after` are what the memory's node is told then."""
     graph = {"1": subject.loader, **subject.others}
     model = ["1", subject.output]
     for number, step in enumerate(steps):
@@ -154,7 +159,9 @@ def pressed(subject: Subject, *steps: dict) -> dict:
 
 
 def run(npu, subject: Subject, *steps: dict) -> list[dict]:
-    """What the memory's node shows behind the answers of each step. `answers`: all they say; `loaded`: bytes of the model; `work`: of this step."""
+    """What the memory's node shows behind the answers of each step. `answers`: all they say; `loaded`: bytes of the
+    model; `work`: of this step.
+    """
     told = []
     outputs = npu.run(pressed(subject, *steps)).nodes
     for number in range(len(steps)):
@@ -184,7 +191,9 @@ def plenty(request, npu) -> dict:
 
 
 def free(npu) -> int:
-    """/free -> the bytes that are in use still. It is asked for again and again: the host misses it where it has just ended a graph."""
+    """/free -> the bytes that are in use still. It is asked for again and again: the host misses it where it has just
+    ended a graph.
+    """
     deadline = time.monotonic() + 30
     while True:
         npu.free()

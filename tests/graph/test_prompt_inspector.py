@@ -1,9 +1,10 @@
-"""MuLan Prompt Inspector through the queue: what it shows, for which CLIP, and that the text encoder stays out of it."""
+"""MuLan Prompt Inspector through the queue: what it shows, for which CLIP, and without loading the text encoder."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mulan_nodes.tools.comfy_server import GraphFailed
 
 PROMPT = "a (red:1.3) car BREAK 一个蓝色的大五角星"
@@ -84,7 +85,10 @@ def test_a_clip_that_is_not_mulan_s(server):
     with pytest.raises(GraphFailed) as failure:
         server.run(foreign)
     assert failure.value.node_class == "MuLanPromptInspector"
-    assert "is not MuLan's" in failure.value.message and "of a MuLan Loader" in failure.value.message
+    assert (
+        "clip: the connected CLIP is not MuLan's" in failure.value.message
+        and ("of a MuLan Loader") in failure.value.message
+    )
 
 
 def test_a_prompt_of_100_kilobytes_with_everything_in_it(server):

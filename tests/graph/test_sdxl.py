@@ -1,9 +1,12 @@
-"""SDXL through the queue: its four kinds of adapter, the MODEL's size embedding, what becomes zeros, its own text node. Weights are random."""
+"""SDXL through the queue: its four kinds of adapter, the MODEL's size embedding, what becomes zeros, its own text node.
+Weights are random.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import GraphFailed
 from mulan_nodes.tools.graphs import differ, picture

@@ -1,4 +1,6 @@
-"""The tiny InternVL that talks, through the queue: our node and core's Generate Text tell what is in a picture, and a talk goes on."""
+"""The tiny InternVL that talks, through the queue: our node and core's Generate Text tell what is in a picture, and a
+talk goes on.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mulan_nodes.tools.tinyworld import world
 from PIL import Image
+
+from mulan_nodes.tools.tinyworld import world
 
 THINGS = {"first.png": world.Thing("purple", "triangle", "big"), "second.png": world.Thing("yellow", "star", "small")}
 

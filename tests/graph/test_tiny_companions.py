@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mulan_nodes.tools import evaluate_mulan, graphs
 from mulan_nodes.tools.comfy_server import decode
 from mulan_nodes.tools.evaluation import MULAN, Case, tiny_world_cases, tiny_world_draws
@@ -17,7 +18,7 @@ from mulan_nodes.tools.tinyworld.world import read
 
 CASES = [
     case
-    for language, draw in zip(TRAINED, tiny_world_draws(len(TRAINED), seed=11))
+    for language, draw in zip(TRAINED, tiny_world_draws(len(TRAINED), seed=11), strict=True)
     for case in tiny_world_cases(MULAN, language, [draw])
 ]
 LOADED = ["20", 0]  # the MODEL behind a LoRA
@@ -45,7 +46,7 @@ def with_lora(graph: dict, name: str, strength: float = 1.0) -> dict:
 
 
 def mean(measured, pictures: list[np.ndarray], *others) -> float:
-    return float(np.mean([measured(*each) for each in zip(pictures, *others)]))
+    return float(np.mean([measured(*each) for each in zip(pictures, *others, strict=True)]))
 
 
 def right(picture: np.ndarray, case: Case) -> bool:

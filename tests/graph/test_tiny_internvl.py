@@ -1,4 +1,6 @@
-"""The tiny InternVL through the queue: its best label for new pictures is the right one, in every language it was trained in."""
+"""The tiny InternVL through the queue: its best label for new pictures is the right one, in every language it was
+trained in.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mulan_nodes.tools.tinyworld import captions, world
 from mulan_nodes.tools.tinyworld.contrastive_examination import GOAL, QUESTIONS
-from PIL import Image
 
 ASKED = {name: QUESTIONS[name] for name in ("shape", "colour", "colour and shape", "shape in templates")}
 NO_TEMPLATES, TEMPLATES = "none", {"en": "English (paper)", "zh": "Chinese (paper)", "de": "German"}
@@ -73,6 +76,8 @@ def test_labels_of_every_language(server, album, mode, language):
         ]
         best = [picture["labels"][0]["label"] for picture in told["pictures"]]
         right = [
-            answer == question.label(thing, words) for thing, answer in zip(world.THINGS, best) if not thing.held_out
+            answer == question.label(thing, words)
+            for thing, answer in zip(world.THINGS, best, strict=True)
+            if not thing.held_out
         ]
-        assert np.mean(right) >= GOAL, (name, [pair for pair in zip(world.THINGS, best)])
+        assert np.mean(right) >= GOAL, (name, [pair for pair in zip(world.THINGS, best, strict=True)])

@@ -1,4 +1,4 @@
-"""The question nodes through the queue, on checkpoints of random weights: forms, wires, sharing, memory, stops and errors. Not sense."""
+"""The question nodes through the queue, with random weights: types, wiring, sharing, memory, interrupts and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ WIDTH, HEIGHT = 96, 64
 
 @pytest.fixture(scope="module", autouse=True)
 def checkpoints(models):
-    """A published folder of shards with all parts; models that answer everything with one tool; and files that cannot serve."""
+    """A published folder of shards with all parts; models that answer everything with one tool; and files that cannot
+    serve.
+    """
     folder = models / "visionllm"
     shard(random_visionllm.checkpoint(folder / FOLDER, mappers=True))
     random_visionllm.checkpoint(folder / "Eager", writes="[DET]")

@@ -1,4 +1,4 @@
-"""The tool nodes through the queue, wired to the stock nodes that people have: as sources of boxes, masks and poses, and as their readers."""
+"""The box, keypoint, drawing and file nodes through the queue, wired to stock nodes in both directions."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+
 from mulan_nodes.tools import comfyui
 from mulan_nodes.tools.comfy_server import GraphFailed
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
@@ -29,8 +30,9 @@ def read(path: Path) -> dict:
 def declared_inputs(info: dict, given: Iterable[str]) -> dict[str, tuple]:
     """name -> (type, options) in the order in which the editor keeps the widgets' values.
 
-    A list of sockets that grows, such as masks, stands for those of it that are `given`: masks.mask0, masks.mask1, images.image_1. A choice that
-    brings inputs of its own, such as sampling_mode, stands for the choice alone: no template makes one that does.
+    A list of sockets that grows, such as masks, stands for those of it that are `given`: masks.mask0, masks.mask1,
+    images.image_1. A choice that brings inputs of its own, such as sampling_mode, stands for the choice alone: no
+    template makes one that does.
     """
     inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     order = info["input_order"].get("required", []) + info["input_order"].get("optional", [])
@@ -131,7 +133,7 @@ def test_every_input_fits_its_node(name, server):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_links_and_sockets_of_the_editor_agree(name):
-    """A socket that does not know its link, or the other way round, makes the editor repair the graph with a warning."""
+    """A socket that does not know its link, or the reverse, makes the editor repair the graph with a warning."""
     workflow = read(FOLDER / f"{name}.json")
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for id, source, output, target, socket, kind in workflow["links"]:

@@ -10,7 +10,6 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-
 from mulan_nodes import dev
 from mulan_nodes.tests.hygiene.tree import (
     ROOT,
@@ -79,7 +78,9 @@ def test_pyright_finds_nothing():
 
 
 def layer_of(path: Path) -> int | None:
-    """The index of the layer that a shipped file belongs to; the nodes in visionllm_nodes/detections belong to the nodes' layer."""
+    """The index of the layer that a shipped file belongs to; the nodes in visionllm_nodes/detections belong to the
+    nodes' layer.
+    """
     name = path.relative_to(ROOT).as_posix()
     if name.startswith("visionllm_nodes/detections/nodes_"):
         return LAYERS.index(("visionllm_nodes",))

@@ -1,4 +1,6 @@
-"""Every text belongs to the person who reads it: links lead somewhere, commands exist, in the tree that this reader has."""
+"""Every text belongs to the person who reads it: links lead somewhere, commands exist, in the tree that this reader
+has.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def test_no_text_for_users_names_a_file_of_developers():
 def test_links_lead_somewhere(document):
     path = ROOT / document
     exist = set(shipped()) if path in shipped() else None
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text("utf-8")):
+    text = path.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
         if target.startswith(("http://", "https://", "mailto:")):
             continue
         file = (path.parent / target).resolve()
@@ -121,7 +124,8 @@ def test_the_shipped_tree_gives_every_node(installed):
             extension = await pack.comfy_entrypoint()
             await extension.on_load()
             return [node.GET_SCHEMA().node_id for node in await extension.get_node_list()]
-        print(json.dumps([asyncio.run(load()), sorted({m.__file__ for n, m in sys.modules.items() if n.startswith("custom_nodes.mulan-nodes.")})]))
+        files = sorted({m.__file__ for n, m in sys.modules.items() if n.startswith("custom_nodes.mulan-nodes.")})
+        print(json.dumps([asyncio.run(load()), files]))
     """
     lines = [line[8:] for line in code.splitlines()]
     done = python(installed, "-c", "\n".join(lines))

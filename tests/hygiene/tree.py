@@ -34,7 +34,7 @@ def shipped() -> tuple[Path, ...]:
 
 
 def build_shipped(folder: Path) -> Path:
-    """Copy the shipped tree to `folder`/custom_nodes/mulan-nodes, as ComfyUI Manager installs it; return that folder."""
+    """Copy the shipped tree to `folder`/custom_nodes/mulan-nodes, as the Manager installs it; return that folder."""
     target = folder / "custom_nodes" / "mulan-nodes"
     for path in shipped():
         copy = target / path.relative_to(ROOT)

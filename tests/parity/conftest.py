@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-HERE = Path(__file__).parent
 from mulan_nodes.tests.parity.visionllm_case import Case, listed
+
+HERE = Path(__file__).parent
 
 TOLERANCE = 2e-5
 
@@ -45,7 +46,9 @@ def vision_case(request):
 
 @pytest.fixture(scope="session")
 def vision_manifest():
-    """vision_manifest("gdino_swin_t") -> {"tensors": {name: shape}, "aliases": ..., "int_buffers": ...} of a full-size part."""
+    """vision_manifest("gdino_swin_t") -> {"tensors": {name: shape}, "aliases": ..., "int_buffers": ...} of a full-size
+    part.
+    """
     return lambda name: listed(HERE / "manifests" / "visionllm" / f"{name}.json")
 
 
@@ -99,7 +102,9 @@ def checkpoint(goldens, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapter_files(goldens, facts, tmp_path_factory):
-    """adapter_files(case) -> the tiny adapter of a family as a .safetensors; of SDXL four, by variant: adapter_files("sdxl_embed_attnpool")."""
+    """adapter_files(case) -> the tiny adapter of a family as a .safetensors; of SDXL four, by variant:
+    adapter_files("sdxl_embed_attnpool").
+    """
 
     def weights_of(case: str) -> dict[str, torch.Tensor]:
         if not case.startswith("sdxl_"):
@@ -167,7 +172,7 @@ def whole(goldens, close, recipe):
 
 @pytest.fixture(scope="session")
 def close():
-    """close(ours, golden, file): asserts the tolerance and keeps the maximum per golden file for the table at the end."""
+    """close(ours, golden, file): asserts the tolerance; the maximum per golden file goes to the table at the end."""
 
     def check(ours: torch.Tensor, golden: torch.Tensor, file: str, tolerance: float = TOLERANCE):
         assert ours.shape == golden.shape, f"{file}: shape {tuple(ours.shape)}, the golden's is {tuple(golden.shape)}"

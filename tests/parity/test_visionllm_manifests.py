@@ -12,7 +12,7 @@ from mulan_nodes.mulan.conversion import visionllm as convert
 from mulan_nodes.mulan.conversion.output_files import plan_output
 from mulan_nodes.visionllm_nodes.model.internimage import InternImageConfig
 from mulan_nodes.visionllm_nodes.model.swin import SwinConfig
-from mulan_nodes.visionllm_nodes.model.visionllm_files import visionllm_from_tensors, unused_tensors
+from mulan_nodes.visionllm_nodes.model.visionllm_files import unused_tensors, visionllm_from_tensors
 
 PARTS = {"tower", "bridge", "language", "super_link", "region_encoder", "grounding", "pose"}
 
@@ -31,7 +31,9 @@ def opened_manifest(vision_manifest, tmp_path):
                 name: shape for name, shape in tensors.items() if not name.startswith(manifest["prefix"])
             } | manifest["tensors"]
         shapes = {name: tuple(shape) for name, shape in tensors.items()}
-        return visionllm_from_tensors(TensorFile(tmp_path, shapes, lambda name: torch.empty(shapes[name], device="meta"), {}))
+        return visionllm_from_tensors(
+            TensorFile(tmp_path, shapes, lambda name: torch.empty(shapes[name], device="meta"), {})
+        )
 
     return opened
 
@@ -124,7 +126,7 @@ def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp
         ),
         ("gdino.model.level_embed", "its grounding has no tensor gdino.model.level_embed. Download it again"),
         ("ip2p.llm2sd_mapper_queries", "its edit has no tensor ip2p.llm2sd_mapper_queries"),
-        ("llm.model.embed_tokens.weight", "is no VisionLLM v2 checkpoint: it has no language"),
+        ("llm.model.embed_tokens.weight", "is not a VisionLLM v2 checkpoint: it has no language"),
         ("vl_bridge.2.weight", "1 tensors are missing, the first is vl_bridge.2.weight"),
     ],
 )
@@ -140,6 +142,6 @@ def test_another_shape_is_named(opened_manifest, tmp_path):
     shapes = {**file.shapes, "region_encoder.up_dim.bias": (4095,)}
     with pytest.raises(
         WrongFileError,
-        match=r"region_encoder.up_dim.bias give the shape \(4095,\), and region_encoder.up_dim.bias is \(4096,\)",
+        match=r"region_encoder.up_dim.bias give the shape \(4095,\), but region_encoder.up_dim.bias is \(4096,\)",
     ):
         visionllm_from_tensors(TensorFile(tmp_path, shapes, file.read, {}))

@@ -1,4 +1,6 @@
-"""The whole model against upstream's: prompts with pictures, regions and super links in, hidden states and the decoders' answers out."""
+"""The whole model against upstream's: prompts with pictures, regions and super links in, hidden states and the
+decoders' answers out.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,12 @@ import json
 
 import pytest
 import torch
-from mulan_nodes.visionllm_nodes.model.generation import Writing
-from mulan_nodes.visionllm_nodes.model.super_link import read
-from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
-from mulan_nodes.visionllm_nodes.model.visionllm_files import open_visionllm, unexpected
 from safetensors.torch import save_file
+
+from mulan_nodes.visionllm_nodes.model.generation import Generation
+from mulan_nodes.visionllm_nodes.model.super_link import gather_queries
+from mulan_nodes.visionllm_nodes.model.visionllm import Prompt
+from mulan_nodes.visionllm_nodes.model.visionllm_files import open_visionllm, unused_tensors
 
 TASKS = ("det", "grd", "seg", "pose", "interactive")
 HIDDEN, LOGITS, BOXES, MASKS = 5e-5, 2e-4, 1e-5, 2e-4
@@ -62,19 +65,19 @@ def asked(golden, model, vision_case):
     def get(task):
         case = vision_case(f"model_{task}")
         row = case.stored["input_ids"][0].tolist()
-        count = row.count(ids[PATCH]) // model.tower.config.patches
+        count = row.count(ids[PATCH]) // model.tower.config.num_patches
         views = case.inputs(f"{task}.images", (count, 3, tower["image_size"], tower["image_size"]))
-        seen = model.look(views)
+        seen = model.encode_images(views)
         regions = None
         if "regions" in case.stored:
-            regions = model.look_at_regions(views[-1], seen, case.stored["regions"].bool())
+            regions = model.encode_regions(views[-1], seen, case.stored["regions"].bool())
         return case, Prompt(row, [seen.tokens], regions, model.super_link.links(row, ids))
 
     return get
 
 
 def test_nothing_in_the_checkpoint_is_unexpected(opened):
-    assert unexpected(opened) == []
+    assert unused_tensors(opened) == []
 
 
 def test_a_checkpoint_may_keep_any_one_copy_of_a_shared_tensor(opened, golden, tmp_path):
@@ -83,9 +86,9 @@ def test_a_checkpoint_may_keep_any_one_copy_of_a_shared_tensor(opened, golden, t
     dropped = {*aliases, *last} - {*last.values()}
     tensors = {name: tensor.contiguous().clone() for name, tensor in golden.weights().items() if name not in dropped}
     save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(opened.told), "utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(opened.config), "utf-8")
     few = open_visionllm(tmp_path)
-    assert unexpected(few) == []
+    assert unused_tensors(few) == []
     assert all(
         torch.equal(tensor, other) for (_, tensor), (_, other) in zip(few.tensors(), opened.tensors(), strict=True)
     )
@@ -96,24 +99,30 @@ def test_hidden_states(task, asked, model, golden, close):
     case, prompt = asked(task)
     ids = golden.facts["token_ids"]
     embeddings = model.embed([prompt], ids[PATCH], ids[REGION])
-    states, _ = model.read([prompt], ids[PATCH], ids[REGION])
+    states, _ = model.prefill([prompt], ids[PATCH], ids[REGION])
     close(embeddings, case.stored["llm_inputs_embeds"], case.name, HIDDEN)
     close(states, case.stored["last_hidden"], case.name, HIDDEN)
     close(model.language.logits(states), case.stored["logits"], f"{case.name} (logits)", LOGITS)
-    close(read(states[0], prompt.links), case.stored["emb_hidden"], case.name, HIDDEN)
+    close(gather_queries(states[0], prompt.links), case.stored["emb_hidden"], case.name, HIDDEN)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_cached_picture_answers_as_a_fresh_one(task, asked, model, golden, close):
-    """The picture's keys and values are computed first; every question is read behind them. Two at a time equal each alone."""
+    """The picture's keys and values are computed first; every question is read behind them. Two at a time equal each
+    alone.
+    """
     _, prompt = asked(task)
     ids = golden.facts["token_ids"]
-    whole, _ = model.read([prompt], ids[PATCH], ids[REGION])
-    cut = len(prompt.ids) - prompt.ids[::-1].index(ids[PATCH])
-    _, cache = model.read([Prompt(prompt.ids[:cut], prompt.pictures)], ids[PATCH], ids[REGION], keep=True)
-    question = Prompt(prompt.ids[cut:], (), prompt.regions, model.super_link.links(prompt.ids[cut:], ids))
-    short = Prompt(question.ids[:5])
-    states, _ = model.read([question, short], ids[PATCH], ids[REGION], cache)
+    whole, _ = model.prefill([prompt], ids[PATCH], ids[REGION])
+    cut = len(prompt.input_ids) - prompt.input_ids[::-1].index(ids[PATCH])
+    _, cache = model.prefill(
+        [Prompt(prompt.input_ids[:cut], prompt.image_embeddings)], ids[PATCH], ids[REGION], use_cache=True
+    )
+    question = Prompt(
+        prompt.input_ids[cut:], (), prompt.region_embeddings, model.super_link.links(prompt.input_ids[cut:], ids)
+    )
+    short = Prompt(question.input_ids[:5])
+    states, _ = model.prefill([question, short], ids[PATCH], ids[REGION], cache)
     close(states[0], whole[0, cut:], "cached picture", 1e-5)
     close(states[1, :5], whole[0, cut : cut + 5], "cached picture", 1e-5)
 
@@ -122,8 +131,8 @@ def test_a_cached_picture_answers_as_a_fresh_one(task, asked, model, golden, clo
 def test_decoders_answer(task, asked, model, golden, close):
     case, prompt = asked(task)
     ids, meta = golden.facts["token_ids"], case.facts["inputs"]["img_metas"]
-    states, _ = model.read([prompt], ids[PATCH], ids[REGION])
-    queries = read(states[0], prompt.links)[None]
+    states, _ = model.prefill([prompt], ids[PATCH], ids[REGION])
+    queries = gather_queries(states[0], prompt.links)[None]
     height, width = [int(part) for part in case.facts["inputs"]["images_aug"].split("(3,")[1].split(")")[0].split(",")]
     canvas = [-(-side // 32) * 32 for side in (height, width)]
     picture = torch.zeros(1, 3, *canvas)
@@ -136,7 +145,7 @@ def test_decoders_answer(task, asked, model, golden, close):
         pose = model.pose(
             picture, mask, queries[:, :objects], known[:, :objects], queries[:, objects:], known[:, objects:]
         )
-        slots = model.pose.config.slots
+        slots = model.pose.config.num_slots
         keypoints = case.stored["unipose_keypoints"][..., : 2 * slots].unflatten(-1, (slots, 2))[
             :, :, : queries.shape[1] - objects
         ]
@@ -155,16 +164,16 @@ def test_tool_tokens_within_generation(golden, model, vision_case, close):
     """Upstream's cached steps: a tool token brings its embeddings along, the next token follows the last of them."""
     case, ids = vision_case("model_generate"), golden.facts["token_ids"]
     size = golden.facts["config"]["clip"]["image_size"]
-    seen = model.look(case.inputs("gen.images", (1, 3, size, size)))
+    seen = model.encode_images(case.inputs("gen.images", (1, 3, size, size)))
     forced = iter([step["token"] for step in case.facts["steps"]])
     logits_of_last = []
 
-    def choose(logits):
+    def sampler(logits):
         logits_of_last.append(logits.clone())
         return torch.tensor([next(forced)])
 
     prompt = Prompt(case.stored["gen_input_ids"][0].tolist(), [seen.tokens])
-    writing = Writing(model, [prompt], ids, end=-1, limit=len(case.facts["steps"]), choose=choose)
+    writing = Generation(model, [prompt], ids, end=-1, max_tokens=len(case.facts["steps"]), sampler=sampler)
     prefill = logits_of_last
     (answer,) = writing.run()
     known = torch.ones(len(model.language.lm_head.weight), dtype=torch.bool)
@@ -184,4 +193,4 @@ def test_tool_tokens_within_generation(golden, model, vision_case, close):
         next(name for name, id in ids.items() if id == step["token"]) for step in tools
     ]
     for call, step in zip(answer.tools, tools):
-        close(call.states, case.stored[f"gen_step_{step['step']}_hidden"][0, 1:], case.name, HIDDEN)
+        close(call.hidden_states, case.stored[f"gen_step_{step['step']}_hidden"][0, 1:], case.name, HIDDEN)

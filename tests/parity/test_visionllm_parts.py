@@ -224,4 +224,4 @@ def test_full_size_tensors(vision_manifest, name, prefix, model, published):
             45,
         )
     if prefix == "llm.":
-        assert (module.config.heads, module.config.key_value_heads) == (48, 8)
+        assert (module.config.num_attention_heads, module.config.num_key_value_heads) == (48, 8)

@@ -6,14 +6,15 @@ import re
 
 import pytest
 import torch
+
 from mulan_nodes.visionllm_nodes.model.postprocess import (
-    Found,
-    best,
-    best_per_prompt,
+    TopQueries,
     boxes_in_pixels,
     instance_masks,
     keypoints_in_pixels,
     semantic_map,
+    top_per_prompt,
+    top_queries,
 )
 
 SCORE, PIXEL = 1e-6, 1e-3  # a pixel here is 1e-5 of the picture's side
@@ -49,7 +50,7 @@ def given(case):
     return pictures
 
 
-def same_found(case, found: Found, name: str, close):
+def same_found(case, found: TopQueries, name: str, close):
     close(found.scores, case.stored[f"{name}_scores"], "postprocess scores", SCORE)
     assert torch.equal(found.labels, case.stored[f"{name}_labels"]), name
 
@@ -62,7 +63,7 @@ def same_masks(ours: torch.Tensor, golden: torch.Tensor, name: str):
 
 def test_detection_and_instance_masks(case, given, close):
     for row, picture in enumerate(given):
-        found = best(picture["logits"], case.facts["inputs"]["topk"])
+        found = top_queries(picture["logits"], case.facts["inputs"]["topk"])
         boxes = boxes_in_pixels(picture["boxes"][found.queries], picture["size"])
         for kind in ("det", "inst"):
             same_found(case, found, f"{kind}{row}", close)
@@ -72,18 +73,18 @@ def test_detection_and_instance_masks(case, given, close):
 
 
 def test_a_masked_name_is_never_found(case, given, close):
-    """Upstream's logits are padded with -inf to 256 columns; ours need not be, and the same comes out where they are."""
+    """Upstream's logits are padded with -inf to 256 columns; ours need not be; with or without, the result is equal."""
     for row, picture in enumerate(given):
         logits = picture["logits"]
         wide = torch.cat((logits, logits.new_full((len(logits), 7), float("-inf"))), 1)
-        same_found(case, best(wide, case.facts["inputs"]["topk"]), f"det{row}", close)
-        assert len(best(wide, wide.numel()).scores) == logits.numel()
+        same_found(case, top_queries(wide, case.facts["inputs"]["topk"]), f"det{row}", close)
+        assert len(top_queries(wide, wide.numel()).scores) == logits.numel()
 
 
 def test_grounding(case, given, close):
     """One name: upstream's golden is the first of the names' columns."""
     for row, picture in enumerate(given):
-        found = best(picture["logits"][:, :1], 1)
+        found = top_queries(picture["logits"][:, :1], 1)
         close(found.scores, case.stored[f"grd{row}_score"], "postprocess scores", SCORE)
         close(
             boxes_in_pixels(picture["boxes"][found.queries], picture["size"]),
@@ -97,7 +98,7 @@ def test_grounding(case, given, close):
 
 def test_interactive(case, given, close):
     for row, picture in enumerate(given):
-        found = best_per_prompt(picture["logits"])
+        found = top_per_prompt(picture["logits"])
         close(found.scores, case.stored[f"interactive{row}_scores"], "postprocess scores", SCORE)
         masks = instance_masks(picture["masks"][found.queries], picture["shown"], picture["size"])
         same_masks(masks, case.stored[f"interactive{row}_masks"], f"interactive{row}")
@@ -122,7 +123,7 @@ def test_pose(case, given, close):
     keypoints = case.uniform("input:post.pose_kpts", (batch, queries, numbers)).float()
     keypoints = keypoints[..., : 2 * golden["num_body_points"]].unflatten(-1, (-1, 2))
     for row, picture in enumerate(given):
-        found = best(logits[row], facts["topk"])
+        found = top_queries(logits[row], facts["topk"])
         same_found(
             case,
             found._replace(labels=torch.tensor([mapping[label] for label in found.labels.tolist()])),

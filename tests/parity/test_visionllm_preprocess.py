@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from mulan_nodes.mulan.images.tiling import choose_tiles
+
+from mulan_nodes.mulan.images.tiling import choose_tile_grid
+from mulan_nodes.visionllm_nodes.detections import skeletons
 from mulan_nodes.visionllm_nodes.model import prompt_templates
-from mulan_nodes.visionllm_nodes.model.image_inputs import (
-    PictureSettings,
-    grounding_picture,
-    pose_picture,
-    tower_pictures,
-)
+from mulan_nodes.visionllm_nodes.model.image_inputs import ImageSettings, grounding_image, pose_image, tower_images
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
-from mulan_nodes.visionllm_nodes.model.regions import of_boxes, of_masks
+from mulan_nodes.visionllm_nodes.model.regions import masks_from_boxes, masks_from_masks
 from mulan_nodes.visionllm_nodes.model.special_tokens import ADDED, IMAGE
 
 HERE = Path(__file__).parent
@@ -48,7 +45,7 @@ def answered(entry: dict, tool: str) -> list[str]:
 
 def asked_again(name: str, entry: dict) -> prompt_templates.Turn:
     """The same question put by our functions, from the words that the golden's text was made of."""
-    human, task = entry.get("human", ""), name.split("_")[0]
+    user, task = entry.get("human", ""), name.split("_")[0]
     if task == "det":
         return prompt_templates.detection(answered(entry, "[DET]"))
     if task == "sod":
@@ -56,9 +53,9 @@ def asked_again(name: str, entry: dict) -> prompt_templates.Turn:
     if task == "cod":
         return prompt_templates.salient(prompt_templates.CAMOUFLAGE)
     if name == "grd_refcoco":
-        return prompt_templates.grounding(re.search("locate the (.*) in the image", human)[1])
+        return prompt_templates.grounding(re.search("locate the (.*) in the image", user)[1])
     if name == "grd_reasonseg":
-        return prompt_templates.reasoning(human.removeprefix(prompt_templates.PICTURE))
+        return prompt_templates.reasoning(user.removeprefix(prompt_templates.IMAGE_LINE))
     if task == "seg":
         return prompt_templates.semantic_segmentation(answered(entry, "[SEG]"))
     if task == "pose":
@@ -67,9 +64,9 @@ def asked_again(name: str, entry: dict) -> prompt_templates.Turn:
     if task == "interactive":
         return prompt_templates.interactive(entry["human"].count("<region>"))
     if task == "t2i":
-        return prompt_templates.generation(human.removeprefix("Generate image with caption: "))
+        return prompt_templates.generation(user.removeprefix("Generate image with caption: "))
     assert task == "edit", f"the golden has a task that this test does not know: {name}"
-    return prompt_templates.editing(human.removeprefix(prompt_templates.PICTURE))
+    return prompt_templates.editing(user.removeprefix(prompt_templates.IMAGE_LINE))
 
 
 def open_question(name: str, entry: dict) -> prompt_templates.Turn:
@@ -91,11 +88,8 @@ def test_questions_and_answers_are_upstreams(case):
 
 
 def test_system_prompt_and_skeletons(templates):
-    assert prompt_templates.VICUNA.opening == templates["system"] + " "
-    assert (
-        list(prompt_templates.COCO_17) == templates["coco17"]
-        and list(prompt_templates.CROWDPOSE_14) == templates["crowdpose14"]
-    )
+    assert prompt_templates.VICUNA.system == templates["system"] + " "
+    assert list(skeletons.COCO_17) == templates["coco17"] and list(skeletons.CROWDPOSE_14) == templates["crowdpose14"]
 
 
 def ids_of(golden: list, patch: int) -> list[int]:
@@ -103,7 +97,9 @@ def ids_of(golden: list, patch: int) -> list[int]:
 
 
 def test_every_id_of_every_prompt_in_both_modes(case):
-    """On LLaMA's own file where it lies beside the goldens or the repository; elsewhere the pictures' places and the tokens' order must hold."""
+    """On LLaMA's own file where it lies beside the goldens or the repository; elsewhere the pictures' places and the
+    tokens' order must hold.
+    """
     for data in (case.folder.parents[1] / "data", case.folder.parent / "data", HERE.parents[2] / "shared" / "data"):
         real = data / "llama_tokenizer" / "tokenizer.model"
         if real.is_file():
@@ -162,7 +158,7 @@ def test_tiling(case):
     ]
     for width, height, *grids in case.facts["tiling"]:
         for (most, size), grid in zip(columns, grids, strict=True):
-            assert list(choose_tiles(width, height, size, most)) == grid, (width, height, most)
+            assert list(choose_tile_grid(width, height, size, most)) == grid, (width, height, most)
 
 
 def picture_of(case, name: str) -> np.ndarray:
@@ -172,10 +168,10 @@ def picture_of(case, name: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def settings(case) -> PictureSettings:
+def settings(case) -> ImageSettings:
     """The processor's values; what it does not tell are our defaults."""
     processor = case.facts["clip_processor"]
-    return PictureSettings(
+    return ImageSettings(
         tower=processor["size"]["shortest_edge"],
         tower_mean=tuple(processor["image_mean"]),
         tower_std=tuple(processor["image_std"]),
@@ -194,13 +190,13 @@ def test_tower_and_decoder_pictures(case, settings, close):
     for name in case.facts["image_of"]:
         entry, picture = case.facts["prompts"][name], picture_of(case, name)
         aspect = next((mode for mode in ("pad", "square") if name.endswith(mode)), "anyres")
-        tiles = tower_pictures(picture, settings, aspect)
+        tiles = tower_images(picture, settings, aspect)
         assert list(tiles.shape) == ([1] * (4 - len(entry["images_shape"])) + entry["images_shape"]), name
         summary(case, name, "clip", tiles, 24, close)
         shown = (
-            pose_picture(picture, settings)
+            pose_image(picture, settings)
             if name.startswith("pose")
-            else grounding_picture(picture, settings, name.startswith("seg"))
+            else grounding_image(picture, settings, name.startswith("seg"))
         )
         assert list(shown.shape) == entry["image_aug_shape"], name
         assert entry["ori_shape"][:2] == list(picture.shape[:2]) and entry["img_shape"][:2] == list(shown.shape[1:]), (
@@ -210,10 +206,10 @@ def test_tower_and_decoder_pictures(case, settings, close):
 
 
 def test_regions_are_filled_boxes_and_survive_as_masks(case, settings):
-    """Upstream's regions are rectangles at the tower's size; as boxes, and as masks of that size, they come out again."""
+    """Upstream's regions are rectangles at the tower's size; as boxes and as masks of that size they come out again."""
     golden = case.stored["interactive.regions"]
     size = settings.tower
     places = [(mask.any(0).nonzero().flatten(), mask.any(1).nonzero().flatten()) for mask in golden]
     boxes = torch.tensor([[x[0], y[0], x[-1], y[-1]] for x, y in places], dtype=torch.float32)
-    assert torch.equal(of_boxes(boxes, size, size, size)[:, 0], golden)
-    assert torch.equal(of_masks(golden, size)[:, 0], golden)
+    assert torch.equal(masks_from_boxes(boxes, size, size, size)[:, 0], golden)
+    assert torch.equal(masks_from_masks(golden, size)[:, 0], golden)
