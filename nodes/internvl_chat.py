@@ -51,7 +51,7 @@ class InternVLChatLoader(io.ComfyNode):
                 "caption model",
                 "多模态大模型",
                 "视觉语言模型",
-                "书生",
+                "书生万象",
                 "視覚言語モデル",
                 "画像からテキスト",
                 "시각 언어 모델",

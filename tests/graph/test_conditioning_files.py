@@ -227,7 +227,7 @@ def test_wrong_files_are_named_before_anything_runs(server, folder, tiny_models)
     (folder / "wrong_text.safetensors").write_text("not a file of tensors")
     for name, words in (
         ("wrong_adapter", "is a MuLan adapter for Stable Diffusion 1.5; expected a conditioning"),
-        ("wrong_future", "layout 9, and this version"),
+        ("wrong_future", "layout 9, and this MuLan Nodes knows"),
         ("wrong_text", "cannot be read as safetensors"),
     ):
         assert words in refusal(server, f"conditioning/{name}.safetensors [output]")

@@ -290,7 +290,7 @@ PAIRS = {
         REFINER,
         TINY,
         "tiny_sd15_adapter.safetensors",
-        ["the connected MODEL is a SDXLRefiner, a model that MuLan has no adapter for", "Take another checkpoint"],
+        ["the connected MODEL is a SDXLRefiner, a model that MuLan has no adapter for", "Connect a Stable Diffusion 1.5 checkpoint"],
     ),
 }
 
