@@ -98,7 +98,7 @@ class ComfyServer:
 
     def __init__(
         self,
-        host: Path,
+        comfyui: Path,
         *,
         cpu: bool = True,
         port: int = 0,
@@ -107,7 +107,7 @@ class ComfyServer:
         log: Path | None = None,
         start_within: float = 300.0,
     ):
-        self.host, self.cpu, self.start_within = Path(host), cpu, start_within
+        self.comfyui, self.cpu, self.start_within = Path(comfyui), cpu, start_within
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
@@ -135,7 +135,7 @@ class ComfyServer:
                 # a group of its own, so that whatever it starts ends with it
                 self._process = subprocess.Popen(
                     self._command(),
-                    cwd=self.host,
+                    cwd=self.comfyui,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -151,7 +151,7 @@ class ComfyServer:
 
     def _command(self) -> list[str]:
         packs = [pack.name for pack in self._extra_nodes.iterdir()] if self._extra_nodes else []
-        command = server_command(self.host, self.port, self.cpu, packs)
+        command = server_command(self.comfyui, self.port, self.cpu, packs)
         command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         for name in ("input", "output", "temp", "user"):
             (self.folder / name).mkdir()
@@ -312,21 +312,21 @@ class ComfyServer:
             raise self._error(f"ComfyUI did not answer {request.selector} ({error})") from None
 
 
-def server_command(host: Path, port: int, cpu: bool, more_packs: Sequence[str] = ()) -> list[str]:
+def server_command(comfyui: Path, port: int, cpu: bool, more_packs: Sequence[str] = ()) -> list[str]:
     """Starts ComfyUI with this pack and `more_packs` alone: other custom nodes may need packages that our environment
     does not have.
     """
     command = [
         sys.executable,
         "-u",
-        str(host / "main.py"),
+        str(comfyui / "main.py"),
         "--listen",
         "127.0.0.1",
         "--port",
         str(port),
         "--disable-all-custom-nodes",
         "--whitelist-custom-nodes",
-        pack_name(host),
+        pack_name(comfyui),
         *more_packs,
     ]
     return command + ["--cpu"] if cpu else command
@@ -342,9 +342,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def pack_name(host: Path) -> str:
-    """The name under which this repository lies in the host's custom_nodes."""
-    for entry in (host / "custom_nodes").iterdir():
+def pack_name(comfyui: Path) -> str:
+    """The name under which this repository lies in ComfyUI's custom_nodes."""
+    for entry in (comfyui / "custom_nodes").iterdir():
         if entry.resolve() == ROOT:
             return entry.name
-    raise ServerError(f"This pack is not in {host / 'custom_nodes'}: run python dev.py setup")
+    raise ServerError(f"This pack is not in {comfyui / 'custom_nodes'}: run python dev.py setup")

@@ -59,11 +59,10 @@ def has_accelerator() -> bool:
 def write_tiny_models(models: Path) -> list[Path]:
     """Write all tiny models below a ComfyUI's models folder; return their files."""
     from .tinyworld import pack, whole_packs
-    from .tinyworld_visionllm.tiny_model import VISIONLLM
 
     return [
         *pack.expand(models),
-        *(whole.expand(models) for whole in (whole_packs.INTERNVL, whole_packs.CHAT, VISIONLLM)),
+        *(whole.expand(models) for whole in (whole_packs.INTERNVL, whole_packs.CHAT, whole_packs.VISIONLLM)),
     ]
 
 

@@ -54,12 +54,12 @@ class Result:
     scores: dict[str, float]
 
 
-def demo(host: Path, cpu: bool, output: Path) -> bool:
+def demo(comfyui: Path, cpu: bool, output: Path) -> bool:
     """Six things in twelve languages, as a sheet, as files and as a table; whether enough of them are right."""
     draws = [Draw(thing, template=0, seed=seed) for seed, thing in enumerate(DEMO_THINGS, start=1)]
     lines = [(OWN_CLIP, "en"), (OWN_CLIP, "zh"), *((MULAN, language) for language in TRAINED)]
     results = draw_and_score(
-        host, cpu, output, [case for row, language in lines for case in tiny_world_cases(row, language, draws)]
+        comfyui, cpu, output, [case for row, language in lines for case in tiny_world_cases(row, language, draws)]
     )
     print(table(results))
 
@@ -86,9 +86,9 @@ def demo(host: Path, cpu: bool, output: Path) -> bool:
     return share >= DEMO_LEAST_SHARE
 
 
-def evaluation(host: Path, cpu: bool, output: Path, pictures: int, seed: int) -> None:
+def evaluation(comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int) -> None:
     """The full measure: every language, the base model alone, and the languages and pairs that no training saw."""
-    results = draw_and_score(host, cpu, output, tiny_world_evaluation(pictures, seed))
+    results = draw_and_score(comfyui, cpu, output, tiny_world_evaluation(pictures, seed))
     scores, readings = output / "scores.md", output / "eval.json"
     scores.write_text(table(results), "utf-8")
     lines = [json.dumps({**asdict(result.case), "scores": result.scores}, ensure_ascii=False) for result in results]
@@ -96,12 +96,12 @@ def evaluation(host: Path, cpu: bool, output: Path, pictures: int, seed: int) ->
     print(f"{table(results)}\nThe table: {shown(scores)}\nEvery prompt, seed and reading: {shown(readings)}")
 
 
-def draw_and_score(host: Path, cpu: bool, output: Path, cases: list[Case]) -> list[Result]:
+def draw_and_score(comfyui: Path, cpu: bool, output: Path, cases: list[Case]) -> list[Result]:
     """Draw the cases through a server started for them, telling how far it is."""
     output.mkdir(exist_ok=True)
     log, start = output / "server.log", time.monotonic()
     print(f"starting ComfyUI (its log: {shown(log)}) ...", flush=True)
-    with ComfyServer(host, cpu=cpu, log=log) as server:
+    with ComfyServer(comfyui, cpu=cpu, log=log) as server:
         print(f"  it answers after {time.monotonic() - start:.0f} s; {len(cases)} pictures to draw", flush=True)
         results, ticker = [], Ticker(cases)
         for result in draw_all(server, cases, TinyWorldReader(), graphs.load(GRAPH), ticker.step):

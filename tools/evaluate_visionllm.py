@@ -7,21 +7,21 @@ import sys
 import time
 from pathlib import Path
 
-from . import comfyui
+from .comfyui import open_comfyui
 
 
 def evaluation(cpu: bool, output: Path, count: int) -> None:
     """`count` scenes of things that were trained, then a quarter as many of those that never were; writes
     output/visionllm_scores.md.
     """
-    comfyui.open_comfyui(*(["--cpu"] if cpu else []))
+    open_comfyui(*(["--cpu"] if cpu else []))
     from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
+    from .tinyworld.whole_packs import VISIONLLM
     from .tinyworld_visionllm import scenes
     from .tinyworld_visionllm.examination import GOALS, examine, held_out_scenes
-    from .tinyworld_visionllm.tiny_model import PACK
 
-    loaded, start = load_visionllm(PACK), time.monotonic()
+    loaded, start = load_visionllm(VISIONLLM.pack), time.monotonic()
     columns = {"trained things": (scenes.SEEN, count), "things never trained": (scenes.UNSEEN, count // 4)}
     found = {}
     for title, (things, number) in columns.items():

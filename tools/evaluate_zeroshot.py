@@ -8,7 +8,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from . import comfyui
+from .comfyui import open_comfyui
 
 CHECKPOINT, TEXT_ENCODER = "tiny_internvl_vision.safetensors", "tiny_internvl.safetensors"
 FILE = "zeroshot_scores.md"
@@ -16,25 +16,25 @@ CACHE_FOLDER = "zeroshot"  # embeddings of data sets
 DRAWINGS = 6  # of each thing of the tiny world
 
 
-def evaluation(host: Path, cpu: bool, output: Path, options: Namespace) -> None:
+def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:
     """Prints the tables and writes them to output/zeroshot_scores.md. `options`: those of the command; without a
     dataset the tiny world is asked.
     """
-    comfyui.open_comfyui(*(["--cpu"] if cpu else []))
+    open_comfyui(*(["--cpu"] if cpu else []))
     from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 
     from .zeroshot.dataset import WrongDatasetError
 
     output.mkdir(exist_ok=True)
     try:
-        told = of_dataset(host, output, options) if options.dataset else of_tiny_world(host, options)
+        told = of_dataset(comfyui, output, options) if options.dataset else of_tiny_world(comfyui, options)
     except (WrongDatasetError, WrongFileError, ValueError) as error:
         sys.exit(f"Nothing was measured: {error}.".replace("..", "."))
     (output / FILE).write_text(told, "utf-8")
     print(told, f"The tables: {os.path.relpath(output / FILE)}", sep="\n")
 
 
-def of_tiny_world(host: Path, options: Namespace) -> str:
+def of_tiny_world(comfyui: Path, options: Namespace) -> str:
     """Both modes of the checkpoint, in every language or in those asked for."""
     from .tinyworld import captions
     from .tinyworld.contrastive_examination import examine, look
@@ -46,7 +46,7 @@ def of_tiny_world(host: Path, options: Namespace) -> str:
         raise ValueError(f"the tiny world has no words in {unknown[0]}, only in {', '.join(captions.LANGUAGES)}")
     found, ticker = {}, Ticker()
     for mode in options.mode or "CG":
-        loaded = _load(host, options, mode)
+        loaded = _load(comfyui, options, mode)
         pictures = look(loaded, DRAWINGS)
         found[mode] = examine(
             loaded,
@@ -58,7 +58,7 @@ def of_tiny_world(host: Path, options: Namespace) -> str:
     return report.of_tiny_world(loaded.name, DRAWINGS, found)
 
 
-def of_dataset(host: Path, output: Path, options: Namespace) -> str:
+def of_dataset(comfyui: Path, output: Path, options: Namespace) -> str:
     """A folder of folders; its embeddings are kept in output/zeroshot, so a run that was stopped goes on, and another
     language costs little.
     """
@@ -69,7 +69,7 @@ def of_dataset(host: Path, output: Path, options: Namespace) -> str:
     dataset = Dataset.open(options.dataset)
     languages = [ALIASES.get(language, language) for language in options.language or ["en"]]
     labels = {language: dataset.labels(language) for language in languages}
-    loaded, ticker = _load(host, options, options.mode or "C"), Ticker()
+    loaded, ticker = _load(comfyui, options, options.mode or "C"), Ticker()
     vectors = embed(
         loaded,
         dataset,
@@ -84,20 +84,20 @@ def of_dataset(host: Path, output: Path, options: Namespace) -> str:
     return report.of_dataset(f"{loaded.name}, mode {loaded.mode}", dataset, vectors, found)
 
 
-def _load(host: Path, options: Namespace, mode: str):
+def _load(comfyui: Path, options: Namespace, mode: str):
     from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 
     encoder = options.text_encoder or (TEXT_ENCODER if options.checkpoint is None else None)
     return load_internvl(
-        _located(host, "internvl", options.checkpoint or CHECKPOINT),
+        _located(comfyui, "internvl", options.checkpoint or CHECKPOINT),
         mode,
-        encoder and _located(host, "text_encoders", encoder),
+        encoder and _located(comfyui, "text_encoders", encoder),
     )
 
 
-def _located(host: Path, kind: str, name: str) -> Path:
+def _located(comfyui: Path, kind: str, name: str) -> Path:
     """A path as it is, else a name in ComfyUI's models folder."""
-    return Path(name) if Path(name).exists() else host / "models" / kind / name
+    return Path(name) if Path(name).exists() else comfyui / "models" / kind / name
 
 
 class Ticker:

@@ -7,8 +7,8 @@ from mulan_nodes.tools.comfy_server import ROOT, ComfyServer, ServerError
 
 
 @pytest.fixture
-def host(tmp_path):
-    """host(code) -> a folder that looks like ComfyUI and whose main.py is `code`."""
+def comfyui(tmp_path):
+    """comfyui(code) -> a folder that looks like ComfyUI and whose main.py is `code`."""
     (tmp_path / "custom_nodes").mkdir()
 
     def make(code: str):
@@ -19,13 +19,13 @@ def host(tmp_path):
     return make
 
 
-def test_a_server_that_ends_at_once_shows_its_last_words(host):
+def test_a_server_that_ends_at_once_shows_its_last_words(comfyui):
     with pytest.raises(ServerError, match=r"ended with code 3 while starting(.|\n)*no such module"):
-        ComfyServer(host("import sys; print('no such module'); sys.exit(3)")).start()
+        ComfyServer(comfyui("import sys; print('no such module'); sys.exit(3)")).start()
 
 
-def test_a_server_that_never_answers_is_ended(host):
-    server = ComfyServer(host("import time; print('busy', flush=True); time.sleep(60)"), start_within=1.5)
+def test_a_server_that_never_answers_is_ended(comfyui):
+    server = ComfyServer(comfyui("import time; print('busy', flush=True); time.sleep(60)"), start_within=1.5)
     with pytest.raises(ServerError, match=r"did not answer on .* within 2 s(.|\n)*busy"):
         server.start()
     assert not server.folder.exists()
@@ -33,7 +33,7 @@ def test_a_server_that_never_answers_is_ended(host):
         _ = server.process
 
 
-def test_a_host_without_the_pack_says_what_to_do(tmp_path):
+def test_a_comfyui_without_the_pack_says_what_to_do(tmp_path):
     (tmp_path / "custom_nodes").mkdir()
     server = ComfyServer(tmp_path)
     with pytest.raises(ServerError, match="python dev.py setup"):

@@ -16,8 +16,7 @@ from mulan_nodes.tools.tinyworld import captions, contrastive_training, world
 from mulan_nodes.tools.tinyworld.contrastive_examination import GOAL, QUESTIONS, examine, look
 from mulan_nodes.tools.tinyworld.contrastive_training import Pair, draw_anywhere, wordings
 from mulan_nodes.tools.tinyworld.pack import expand_text_encoder
-from mulan_nodes.tools.tinyworld.whole_packs import INTERNVL, WholePack
-from mulan_nodes.tools.tinyworld_visionllm.tiny_model import VISIONLLM
+from mulan_nodes.tools.tinyworld.whole_packs import INTERNVL, VISIONLLM, WholePack
 
 BARE_UNREAD = {"de", "hi", "en"}  # colours that begin a text are other tokens there than those the text encoder learned
 

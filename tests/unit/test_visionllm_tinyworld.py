@@ -226,11 +226,11 @@ def test_other_scores():
 
 
 def test_the_packed_model_sees():
+    from mulan_nodes.tools.tinyworld.whole_packs import VISIONLLM
     from mulan_nodes.tools.tinyworld_visionllm import examination
-    from mulan_nodes.tools.tinyworld_visionllm.tiny_model import PACK
     from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
-    assert PACK.stat().st_size <= 5e6
-    found = examination.examine(load_visionllm(PACK, device="cpu"), examination.held_out_scenes(20)).scores
+    assert VISIONLLM.pack.stat().st_size <= 5e6
+    found = examination.examine(load_visionllm(VISIONLLM.pack, device="cpu"), examination.held_out_scenes(20)).scores
     few = 0.06  # twenty pictures tell no more
     assert all(found[name] >= goal - few for name, goal in examination.GOALS.items()), found

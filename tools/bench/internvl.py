@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SECTIONS = ("texts", "zeroshot", "pictures", "ranking", "folder", "profiles")
 
 
-def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
-    return run("internvl", parse(arguments), measure, markdown, host, cache, output)
+def main(arguments: list[str], comfyui: Path, cache: Path, output: Path) -> int:
+    return run("internvl", parse(arguments), measure, markdown, comfyui, cache, output)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,7 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
-    """`known` and the figures so far, after each section; the last are all. The host is open already."""
+    """`known` and the figures so far, after each section; the last are all. ComfyUI is open already."""
     from .internvl_work import (
         QUICK,
         SIZES,

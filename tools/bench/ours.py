@@ -1,4 +1,4 @@
-"""This pack as a side of the comparison: `load_clip` and `encode_prompts`, the code that the nodes run, on the host's
+"""This pack as a side of the comparison: `load_clip` and `encode_prompts`, the code that the nodes run, on ComfyUI's
 classes.
 """
 
@@ -20,12 +20,12 @@ from mulan_nodes.tools import comfyui  # noqa: E402
 
 
 class Ours:
-    """One CLIP in one process. `host_arguments` go to ComfyUI's command line; the clip modules are imported behind
+    """One CLIP in one process. `comfyui_arguments` go to ComfyUI's command line; the clip modules are imported behind
     them.
     """
 
     def __init__(self, options: argparse.Namespace):
-        comfyui.open_comfyui(*options.host_arguments)
+        comfyui.open_comfyui(*options.comfyui_arguments)
         self.dynamic = _dynamic_memory()
         from mulan_nodes.mulan.conditioning import clip
 
@@ -82,7 +82,7 @@ class Ours:
 
     @torch.inference_mode()
     def sample(self, steps: int, checkpoint: str) -> dict:
-        """The adapter's calls while a picture is denoised by the host's sampler, encoding not counted."""
+        """The adapter's calls while a picture is denoised by ComfyUI's sampler, encoding not counted."""
         import comfy.sample
         import comfy.sd
 
@@ -151,7 +151,7 @@ class Ours:
 
 
 def _dynamic_memory() -> bool:
-    """Switch the host's dynamic VRAM on where the host's own start would; whether it is on."""
+    """Switch ComfyUI's dynamic VRAM on where its own start would; whether it is on."""
     import comfy_aimdo.control
     from comfy.cli_args import args, enables_dynamic_vram
 
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--text-encoder", required=True)
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--free-before", type=int, default=0, help="bytes of the card free before this process")
-    parser.add_argument("--host-arguments", nargs=argparse.REMAINDER, default=[])
+    parser.add_argument("--comfyui-arguments", nargs=argparse.REMAINDER, default=[])
     side = Ours(parser.parse_args())
     serve(
         ANSWERS,

@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from ... import dev
-from .. import comfyui
+from ..comfyui import open_comfyui
 from . import report, weights
 from .cases import CASES
 from .weights import Sizes
@@ -67,7 +67,7 @@ LOADINGS = {
 class Bench:
     """Where things are, and how often they are measured."""
 
-    host: Path
+    comfyui: Path
     cache: Path
     output: Path
     sizes: Sizes
@@ -125,31 +125,31 @@ class Bench:
         ]
         return Worker("mulankit", command, self.log, self.environment)
 
-    def ours(self, text_encoder: Path, adapter: Path, *host_arguments: str, free_before: int = 0) -> Worker:
+    def ours(self, text_encoder: Path, adapter: Path, *comfyui_arguments: str, free_before: int = 0) -> Worker:
         command = [
             sys.executable,
             HERE / "ours.py",
             "--comfyui",
-            self.host,
+            self.comfyui,
             "--text-encoder",
             text_encoder,
             "--adapter",
             adapter,
             "--free-before",
             free_before,
-            "--host-arguments",
-            *host_arguments,
+            "--comfyui-arguments",
+            *comfyui_arguments,
         ]
         return Worker("ours", command, self.log, self.environment)
 
 
-def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
+def main(arguments: list[str], comfyui: Path, cache: Path, output: Path) -> int:
     options = parse(arguments)
     output.mkdir(exist_ok=True)
     sizes = Sizes(options.layers or (1 if options.quick else FULL_LAYERS if options.gpu else 2))
     if options.quick:
         sizes = replace(sizes, feed_forward=512, vocabulary=1014)
-    bench = Bench(host, cache, output, sizes, options.repeat, options.threads)
+    bench = Bench(comfyui, cache, output, sizes, options.repeat, options.threads)
     bench.log.write_bytes(b"")
     try:
         if options.gpu:
@@ -223,7 +223,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(bench: Bench, profile_all: bool) -> None:
-    comfyui.open_comfyui("--cpu")  # for the converter's own measure of its error
+    open_comfyui("--cpu")  # for the converter's own measure of its error
     torch.set_num_threads(bench.threads)
     bench.say(
         f"files: a text encoder of {bench.sizes.layers} layers, {bench.sizes.width} wide, in "
@@ -348,8 +348,8 @@ def difference(one: Path, other: Path) -> float:
 
 
 def tiny_checkpoint(bench: Bench) -> Path:
-    """The tiny SD1.5 checkpoint that dev.py wrote into the host's models folder."""
-    return bench.host / "models" / "checkpoints" / "tiny_sd15.safetensors"
+    """The tiny SD1.5 checkpoint that dev.py wrote into ComfyUI's models folder."""
+    return bench.comfyui / "models" / "checkpoints" / "tiny_sd15.safetensors"
 
 
 def measure_loading(bench: Bench, files: dict[str, Path]) -> dict:

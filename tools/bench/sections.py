@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .. import comfyui
+from ..comfyui import open_comfyui
 
 EQUAL = 1e-5  # relative to the largest value
 Say = Callable[[str], None]
@@ -46,14 +46,14 @@ def run(
     options: argparse.Namespace,
     measure: Measure,
     markdown: Callable[[dict], str],
-    host: Path,
+    comfyui: Path,
     cache: Path,
     output: Path,
 ) -> int:
     """Writes table and figures after each section, and prints the table at the end."""
     output.mkdir(exist_ok=True)
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler, which also measures memory, would tell of each start
-    comfyui.open_comfyui("--cpu")
+    open_comfyui("--cpu")
     torch.set_num_threads(options.threads)
     started = time.monotonic()
     figures, table = output / f"bench_{name}.json", output / f"bench_{name}.md"

@@ -20,8 +20,8 @@ LAYERS, TOWER_LAYERS = 2, 4
 SECTIONS = ("parts", "asking", "writing", "profiles")
 
 
-def main(arguments: list[str], host: Path, cache: Path, output: Path) -> int:
-    return run("visionllm", parse(arguments), measure, markdown, host, cache, output)
+def main(arguments: list[str], comfyui: Path, cache: Path, output: Path) -> int:
+    return run("visionllm", parse(arguments), measure, markdown, comfyui, cache, output)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
-    """`known` and the figures so far, after each section; the last are all. The host is open already."""
+    """`known` and the figures so far, after each section; the last are all. ComfyUI is open already."""
     from .visionllm_asking import Asking
     from .visionllm_parts import Canvas
 

@@ -1,7 +1,7 @@
 """What the tiny companions are made of: the shipped tiny models read back, LoRA layers around them, a ControlNet beside
 them.
 
-Only training and tests need this; the files that come of it need nothing but the host.
+Only training and tests need this; the files that come of it need nothing but ComfyUI.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A full-width layer whose other channels are zero does the same as a narrow layer, with two exceptions. Norms take their
 statistics over all channels: the padded norms here count the missing ones as zeros. Attention scales by the full head's
 width: `pack.py` makes up for that in the query weights. So a narrow model is trained, and scattered into a full-width
-file that any host loads.
+file that ComfyUI loads.
 """
 
 from __future__ import annotations

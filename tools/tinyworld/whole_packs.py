@@ -12,7 +12,7 @@ class WholePack:
     name: str  # below ComfyUI's models folder
 
     def expand(self, models: Path) -> Path:
-        """Writes the file where it is not there, or another."""
+        """Write the file, unless the very same is there."""
         target = Path(models) / self.name
         content = self.pack.read_bytes()
         if not target.is_file() or target.read_bytes() != content:
@@ -24,6 +24,10 @@ class WholePack:
 
 
 INTERNVL = WholePack(Path(__file__).with_name("tiny_internvl.safetensors"), "internvl/tiny_internvl_vision.safetensors")
+VISIONLLM = WholePack(
+    Path(__file__).parents[1] / "tinyworld_visionllm" / "tiny_visionllm.safetensors",
+    "visionllm/tiny_visionllm.safetensors",
+)
 CHAT = WholePack(
     Path(__file__).with_name("tiny_internvl_chat.safetensors"), "internvl_chat/tiny_internvl_chat.safetensors"
 )

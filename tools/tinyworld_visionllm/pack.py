@@ -19,6 +19,7 @@ from mulan_nodes.visionllm_nodes.model.keys import bridge, clip, grounding, llam
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from mulan_nodes.visionllm_nodes.model.visionllm_files import SPIECE, TOKENIZER
 
+from ..tinyworld.whole_packs import VISIONLLM
 from .architecture import (
     BRIDGE,
     GROUNDING,
@@ -32,7 +33,6 @@ from .architecture import (
     TOWER_LAYER,
     language_config,
 )
-from .tiny_model import PACK
 
 METADATA = {
     "title": "VisionLLM Nodes: tiny world",
@@ -94,7 +94,7 @@ def _apart(tensor: torch.Tensor, source: WeightSource) -> tuple[torch.Tensor, ..
     return tensor.chunk(len(source.names))
 
 
-def write(parts: Mapping[str, nn.Module], tokenizer: VisionTokenizer, path: Path = PACK) -> Path:
+def write(parts: Mapping[str, nn.Module], tokenizer: VisionTokenizer, path: Path = VISIONLLM.pack) -> Path:
     """Writes the file, in float16. It appears complete or not at all."""
     tensors = {name: tensor.half().contiguous().clone() for name, tensor in published(parts, len(tokenizer)).items()}
     tensors[SPIECE] = torch.from_numpy(np.frombuffer(tokenizer.model, np.uint8).copy())
