@@ -17,6 +17,9 @@ import torch
 if TYPE_CHECKING:  # what imports ComfyUI waits until `main` has chosen the device
     from .output_files import ConversionResult, Progress
 
+# This module as ComfyUI's folder names it: "custom_nodes.<folder>.mulan.conversion"
+MODULE = ".".join(("custom_nodes", Path(__file__).resolve().parents[2].name, "mulan", "conversion"))
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert as the command line says; exit with the reason where nothing was written."""
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="conversion", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "source",
         type=Path,

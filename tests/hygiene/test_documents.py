@@ -124,8 +124,9 @@ def test_the_shipped_tree_gives_every_node(installed):
             extension = await pack.comfy_entrypoint()
             await extension.on_load()
             return [node.GET_SCHEMA().node_id for node in await extension.get_node_list()]
+        nodes = asyncio.run(load())
         files = sorted({m.__file__ for n, m in sys.modules.items() if n.startswith("custom_nodes.mulan-nodes.")})
-        print(json.dumps([asyncio.run(load()), files]))
+        print(json.dumps([nodes, files]))
     """
     lines = [line[8:] for line in code.splitlines()]
     done = python(installed, "-c", "\n".join(lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mulan_nodes.tests.parity import mulan_recipe
 from mulan_nodes.tests.parity.visionllm_case import Case, listed
 
 HERE = Path(__file__).parent
@@ -72,10 +72,7 @@ def manifest():
 @pytest.fixture(scope="session")
 def recipe():
     """The module that makes upstream's weights: tensor(seed, component, name, shape), digest(array)."""
-    spec = importlib.util.spec_from_file_location("mulan_recipe", HERE / "mulan_recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return mulan_recipe
 
 
 @pytest.fixture(scope="session")
