@@ -1,4 +1,4 @@
-"""VisionLLM Ask: answers in words, about pictures or without any, round after round."""
+"""VisionLLM Ask: answers about images, or chat without them, over several rounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
 from ..nodes.common import sampling_inputs, show_progress, show_text, validate, with_field_name
-from .detections.json_document import document, frame
+from .detections.json_document import frame_record, write_document
 from .model import prompt_templates
 from .model.answers import MAX_TOKENS, Reply, answer
 from .model.generation import greedy, nucleus_sampler
@@ -141,10 +141,10 @@ class VisionLLMAsk(io.ComfyNode):
         groups = [[image] for image in images_in_order] if one_by_one else [images_in_order]
         texts = [reply.plain_text for reply in for_each_image(groups, ask)]
         frames = [
-            frame(image.shape[1], image.shape[0], text=texts[index] if one_by_one else None)
+            frame_record(image.shape[1], image.shape[0], text=texts[index] if one_by_one else None)
             for index, image in enumerate(images_in_order)
         ]
-        record = document("ask", prompt, frames, None if one_by_one else texts[0])
+        record = write_document("ask", prompt, frames, None if one_by_one else texts[0])
         return io.NodeOutput(
             texts,
             [history_to_json([*rounds, (prompt, text)]) for text in texts],

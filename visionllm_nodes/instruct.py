@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..nodes.common import show_progress, show_text, validate, with_field_name
-from .detections.json_document import document, frame
+from .detections.json_document import frame_record, write_document
 from .detections.keypoints import to_keypoints
 from .detections.results import no_detections
 from .detections.skeletons import bones_of
@@ -145,7 +145,7 @@ class VisionLLMInstruct(io.ComfyNode):
         if image is not None:
             boxes = detection_frames(detections, values[0], masks_in_json, texts)
             frames = [_with_keypoints(*parts) for parts in zip(boxes, keypoints, strict=True)]
-        record = document("instruct", sentence, frames, texts[0] if image is None else None)
+        record = write_document("instruct", sentence, frames, texts[0] if image is None else None)
         replies = "\n\n".join("\n".join((result.reply.text, *result.notes)) for result in results)
         contexts = (_conditioning([getattr(result, kind) for result in results]) for kind in ("generate", "edit"))
         return io.NodeOutput(texts, *values, record, keypoints, *contexts, ui=show_text(cls, replies, record))
@@ -161,7 +161,7 @@ def _with_keypoints(boxes: dict, keypoints: dict) -> dict:
     """Return a frame of the document: first the objects with boxes, then those with keypoints."""
     if not keypoints["objects"]:
         return boxes
-    points = frame(keypoints["width"], keypoints["height"], keypoints=keypoints)
+    points = frame_record(keypoints["width"], keypoints["height"], keypoints=keypoints)
     return {**boxes, "skeleton": points["skeleton"], "objects": boxes["objects"] + points["objects"]}
 
 

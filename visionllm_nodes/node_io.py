@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..nodes.common import show_text
 from .detections.bounding_boxes import to_bounding_boxes
-from .detections.json_document import document, frame
+from .detections.json_document import frame_record, write_document
 from .detections.masks import object_masks, union_mask
 from .detections.names import split_names
 from .detections.results import Detections
@@ -120,7 +120,7 @@ def detection_frames(
 ) -> list[dict]:
     """Return the JSON document's frames, one per image; `boxes` as `detection_values` gives them."""
     return [
-        frame(
+        frame_record(
             found.size[1],
             found.size[0],
             boxes[index],
@@ -136,7 +136,7 @@ def detection_output(
 ) -> io.NodeOutput:
     """Return the values of `detection_outputs`, with a summary under the node."""
     values = detection_values(detections)
-    record = document(task, prompt, detection_frames(detections, values[0], masks_in_json))
+    record = write_document(task, prompt, detection_frames(detections, values[0], masks_in_json))
     return io.NodeOutput(*values, record, ui=show_text(node, "\n".join(map(summarize, detections)), record))
 
 

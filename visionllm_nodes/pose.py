@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..nodes.common import show_text, validate, with_field_name
-from .detections.json_document import document, frame
+from .detections.json_document import frame_record, write_document
 from .detections.keypoints import to_keypoints
 from .detections.pose_keypoint import to_pose_keypoint
 from .detections.skeletons import PRESETS, bones_of
@@ -129,8 +129,8 @@ class VisionLLMPose(io.ComfyNode):
             openpose = to_pose_keypoint(records)
         except ValueError as error:
             openpose = ExecutionBlocker(f"VisionLLM Pose: {error}.")
-        frames = [frame(record["width"], record["height"], keypoints=record) for record in records]
-        written = document("pose", ", ".join(names), frames)
+        frames = [frame_record(record["width"], record["height"], keypoints=record) for record in records]
+        written = write_document("pose", ", ".join(names), frames)
         count = sum(map(len, boxes))
         summary = f"{count} found, {len(points)} keypoints each" if count else "nothing found"
         return io.NodeOutput(records, openpose, boxes, count, written, ui=show_text(cls, summary, written))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..nodes.common import show_text, validate
-from .detections.json_document import document
+from .detections.json_document import write_document
 from .detections.results import Detections, no_detections
 from .model import prompt_templates
 from .model.answers import answer
@@ -139,7 +139,7 @@ class VisionLLMRegion(io.ComfyNode):
         )
         texts = ["\n".join(found.names) if question in (DESCRIBE, NAME) else summarize(found) for found in detections]
         values = detection_values(detections)
-        record = document(question, question, detection_frames(detections, values[0], masks_in_json, texts))
+        record = write_document(question, question, detection_frames(detections, values[0], masks_in_json, texts))
         text = "\n\n".join(texts)
         return io.NodeOutput(*values, record, text, ui=show_text(cls, text, record))
 

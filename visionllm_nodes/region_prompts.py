@@ -14,7 +14,7 @@ from torchvision.ops import masks_to_boxes
 
 from ..nodes.common import with_field_name
 from .detections.bounding_boxes import box_corners, boxes_per_image
-from .detections.masks import SET
+from .detections.masks import MASK_THRESHOLD
 from .detections.results import Detections
 from .model import regions
 
@@ -107,7 +107,7 @@ def _regions(
     height, width = size
     parts = []
     if masks is not None:
-        masks = masks.cpu() >= SET
+        masks = masks.cpu() >= MASK_THRESHOLD
         marks = with_field_name("mask", regions.masks_from_masks, masks, tower)
         whole = F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0
         for row, mask in enumerate(whole):

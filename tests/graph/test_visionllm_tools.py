@@ -346,7 +346,7 @@ def test_regions_of_keypoints(server):
     points = server.run(graph | {"told": node("PreviewAny", source=["5", 3])}).nodes["told"]["text"]
     assert [json.loads(text) for text in points] == [[{"x": 48, "y": 10}, {"x": 51, "y": 8}], []]
     graph["5"]["inputs"]["names"] = "beak"
-    assert "no keypoint is called 'beak'; there are nose" in failure(server, graph, ["5", 0])
+    assert "no keypoint is named 'beak'; the names are nose" in failure(server, graph, ["5", 0])
 
 
 def test_sam3_takes_our_boxes_and_points(server):
@@ -433,7 +433,7 @@ def test_a_text_of_another_node_is_read(server):
     }
     assert [box["label"] for box in value(server, graph, ["7", 0])[0]] == ["犬", "cat", "cat"]
     graph["6"]["inputs"]["value"] = "[]"
-    assert 'json: this JSON is no document of detections: it must be an object with "format"' in failure(
+    assert 'json: this JSON is not a document of detections: it must be an object with "format"' in failure(
         server, graph, ["7", 0]
     )
 
@@ -441,7 +441,7 @@ def test_a_text_of_another_node_is_read(server):
 @pytest.mark.parametrize(
     "inputs, words",
     [
-        ({"file": "the text below", "json": "{"}, "json: this is no JSON"),
+        ({"file": "the text below", "json": "{"}, "json: this is not valid JSON"),
         (
             {"file": "the text below", "json": written([thing(0, 0, -1, 1)])},
             "json: frames[0].objects[0].box of this document must be four numbers",

@@ -8,7 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..node_io import CATEGORY
 from .bounding_boxes import box_score, boxes_per_image, pixel_bounds, sort_boxes
-from .masks import SET, split_masks_per_image
+from .masks import MASK_THRESHOLD, split_masks_per_image
 from .names import split_names
 
 BOXES = (
@@ -181,8 +181,8 @@ class VisionLLMPickBox(io.ComfyNode):
                 ),
                 io.Int.Output(display_name="x", tooltip="Left edge of the box in pixels."),
                 io.Int.Output(display_name="y", tooltip="Top edge of the box in pixels."),
-                io.Int.Output(display_name="width", tooltip="In pixels."),
-                io.Int.Output(display_name="height", tooltip="In pixels."),
+                io.Int.Output(display_name="width", tooltip="Width of the box in pixels."),
+                io.Int.Output(display_name="height", tooltip="Height of the box in pixels."),
                 io.String.Output(display_name="label", tooltip="Label of the box. Empty if it has none."),
                 io.Float.Output(display_name="score", tooltip="Score of the box. 1 if it has none."),
             ],
@@ -225,7 +225,7 @@ def _lies_in(box: dict, region: torch.Tensor, fraction: float) -> bool:
     if pixels is None:
         return False
     x1, y1, x2, y2 = pixels
-    inside = (region[y1:y2, x1:x2] >= SET).sum().item()
+    inside = (region[y1:y2, x1:x2] >= MASK_THRESHOLD).sum().item()
     return inside > 0 and inside >= fraction * (x2 - x1) * (y2 - y1)
 
 

@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from ...mulan.images.text_drawing import TextRenderer
 from ..node_io import CATEGORY, KEYPOINTS, check_mask_size
 from .bounding_boxes import boxes_per_image
-from .drawing import COLOURING, Colouring, Style, draw
-from .keypoints import checked
+from .drawing import COLOR_MODES, ColorMap, Style, draw
+from .keypoints import check_keypoints
 from .masks import split_masks_per_image
 
 
@@ -68,14 +68,26 @@ class VisionLLMDrawDetections(io.ComfyNode):
                 io.Boolean.Input("keypoint_names", default=False, tooltip="Draws the name of each keypoint."),
                 io.Combo.Input(
                     "colours",
-                    options=list(COLOURING),
+                    options=list(COLOR_MODES),
                     tooltip="by name: one color per label, the same in all images. by object: one color per object.",
                 ),
                 io.Float.Input(
                     "mask_opacity", default=0.4, min=0.0, max=1.0, step=0.05, tooltip="Opacity of the masks."
                 ),
-                io.Int.Input("line_width", default=0, min=0, max=100, tooltip="In pixels; 0: what suits the picture."),
-                io.Int.Input("text_size", default=0, min=0, max=500, tooltip="In pixels; 0: what suits the picture."),
+                io.Int.Input(
+                    "line_width",
+                    default=0,
+                    min=0,
+                    max=100,
+                    tooltip="Line width in pixels. 0: chosen from the image size.",
+                ),
+                io.Int.Input(
+                    "text_size",
+                    default=0,
+                    min=0,
+                    max=500,
+                    tooltip="Text size in pixels. 0: chosen from the image size.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="Images with the detections drawn on them.")],
         )
@@ -95,7 +107,7 @@ class VisionLLMDrawDetections(io.ComfyNode):
         masks=None,
         keypoints=None,
     ) -> io.NodeOutput:
-        poses = None if keypoints is None else checked(keypoints)
+        poses = None if keypoints is None else check_keypoints(keypoints)
         image = _canvas(image, masks, poses, None if bboxes is None else len(boxes_per_image(bboxes)))
         count = len(image)
         boxes = [[] for _ in range(count)] if bboxes is None else boxes_per_image(bboxes, count)
@@ -110,7 +122,7 @@ class VisionLLMDrawDetections(io.ComfyNode):
         style = Style(line_width, text_size, mask_opacity, names, scores, keypoint_names, colours)
         objects_per_image = boxes if bboxes is not None else [pose["objects"] for pose in poses or ()]
         labels = [found.get("label", "") for objects in objects_per_image for found in objects]
-        colouring, lettering = Colouring(colours, labels), TextRenderer(sample=" ".join(labels))
+        color_map, lettering = ColorMap(colours, labels), TextRenderer(sample=" ".join(labels))
         bar, drawn = comfy.utils.ProgressBar(count), []
         for index in range(count):
             throw_exception_if_processing_interrupted()
@@ -120,7 +132,7 @@ class VisionLLMDrawDetections(io.ComfyNode):
                     f"keypoints: they belong to images of {pose['width']} x {pose['height']} pixels, but the images "
                     f"have {image.shape[2]} x {image.shape[1]}"
                 )
-            drawn.append(draw(image[index], boxes[index], masks_per_image[index], pose, style, colouring, lettering))
+            drawn.append(draw(image[index], boxes[index], masks_per_image[index], pose, style, color_map, lettering))
             bar.update(1)
         return io.NodeOutput(torch.stack(drawn))
 

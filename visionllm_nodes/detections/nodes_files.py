@@ -11,8 +11,8 @@ from comfy_api.latest import io
 from ...nodes.common import SavedFiles, show_text
 from ..node_io import CATEGORY, KEYPOINTS
 from .bounding_boxes import boxes_per_image
-from .json_document import Document, document, frame, read_document
-from .keypoints import checked
+from .json_document import Document, frame_record, read_document, write_document
+from .keypoints import check_keypoints
 from .masks import boxes_to_masks, split_masks_per_image
 
 FILES = SavedFiles("detections", ".json", "Save Detections")
@@ -179,8 +179,13 @@ def _written(image, bboxes, masks, keypoints) -> str:
     if keypoints is not None:
         if bboxes is not None or masks is not None:
             raise ValueError("keypoints: they have their own boxes. Connect either keypoints or bboxes with masks")
-        return document(
-            "keypoints", "", [frame(one["width"], one["height"], keypoints=one) for one in checked(keypoints)]
+        return write_document(
+            "keypoints",
+            "",
+            [
+                frame_record(record["width"], record["height"], keypoints=record)
+                for record in check_keypoints(keypoints)
+            ],
         )
     if bboxes is None:
         raise ValueError("bboxes: nothing to save. Connect json, bboxes or keypoints")
@@ -188,10 +193,13 @@ def _written(image, bboxes, masks, keypoints) -> str:
         raise ValueError("image: not connected, but the file records the images' size. Connect the images")
     frames = boxes_per_image(bboxes, len(image))
     masks_per_image = [None] * len(frames) if masks is None else split_masks_per_image(masks, frames)
-    return document(
+    return write_document(
         "boxes",
         "",
-        [frame(image.shape[2], image.shape[1], boxes, own) for boxes, own in zip(frames, masks_per_image, strict=True)],
+        [
+            frame_record(image.shape[2], image.shape[1], boxes, box_masks)
+            for boxes, box_masks in zip(frames, masks_per_image, strict=True)
+        ],
     )
 
 

@@ -88,16 +88,16 @@ class VisionLLMKeypointsToRegions(io.ComfyNode):
 
     @classmethod
     def execute(cls, keypoints, names, threshold, margin, shape) -> io.NodeOutput:
-        frames, chosen = records.checked(keypoints), split_names(names)
-        records.check_names(frames, chosen)
+        frames, chosen = records.check_keypoints(keypoints), split_names(names)
+        records.check_keypoint_names(frames, chosen)
         if len({(frame["width"], frame["height"]) for frame in frames}) > 1:
             raise ValueError(
                 "keypoints: they belong to images of different sizes, but the masks of a batch must have one size"
             )
         union, masks = records.keypoint_masks(frames, shape, chosen, threshold, margin)
         points = [
-            records.coordinates(
-                point for thing in frame["objects"] for point in records.chosen(thing, chosen, threshold)
+            records.points_json(
+                point for found in frame["objects"] for point in records.select_keypoints(found, chosen, threshold)
             )
             for frame in frames
         ]
@@ -146,7 +146,7 @@ class VisionLLMKeypointsToPose(io.ComfyNode):
 
     @classmethod
     def execute(cls, keypoints, threshold) -> io.NodeOutput:
-        return io.NodeOutput(to_pose_keypoint(records.checked(keypoints), threshold))
+        return io.NodeOutput(to_pose_keypoint(records.check_keypoints(keypoints), threshold))
 
 
 class VisionLLMPoseToKeypoints(io.ComfyNode):
