@@ -290,7 +290,10 @@ PAIRS = {
         REFINER,
         TINY,
         "tiny_sd15_adapter.safetensors",
-        ["the connected MODEL is a SDXLRefiner, a model that MuLan has no adapter for", "Connect a Stable Diffusion 1.5 checkpoint"],
+        [
+            "the connected MODEL is a SDXLRefiner, a model that MuLan has no adapter for",
+            "Connect a Stable Diffusion 1.5 checkpoint",
+        ],
     ),
 }
 
