@@ -181,7 +181,7 @@ def test_tool_tokens_within_generation(golden, model, vision_case, close):
         False  # these are never chosen, so their logits are -inf
     )
     close(prefill[0][:, known], case.stored["gen_prefill_last_logits"][:, known], f"{case.name} (logits)", LOGITS)
-    for step, following in zip(case.facts["steps"], logits_of_last[1:]):
+    for step, following in zip(case.facts["steps"], logits_of_last[1:], strict=False):
         close(
             following[:, known],
             case.stored[f"gen_step_{step['step']}_logits"][:, -1, known],
@@ -192,5 +192,5 @@ def test_tool_tokens_within_generation(golden, model, vision_case, close):
     assert [call.tool for call in answer.tools] == [
         next(name for name, id in ids.items() if id == step["token"]) for step in tools
     ]
-    for call, step in zip(answer.tools, tools):
+    for call, step in zip(answer.tools, tools, strict=False):
         close(call.hidden_states, case.stored[f"gen_step_{step['step']}_hidden"][0, 1:], case.name, HIDDEN)

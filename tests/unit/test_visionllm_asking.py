@@ -1,20 +1,21 @@
-"""Asking a whole (random) VisionLLM through the library: what holds whatever it has learned, and what bad input gets."""
+"""Asking a whole (random) VisionLLM through the library: what holds whatever it learned, and what bad input gets."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.visionllm_nodes.model import answers, contexts, perception, prompt_templates, regions
-from mulan_nodes.visionllm_nodes.model.generation import sampling
-from mulan_nodes.visionllm_nodes.model.prefix_cache import PictureMemory
+from mulan_nodes.visionllm_nodes.model.generation import nucleus_sampler
+from mulan_nodes.visionllm_nodes.model.prefix_cache import PrefixCache
 from mulan_nodes.visionllm_nodes.model.prompt_templates import chat
 from mulan_nodes.visionllm_nodes.model.visionllm_files import open_visionllm
 from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
-from PIL import Image
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def picture():
 
 
 def test_detection_is_ordered_and_within_its_bounds(loaded, picture):
-    found = perception.detect(loaded, picture, ["red circle", "blue square", "star"], count=12)
+    found = perception.detect(loaded, picture, ["red circle", "blue square", "star"], max_detections=12)
     assert len(found) == 12 and found.masks.shape == (12, 90, 130) and found.masks.dtype == torch.bool
     assert (found.scores.diff() <= 0).all() and 0 <= found.labels.min() and found.labels.max() < 3
     assert len(perception.detect(loaded, picture, ["star"], threshold=1.1)) == 0
@@ -41,15 +42,17 @@ def test_detection_is_ordered_and_within_its_bounds(loaded, picture):
 
 def test_names_beyond_one_prompt_are_asked_in_several(loaded, picture):
     names = [f"thing {number}" for number in range(300)]
-    found = perception.detect(loaded, picture, names, count=20, masks=False)
+    found = perception.detect(loaded, picture, names, max_detections=20, masks=False)
     apart = [
-        perception.detect(loaded, picture, names[first : first + perception.NAMES_AT_ONCE], count=20, masks=False)
-        for first in range(0, 300, perception.NAMES_AT_ONCE)
+        perception.detect(
+            loaded, picture, names[first : first + perception.NAMES_PER_PROMPT], max_detections=20, masks=False
+        )
+        for first in range(0, 300, perception.NAMES_PER_PROMPT)
     ]
     expected = torch.cat([part.scores for part in apart]).sort(descending=True).values[:20]
     assert len(found) == 20 and torch.allclose(found.scores, expected)
     best = max(range(len(apart)), key=lambda number: apart[number].scores[0])
-    assert found.labels[0] == apart[best].labels[0] + best * perception.NAMES_AT_ONCE
+    assert found.labels[0] == apart[best].labels[0] + best * perception.NAMES_PER_PROMPT
 
 
 @pytest.mark.parametrize(
@@ -69,14 +72,14 @@ def test_lists_of_names_that_cannot_be_asked_about(loaded, picture, names, words
 
 @pytest.mark.parametrize("name", ["собака", "꽃", "كرة حمراء", "गेंद", "🐶", "a\u0301 b", "x" * 300])
 def test_names_in_any_script(loaded, picture, name):
-    assert len(perception.detect(loaded, picture, [name], count=3)) == 3
+    assert len(perception.detect(loaded, picture, [name], max_detections=3)) == 3
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 10000, 3), (90, 130, 4), (90, 130, 1), (90, 130)])
 def test_pictures_of_any_form(loaded, shape):
-    found = perception.detect(loaded, torch.rand(shape), ["star"], count=2)
+    found = perception.detect(loaded, torch.rand(shape), ["star"], max_detections=2)
     assert found.size == shape[:2] and found.masks.shape[1:] == shape[:2] and found.boxes.isfinite().all()
-    assert perception.pose(loaded, torch.rand(shape), ["person"], ["head"], count=2).keypoints.isfinite().all()
+    assert perception.pose(loaded, torch.rand(shape), ["person"], ["head"], max_detections=2).keypoints.isfinite().all()
     assert perception.segment(loaded, torch.rand(shape), ["star", "circle"]).labels.shape == shape[:2]
 
 
@@ -97,40 +100,40 @@ def test_regions(loaded, picture):
     size = loaded.settings.tower
     marks = torch.cat(
         (
-            regions.of_boxes(torch.tensor([[10.0, 10, 50, 60]]), 90, 130, size),
-            regions.of_masks(torch.ones(1, 7, 9), size),
+            regions.masks_from_boxes(torch.tensor([[10.0, 10, 50, 60]]), 90, 130, size),
+            regions.masks_from_masks(torch.ones(1, 7, 9), size),
         )
     )[:, 0]
-    found = perception.find_regions(loaded, picture, marks)
+    found = perception.detect_at_regions(loaded, picture, marks)
     assert len(found) == 2 and found.labels.tolist() == [0, 1] and found.names == ("region1", "region2")
-    alone = perception.find_regions(loaded, picture, marks[:1])
-    assert not torch.equal(alone.scores, perception.find_regions(loaded, picture, marks[1:]).scores)
+    alone = perception.detect_at_regions(loaded, picture, marks[:1])
+    assert not torch.equal(alone.scores, perception.detect_at_regions(loaded, picture, marks[1:]).scores)
     with pytest.raises(ValueError, match="empty"):
-        regions.of_masks(torch.zeros(1, 90, 130), size)
+        regions.masks_from_masks(torch.zeros(1, 90, 130), size)
     with pytest.raises(ValueError, match="no region"):
-        perception.find_regions(loaded, picture, marks[:0])
+        perception.detect_at_regions(loaded, picture, marks[:0])
 
 
 def test_pose(loaded, picture):
-    found = perception.pose(loaded, picture, ["person", "dog"], ["head", "left foot", "tail"], count=4)
+    found = perception.pose(loaded, picture, ["person", "dog"], ["head", "left foot", "tail"], max_detections=4)
     assert found.keypoints.shape == (4, 3, 2) and found.keypoint_names == ("head", "left foot", "tail")
     with pytest.raises(ValueError, match="at most 68"):
         perception.pose(loaded, picture, ["person"], [f"point {number}" for number in range(69)])
 
 
 def test_a_second_question_equals_a_fresh_one(checkpoint, loaded, picture):
-    loaded.memory.clear()
+    loaded.prefix_cache.clear()
     perception.ground(loaded, picture, "the star")
-    second = perception.detect(loaded, picture, ["red circle"], count=5)
-    assert len(loaded.memory) == 1
-    fresh = perception.detect(load_visionllm(checkpoint), picture, ["red circle"], count=5)
+    second = perception.detect(loaded, picture, ["red circle"], max_detections=5)
+    assert len(loaded.prefix_cache) == 1
+    fresh = perception.detect(load_visionllm(checkpoint), picture, ["red circle"], max_detections=5)
     assert torch.allclose(second.scores, fresh.scores, atol=1e-5) and torch.allclose(
         second.boxes, fresh.boxes, atol=1e-3
     )
 
 
 def test_the_picture_is_read_once(loaded, picture, monkeypatch):
-    loaded.memory.clear()
+    loaded.prefix_cache.clear()
     passes = []
     forward = loaded.model.language.forward
     monkeypatch.setattr(
@@ -150,49 +153,49 @@ def test_the_picture_is_read_once(loaded, picture, monkeypatch):
 def test_memory_is_bounded_and_freed_by_the_host(loaded, picture):
     import comfy.model_management
 
-    loaded.memory.clear()
-    loaded.memory = PictureMemory(limit=0)
+    loaded.prefix_cache.clear()
+    loaded.prefix_cache = PrefixCache(max_bytes=0)
     for number in range(3):
         perception.ground(loaded, (picture + number / 7) % 1, "the star")
-    assert len(loaded.memory) == 1
+    assert len(loaded.prefix_cache) == 1
     comfy.model_management.unload_all_models()
-    assert len(loaded.memory) == 0
+    assert len(loaded.prefix_cache) == 0
 
 
 def test_answers_side_by_side_equal_each_alone(loaded, picture):
     questions = [chat("what is it?"), chat("and how many of them are there, and of what colour?"), chat("why?")]
-    together = answers.answer(loaded, [picture], questions, limit=20)
+    together = answers.answer(loaded, [picture], questions, max_tokens=20)
     assert [reply.text for reply in together] == [
-        answers.answer(loaded, [picture], [question], limit=20)[0].text for question in questions
+        answers.answer(loaded, [picture], [question], max_tokens=20)[0].text for question in questions
     ]
     assert all(reply.text and not reply.finished for reply in together)
 
 
 def test_sampled_answers_are_seeded_and_greedy_ones_repeat(loaded, picture):
     def said(**how):
-        return answers.answer(loaded, [picture], [chat("what is it?")], limit=20, **how)[0].text
+        return answers.answer(loaded, [picture], [chat("what is it?")], max_tokens=20, **how)[0].text
 
     assert said() == said()
     assert (
-        said(choose=sampling(1.5, 0.95, 1))
-        == said(choose=sampling(1.5, 0.95, 1))
-        != said(choose=sampling(1.5, 0.95, 2))
+        said(sampler=nucleus_sampler(1.5, 0.95, 1))
+        == said(sampler=nucleus_sampler(1.5, 0.95, 1))
+        != said(sampler=nucleus_sampler(1.5, 0.95, 2))
     )
 
 
 def test_texts_grow_token_by_token(loaded, picture):
     seen = []
     (reply,) = answers.answer(
-        loaded, [picture], [chat("what is it?")], limit=15, on_text=lambda texts: seen.append(texts[0])
+        loaded, [picture], [chat("what is it?")], max_tokens=15, on_text=lambda texts: seen.append(texts[0])
     )
     assert len(seen) == 15 and seen[-1] == reply.text and len(set(seen)) > 5
 
 
 def test_talk_without_a_picture_with_two_and_with_history(loaded, picture):
-    assert answers.answer(loaded, [], [chat("hello", picture=False)], limit=4)[0].text
+    assert answers.answer(loaded, [], [chat("hello", with_image=False)], max_tokens=4)[0].text
     two = [prompt_templates.Turn("<image>\n<image>\nwhich is larger?")]
-    assert answers.answer(loaded, [picture, picture], [two], limit=4)[0].text
-    assert answers.answer(loaded, [picture], [chat("and now?", [("what is it?", "a star")])], limit=4)[0].text
+    assert answers.answer(loaded, [picture, picture], [two], max_tokens=4)[0].text
+    assert answers.answer(loaded, [picture], [chat("and now?", [("what is it?", "a star")])], max_tokens=4)[0].text
     with pytest.raises(ValueError, match="1 <image>"):
         answers.answer(loaded, [], [chat("what is it?")])
 
@@ -208,9 +211,9 @@ def test_an_answer_can_be_interrupted(loaded, picture):
             comfy.model_management.interrupt_current_processing(True)
 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        answers.answer(loaded, [picture], [chat("what is it?")], limit=50, on_text=stop)
+        answers.answer(loaded, [picture], [chat("what is it?")], max_tokens=50, on_text=stop)
     assert len(written) == 3
-    assert answers.answer(loaded, [picture], [chat("what is it?")], limit=3)[0].text
+    assert answers.answer(loaded, [picture], [chat("what is it?")], max_tokens=3)[0].text
 
 
 def test_what_the_checkpoint_lacks_is_said(loaded, picture):
@@ -231,7 +234,7 @@ def test_checkpoints_that_cannot_serve(checkpoint, tmp_path):
     whole = (checkpoint / "model.safetensors").read_bytes()
     with pytest.raises(WrongFileError, match="cut short or damaged"):
         open_visionllm(copy(model=whole[: len(whole) // 2]))
-    with pytest.raises(WrongFileError, match="is no VisionLLM v2 checkpoint"):
+    with pytest.raises(WrongFileError, match="is not a VisionLLM v2 checkpoint"):
         folder = copy()
         save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
         open_visionllm(folder)
@@ -241,11 +244,11 @@ def test_checkpoints_that_cannot_serve(checkpoint, tmp_path):
         del tensors["gdino.model.decoder.layer_norm.weight"]
         save_file(tensors, folder / "model.safetensors")
         open_visionllm(folder)
-    with pytest.raises(WrongFileError, match="no sentencepiece model"):
+    with pytest.raises(WrongFileError, match="not a sentencepiece model"):
         open_visionllm(copy(tokenizer=b"nonsense")).tokenizer()
     with pytest.raises(WrongFileError, match="another model's|belongs to another"):
         open_visionllm(copy(tokenizer=random_visionllm.sentencepiece_model(340))).tokenizer()
-    with pytest.raises(WrongFileError, match="no JSON"):
+    with pytest.raises(WrongFileError, match="not valid JSON"):
         open_visionllm(copy(config=b"{"))
     folder = copy()
     (folder / "tokenizer.model").unlink()

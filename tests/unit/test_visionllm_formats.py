@@ -1,4 +1,6 @@
-"""What answers become on wires and in files: boxes, masks, keypoints, poses, SEGS, documents, drawings. No model, no server."""
+"""What answers become on wires and in files: boxes, masks, keypoints, poses, SEGS, documents, drawings. No model, no
+server.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from mulan_nodes.mulan.images.fonts import Fonts
 from mulan_nodes.mulan.images.text_drawing import TextRenderer
 from mulan_nodes.visionllm_nodes.detections import (
@@ -19,23 +22,23 @@ from mulan_nodes.visionllm_nodes.detections import (
     segs,
     skeletons,
 )
-from mulan_nodes.visionllm_nodes.detections.colors import COUNT, colour, ink
-from mulan_nodes.visionllm_nodes.detections.drawing import BY_NAME, BY_OBJECT, Colouring, Style, draw
+from mulan_nodes.visionllm_nodes.detections.colors import COUNT, palette_color, text_color
+from mulan_nodes.visionllm_nodes.detections.drawing import BY_NAME, BY_OBJECT, ColorMap, Style, draw
 from mulan_nodes.visionllm_nodes.detections.names import split_names
-from mulan_nodes.visionllm_nodes.detections.results import Detection, Keypoints
+from mulan_nodes.visionllm_nodes.detections.results import Detections, Keypoints
 
 PERSON, ANIMAL, HAND, FACE = (
     skeletons.PRESETS[name] for name in ("person, 17 (COCO)", "animal, 17 (AP-10K)", "hand, 21", "face, 68 (300W)")
 )
 
 
-def detection(boxes, with_masks: bool = True, size=(40, 60)) -> Detection:
+def detection(boxes, with_masks: bool = True, size=(40, 60)) -> Detections:
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     drawn = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(drawn, boxes.int().tolist()):
+    for mask, (x1, y1, x2, y2) in zip(drawn, boxes.int().tolist(), strict=False):
         mask[max(0, y1) : y2, max(0, x1) : x2] = True
     labels = torch.arange(len(boxes)) % 2
-    return Detection(
+    return Detections(
         size, ("犬", "cat"), labels, torch.linspace(0.9, 0.5, len(boxes)), boxes, drawn if with_masks else None
     )
 
@@ -67,7 +70,7 @@ def record(
     return {"width": 300, "height": 200, "objects": [thing], "skeleton": [list(bone) for bone in skeleton.bones]}
 
 
-# --- boxes ------------------------------------------------------------------------------------------------------------
+# --- boxes  ---
 
 
 def test_boxes_are_cut_to_the_picture_and_hold_plain_numbers():
@@ -99,7 +102,7 @@ BOX = {"x": 1, "y": 2, "width": 3, "height": 4}
     ],
 )
 def test_every_form_of_boxes_is_read(value, frames, counts):
-    read = bounding_boxes.frames_of(value, frames)
+    read = bounding_boxes.boxes_per_image(value, frames)
     assert [len(boxes) for boxes in read] == counts
     assert all(isinstance(box[side], float) for boxes in read for box in boxes for side in bounding_boxes.SIDES)
     assert all(box.get("score", 1.0) in (0.5, 1.0) and "label" not in box for boxes in read for box in boxes)
@@ -112,24 +115,30 @@ def test_every_form_of_boxes_is_read(value, frames, counts):
         ("x", 1, "this is a str"),
         ([BOX, 3], 1, "box 2 must be a dict"),
         ([[BOX], BOX], 1, "bounding box 1 must be a dict"),
-        ([[BOX], [{"x": 1}]], 2, "box 1 of picture 2 has no 'y'; it has 'x'"),
+        ([[BOX], [{"x": 1}]], 2, "box 1 of image 2 has no 'y'; it has 'x'"),
         ({**BOX, "width": "wide"}, 1, "'width' of bounding box 1 must be a number"),
         ({**BOX, "x": float("nan")}, 1, "'x' of bounding box 1 is not a finite number"),
         ({**BOX, "height": -1}, 1, "'height' of bounding box 1 is below zero"),
-        ([[BOX], [BOX]], 3, "boxes for 2 pictures, but 3 pictures are connected"),
+        ([[BOX], [BOX]], 3, "boxes for 2 images, but 3 images are connected"),
         ([[BOX], 7], 2, "entry 2 is a int"),
     ],
 )
 def test_what_is_no_box_is_named(value, frames, words):
     with pytest.raises(ValueError, match=words):
-        bounding_boxes.frames_of(value, frames)
+        bounding_boxes.boxes_per_image(value, frames)
 
 
 def test_the_order_is_score_then_from_above_then_from_the_left():
     boxes = [
         {**BOX, "x": x, "y": y, "score": score} for x, y, score in ((9, 5, 0.5), (1, 5, 0.5), (0, 0, 0.4), (3, 1, 0.5))
     ] + [dict(BOX)]
-    assert [(box["x"], box["y"]) for box in bounding_boxes.in_order(boxes)] == [(1, 2), (3, 1), (1, 5), (9, 5), (0, 0)]
+    assert [(box["x"], box["y"]) for box in bounding_boxes.sort_boxes(boxes)] == [
+        (1, 2),
+        (3, 1),
+        (1, 5),
+        (9, 5),
+        (0, 0),
+    ]
 
 
 def test_names_are_split_at_commas_of_all_scripts():
@@ -144,7 +153,7 @@ def test_names_are_split_at_commas_of_all_scripts():
     ]
 
 
-# --- masks ------------------------------------------------------------------------------------------------------------
+# --- masks  ---
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
@@ -179,7 +188,7 @@ def test_boxes_of_masks_one_or_one_for_each_area():
     mask[0, 2:5, 3:9], mask[0, 10:18, 20:30], mask[0, 0, 29] = 1, 0.5, 1
     whole, apart = masks.masks_to_boxes(mask, False), masks.masks_to_boxes(mask, True, 2)
     assert whole == [[{"x": 3.0, "y": 0.0, "width": 27.0, "height": 18.0, "score": 1.0}], []]
-    assert [[bounding_boxes.corners_of(box) for box in boxes] for boxes in apart] == [
+    assert [[bounding_boxes.box_corners(box) for box in boxes] for boxes in apart] == [
         [(20, 10, 30, 18), (3, 2, 9, 5)],
         [],
     ]
@@ -187,13 +196,13 @@ def test_boxes_of_masks_one_or_one_for_each_area():
 
 def test_a_mask_for_each_box():
     frames = [[BOX, BOX], [], [BOX]]
-    assert [len(part) for part in masks.for_boxes(torch.zeros(3, 4, 4), frames)] == [2, 0, 1]
-    assert [len(part) for part in masks.for_boxes(torch.zeros(1, 4, 4), [[], []])] == [0, 0]
+    assert [len(part) for part in masks.split_masks_per_image(torch.zeros(3, 4, 4), frames)] == [2, 0, 1]
+    assert [len(part) for part in masks.split_masks_per_image(torch.zeros(1, 4, 4), [[], []])] == [0, 0]
     with pytest.raises(ValueError, match="2 masks for 3 boxes"):
-        masks.for_boxes(torch.zeros(2, 4, 4), frames)
+        masks.split_masks_per_image(torch.zeros(2, 4, 4), frames)
 
 
-# --- keypoints --------------------------------------------------------------------------------------------------------
+# --- keypoints  ---
 
 
 @pytest.mark.parametrize(
@@ -229,16 +238,40 @@ def test_keypoints_of_the_model():
         {"name": "nose", "x": 5.0, "y": 6.0, "score": 1.0},
         {"name": "tail", "x": 70.0, "y": 8.0, "score": 1.0},
     ]
-    assert keypoints.checked([frame]) == [frame]
+    assert keypoints.check_keypoints([frame]) == [frame]
     with pytest.raises(ValueError, match="must be a list with a dict"):
-        keypoints.checked([{"people": []}])
+        keypoints.check_keypoints([{"people": []}])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_convex_hull_holds_all_points_and_turns_one_way(seed):
+    rng = np.random.default_rng(seed)
+    points = [(float(x), float(y)) for x, y in rng.integers(0, 9, (12, 2))]  # a grid: repeated and collinear points
+    hull = keypoints.convex_hull(points)
+    assert hull[0] == min(points) and set(hull) <= set(points)
+    for (x1, y1), (x2, y2), (x3, y3) in zip(hull, hull[1:] + hull[:1], hull[2:] + hull[:2], strict=True):
+        assert (x2 - x1) * (y3 - y2) - (y2 - y1) * (x3 - x2) > 0
+        assert all((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1) >= 0 for x, y in points)
+
+
+@pytest.mark.parametrize(
+    "points, hull",
+    [
+        ([(3.0, 4.0)], [(3.0, 4.0)]),
+        ([(3.0, 4.0), (3.0, 4.0), (1.0, 9.0)], [(1.0, 9.0), (3.0, 4.0)]),
+        ([(float(3 * step), float(2 * step)) for step in (2, 0, 1, 4, 3)], [(0.0, 0.0), (12.0, 8.0)]),
+        ([(5.0, 1.0), (5.0, 3.0), (5.0, 2.0)], [(5.0, 1.0), (5.0, 3.0)]),
+    ],
+)
+def test_the_hull_of_points_on_a_line_is_its_ends(points, hull):
+    assert keypoints.convex_hull(points) == hull
 
 
 def test_regions_of_chosen_keypoints():
     frame = record(PERSON, left_out=("left ear",))
     names = ["Nose", "left_eye", "left ear"]
     ((box,),) = keypoints.keypoint_boxes([frame], names, 0.5, 2)
-    assert bounding_boxes.corners_of(box) == (8, 8, 15, 12) and box["label"] == "thing"
+    assert bounding_boxes.box_corners(box) == (8, 8, 15, 12) and box["label"] == "thing"
     assert keypoints.keypoint_boxes([frame], names, 0.7, 2) == [[]]
     areas = []
     for shape in keypoints.SHAPES:
@@ -251,15 +284,19 @@ def test_regions_of_chosen_keypoints():
         )
         areas.append(each.sum().item())
     assert 0 < areas[0] < areas[1] < areas[2] and each[0, 10:14, 10:32].all() and not each[0, :8].any()
-    assert json.loads(keypoints.coordinates(keypoints.chosen(frame["objects"][0], ["nose"], 0))) == [{"x": 10, "y": 10}]
-    with pytest.raises(ValueError, match="no keypoint is called 'beak'; there are nose, left eye"):
-        keypoints.check_names([frame], ["nose", "beak"])
+    assert json.loads(keypoints.points_json(keypoints.select_keypoints(frame["objects"][0], ["nose"], 0))) == [
+        {"x": 10, "y": 10}
+    ]
+    with pytest.raises(ValueError, match="no keypoint is named 'beak'; the names are nose, left eye"):
+        keypoints.check_keypoint_names([frame], ["nose", "beak"])
     empty, single = keypoints.keypoint_masks([{**frame, "objects": []}], keypoints.HULL)
     assert empty.shape == single.shape == (1, 200, 300) and not single.any()
 
 
 def test_a_pose_that_core_and_controlnet_aux_read():
-    """Core's drawer reshapes the lists to 18, 70, 21 and 21 triplets; aux's reader leaves out every point whose confidence is below 1."""
+    """Core's drawer reshapes the lists to 18, 70, 21 and 21 triplets; aux's reader leaves out every point whose
+    confidence is below 1.
+    """
     (pose,) = pose_keypoint.to_pose_keypoint([record(PERSON, "runner", left_out=("left ankle",))])
     assert (pose["canvas_width"], pose["canvas_height"]) == (300, 200) and "animals" not in pose
     (person,) = pose["people"]
@@ -304,7 +341,7 @@ def test_hands_faces_and_animals_have_their_places():
         and len(animal["animals"][0]) == 51
         and sum(animal["animals"][0][2::3]) == 17
     )
-    with pytest.raises(ValueError, match="none of the keypoints found has a place.*left wheel"):
+    with pytest.raises(ValueError, match="none of the keypoints belongs to OpenPose.*left wheel"):
         pose_keypoint.to_pose_keypoint([record(skeletons.Skeleton("car", ("left wheel", "door"), ()))])
 
 
@@ -328,7 +365,9 @@ def test_there_and_back_keeps_every_point_and_its_score(skeleton):
 
 
 def test_poses_of_other_nodes():
-    """As controlnet_aux's DWPose (None where a part was off), its AnimalPose (nested) and ComfyUI's SDPose (fractional scores, feet) write them."""
+    """As controlnet_aux's DWPose (None where a part was off), its AnimalPose (nested) and ComfyUI's SDPose (fractional
+    scores, feet) write them.
+    """
     body = [10.0, 20.0, 1.0] * 17 + [0.0, 0.0, 0.0]
     dwpose = {
         "people": [
@@ -371,14 +410,15 @@ def test_poses_of_other_nodes():
 @pytest.mark.parametrize(
     "value, words",
     [
-        ([{"people": []}], 'picture 1 of the POSE_KEYPOINT must be a dict with "canvas_width"'),
+        ([{"people": []}], 'image 1 of the POSE_KEYPOINT must be a dict with "canvas_width"'),
         (
             [{"canvas_width": 8, "canvas_height": 8, "people": [3]}],
-            "person 1 of picture 1 of the POSE_KEYPOINT must be a dict",
+            "person 1 of image 1 of the POSE_KEYPOINT must be a dict",
         ),
         (
             [{"canvas_width": 8, "canvas_height": 8, "people": [{"pose_keypoints_2d": [1.0] * 75}]}],
-            '"pose_keypoints_2d" of person 1 of picture 1 of the POSE_KEYPOINT must hold .* at most 18 keypoints; it holds 75',
+            '"pose_keypoints_2d" of person 1 of image 1 of the POSE_KEYPOINT must hold .* at most 18 keypoints; it '
+            "holds 75",
         ),
     ],
 )
@@ -387,7 +427,7 @@ def test_what_is_no_pose_is_named(value, words):
         pose_keypoint.from_pose_keypoint(value)
 
 
-# --- SEGS -------------------------------------------------------------------------------------------------------------
+# --- SEGS  ---
 
 
 def test_segs_as_impact_s_nodes_read_them():
@@ -422,18 +462,18 @@ def test_segs_as_impact_s_nodes_read_them():
     assert segs.to_segs(image, boxes, mask)[1][0].cropped_mask.sum() == 1
 
 
-# --- documents --------------------------------------------------------------------------------------------------------
+# --- documents  ---
 
 
 def test_a_document_there_and_back():
     found = [detection([[0, 0, 10.126, 10], [20, 20, 30, 30]]), detection([])]
     boxes = bounding_boxes.to_bounding_boxes(found)
-    frames = [json_document.frame(60, 40, part, one.masks, text="two") for part, one in zip(boxes, found)]
-    text = json_document.json_document("detect", "犬, cat", frames)
+    frames = [json_document.frame_record(60, 40, part, one.masks, text="two") for part, one in zip(boxes, found, strict=False)]
+    text = json_document.write_document("detect", "犬, cat", frames)
     assert (
         "\n" not in text
         and "犬" in text
-        and text == json_document.json_document("detect", "犬, cat", json.loads(text)["frames"])
+        and text == json_document.write_document("detect", "犬, cat", json.loads(text)["frames"])
     )
     read = json_document.read_document(text)
     assert (read.task, read.prompt, read.texts) == ("detect", "犬, cat", ["two", "two"])
@@ -442,13 +482,13 @@ def test_a_document_there_and_back():
         first[0] == {"x": 0.0, "y": 0.0, "width": 10.13, "height": 10.0, "label": "犬", "score": 0.9} and second == []
     )
     assert torch.equal(read.masks(), masks.object_masks(found))
-    assert json_document.read_document(json_document.json_document("ask", "?", [], "words")).texts == ["words"]
+    assert json_document.read_document(json_document.write_document("ask", "?", [], "words")).texts == ["words"]
 
 
 def test_a_document_of_keypoints():
     frame = record(ANIMAL, "狗", left_out=("neck",))
     read = json_document.read_document(
-        json_document.json_document("pose", "狗", [json_document.frame(300, 200, keypoints=frame)])
+        json_document.write_document("pose", "狗", [json_document.frame_record(300, 200, keypoints=frame)])
     )
     assert read.keypoints() == [frame] and read.masks() is None
     assert read.bounding_boxes() == [[{**frame["objects"][0]["box"], "label": "狗", "score": 0.8}]]
@@ -459,7 +499,7 @@ def test_a_document_of_keypoints():
     [torch.zeros(3, 4), torch.ones(3, 4), (torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) > 0.5).float()],
 )
 def test_run_lengths_are_coco_s(mask):
-    packed = json_document.packed(mask)
+    packed = json_document.encode_rle(mask)
     values = itertools.chain.from_iterable([number % 2] * count for number, count in enumerate(packed["counts"]))
     assert (
         packed["size"] == list(mask.shape)
@@ -480,10 +520,10 @@ def good() -> dict:
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda text: text[:-1], "this is no JSON: "),
-        (lambda text: "[" * 100000, "this is no JSON: "),
+        (lambda text: text[:-1], "this is not valid JSON: "),
+        (lambda text: "[" * 100000, "this is not valid JSON: "),
         (lambda text: "[]", 'must be an object with "format"'),
-        (lambda text: text.replace("nodes/1", "nodes/2"), "has the format 'visionllm-nodes/2', and this version"),
+        (lambda text: text.replace("nodes/1", "nodes/2"), "has the format 'visionllm-nodes/2', but this version"),
         (lambda text: text.replace('"frames": [', '"frames": 3, "f": ['), "frames of this document must be a list"),
         (
             lambda text: text.replace('"width": 4', '"width": 0'),
@@ -501,7 +541,7 @@ def good() -> dict:
         ),
         (
             lambda text: text.replace("[0, 0, 1, 1]", '[0, 0, 1, 1], "label": 3'),
-            r"objects\[0\].label of this document must be a text",
+            r"objects\[0\].label of this document must be a string",
         ),
         (
             lambda text: text.replace("[0, 0, 1, 1]", '[0, 0, 1, 1], "keypoints": [{"name": "a", "x": 1}]'),
@@ -513,7 +553,7 @@ def good() -> dict:
         ),
         (
             lambda text: text.replace('"height": 2', '"height": 2, "skeleton": [[0, 1]]'),
-            r"skeleton\[0\] of this document must be two positions",
+            r"skeleton\[0\] of this document must be two indices",
         ),
     ],
 )
@@ -524,23 +564,21 @@ def test_what_is_wrong_with_a_document_is_named_with_its_place(change, words):
         json_document.read_document(change(text))
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- drawing  ---
 
 
 def test_colours_stay_apart_and_text_on_them_can_be_read():
-    colours = [colour(number) for number in range(COUNT)]
-    assert len(set(colours)) == COUNT and colour(COUNT) == colour(0)
+    colours = [palette_color(number) for number in range(COUNT)]
+    assert len(set(colours)) == COUNT and palette_color(COUNT) == palette_color(0)
     nearest = min(np.linalg.norm(np.subtract(a, b)) for a, b in itertools.combinations(colours[:12], 2))
     assert nearest > 80
-    assert ink((255, 255, 0)) == (0, 0, 0) and ink((120, 0, 160)) == (255, 255, 255)
+    assert text_color((255, 255, 0)) == (0, 0, 0) and text_color((120, 0, 160)) == (255, 255, 255)
 
 
 def drawn(boxes=(), mask=None, pose=None, how=BY_NAME, lettering=None, picture=None, **style) -> np.ndarray:
     names = [box.get("label", "") for box in boxes]
     picture = torch.full((120, 200, 3), 0.5) if picture is None else picture
-    frame = draw(
-        picture, boxes, mask, pose, Style(**style), Colouring(how, names), lettering or TextRenderer(Fonts([]))
-    )
+    frame = draw(picture, boxes, mask, pose, Style(**style), ColorMap(how, names), lettering or TextRenderer(Fonts([])))
     return (frame.numpy() * 255).round().astype(int)
 
 
@@ -549,7 +587,7 @@ def box_at(x, y, width, height, **more) -> dict:
 
 
 def test_a_box_is_drawn_on_its_outermost_pixels():
-    picture = drawn([box_at(20, 30, 50, 40)], line=2)
+    picture = drawn([box_at(20, 30, 50, 40)], line_width=2)
     changed = (picture != 128).any(-1)
     rows, columns = changed.any(1).nonzero()[0], changed.any(0).nonzero()[0]
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (30, 69, 20, 69) and not changed[33:67, 23:67].any()
@@ -566,11 +604,13 @@ def test_one_colour_for_each_name_or_for_each_thing():
 def test_masks_let_the_picture_through():
     mask = torch.zeros(1, 120, 200)
     mask[0, 40:80, 50:100] = 1
-    half, none, whole = (drawn([box_at(50, 40, 50, 40)], mask, fill=fill, line=1) for fill in (0.5, 0.0, 1.0))
-    assert np.array_equal(half[60, 75], (np.array(colour(0)) * 0.5 + 64).astype(int)) and np.array_equal(
+    half, none, whole = (
+        drawn([box_at(50, 40, 50, 40)], mask, mask_opacity=fill, line_width=1) for fill in (0.5, 0.0, 1.0)
+    )
+    assert np.array_equal(half[60, 75], (np.array(palette_color(0)) * 0.5 + 64).astype(int)) and np.array_equal(
         none[60, 75], [128] * 3
     )
-    assert np.array_equal(whole[60, 75], colour(0)) and np.array_equal(half[20, 20], [128] * 3)
+    assert np.array_equal(whole[60, 75], palette_color(0)) and np.array_equal(half[20, 20], [128] * 3)
 
 
 @pytest.mark.parametrize("name", ["左の犬", "قطة صغيرة", "छोटा कुत्ता", "한국어 고양이", "🐶 dog", "кошка"])
@@ -631,7 +671,7 @@ def test_any_picture_can_be_drawn_on(shape):
         None,
         None,
         Style(),
-        Colouring(BY_NAME, ["a long name"]),
+        ColorMap(BY_NAME, ["a long name"]),
         TextRenderer(Fonts([])),
     )
     assert frame.shape == (*shape[:2], 3) and frame.dtype == torch.float32

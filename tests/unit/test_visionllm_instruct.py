@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
-from mulan_nodes.visionllm_nodes.detections.results import Detection, Segmentation
+from mulan_nodes.visionllm_nodes.detections.results import Detections, Segmentation
 from mulan_nodes.visionllm_nodes.model.answers import Reply, answer
 from mulan_nodes.visionllm_nodes.model.generation import ToolCall
-from mulan_nodes.visionllm_nodes.model.prefill import View, ask
-from mulan_nodes.visionllm_nodes.model.prompt_templates import PICTURE, Turn, chat
-from mulan_nodes.visionllm_nodes.model.selection import Limits, overlaps, select
-from mulan_nodes.visionllm_nodes.model.special_tokens import DETECT, EDIT, GENERATE, GROUND, POSE, SEGMENT, slot
+from mulan_nodes.visionllm_nodes.model.prefill import ImageView, super_link_states
+from mulan_nodes.visionllm_nodes.model.prompt_templates import IMAGE_LINE, Turn, chat
+from mulan_nodes.visionllm_nodes.model.selection import Limits, nms_mask, select
+from mulan_nodes.visionllm_nodes.model.special_tokens import DETECT, EDIT, GENERATE, GROUND, POSE, SEGMENT, tool_text
 from mulan_nodes.visionllm_nodes.model.tool_use import instruct, labels, run_tools
 from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
 
-def found(*rows) -> Detection:
+def found(*rows) -> Detections:
     """Things as (label, score, x1, y1, x2, y2)."""
-    labels, scores, *corners = zip(*rows)
-    return Detection(
+    labels, scores, *corners = zip(*rows, strict=False)
+    return Detections(
         (100, 100), ("a", "b"), torch.tensor(labels), torch.tensor(scores), torch.tensor(corners, dtype=torch.float32).T
     )
 
 
-THINGS = found(
+DETECTED = found(
     (0, 0.5, 0, 0, 10, 10),
     (0, 0.9, 1, 0, 11, 10),
     (1, 0.8, 0, 0, 10, 10),
@@ -37,29 +38,71 @@ THINGS = found(
     "limits, kept",
     [
         (Limits(), [1, 2, 4, 0, 3]),
-        (Limits(count=2), [1, 2]),
+        (Limits(max_detections=2), [1, 2]),
         (Limits(threshold=0.5), [1, 2, 4, 0]),
-        (Limits(per_name=1), [1, 2]),
-        (Limits(overlap=0.5), [1, 2, 4, 3]),
-        (Limits(overlap=0.5, across_names=True), [1, 4]),
-        (Limits(overlap=0.9), [1, 2, 4, 0, 3]),
-        (Limits(overlap=0.5, per_name=1), [1, 2]),
+        (Limits(max_per_name=1), [1, 2]),
+        (Limits(iou_threshold=0.5), [1, 2, 4, 3]),
+        (Limits(iou_threshold=0.5, class_agnostic=True), [1, 4]),
+        (Limits(iou_threshold=0.9), [1, 2, 4, 0, 3]),
+        (Limits(iou_threshold=0.5, max_per_name=1), [1, 2]),
         (Limits(threshold=0.95), []),
     ],
 )
 def test_what_is_kept(limits, kept):
-    assert select(THINGS, limits).tolist() == kept
+    assert select(DETECTED, limits).tolist() == kept
 
 
-def test_overlaps():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 20, 20], [20, 20, 20, 20]])
-    expected = torch.tensor([[1, 1 / 3, 0, 0], [1 / 3, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    assert torch.allclose(overlaps(boxes, boxes), expected)
+def nms_by_definition(boxes: torch.Tensor, labels: torch.Tensor | None, iou_threshold: float) -> list[bool]:
+    """Box by box, best first: it goes where a kept one has a higher IoU with it; empty boxes overlap nothing."""
+    stays: list[bool] = []
+    low, high = (
+        torch.maximum(boxes[:, None, :2], boxes[None, :, :2]),
+        torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]),
+    )
+    common, areas = (high - low).clamp(min=0).prod(-1), (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    iou = common / (areas[:, None] + areas[None] - common).clamp(min=torch.finfo(torch.float32).tiny)
+    for box in range(len(boxes)):
+        rivals = [other for other in range(box) if stays[other] and (labels is None or labels[other] == labels[box])]
+        stays.append(not any(iou[other, box] > iou_threshold for other in rivals))
+    return stays
+
+
+@pytest.mark.parametrize("kind", ["any", "on a grid", "repeated", "over the edges", "empty"])
+@pytest.mark.parametrize("count", [0, 1, 2, 40])
+def test_nms_is_what_it_is_by_definition(kind, count):
+    generator = torch.Generator().manual_seed(count)
+    corners, sides = (torch.rand(count, 2, generator=generator) * size for size in (1000, 400))
+    boxes = torch.cat((corners, corners + sides), 1)
+    if kind == "on a grid":
+        boxes = (boxes / 100).round() * 100
+    elif kind == "repeated":
+        boxes = boxes[torch.arange(count) // 3]
+    elif kind == "over the edges":
+        boxes -= 500
+    elif kind == "empty":
+        boxes[::3, 2:] = boxes[::3, :2]
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    for iou_threshold in (0.0, 0.25, 0.5, 1.0):
+        for of_label in (None, labels):
+            assert nms_mask(boxes, of_label, iou_threshold).tolist() == nms_by_definition(
+                boxes, of_label, iou_threshold
+            )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_detection_of_a_segmentation_has_the_box_around_its_pixels(seed):
+    labels = torch.randint(0, 6, (7, 9), generator=torch.Generator().manual_seed(seed))
+    detections = Segmentation(tuple("abcdefgh"), labels).to_detections()
+    assert detections.labels.tolist() == sorted(set(labels.flatten().tolist())) and detections.masks is not None
+    for label, box, mask in zip(detections.labels, detections.boxes, detections.masks, strict=True):
+        rows, columns = (labels == label).nonzero().unbind(1)
+        assert torch.equal(mask, labels == label)
+        assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
 def test_areas_of_names():
     names = torch.tensor([[0, 0, 2], [0, 2, 2]])
-    areas = Segmentation(("sky", "sea", "dog"), names).areas()
+    areas = Segmentation(("sky", "sea", "dog"), names).to_detections()
     assert areas.labels.tolist() == [0, 2] and areas.boxes.tolist() == [[0, 0, 2, 2], [1, 0, 3, 2]]
     assert torch.equal(areas.masks[1], names == 2) and areas.scores.tolist() == [1, 1]
 
@@ -78,7 +121,7 @@ def reply(*parts: tuple[str, str], states: int = 4, width: int = 48) -> Reply:
 
 
 @pytest.mark.parametrize(
-    "sentence, leads, expected",
+    "sentence, lead_texts, expected",
     [
         (
             "Can you analyze the image and identify the red car, dog present?",
@@ -98,8 +141,8 @@ def reply(*parts: tuple[str, str], states: int = 4, width: int = 48) -> Reply:
         ("Find it", [""], ["object"]),
     ],
 )
-def test_labels_are_the_words_before_a_tool(sentence, leads, expected):
-    assert labels(reply(*((lead, DETECT) for lead in leads)), sentence) == expected
+def test_labels_are_the_words_before_a_tool(sentence, lead_texts, expected):
+    assert labels(reply(*((lead, DETECT) for lead in lead_texts)), sentence) == expected
 
 
 def test_the_one_thing_of_a_sentence_bears_the_sentence():
@@ -117,7 +160,7 @@ def picture():
 
 
 def test_each_tool_runs_its_decoder(loaded, picture):
-    loaded.ready()
+    loaded.load()
     said = reply(
         ("for a", DETECT),
         (", b", DETECT),
@@ -127,38 +170,42 @@ def test_each_tool_runs_its_decoder(loaded, picture):
         ("see", GENERATE),
         ("and", EDIT),
     )
-    done = run_tools(loaded, picture, "a, b, sky, sea", said, Limits(count=5))
-    assert not done.notes and done.posed is None
-    assert done.found.names == ("a", "b", "a, b, sky, sea", "sky", "sea") and done.found.masks.shape == (
-        len(done.found),
+    done = run_tools(loaded, picture, "a, b, sky, sea", said, Limits(max_detections=5))
+    assert not done.notes and done.keypoints is None
+    assert done.detections.names == ("a", "b", "a, b, sky, sea", "sky", "sea") and done.detections.masks.shape == (
+        len(done.detections),
         70,
         90,
     )
-    counts = torch.bincount(done.found.labels, minlength=5)
+    counts = torch.bincount(done.detections.labels, minlength=5)
     assert counts[:2].sum() == 5 and counts[2] == 1 and counts[3:].max() == 1
-    assert (done.found.scores.diff() <= 0).all()
+    assert (done.detections.scores.diff() <= 0).all()
     assert done.generate.shape == done.edit.shape == (1, 77, 768) and not torch.equal(done.generate, done.edit)
 
 
 def test_keypoints_belong_to_the_objects_of_the_answer(loaded, picture):
-    loaded.ready()
+    loaded.load()
     done = run_tools(
         loaded,
         picture,
         "the nose and tail of the dog",
         reply(("dog", DETECT), ("nose", POSE), ("tail", POSE)),
-        Limits(count=3),
+        Limits(max_detections=3),
     )
-    assert done.found is None and done.posed.names == ("dog",) and done.posed.keypoint_names == ("nose", "tail")
-    assert done.posed.keypoints.shape == (3, 2, 2)
+    assert (
+        done.detections is None
+        and done.keypoints.names == ("dog",)
+        and done.keypoints.keypoint_names == ("nose", "tail")
+    )
+    assert done.keypoints.keypoints.shape == (3, 2, 2)
     alone = run_tools(loaded, picture, "the nose", reply(("nose", POSE)))
-    assert alone.posed is None and "no object" in alone.notes[0]
+    assert alone.keypoints is None and "no object" in alone.notes[0]
 
 
 def test_tools_that_cannot_run_are_told(loaded, picture, tmp_path):
     blind = run_tools(loaded, None, "a dog", reply(("dog", DETECT), ("edit", EDIT)))
     assert (
-        blind.found is None
+        blind.detections is None
         and blind.edit is None
         and [note.split(":")[0] for note in blind.notes] == ["[DET] was not run", "[EDIT] was not run"]
     )
@@ -173,13 +220,15 @@ def eager(tmp_path_factory):
 
 
 def test_a_model_that_writes_tools_has_them_run(eager, picture):
-    done = instruct(eager, picture, "find the dog", limit=3, limits=Limits(count=4))
-    assert done.reply.text == DETECT * 3 and done.reply.spoken == "" and len(done.reply.tools) == 3
-    assert len(done.found) == 4 and set(done.found.names) == {"object"}
+    done = instruct(eager, picture, "find the dog", max_tokens=3, limits=Limits(max_detections=4))
+    assert done.reply.text == DETECT * 3 and done.reply.plain_text == "" and len(done.reply.tools) == 3
+    assert len(done.detections) == 4 and set(done.detections.names) == {"object"}
 
 
 def test_a_written_tool_asks_its_decoder_what_a_given_one_does(eager, picture):
-    (written,) = answer(eager, [picture], [chat("find the dog")], limit=1)
+    (written,) = answer(eager, [picture], [chat("find the dog")], max_tokens=1)
     with torch.no_grad():
-        (given,) = ask(eager, View(eager, picture), [Turn(PICTURE + "find the dog", slot(DETECT))])
-    assert torch.allclose(written.tools[0].states, given[0], atol=1e-4)
+        (given,) = super_link_states(
+            eager, ImageView(eager, picture), [Turn(IMAGE_LINE + "find the dog", tool_text(DETECT))]
+        )
+    assert torch.allclose(written.tools[0].hidden_states, given[0], atol=1e-4)

@@ -89,7 +89,7 @@ def test_extreme_sizes(size):
         grounding_image(picture, SMALL, semantic=True),
         pose_image(picture, SMALL),
     ]
-    for tensor, longest in zip(shown, (96, 120, 96)):
+    for tensor, longest in zip(shown, (96, 120, 96), strict=False):
         assert (
             tensor.shape[0] == 3 and max(tensor.shape) <= longest + max(size) / min(size) and min(tensor.shape[1:]) >= 1
         )
@@ -179,6 +179,6 @@ def test_masks_in_pieces_are_the_same(monkeypatch):
     whole = instance_masks(masks, (30, 37), (50, 61)), semantic_map(logits, masks, (30, 37), (50, 61))
     monkeypatch.setattr("mulan_nodes.visionllm_nodes.model.postprocess.MAX_BATCH_ELEMENTS", 1)
     pieces = instance_masks(masks, (30, 37), (50, 61)), semantic_map(logits, masks, (30, 37), (50, 61))
-    assert all(torch.equal(a, b) for a, b in zip(whole, pieces)) and whole[1].unique().numel() > 1
+    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=False)) and whole[1].unique().numel() > 1
     assert instance_masks(masks[:0], (30, 37), (50, 61)).shape == (0, 50, 61)
     assert boxes_in_pixels(torch.tensor([[0.5, 0.5, 1.0, 0.5]]), (100, 200)).tolist() == [[0, 25, 200, 75]]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+
+from mulan_nodes.visionllm_nodes.detections import names, skeletons
 from mulan_nodes.visionllm_nodes.model import prompt_templates, special_tokens
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 
@@ -21,9 +23,9 @@ def model() -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(
             [
-                prompt_templates.VICUNA.opening,
-                prompt_templates.detection(["cat", "dog"]).human,
-                prompt_templates.interactive(2).human,
+                prompt_templates.VICUNA.system,
+                prompt_templates.detection(["cat", "dog"]).user,
+                prompt_templates.interactive(2).user,
             ]
         ),
         model_writer=made,
@@ -48,7 +50,7 @@ def test_added_tokens_follow_the_vocabulary(tokenizer):
     )
     assert len(tokenizer) == tokenizer.base_size + 26
     for tool in special_tokens.TOOLS:
-        ids = tokenizer.encode(special_tokens.slot(tool), bos=False)
+        ids = tokenizer.encode(special_tokens.tool_text(tool), bos=False)
         assert (
             ids[-special_tokens.count(tool) - 1] == tokenizer.ids[tool]
             and len([id for id in ids if id in tokenizer.names]) == special_tokens.count(tool) + 1
@@ -58,7 +60,7 @@ def test_added_tokens_follow_the_vocabulary(tokenizer):
 def test_text_comes_back(tokenizer):
     text = "Yes,\nthere are two  cats: " + ", ".join(SCRIPTS)
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    answer = prompt_templates.detection(SCRIPTS).gpt
+    answer = prompt_templates.detection(SCRIPTS).assistant
     ids = tokenizer.encode(answer)
     assert tokenizer.decode(ids) == f"Yes, here are the results for {', '.join(SCRIPTS)} in the image."
     assert tokenizer.decode(ids[1:], special=True) == answer
@@ -86,7 +88,7 @@ def test_pictures_become_patches(tokenizer):
     ids = tokenizer.encode("USER: <image>\n<image> in", 3, 2)
     assert [id for id in ids if id == tokenizer.ids[special_tokens.PATCH]] == [tokenizer.ids[special_tokens.PATCH]] * 5
     for patches in ((), (1,), (1, 2, 3)):
-        with pytest.raises(ValueError, match=f"2 <image>.*pictures is {len(patches)}"):
+        with pytest.raises(ValueError, match=f"2 <image>.*there are {len(patches)} images"):
             tokenizer.encode("<image><image>", *patches)
 
 
@@ -108,17 +110,17 @@ def test_files_decide(model):
         "2": {"content": "</s>"},
     }
     for read in (
-        VisionTokenizer.of_files(model, {"added_tokens_decoder": decoder, "legacy": False}, None),
-        VisionTokenizer.of_files(model, {"legacy": False}, ids),
+        VisionTokenizer.from_files(model, {"added_tokens_decoder": decoder, "legacy": False}, None),
+        VisionTokenizer.from_files(model, {"legacy": False}, ids),
     ):
         assert {name: read.ids[name] for name in ids} == ids and read.legacy is False and len(read) == size + 29
     for config in (None, {}, {"legacy": None}, {"added_tokens_decoder": {"1": {"content": "<s>"}}}):
-        read = VisionTokenizer.of_files(model, config, None)
+        read = VisionTokenizer.from_files(model, config, None)
         assert read.legacy is True and len(read) == size + 26
 
 
 def test_wrong_tokenizers_are_named(model):
-    with pytest.raises(ValueError, match="no sentencepiece model"):
+    with pytest.raises(ValueError, match="not a sentencepiece model"):
         VisionTokenizer(b"nothing of the kind")
     llama = {name: 32000 + number for number, name in enumerate(special_tokens.ADDED)}
     with pytest.raises(ValueError, match="belongs to another language model"):
@@ -135,45 +137,43 @@ def test_lists_of_names():
     for asked in (
         prompt_templates.detection,
         prompt_templates.semantic_segmentation,
-        lambda names: prompt_templates.pose(names, prompt_templates.COCO_17),
+        lambda names: prompt_templates.pose(names, skeletons.COCO_17),
         lambda names: prompt_templates.pose(["dog"], names),
     ):
         for wrong, message in (
             ([], "empty"),
             (["cat", " "], "empty"),
-            (["cat", "dog", "cat"], "'cat' stands 2 times"),
+            (["cat", "dog", "cat"], "'cat' appears 2 times"),
             ("cat", "a list"),
-            (["a [DET] b"], r"holds '\[DET\]'"),
+            (["a [DET] b"], r"contains '\[DET\]'"),
         ):
             with pytest.raises(ValueError, match=message):
                 asked(wrong)
         many = [f"kind {number}" for number in range(300)]
-        assert sum(asked(many).gpt.count(special_tokens.slot(tool)) for tool in special_tokens.TOOLS[:4]) in (
-            300,
-            301,
-            317,
-        )
-    assert prompt_templates.distinct([" cat", "dog ", "", "cat", "Cat"]) == ["cat", "dog", "Cat"]
+        assert sum(
+            asked(many).assistant.count(special_tokens.tool_text(tool)) for tool in special_tokens.TOOLS[:4]
+        ) in (300, 301, 317)
+    assert names.unique_names([" cat", "dog ", "", "cat", "Cat"]) == ["cat", "dog", "Cat"]
     assert all(
-        name in prompt_templates.detection(SCRIPTS).human
-        and name + special_tokens.slot("[DET]") in prompt_templates.detection(SCRIPTS).gpt
+        name in prompt_templates.detection(SCRIPTS).user
+        and name + special_tokens.tool_text("[DET]") in prompt_templates.detection(SCRIPTS).assistant
         for name in SCRIPTS
     )
 
 
 def test_cleaning():
-    assert prompt_templates.clean_expression("The man's RED, left-side/top (#2)!") == "the mans red left side top 2"
-    assert prompt_templates.clean_name("Guide_Dog") == "guide dog"
+    assert names.clean_expression("The man's RED, left-side/top (#2)!") == "the mans red left side top 2"
+    assert names.clean_name("Guide_Dog") == "guide dog"
     assert prompt_templates.pose(["Guide_Dog"], ["left_eye"]) == prompt_templates.pose(["guide dog"], ["left eye"])
     assert (
-        prompt_templates.grounding("Man, left-side").human
-        == prompt_templates.PICTURE + "Where can we locate the man left side in the image?"
+        prompt_templates.grounding("Man, left-side").user
+        == prompt_templates.IMAGE_LINE + "Where can we locate the man left side in the image?"
     )
     assert (
-        prompt_templates.generation('A "red" fox:  at night!! ').human
+        prompt_templates.generation('A "red" fox:  at night!! ').user
         == "Generate image with caption: a red fox at night."
     )
-    assert prompt_templates.editing(" make it Snow. ").human == prompt_templates.PICTURE + "Make it snow."
+    assert prompt_templates.editing(" make it Snow. ").user == prompt_templates.IMAGE_LINE + "Make it snow."
 
 
 def test_nothing_to_ask():
@@ -192,7 +192,7 @@ def test_nothing_to_ask():
     for cleaned_away in (prompt_templates.grounding, prompt_templates.generation):
         with pytest.raises(ValueError, match="empty"):
             cleaned_away("(!)")
-    with pytest.raises(ValueError, match="no region"):
+    with pytest.raises(ValueError, match="no regions"):
         prompt_templates.interactive(0)
 
 
@@ -205,4 +205,4 @@ def test_formats_and_history():
         "<|im_end|><|im_start|>user\n<image>\nWhat is it?<|im_end|><|im_start|>assistant\nA cat.<|im_end|>"
         "<|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n"
     )
-    assert "<image>" not in prompt_templates.VICUNA.prompt(prompt_templates.chat("Hello", picture=False))
+    assert "<image>" not in prompt_templates.VICUNA.prompt(prompt_templates.chat("Hello", with_image=False))

@@ -1,4 +1,4 @@
-"""What the answers become on ComfyUI's wires and in files, and how they are drawn. Pure functions: nothing here knows a node or the server.
+"""Detections on ComfyUI's sockets and in files, and how they are drawn: pure functions that know no node and no server.
 
-Box lists, keypoint records and documents hold one entry for each picture of the batch, in its order.
+Box lists, keypoint records and documents have one entry per image of the batch, in its order.
 """

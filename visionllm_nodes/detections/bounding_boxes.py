@@ -1,41 +1,43 @@
-"""BOUNDING_BOX: dicts of "x", "y", "width", "height" in pixels, with "label" and "score" where they are known; one list for each picture."""
+"""BOUNDING_BOX: dicts of "x", "y", "width", "height" in pixels, with "label" and "score" where they are known.
+
+One list per image.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
-from .results import Detection
+from .results import Detections
 
 SIDES = ("x", "y", "width", "height")
-SHAPES = (
-    "one box {x, y, width, height}, a list of boxes for every picture, or a list of such lists, one for each picture"
-)
+SHAPES = "one box {x, y, width, height}, a list of boxes for every image, or a list of such lists, one for each image"
 
 
-def to_bounding_boxes(detections: Sequence[Detection]) -> list[list[dict]]:
-    """A list for each picture, in the order of its things; numbers are floats, cut to the picture."""
+def to_bounding_boxes(detections: Sequence[Detections]) -> list[list[dict]]:
+    """Return a list of boxes per image, in the order of its detections; numbers are floats, cut to the image."""
     return [
         [
-            bounding_box(box, found.size, found.names[label], score)
-            for box, label, score in zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
+            bounding_box(box, one.size, one.names[label], score)
+            for box, label, score in zip(one.boxes.tolist(), one.labels.tolist(), one.scores.tolist(), strict=True)
         ]
-        for found in detections
+        for one in detections
     ]
 
 
 def bounding_box(corners: Sequence[float], size: tuple[int, int], label: str, score: float) -> dict:
-    """`corners` x1 y1 x2 y2, cut to a picture of `size` (height, width)."""
+    """Return the box of `corners` x1 y1 x2 y2, cut to an image of `size` (height, width)."""
     x1, x2 = (min(max(float(corners[side]), 0.0), float(size[1])) for side in (0, 2))
     y1, y2 = (min(max(float(corners[side]), 0.0), float(size[0])) for side in (1, 3))
     return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "label": label, "score": float(score)}
 
 
-def frames_of(value, frames: int | None = None) -> list[list[dict]]:
-    """Any BOUNDING_BOX that nodes give -> a list of checked copies for each of `frames` pictures (None: as many as there are lists).
+def boxes_per_image(value, frames: int | None = None) -> list[list[dict]]:
+    """Return checked copies of any BOUNDING_BOX that nodes give, a list for each of `frames` images.
 
-    One box or one list of boxes is for every picture. Keys besides the four sides are kept; "score" becomes a float.
-    Raises ValueError that names the box and what is wrong with it, or says how many pictures there are boxes for.
+    frames: None for as many as there are lists. One box or one list of boxes is for every image. Keys besides the four
+    sides are kept; "score" becomes a float. Raises ValueError with the box and what is wrong with it, or with the
+    number of images there are boxes for.
     """
     if isinstance(value, dict):
         value = [[value]]
@@ -44,58 +46,62 @@ def frames_of(value, frames: int | None = None) -> list[list[dict]]:
     elif not value or any(isinstance(part, dict) for part in value):
         value = [value]
     lists = []
-    for number, boxes in enumerate(value, 1):
+    for index, boxes in enumerate(value, 1):
         if not isinstance(boxes, (list, tuple)):
-            raise ValueError(f"bounding boxes must be {SHAPES}; entry {number} is {_kind(boxes)}")
-        where = f" of picture {number}" if len(value) > 1 else ""
-        lists.append([_checked(box, f"bounding box {position}{where}") for position, box in enumerate(boxes, 1)])
+            raise ValueError(f"bounding boxes must be {SHAPES}; entry {index} is {_kind(boxes)}")
+        where = f" of image {index}" if len(value) > 1 else ""
+        lists.append([_check_box(box, f"bounding box {position}{where}") for position, box in enumerate(boxes, 1)])
     if frames is None or len(lists) == frames:
         return lists
     if len(lists) == 1:
         return [[dict(box) for box in lists[0]] for _ in range(frames)]
     raise ValueError(
-        f"there are bounding boxes for {len(lists)} pictures, but {frames} picture{'s are' if frames > 1 else ' is'} connected"
+        f"there are bounding boxes for {len(lists)} images, "
+        f"but {frames} image{'s are' if frames > 1 else ' is'} connected"
     )
 
 
-def in_order(boxes: Iterable[dict]) -> list[dict]:
-    """The one order of all results: the higher score first (one without a score before all), then the upper, then the left box."""
-    return sorted(boxes, key=lambda box: (-score_of(box), box["y"], box["x"]))
+def sort_boxes(boxes: Iterable[dict]) -> list[dict]:
+    """Sort boxes as all results are: the higher score first, then the upper, then the left box.
+
+    Boxes without a score come before all.
+    """
+    return sorted(boxes, key=lambda box: (-box_score(box), box["y"], box["x"]))
 
 
-def score_of(box: dict) -> float:
-    """Boxes that a person drew have none: they are certain."""
+def box_score(box: dict) -> float:
+    """Return the score; boxes that a person drew have none: they are certain."""
     return box.get("score", 1.0)
 
 
-def corners_of(box: dict) -> tuple[float, float, float, float]:
-    """-> x1, y1, x2, y2."""
+def box_corners(box: dict) -> tuple[float, float, float, float]:
+    """Return x1, y1, x2, y2."""
     return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
 
 
-def whole_pixels(box: dict, height: int, width: int, margin: int = 0) -> tuple[int, int, int, int] | None:
-    """-> x1, y1, x2, y2 of all pixels that a box touches, with a margin, in the picture; None where that is no pixel."""
-    x1, y1, x2, y2 = corners_of(box)
+def pixel_bounds(box: dict, height: int, width: int, margin: int = 0) -> tuple[int, int, int, int] | None:
+    """Return x1, y1, x2, y2 of all pixels of the image that a box touches, with a margin; None where there is none."""
+    x1, y1, x2, y2 = box_corners(box)
     left, top = max(0, math.floor(x1) - margin), max(0, math.floor(y1) - margin)
     right, bottom = min(width, math.ceil(x2) + margin), min(height, math.ceil(y2) + margin)
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _checked(box, where: str) -> dict:
+def _check_box(box, where: str) -> dict:
     if not isinstance(box, dict):
         raise ValueError(f"{where} must be a dict of {', '.join(SIDES)}; it is {_kind(box)}")
     checked = dict(box)
     for side in SIDES:
         if side not in box:
             raise ValueError(f"{where} has no {side!r}; it has {', '.join(map(repr, box)) or 'nothing'}")
-        checked[side] = _number(box[side], f"{side!r} of {where}")
+        checked[side] = _finite(box[side], f"{side!r} of {where}")
     for side in ("width", "height"):
         if checked[side] < 0:
             raise ValueError(f"{side!r} of {where} is below zero: {checked[side]:g}")
     if checked.get("score") is None:
         checked.pop("score", None)
     else:
-        checked["score"] = _number(checked["score"], f"'score' of {where}")
+        checked["score"] = _finite(checked["score"], f"'score' of {where}")
     if checked.get("label") is None:
         checked.pop("label", None)
     else:
@@ -103,7 +109,7 @@ def _checked(box, where: str) -> dict:
     return checked
 
 
-def _number(value, what: str) -> float:
+def _finite(value, what: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -1,14 +1,33 @@
-"""Lists of names as people type them."""
+"""Names of objects and keypoints, as people type them and as the datasets cleaned them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from ..model.prompt_templates import distinct
-
-_BETWEEN = re.compile(r"[\n\r,;，、；،؛]")  # also the commas and semicolons of Chinese, Japanese and Arabic
+_SEPARATORS = re.compile(r"[\n\r,;，、；،؛]")  # also the commas and semicolons of Chinese, Japanese and Arabic
 
 
 def split_names(text: str) -> list[str]:
-    """One per line, or separated by commas or semicolons of any script; without outer space, empty ones and repetitions."""
-    return distinct(_BETWEEN.split(text))
+    """Return the unique names of a text: one per line, or separated by commas or semicolons of any script."""
+    return unique_names(_SEPARATORS.split(text))
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return the names without outer space, empty ones and repetitions, in their order."""
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def clean_expression(text: str) -> str:
+    """Clean a text as RefCOCO's expressions were: lower case, no punctuation, '-' and '/' become spaces."""
+    return re.sub(r"[-/]", " ", re.sub(r"[.,'!?\"()*#:;]", "", text.lower()))
+
+
+def clean_name(text: str) -> str:
+    """Clean the name of an object or keypoint as UniKPT's were: like an expression, and '_' becomes a space."""
+    return clean_expression(text).replace("_", " ")
+
+
+def normalize_name(name: str) -> str:
+    """Return what two spellings of one name share."""
+    return " ".join(clean_name(name.replace("\u2019", "'")).split())

@@ -1,4 +1,4 @@
-"""What the model found in one picture: plain records, best first."""
+"""Detections, keypoints and segmentations of one image: plain records, best first."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torchvision.ops import masks_to_boxes
 
 
 @dataclass(frozen=True)
-class Detection:
-    """N things: float32 boxes [N, 4] x1 y1 x2 y2 in pixels (they may reach over the edges), scores [N] in 0..1, labels int64 [N] into `names`.
+class Detections:
+    """N detections in an image of `size` (height, width).
 
-    `masks` bool [N, height, width], where they were asked for. `size` is (height, width).
+    labels: int64 [N] into `names`. scores: float32 [N] in 0..1. boxes: float32 [N, 4] x1 y1 x2 y2 in pixels; they may
+    reach over the edges. masks: bool [N, height, width], where they were asked for.
     """
 
     size: tuple[int, int]
@@ -25,9 +27,9 @@ class Detection:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def select(self, index: torch.Tensor) -> Detection:
-        """The things at `index`, in its order."""
-        return Detection(
+    def select(self, index: torch.Tensor) -> Detections:
+        """Return the detections at `index`, in its order."""
+        return Detections(
             self.size,
             self.names,
             self.labels[index],
@@ -39,7 +41,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Keypoints:
-    """N objects of `names` as in `Detection`, each with the K points of `keypoint_names`: float32 [N, K, 2], x y in pixels."""
+    """N objects of `names` as in `Detections`, each with K keypoints: float32 [N, K, 2], x y in pixels."""
 
     size: tuple[int, int]
     names: tuple[str, ...]
@@ -53,7 +55,7 @@ class Keypoints:
         return len(self.scores)
 
     def select(self, index: torch.Tensor) -> Keypoints:
-        """The objects at `index`, in its order."""
+        """Return the objects at `index`, in its order."""
         return Keypoints(
             self.size,
             self.names,
@@ -73,45 +75,44 @@ class Segmentation:
     labels: torch.Tensor
 
     def mask(self, name: str) -> torch.Tensor:
-        """bool [height, width]."""
+        """Return the pixels of a name, bool [height, width]."""
         return self.labels == self.names.index(name)
 
-    def areas(self) -> Detection:
-        """Each name that has a pixel as one thing of score 1, in the names' order: its mask, and the box around all of that."""
-        found = [(number, self.labels == number) for number in range(len(self.names)) if (self.labels == number).any()]
-        masks = torch.stack([mask for _, mask in found])
-        boxes = [
-            [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            for columns, rows in (
-                (mask.any(0).nonzero().flatten().tolist(), mask.any(1).nonzero().flatten().tolist()) for mask in masks
-            )
-        ]
-        return Detection(
-            tuple(self.labels.shape),
-            self.names,
-            torch.tensor([number for number, _ in found]),
-            torch.ones(len(found)),
-            torch.tensor(boxes, dtype=torch.float32),
-            masks,
-        )
+    def to_detections(self) -> Detections:
+        """Return each name that has a pixel as one detection of score 1, in the names' order.
+
+        Its box is around all of its pixels.
+        """
+        labels = self.labels.unique()
+        masks = self.labels == labels[:, None, None]
+        boxes = masks_to_boxes(masks)
+        boxes[:, 2:] += 1  # torchvision's end on the last pixel
+        height, width = self.labels.shape
+        return Detections((height, width), self.names, labels, torch.ones(len(labels)), boxes, masks)
 
 
-def joined(found: Sequence[Detection]) -> Detection:
-    """Things of one picture with the same names, one part behind the other."""
-    masks = None if found[0].masks is None else torch.cat([part.masks for part in found])
-    together = (torch.cat([getattr(part, name) for part in found]) for name in ("labels", "scores", "boxes"))
-    return Detection(found[0].size, found[0].names, *together, masks)
+def concatenate(parts: Sequence[Detections]) -> Detections:
+    """Return detections of one image with the same names as one record, one part behind the other."""
+    masks = [part.masks for part in parts if part.masks is not None]
+    return Detections(
+        parts[0].size,
+        parts[0].names,
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.boxes for part in parts]),
+        torch.cat(masks) if len(masks) == len(parts) else None,
+    )
 
 
-def in_order(scores: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """The one order of all results: the higher score first, then the upper, then the left box; int64 [N]."""
-    rows = [(-score, box[1], box[0]) for score, box in zip(scores.tolist(), boxes.tolist())]
+def sort_order(scores: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Return the index that sorts results, int64 [N]: the higher score first, then the upper, then the left box."""
+    rows = [(-score, box[1], box[0]) for score, box in zip(scores.tolist(), boxes.tolist(), strict=True)]
     return torch.tensor(sorted(range(len(rows)), key=rows.__getitem__), dtype=torch.long, device=scores.device)
 
 
-def nothing(size: tuple[int, int]) -> Detection:
-    """No thing in a picture of this size."""
-    return Detection(
+def no_detections(size: tuple[int, int]) -> Detections:
+    """Return the record of an image of `size` (height, width) in which nothing was detected."""
+    return Detections(
         size,
         (),
         torch.zeros(0, dtype=torch.long),

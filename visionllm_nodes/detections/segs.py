@@ -1,4 +1,4 @@
-"""SEGS of the Impact Pack, for its Detailer nodes: ((height, width), [SEG, ...]) of one picture."""
+"""SEGS of the Impact Pack, for its Detailer nodes: ((height, width), [SEG, ...]) of one image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from .bounding_boxes import score_of, whole_pixels
+from .bounding_boxes import box_score, pixel_bounds
 
-# Readers take the fields by these names: a crop of the IMAGE, a float32 array, a float, [x1, y1, x2, y2] of the crop and of the thing, a text.
+# Readers take the fields by these names: a crop of the IMAGE, a float32 array, a float, [x1, y1, x2, y2] of the crop
+# and of the object, a string.
 SEG = namedtuple(
     "SEG",
     ("cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"),
@@ -20,14 +21,15 @@ SEG = namedtuple(
 def to_segs(
     image: torch.Tensor, boxes: Sequence[dict], masks: torch.Tensor | None = None, crop_factor: float = 3.0
 ) -> tuple:
-    """`image` [H, W, C]; `masks` [N, H, W] of the boxes, which are filled without them. The crop is `crop_factor` times the box, in the picture.
+    """Return the SEGS of one image [H, W, C].
 
-    A box of which the picture shows no pixel is left out.
+    masks: [N, H, W] of the boxes, which are filled without them. The crop is `crop_factor` times the box, within the
+    image. A box outside the image is left out.
     """
     height, width = image.shape[:2]
-    found = []
-    for number, box in enumerate(boxes):
-        pixels = whole_pixels(box, height, width)
+    segs = []
+    for index, box in enumerate(boxes):
+        pixels = pixel_bounds(box, height, width)
         if pixels is None:
             continue
         x1, y1, x2, y2 = pixels
@@ -37,22 +39,25 @@ def to_segs(
             mask = torch.zeros(bottom - top, right - left)
             mask[y1 - top : y2 - top, x1 - left : x2 - left] = 1
         else:
-            mask = masks[number, top:bottom, left:right]
-        found.append(
+            mask = masks[index, top:bottom, left:right]
+        segs.append(
             SEG(
                 image[None, top:bottom, left:right],
                 mask.float().cpu().numpy().copy(),
-                score_of(box),
+                box_score(box),
                 [left, top, right, bottom],
                 [x1, y1, x2, y2],
                 box.get("label", ""),
             )
         )
-    return (height, width), found
+    return (height, width), segs
 
 
 def _stretch(first: int, last: int, factor: float, limit: int) -> tuple[int, int]:
-    """A side `factor` times as long around the same middle, moved and at last cut to lie in 0..limit."""
+    """Return a side `factor` times as long around the same center.
+
+    It is moved, and at last cut, to lie in 0..limit.
+    """
     length = min(limit, max(1, round((last - first) * max(1.0, factor))))
     start = min(max(0, round((first + last - length) / 2)), limit - length)
     return start, start + length

@@ -1,4 +1,4 @@
-"""Kinds of keypoints by name, in the words the model was trained on, with the bones that join them.
+"""Skeletons: keypoint names, in the words that the model was trained on, and the bones that join them.
 
 Source: COCO, CrowdPose, AP-10K, 300W; the names are UniKPT's.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..model.prompt_templates import COCO_17, CROWDPOSE_14, clean_name
+from .names import normalize_name
 
 Bones = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """`object` is what such keypoints belong to, as the model is asked; bones are pairs of positions in `keypoints`."""
+    """`object`: whose keypoints they are, as the model is asked. `bones`: pairs of indices into `keypoints`."""
 
     object: str
     keypoints: tuple[str, ...]
@@ -23,7 +23,7 @@ class Skeleton:
 
 
 def _chains(*chains: Sequence[int]) -> Bones:
-    return tuple(pair for chain in chains for pair in zip(chain, chain[1:]))
+    return tuple(pair for chain in chains for pair in zip(chain, chain[1:], strict=False))
 
 
 def _closed(first: int, last: int) -> list[int]:
@@ -31,13 +31,33 @@ def _closed(first: int, last: int) -> list[int]:
 
 
 def _numbered(name: str, count: int, first: int = 1) -> list[str]:
-    return [f"{name} {number}" for number in range(first, first + count)]
+    return [f"{name} {index}" for index in range(first, first + count)]
 
 
 def _mirrored(name: str, count: int) -> list[str]:
     return _numbered(name, count)[::-1]
 
 
+COCO_17 = (
+    "nose",
+    "left eye",
+    "right eye",
+    "left ear",
+    "right ear",
+    "left shoulder",
+    "right shoulder",
+    "left elbow",
+    "right elbow",
+    "left wrist",
+    "right wrist",
+    "left hip",
+    "right hip",
+    "left knee",
+    "right knee",
+    "left ankle",
+    "right ankle",
+)
+CROWDPOSE_14 = (*COCO_17[5:], "head", "neck")
 BODY_18 = (
     "nose",
     "neck",
@@ -155,19 +175,19 @@ PRESETS = {
 }
 
 
-def plain_name(name: str) -> str:
-    """What two spellings of one keypoint's name share."""
-    return " ".join(clean_name(name.replace("\u2019", "'")).split())
-
-
 def bones_of(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Bones for own keypoint names, in any order: those of the preset that knows most of them, as far as both ends are there; else none."""
-    place = {plain_name(name): position for position, name in enumerate(names)}
+    """Return the bones of keypoint names in any order, as pairs of indices.
+
+    They are those of the preset that has most of them, as far as both ends are there; else none.
+    """
+    index_of = {normalize_name(name): index for index, name in enumerate(names)}
     best: list[tuple[int, int]] = []
     for skeleton in PRESETS.values():
-        known = [plain_name(name) for name in skeleton.keypoints]
+        known = [normalize_name(name) for name in skeleton.keypoints]
         bones = [
-            (place[known[a]], place[known[b]]) for a, b in skeleton.bones if known[a] in place and known[b] in place
+            (index_of[known[a]], index_of[known[b]])
+            for a, b in skeleton.bones
+            if known[a] in index_of and known[b] in index_of
         ]
         best = bones if len(bones) > len(best) else best
     return best

@@ -8,142 +8,165 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from .generation import Answer, Choose, ToolCall, Writing, greedy
-from .image_inputs import Picture
-from .prefill import View, prepare, progress, progress_bar, prompt_of, remember, split, tokens_of
+from .generation import GeneratedText, Generation, Sampler, ToolCall, greedy
+from .image_inputs import ImageLike
+from .prefill import (
+    ImageView,
+    cached_prefix,
+    count_image_tokens,
+    layer_progress,
+    load_weights,
+    split_at_last_image,
+    step_progress,
+    tokenize_prompt,
+)
 from .prompt_templates import Turn
 from .special_tokens import PATCH, REGION
 from .visionllm import Prompt
 from .visionllm_loader import LoadedVisionLLM
 
-LIMIT = 256
+MAX_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What was written to one question: `text` with its tool tokens spelled out, `spoken` without; `finished` is False where the limit cut it.
+    """The answer to one question.
 
-    `leads`: of each tool the text before it, from the previous one on, tokens such as `<det>` spelled out.
+    text: with tool tokens spelled out. plain_text: without them. finished: False where `max_tokens` stopped it.
+    lead_texts: per tool the text before it, from the previous one on, tokens such as `<det>` spelled out.
     """
 
     text: str
-    spoken: str
+    plain_text: str
     finished: bool
     tools: tuple[ToolCall, ...]
-    leads: tuple[str, ...]
+    lead_texts: tuple[str, ...]
 
 
 class Conversation:
-    """Questions about one or several pictures, answered side by side. Iterating writes a token of each answer and gives the texts so far."""
+    """Questions about one or several images, answered side by side.
+
+    Each iteration generates a token of each answer and gives the texts so far.
+    """
 
     def __init__(
         self,
         loaded: LoadedVisionLLM,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageLike],
         questions: Sequence[Sequence[Turn]],
         *,
-        marks: torch.Tensor | None = None,
-        limit: int = LIMIT,
-        choose: Choose = greedy,
+        region_masks: torch.Tensor | None = None,
+        max_tokens: int = MAX_TOKENS,
+        sampler: Sampler = greedy,
     ):
-        """`questions`: per question its turns, the last without an answer; all are about the same pictures, whose `<image>`s they hold.
+        """Run the prompts of all questions.
 
-        `marks` bool [R, S, S] at the tower's size: the regions of the last picture that a single question names. `limit`: tokens per answer.
-        Raises ValueError where the pictures or regions are not those that a question has places for.
+        questions: per question its turns, the last without an answer; all are about the same images, whose `<image>`s
+        they hold. region_masks: bool [R, S, S] at the tower's size, the regions of the last image that a single
+        question names. max_tokens: per answer. Raises ValueError where the images or regions are not those that a
+        question has positions for.
         """
-        if marks is not None and len(questions) > 1:
-            raise ValueError("regions can be asked about with one question at a time")
+        if region_masks is not None and len(questions) > 1:
+            raise ValueError("ask one question at a time about regions")
         self._loaded = loaded
-        views = [View(loaded, picture) for picture in pictures]
-        counts = [tokens_of(loaded, view) for view in views]
-        prompts = [prompt_of(loaded, turns, counts) for turns in questions]
-        begin, _ = split(loaded, prompts[0])
-        if any(ids[: len(begin)] != begin for ids in prompts):
-            raise ValueError("questions asked side by side must agree up to the end of the last picture")
-        rests = [ids[len(begin) :] for ids in prompts]
-        prepare(loaded, views, sum(map(len, rests)) + limit * len(rests))
-        after_layer = progress(loaded, 2)
-        past, embedded = None, None
+        views = [ImageView(loaded, image) for image in images]
+        counts = [count_image_tokens(loaded, view) for view in views]
+        prompts = [tokenize_prompt(loaded, turns, counts) for turns in questions]
+        prefix_ids, _ = split_at_last_image(loaded, prompts[0])
+        if any(input_ids[: len(prefix_ids)] != prefix_ids for input_ids in prompts):
+            raise ValueError("questions asked side by side must agree up to the end of the last image")
+        rests = [input_ids[len(prefix_ids) :] for input_ids in prompts]
+        load_weights(loaded, views, sum(map(len, rests)) + max_tokens * len(rests))
+        after_layer = layer_progress(loaded, 2)
+        past, last_features = None, None
         if len(views) == 1:
-            seen = remember(loaded, views[0], begin, after_layer)
-            past, of_last = seen.cache, seen.seen
-        elif views:  # several pictures have words between them: they are read together, and not kept
-            looks = [loaded.model.look(view.views.to(loaded.device, loaded.dtype)) for view in views]
-            _, past = loaded.model.read(
-                [Prompt(begin, [look.tokens for look in looks])],
-                loaded.ids[PATCH],
-                loaded.ids[REGION],
-                keep=True,
+            prefix = cached_prefix(loaded, views[0], prefix_ids, after_layer)
+            past, last_features = prefix.cache, prefix.features
+        elif views:  # several images have words between them: they are read together, and not kept
+            features = [loaded.model.encode_images(view.views.to(loaded.device, loaded.dtype)) for view in views]
+            _, past = loaded.model.prefill(
+                [Prompt(prefix_ids, [of_image.tokens for of_image in features])],
+                loaded.token_ids[PATCH],
+                loaded.token_ids[REGION],
+                use_cache=True,
                 device=loaded.device,
                 after_layer=after_layer,
             )
-            of_last = looks[-1]
-        if marks is not None:
-            embedded = loaded.model.look_at_regions(
-                views[-1].views[-1].to(loaded.device, loaded.dtype), of_last, marks.to(loaded.device)
+            last_features = features[-1]
+        region_embeddings = None
+        if region_masks is not None:
+            if last_features is None:
+                raise ValueError("regions need an image")
+            region_embeddings = loaded.model.encode_regions(
+                views[-1].views[-1].to(loaded.device, loaded.dtype), last_features, region_masks.to(loaded.device)
             )
-        asked = [Prompt(ids, (), embedded, loaded.model.super_link.links(ids, loaded.ids)) for ids in rests]
-        self._limit = limit
-        self._writing = Writing(
+        asked = [
+            Prompt(input_ids, (), region_embeddings, loaded.model.super_link.links(input_ids, loaded.token_ids))
+            for input_ids in rests
+        ]
+        self._max_tokens = max_tokens
+        self._generation = Generation(
             loaded.model,
             asked,
-            loaded.ids,
+            loaded.token_ids,
             past,
             end=_end(loaded),
-            limit=limit,
-            choose=choose,
+            max_tokens=max_tokens,
+            sampler=sampler,
             dtype=loaded.dtype,
             device=loaded.device,
             after_layer=comfy.model_management.throw_exception_if_processing_interrupted,
         )
 
     def __iter__(self) -> Iterator[list[str]]:
-        advance = progress_bar(self._limit)
-        for _ in self._writing:
+        advance = step_progress(self._max_tokens)
+        for _ in self._generation:
             advance()
             yield [reply.text for reply in self.replies]
 
     @property
     def replies(self) -> list[Reply]:
-        """The answers as far as they are written."""
-        return [self._reply(answer) for answer in self._writing.answers]
+        """The answers as far as they are generated."""
+        return [self._reply(answer) for answer in self._generation.answers]
 
-    def _reply(self, answer: Answer) -> Reply:
+    def _reply(self, answer: GeneratedText) -> Reply:
         decode = self._loaded.tokenizer.decode
-        places = [tool.before for tool in answer.tools]
-        leads = [
-            decode(answer.ids[begin:end], special=True).strip()
-            for begin, end in zip([0, *(place + 1 for place in places)], places)
+        positions = [tool.position for tool in answer.tools]
+        starts = [0, *(position + 1 for position in positions)]
+        lead_texts = [
+            decode(answer.token_ids[start:end], special=True).strip()
+            for start, end in zip(starts, positions, strict=False)  # the text behind the last tool leads to none
         ]
         return Reply(
-            decode(answer.ids, special=True).strip(),
-            decode(answer.ids).strip(),
+            decode(answer.token_ids, special=True).strip(),
+            decode(answer.token_ids).strip(),
             answer.finished,
             tuple(answer.tools),
-            tuple(leads),
+            tuple(lead_texts),
         )
 
 
 @torch.no_grad()
 def answer(
     loaded: LoadedVisionLLM,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageLike],
     questions: Sequence[Sequence[Turn]],
     *,
-    marks: torch.Tensor | None = None,
-    limit: int = LIMIT,
-    choose: Choose = greedy,
+    region_masks: torch.Tensor | None = None,
+    max_tokens: int = MAX_TOKENS,
+    sampler: Sampler = greedy,
     on_text: Callable[[list[str]], None] | None = None,
 ) -> list[Reply]:
-    """Writes the answers to the end; `on_text` gets the texts so far after every token. See `Conversation`."""
-    talk = Conversation(loaded, pictures, questions, marks=marks, limit=limit, choose=choose)
-    for texts in talk:
+    """Generate the answers to the end. `on_text` gets the texts so far after every token. See `Conversation`."""
+    conversation = Conversation(
+        loaded, images, questions, region_masks=region_masks, max_tokens=max_tokens, sampler=sampler
+    )
+    for texts in conversation:
         if on_text is not None:
             on_text(texts)
-    return talk.replies
+    return conversation.replies
 
 
 def _end(loaded: LoadedVisionLLM) -> int:
-    """The id that ends an answer."""
-    ending = loaded.format.gpt_end
-    return loaded.ids.get(ending, loaded.tokenizer.eos)
+    """Return the id that ends an answer."""
+    return loaded.token_ids.get(loaded.template.assistant_end, loaded.tokenizer.eos)

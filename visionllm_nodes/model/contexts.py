@@ -1,4 +1,4 @@
-"""The language model's own embeddings as contexts for diffusion models, in the place of CLIP's states."""
+"""The language model's own embeddings as contexts for diffusion models, in place of CLIP's hidden states."""
 
 from __future__ import annotations
 
@@ -6,45 +6,49 @@ import comfy.model_management
 import torch
 
 from . import prompt_templates
-from .image_inputs import Picture
-from .prefill import View, ask, prepare, progress, prompt_of
+from .image_inputs import ImageLike
+from .prefill import ImageView, layer_progress, load_weights, super_link_states, tokenize_prompt
 from .special_tokens import PATCH, REGION
-from .super_link import read
+from .super_link import gather_queries
 from .visionllm import Prompt
 from .visionllm_loader import LoadedVisionLLM
 
 
 @torch.no_grad()
 def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
-    """What Stable Diffusion 1.5 is to draw: float32 [1, 77, 768], in the place of CLIP's states."""
+    """Return Stable Diffusion 1.5's context of what to draw: float32 [1, 77, 768].
+
+    Raises ValueError where the checkpoint has no mapper for it.
+    """
     mapper = _mapper(loaded, "generate")
-    ids = prompt_of(loaded, [prompt_templates.generation(prompt)], [])
-    links = loaded.model.super_link.links(ids, loaded.ids)
-    prepare(loaded, [], len(ids))
-    states, _ = loaded.model.read(
-        [Prompt(ids, links=links)],
-        loaded.ids[PATCH],
-        loaded.ids[REGION],
+    input_ids = tokenize_prompt(loaded, [prompt_templates.generation(prompt)], [])
+    links = loaded.model.super_link.links(input_ids, loaded.token_ids)
+    load_weights(loaded, [], len(input_ids))
+    hidden_states, _ = loaded.model.prefill(
+        [Prompt(input_ids, links=links)],
+        loaded.token_ids[PATCH],
+        loaded.token_ids[REGION],
         dtype=loaded.dtype,
         device=loaded.device,
-        after_layer=progress(loaded, 1),
+        after_layer=layer_progress(loaded, 1),
     )
-    return mapper(read(states[0], links)).float().to(comfy.model_management.intermediate_device())
+    return mapper(gather_queries(hidden_states[0], links)).float().to(comfy.model_management.intermediate_device())
 
 
 @torch.no_grad()
-def editing_context(loaded: LoadedVisionLLM, picture: Picture, prompt: str) -> torch.Tensor:
-    """How InstructPix2Pix is to change the picture: float32 [1, 77, 768], in the place of CLIP's states."""
+def editing_context(loaded: LoadedVisionLLM, image: ImageLike, prompt: str) -> torch.Tensor:
+    """Return InstructPix2Pix's context of how to change the image: float32 [1, 77, 768].
+
+    Raises ValueError where the checkpoint has no mapper for it.
+    """
     mapper = _mapper(loaded, "edit")
-    (states,) = ask(loaded, View(loaded, picture), [prompt_templates.editing(prompt)])
-    return mapper(states).float().to(comfy.model_management.intermediate_device())
+    (queries,) = super_link_states(loaded, ImageView(loaded, image), [prompt_templates.editing(prompt)])
+    return mapper(queries).float().to(comfy.model_management.intermediate_device())
 
 
 def _mapper(loaded: LoadedVisionLLM, name: str):
     mapper = getattr(loaded.model, name)
     if mapper is None:
-        raise ValueError(
-            f"{loaded.name} has no mapper to {'Stable Diffusion' if name == 'generate' else 'InstructPix2Pix'}: "
-            f"it was saved without it"
-        )
+        target = "Stable Diffusion" if name == "generate" else "InstructPix2Pix"
+        raise ValueError(f"{loaded.name} has no mapper to {target}: it was saved without it")
     return mapper

@@ -1,6 +1,6 @@
-"""The decoders, asked with the language model's states: things, a name for every pixel, or keypoints of one picture.
+"""The decoders, asked with the language model's hidden states: detections, a name for every pixel, or keypoints.
 
-States are float [K, 4, width] on the model's device: one row per name, region or keypoint, in the order of the names.
+Queries are float [K, 4, C] on the model's device: one row per name, region or keypoint, in the order of the names.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from typing import NamedTuple
 
 import torch
 
-from ..detections.results import Detection, Keypoints, Segmentation
+from ..detections.results import Detections, Keypoints, Segmentation
 from . import postprocess
-from .grounding_decoder import Grounding
-from .image_inputs import grounding_picture, padded, pose_picture
-from .prefill import View
+from .grounding_decoder import GroundingOutput
+from .image_inputs import grounding_image, pad_to_multiple, pose_image
+from .prefill import ImageView
 from .selection import Limits, select
 from .visionllm_loader import LoadedVisionLLM
 
 
 class Canvas(NamedTuple):
-    """A decoder's picture, a batch of one on the model's device; where on it the picture is; and the size that answers are for."""
+    """A decoder's padded image, a batch of one on the model's device.
+
+    mask: bool [1, H, W], True on the image. size: (height, width) of the original image, which results are for.
+    """
 
     image: torch.Tensor
     mask: torch.Tensor
@@ -32,119 +35,130 @@ class Canvas(NamedTuple):
         return self.mask.numel()
 
     @property
-    def shown(self) -> tuple[int, int]:
-        """The picture's size on the canvas."""
+    def content(self) -> tuple[int, int]:
+        """The image's height and width on the canvas."""
         return int(self.mask[0, :, 0].sum()), int(self.mask[0, 0].sum())
 
 
-def grounding_canvas(loaded: LoadedVisionLLM, view: View, semantic: bool = False) -> Canvas:
-    return _canvas(loaded, view, grounding_picture(view.pixels, loaded.settings, semantic))
+def grounding_canvas(loaded: LoadedVisionLLM, view: ImageView, semantic: bool = False) -> Canvas:
+    """Return the grounding decoder's canvas; `semantic`: at the size of semantic segmentation."""
+    return _canvas(loaded, view, grounding_image(view.pixels, loaded.settings, semantic))
 
 
-def pose_canvas(loaded: LoadedVisionLLM, view: View) -> Canvas:
-    return _canvas(loaded, view, pose_picture(view.pixels, loaded.settings))
+def pose_canvas(loaded: LoadedVisionLLM, view: ImageView) -> Canvas:
+    """Return the pose decoder's canvas."""
+    return _canvas(loaded, view, pose_image(view.pixels, loaded.settings))
 
 
-def things(
+def detect(
     loaded: LoadedVisionLLM,
     canvas: Canvas,
-    states: torch.Tensor,
+    queries: torch.Tensor,
     names: Sequence[str],
     limits: Limits,
     *,
     first: int = 0,
     masks: bool = True,
-) -> Detection:
-    """Whatever the states ask for, within the limits and in the order of results; states[k] is names[first + k]."""
-    decoder = part(loaded, "grounding")
-    grounding = _ground(decoder, canvas, states)
-    found = postprocess.best(grounding.logits[0], limits.candidates)
-    found = found._replace(labels=found.labels + first)
-    detection = _detection(grounding, found, names, canvas)
-    index = select(detection, limits)
-    return _drawn(
-        decoder, grounding, found.queries[index.to(found.queries.device)], detection.select(index), canvas, masks
-    )
+) -> Detections:
+    """Return whatever the queries ask for, within the limits and in the order of results.
+
+    queries[k] is that of names[first + k].
+    """
+    decoder = require_part(loaded, "grounding")
+    grounding = _ground(decoder, canvas, queries)
+    top = postprocess.top_queries(grounding.logits[0], limits.candidates)
+    top = top._replace(labels=top.labels + first)
+    detections = _detections(grounding, top, names, canvas)
+    index = select(detections, limits)
+    kept = top.queries[index.to(top.queries.device)]
+    return _with_masks(decoder, grounding, kept, detections.select(index), canvas, masks)
 
 
-def thing_of_each(
-    loaded: LoadedVisionLLM, canvas: Canvas, states: torch.Tensor, names: Sequence[str], *, masks: bool = True
-) -> Detection:
-    """The best thing for each row of states, in their order."""
-    decoder = part(loaded, "grounding")
-    grounding = _ground(decoder, canvas, states)
-    found = postprocess.best_per_prompt(grounding.logits[0])
-    return _drawn(decoder, grounding, found.queries, _detection(grounding, found, names, canvas), canvas, masks)
+def detect_per_prompt(
+    loaded: LoadedVisionLLM, canvas: Canvas, queries: torch.Tensor, names: Sequence[str], *, masks: bool = True
+) -> Detections:
+    """Return the best detection for each row of queries, in their order."""
+    decoder = require_part(loaded, "grounding")
+    grounding = _ground(decoder, canvas, queries)
+    top = postprocess.top_per_prompt(grounding.logits[0])
+    detections = _detections(grounding, top, names, canvas)
+    return _with_masks(decoder, grounding, top.queries, detections, canvas, masks)
 
 
-def name_of_each_pixel(
-    loaded: LoadedVisionLLM, canvas: Canvas, states: torch.Tensor, names: Sequence[str]
+def segment_pixels(
+    loaded: LoadedVisionLLM, canvas: Canvas, queries: torch.Tensor, names: Sequence[str]
 ) -> Segmentation:
-    """The names compete for the pixels; none is left without."""
-    decoder = part(loaded, "grounding")
-    grounding = _ground(decoder, canvas, states)
+    """Return a name for every pixel; the names compete for the pixels."""
+    decoder = require_part(loaded, "grounding")
+    grounding = _ground(decoder, canvas, queries)
     every = torch.arange(grounding.logits.shape[1], device=canvas.image.device)[None]
-    labels = postprocess.semantic_map(
-        grounding.logits[0], decoder.masks(grounding, every)[0], canvas.shown, canvas.size
-    )
+    mask_logits = decoder.masks(grounding, every)[0]
+    labels = postprocess.semantic_map(grounding.logits[0], mask_logits, canvas.content, canvas.size)
     return Segmentation(tuple(names), labels.cpu())
 
 
-def keypoints(
+def detect_keypoints(
     loaded: LoadedVisionLLM,
     canvas: Canvas,
-    states: torch.Tensor,
+    queries: torch.Tensor,
     objects: Sequence[str],
     points: Sequence[str],
     limits: Limits,
 ) -> Keypoints:
-    """The states of the objects, then those of the points."""
-    known = torch.ones(1, len(states), dtype=torch.bool, device=canvas.image.device)
+    """Return the keypoints of all objects, within the limits.
+
+    queries: those of the objects, then those of the points.
+    """
+    known = torch.ones(1, len(queries), dtype=torch.bool, device=canvas.image.device)
     split = len(objects)
-    posed = part(loaded, "pose")(
-        canvas.image, canvas.mask, states[None, :split], known[:, :split], states[None, split:], known[:, split:]
+    poses = require_part(loaded, "pose")(
+        canvas.image, canvas.mask, queries[None, :split], known[:, :split], queries[None, split:], known[:, split:]
     )
-    found = postprocess.best(posed.logits[0], limits.candidates)
-    boxes = postprocess.boxes_in_pixels(posed.boxes[0], canvas.size)[found.queries]
-    places = postprocess.keypoints_in_pixels(posed.keypoints[0], canvas.size)[found.queries][..., :2]
-    detection = Detection(canvas.size, tuple(objects), found.labels.cpu(), found.scores.cpu(), boxes.cpu())
-    every = Keypoints(
-        canvas.size, tuple(objects), tuple(points), detection.labels, detection.scores, detection.boxes, places.cpu()
+    top = postprocess.top_queries(poses.logits[0], limits.candidates)
+    boxes = postprocess.boxes_in_pixels(poses.boxes[0], canvas.size)[top.queries]
+    positions = postprocess.keypoints_in_pixels(poses.keypoints[0], canvas.size)[top.queries][..., :2]
+    detections = Detections(canvas.size, tuple(objects), top.labels.cpu(), top.scores.cpu(), boxes.cpu())
+    keypoints = Keypoints(
+        canvas.size,
+        tuple(objects),
+        tuple(points),
+        detections.labels,
+        detections.scores,
+        detections.boxes,
+        positions.cpu(),
     )
-    return every.select(select(detection, limits))
+    return keypoints.select(select(detections, limits))
 
 
-def part(loaded: LoadedVisionLLM, name: str):
-    """A part that a checkpoint may lack. Raises ValueError where it does."""
-    found = getattr(loaded.model, name)
-    if found is None:
-        raise ValueError(f"{loaded.name} has no {name.replace('_', ' ')}: it is not a whole VisionLLM v2 checkpoint")
-    return found
+def require_part(loaded: LoadedVisionLLM, name: str):
+    """Return a part that a checkpoint may lack. Raises ValueError where it does."""
+    part = getattr(loaded.model, name)
+    if part is None:
+        raise ValueError(f"{loaded.name} has no {name.replace('_', ' ')}: it is not a complete VisionLLM v2 checkpoint")
+    return part
 
 
-def _canvas(loaded: LoadedVisionLLM, view: View, picture: torch.Tensor) -> Canvas:
-    image, mask = padded([picture], loaded.settings.multiple)
-    return Canvas(image.to(loaded.device, loaded.dtype), mask.to(loaded.device), view.size)
+def _canvas(loaded: LoadedVisionLLM, view: ImageView, image: torch.Tensor) -> Canvas:
+    batch, mask = pad_to_multiple([image], loaded.settings.multiple)
+    return Canvas(batch.to(loaded.device, loaded.dtype), mask.to(loaded.device), view.size)
 
 
-def _ground(decoder, canvas: Canvas, states: torch.Tensor) -> Grounding:
-    return decoder(
-        canvas.image,
-        canvas.mask,
-        states[None],
-        torch.ones(1, len(states), dtype=torch.bool, device=canvas.image.device),
-    )
+def _ground(decoder, canvas: Canvas, queries: torch.Tensor) -> GroundingOutput:
+    known = torch.ones(1, len(queries), dtype=torch.bool, device=canvas.image.device)
+    return decoder(canvas.image, canvas.mask, queries[None], known)
 
 
-def _detection(grounding: Grounding, found: postprocess.Found, names: Sequence[str], canvas: Canvas) -> Detection:
-    boxes = postprocess.boxes_in_pixels(grounding.boxes[0], canvas.size)[found.queries]
-    return Detection(canvas.size, tuple(names), found.labels.cpu(), found.scores.cpu(), boxes.cpu())
+def _detections(
+    grounding: GroundingOutput, top: postprocess.TopQueries, names: Sequence[str], canvas: Canvas
+) -> Detections:
+    boxes = postprocess.boxes_in_pixels(grounding.boxes[0], canvas.size)[top.queries]
+    return Detections(canvas.size, tuple(names), top.labels.cpu(), top.scores.cpu(), boxes.cpu())
 
 
-def _drawn(
-    decoder, grounding: Grounding, queries: torch.Tensor, detection: Detection, canvas: Canvas, masks: bool
-) -> Detection:
+def _with_masks(
+    decoder, grounding: GroundingOutput, queries: torch.Tensor, detections: Detections, canvas: Canvas, masks: bool
+) -> Detections:
     if not masks:
-        return detection
-    drawn = postprocess.instance_masks(decoder.masks(grounding, queries[None])[0], canvas.shown, canvas.size)
-    return replace(detection, masks=drawn.cpu())
+        return detections
+    mask_logits = decoder.masks(grounding, queries[None])[0]
+    return replace(detections, masks=postprocess.instance_masks(mask_logits, canvas.content, canvas.size).cpu())

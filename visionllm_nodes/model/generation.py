@@ -1,158 +1,177 @@
-"""Writes text behind prompts, token by token, for several prompts at a time; tool tokens bring their learned embeddings along.
+"""Text generation for several prompts at a time; tool tokens bring their learned embeddings along.
 
-Source: facts of upstream's generation (`prepare_inputs_for_generation` and the cached branch of forward in modeling_visionllmv2.py): a tool
-token is fed together with its [EMB]s in one step of 5 or 65 places, and the next token follows the last of them.
+Source: facts of upstream's generation (`prepare_inputs_for_generation` and the cached branch of forward in
+modeling_visionllmv2.py): a tool token is fed together with its [EMB]s in one step of 5 or 65 positions, and the next
+token follows the last of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
-from .language_model import KeyValues
+from .language_model import KVCache
 from .special_tokens import EMBEDDINGS, PATCH, REGION
 from .super_link import TABLE_OF
 from .visionllm import Prompt, VisionLLM
 
-ROOM = 256  # tokens that the cache takes before it is copied into a larger one
+CACHE_GROWTH = 256  # tokens that the KV cache takes before it is copied into a larger one
 
-Choose = Callable[[torch.Tensor], torch.Tensor]
+Sampler = Callable[[torch.Tensor], torch.Tensor]  # logits [B, vocab_size] -> token ids [B]
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """logits [B, vocabulary] -> the likeliest ids [B]."""
+    """Return the most likely token ids [B] of logits [B, vocab_size]."""
     return logits.argmax(dim=-1)
 
 
-def sampling(temperature: float, top_p: float, seed: int) -> Choose:
-    """Draws from the likeliest tokens that together have the probability `top_p` (0 < top_p <= 1); the same seed gives the same text."""
+def nucleus_sampler(temperature: float, top_p: float, seed: int) -> Sampler:
+    """Return a sampler of the most likely tokens that together have the probability `top_p` (0 < top_p <= 1).
+
+    The same seed gives the same text.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def choose(logits):
-        odds, ids = (logits.float().cpu() / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    def sample(logits):
+        odds, token_ids = (logits.float().cpu() / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
         odds = odds.masked_fill(odds.cumsum(dim=-1) - odds >= top_p, 0.0)
-        return ids.gather(-1, torch.multinomial(odds, 1, generator=generator)).squeeze(-1).to(logits.device)
+        return token_ids.gather(-1, torch.multinomial(odds, 1, generator=generator)).squeeze(-1).to(logits.device)
 
-    return choose
+    return sample
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool token that was written: what it is, how many ids came before it, and the states [count, width] its decoder is asked with."""
+    """A generated tool token: its position among the answer's ids, and its decoder's queries, [count, C]."""
 
     tool: str
-    before: int
-    states: torch.Tensor
+    position: int
+    hidden_states: torch.Tensor
 
 
 @dataclass
-class Answer:
-    """What is written so far: ids without [EMB]s and without the end token."""
+class GeneratedText:
+    """What is generated so far: token ids without [EMB]s and without the end token."""
 
-    ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     tools: list[ToolCall] = field(default_factory=list)
-    finished: bool = False  # by the end token; else the limit stopped it
+    finished: bool = False  # by the end token; else `max_tokens` stopped it
 
 
-class Writing:
-    """One answer per prompt. Iterating writes a token of each, and gives the new ids (None where an answer is finished)."""
+class Generation:
+    """One answer per prompt. Each iteration generates a token of each, and gives the new ids (None: it is finished)."""
 
     def __init__(
         self,
         model: VisionLLM,
         prompts: Sequence[Prompt],
         id_of: Mapping[str, int],
-        past: KeyValues | None = None,
+        past: KVCache | None = None,
         *,
         end: int,
-        limit: int,
-        choose: Choose = greedy,
+        max_tokens: int,
+        sampler: Sampler = greedy,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         after_layer: Callable[[], None] = lambda: None,
     ):
-        """`past`: what stands before all prompts; `end`: the id that ends an answer; `limit`: tokens at most; `device`: see `VisionLLM.embed`."""
-        self.answers = [Answer() for _ in prompts]
-        self._model, self._end, self._limit, self._choose, self._after_layer = model, end, limit, choose, after_layer
+        """Run the prompts behind `past`.
+
+        end: the id that ends an answer. max_tokens: per answer. device: see `VisionLLM.embed`.
+        """
+        self.answers = [GeneratedText() for _ in prompts]
+        self._model, self._sampler, self._after_layer = model, sampler, after_layer
+        self._end, self._max_tokens = end, max_tokens
         self._tool_of = {id_of[tool]: tool for tool in TABLE_OF if TABLE_OF[tool] in model.super_link.config.rows}
-        self._never = [id_of[name] for name in EMBEDDINGS]  # they are put in, not chosen
-        states, cache = model.read(
-            prompts, id_of[PATCH], id_of[REGION], past, keep=True, dtype=dtype, device=device, after_layer=after_layer
+        self._never = [id_of[name] for name in EMBEDDINGS]  # they are put in, not sampled
+        hidden_states, new_cache = model.prefill(
+            prompts,
+            id_of[PATCH],
+            id_of[REGION],
+            past,
+            use_cache=True,
+            dtype=dtype,
+            device=device,
+            after_layer=after_layer,
         )
-        self._dtype = states.dtype
-        lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=states.device)
+        device, cache = hidden_states.device, cast(KVCache, new_cache)
+        self._dtype = hidden_states.dtype
+        lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts], device=device)
         before = past.length if past else 0
-        self._cache = cache.with_room(ROOM)
-        self._valid = torch.arange(cache.length, device=states.device)[None] < (before + lengths)[:, None]
+        self._cache = cache.with_room(CACHE_GROWTH)
+        self._valid = torch.arange(cache.length, device=device)[None] < (before + lengths)[:, None]
         self._next_position = before + lengths
-        self._last = states[torch.arange(len(prompts), device=states.device), lengths - 1]
+        self._last = hidden_states[torch.arange(len(prompts), device=device), lengths - 1]
 
     def __iter__(self) -> Iterator[list[int | None]]:
-        for left in reversed(range(self._limit)):
+        for left in reversed(range(self._max_tokens)):
             if all(answer.finished for answer in self.answers):
                 return
-            yield self._write_one(last=not left)
+            yield self._generate_one(last=not left)
 
-    def run(self) -> list[Answer]:
-        """Writes to the end."""
+    def run(self) -> list[GeneratedText]:
+        """Generate to the end."""
         for _ in self:
             pass
         return self.answers
 
-    def _write_one(self, last: bool) -> list[int | None]:
+    def _generate_one(self, last: bool) -> list[int | None]:
         logits = self._model.language.logits(self._last)
         logits[:, self._never] = -torch.inf
-        chosen = self._choose(logits).tolist()
         new: list[int | None] = []
-        for answer, id in zip(self.answers, chosen):
-            answer.finished = answer.finished or id == self._end
-            new.append(None if answer.finished else id)
-        for answer, id in zip(self.answers, new):
-            if id is not None:
-                answer.ids.append(id)
-        fed = [
-            id if id in self._tool_of or not last else None for id in new
-        ]  # the last word's states are of no use, a tool's are
-        if any(id is not None for id in fed):
+        for answer, token_id in zip(self.answers, self._sampler(logits).tolist(), strict=True):
+            answer.finished = answer.finished or token_id == self._end
+            new.append(None if answer.finished else token_id)
+        for answer, token_id in zip(self.answers, new, strict=True):
+            if token_id is not None:
+                answer.token_ids.append(token_id)
+        # The last word's hidden states are of no use, a tool's are.
+        fed = [token_id if token_id in self._tool_of or not last else None for token_id in new]
+        if any(token_id is not None for token_id in fed):
             self._feed(fed)
         return new
 
-    def _feed(self, ids: list[int | None]) -> None:
-        """One step of the language model; rows that have fewer places than others are padded, and the padding is never looked at."""
+    def _feed(self, token_ids: list[int | None]) -> None:
+        """Run one step of the language model.
+
+        Rows that have fewer positions than others are padded, and the padding is never looked at.
+        """
         device, rows = self._last.device, []
         words = self._model.language.embed_tokens(
-            torch.tensor([0 if id is None else id for id in ids], device=device)
+            torch.tensor([0 if token_id is None else token_id for token_id in token_ids], device=device)
         ).to(self._dtype)
-        for word, id in zip(words, ids):
-            if id is None:
+        for word, token_id in zip(words, token_ids, strict=True):
+            if token_id is None:
                 rows.append(word[None][:0])
-            elif id in self._tool_of:
-                rows.append(torch.cat((word[None], self._model.super_link.rows(self._tool_of[id]).to(word))))
+            elif token_id in self._tool_of:
+                embeddings = self._model.super_link.embeddings(self._tool_of[token_id]).to(word)
+                rows.append(torch.cat((word[None], embeddings)))
             else:
                 rows.append(word[None])
         counts = torch.tensor([len(row) for row in rows], device=device)
-        most = int(counts.max())
+        longest = int(counts.max())
         step = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        places = torch.arange(most, device=device)
-        self._valid = torch.cat((self._valid, places < counts[:, None]), dim=1)
-        if self._cache.layers[0][0].shape[2] < self._cache.length + most:
-            self._cache = self._cache.with_room(most + ROOM)
-        states, self._cache = self._model.language(
+        offsets = torch.arange(longest, device=device)
+        self._valid = torch.cat((self._valid, offsets < counts[:, None]), dim=1)
+        if self._cache.room < self._cache.length + longest:
+            self._cache = self._cache.with_room(longest + CACHE_GROWTH)
+        hidden_states, cache = self._model.language(
             step,
             self._cache,
-            keep=True,
+            use_cache=True,
             mask=None if self._valid.all() else self._valid,
-            positions=self._next_position[:, None] + places,
+            positions=self._next_position[:, None] + offsets,
             after_layer=self._after_layer,
         )
+        self._cache = cast(KVCache, cache)
         self._next_position = self._next_position + counts
-        for number, (answer, id) in enumerate(zip(self.answers, ids)):
-            if id is None:
+        for index, (answer, token_id) in enumerate(zip(self.answers, token_ids, strict=True)):
+            if token_id is None:
                 continue
-            if id in self._tool_of:
-                answer.tools.append(
-                    ToolCall(self._tool_of[id], len(answer.ids) - 1, states[number, 1 : len(rows[number])])
-                )
-            self._last[number] = states[number, len(rows[number]) - 1]
+            if token_id in self._tool_of:
+                queries = hidden_states[index, 1 : len(rows[index])]
+                answer.tools.append(ToolCall(self._tool_of[token_id], len(answer.token_ids) - 1, queries))
+            self._last[index] = hidden_states[index, len(rows[index]) - 1]

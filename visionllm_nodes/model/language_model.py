@@ -1,13 +1,14 @@
-"""The language model: the host's LLaMA blocks, with a cache of keys and values that questions about one picture share.
+"""The language model: ComfyUI's LLaMA blocks, with a KV cache that questions about one image share.
 
-Source: VisionLLMv2/visionllmv2/model/modeling_visionllmv2.py, which drives transformers' LlamaForCausalLM; the host's own forward takes no
-block of several new tokens behind cached ones, so the loop over its blocks is ours.
+Source: VisionLLMv2/visionllmv2/model/modeling_visionllmv2.py, which drives transformers' LlamaForCausalLM. ComfyUI's
+own forward takes no block of several new tokens behind cached ones, so the loop over its blocks is ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -16,35 +17,17 @@ from comfy.text_encoders import llama
 from torch import nn
 
 
-@dataclass(frozen=True)
-class LanguageConfig:
-    vocabulary: int
-    width: int
-    feed_forward: int
-    layers: int
-    heads: int
-    key_value_heads: int
-    norm_eps: float = 1e-5
+@dataclass
+class LanguageConfig(llama.Llama2Config):
+    """ComfyUI's configuration with Vicuna's RoPE; `head_dim` is a field (there it is an attribute of the class)."""
+
+    head_dim: int = 128
     rope_theta: float = 10000.0
 
-    def for_host(self) -> llama.Llama2Config:
-        config = llama.Llama2Config(
-            vocab_size=self.vocabulary,
-            hidden_size=self.width,
-            intermediate_size=self.feed_forward,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.key_value_heads,
-            rms_norm_eps=self.norm_eps,
-            rope_theta=self.rope_theta,
-        )
-        config.head_dim = self.width // self.heads  # a class attribute of the host's, not a field
-        return config
-
 
 @dataclass(frozen=True)
-class KeyValues:
-    """What the layers keep of `length` tokens: per layer keys and values [B, heads, room, head width], where `room` may exceed `length`."""
+class KVCache:
+    """Keys and values of `length` tokens, per layer [B, heads, room, head_dim]; `room` may exceed `length`."""
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     length: int
@@ -53,97 +36,106 @@ class KeyValues:
     def bytes(self) -> int:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
-    def repeated(self, batch: int) -> KeyValues:
-        """The same tokens before each of `batch` continuations; nothing is copied."""
-        return KeyValues(
+    @property
+    def room(self) -> int:
+        return self.layers[0][0].shape[2]
+
+    def expanded(self, batch: int) -> KVCache:
+        """Return the same tokens in front of each of `batch` continuations; nothing is copied."""
+        return KVCache(
             tuple((keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in self.layers),
             self.length,
         )
 
-    def with_room(self, more: int) -> KeyValues:
-        """A copy that takes `more` tokens without copying again."""
+    def with_room(self, tokens: int) -> KVCache:
+        """Return a copy that takes `tokens` more without another copy."""
 
-        def larger(tensor):
-            return torch.cat(
-                (tensor[:, :, : self.length], tensor.new_zeros(*tensor.shape[:2], more, tensor.shape[3])), dim=2
-            )
+        def enlarged(tensor):
+            room = tensor.new_zeros(*tensor.shape[:2], tokens, tensor.shape[3])
+            return torch.cat((tensor[:, :, : self.length], room), dim=2)
 
-        return KeyValues(tuple((larger(keys), larger(values)) for keys, values in self.layers), self.length)
+        return KVCache(tuple((enlarged(keys), enlarged(values)) for keys, values in self.layers), self.length)
 
-    def to(self, device) -> KeyValues:
-        return KeyValues(tuple((keys.to(device), values.to(device)) for keys, values in self.layers), self.length)
+    def to(self, device) -> KVCache:
+        """Return the cache on `device`."""
+        return KVCache(tuple((keys.to(device), values.to(device)) for keys, values in self.layers), self.length)
 
 
 class LanguageModel(nn.Module):
-    """Embeddings in, hidden states behind the final norm out. Weights bear LLaMA's names (`layers.0.self_attn.q_proj.weight`...)."""
+    """Embeddings in, hidden states behind the final norm out.
 
-    def __init__(self, config: LanguageConfig, *, operations, dtype=None, device=None):
+    Weights have LLaMA's names (`layers.0.self_attn.q_proj.weight`...).
+    """
+
+    def __init__(self, config: LanguageConfig, *, operations: Any, dtype=None, device=None):
         super().__init__()
         self.config = config
-        host = config.for_host()
-        self.embed_tokens = operations.Embedding(config.vocabulary, config.width, dtype=dtype, device=device)
+        self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
-            llama.TransformerBlock(host, index, device=device, dtype=dtype, ops=operations)
-            for index in range(config.layers)
+            llama.TransformerBlock(config, index, device=device, dtype=dtype, ops=operations)
+            for index in range(config.num_hidden_layers)
         )
-        self.norm = llama.RMSNorm(config.width, eps=config.norm_eps, device=device, dtype=dtype)
-        self.lm_head = operations.Linear(config.width, config.vocabulary, bias=False, dtype=dtype, device=device)
+        self.norm = llama.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, device=device, dtype=dtype)
+        self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device)
 
     def forward(
         self,
         embeddings: torch.Tensor,
-        past: KeyValues | None = None,
+        past: KVCache | None = None,
         *,
-        keep: bool = False,
+        use_cache: bool = False,
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         after_layer: Callable[[], None] = lambda: None,
-    ) -> tuple[torch.Tensor, KeyValues | None]:
-        """embeddings [B, T, width] behind the tokens of `past` -> (states [B, T, width], the cache with both where `keep`).
+    ) -> tuple[torch.Tensor, KVCache | None]:
+        """Run embeddings [B, T, C] behind `past` -> hidden states [B, T, C], and with `use_cache` the cache of both.
 
-        `mask` bool [B, past + T]: False where nothing may look (padding). Padding at the right end needs none: no token sees a later one.
-        `positions` int [B, T]: by default those after `past`. A `past` with room is written in place and must not be used again.
+        mask: bool [B, past + T], False where no token may look (padding). Padding at the right end needs none: no token
+        sees a later one. positions: int [B, T], by default those after `past`. A `past` with room is written in place
+        and must not be used again.
         """
         length, count = past.length if past else 0, embeddings.shape[1]
         if positions is None:
             positions = torch.arange(length, length + count, device=embeddings.device)[None]
         angles = llama.precompute_freqs_cis(
-            self.config.width // self.config.heads, positions, self.config.rope_theta, device=embeddings.device
+            self.config.head_dim, positions, self.config.rope_theta, device=embeddings.device
         )
         angles = tuple(part.to(embeddings.dtype) for part in angles)
-        bias = _bias(length, count, mask, embeddings)
+        bias = _attention_bias(length, count, mask, embeddings)
         attention = optimized_attention_for_device(embeddings.device, mask=bias is not None, small_input=True)
-        states, kept = embeddings, []
+        hidden_states, cached = embeddings, []
         for index, layer in enumerate(self.layers):
-            before = (*past.layers[index], length) if past else [] if keep else None
-            states, after = layer(
-                states, attention_mask=bias, freqs_cis=angles, optimized_attention=attention, past_key_value=before
+            layer_past = (*past.layers[index], length) if past else [] if use_cache else None
+            hidden_states, present = layer(
+                hidden_states,
+                attention_mask=bias,
+                freqs_cis=angles,
+                optimized_attention=attention,
+                past_key_value=layer_past,
             )
-            if keep:
-                kept.append(after[:2])
+            if use_cache:
+                cached.append(present[:2])
             after_layer()
-        return self.norm(states), KeyValues(tuple(kept), length + count) if keep else None
+        return self.norm(hidden_states), KVCache(tuple(cached), length + count) if use_cache else None
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """States [..., width] -> float32 [..., vocabulary]."""
-        return self.lm_head(states).float()
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits [..., vocab_size] of hidden states [..., C]."""
+        return self.lm_head(hidden_states).float()
 
 
-def _bias(length: int, count: int, mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """What attention adds to its scores, [B or 1, 1, T, past + T]; None where every token may see all."""
+def _attention_bias(length: int, count: int, mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """Return what attention adds to its scores, [B or 1, 1, T, past + T]; None where every token may see all."""
     if mask is None and count == 1:
         return None
-    seen = torch.ones(count, length + count, dtype=torch.bool, device=like.device).tril(length)[None, None]
+    visible = torch.ones(count, length + count, dtype=torch.bool, device=like.device).tril(length)[None, None]
     if mask is not None:
-        own = torch.eye(count, length + count, dtype=torch.bool, device=like.device).roll(
-            length, dims=1
-        )  # a row that sees nothing would be NaN
-        seen = seen & mask[:, None, None, :] | own
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(
-        ~seen, torch.finfo(like.dtype).min / 4
-    )
+        # Each token sees itself: a row that sees nothing would be NaN.
+        itself = torch.eye(count, length + count, dtype=torch.bool, device=like.device).roll(length, dims=1)
+        visible = visible & mask[:, None, None, :] | itself
+    bias = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    return bias.masked_fill_(~visible, torch.finfo(like.dtype).min / 4)
 
 
 def check_interrupt() -> None:
-    """Raises the host's exception where the user has pressed stop; the usual `after_layer`."""
+    """Raise ComfyUI's exception where the user has pressed stop; the usual `after_layer`."""
     comfy.model_management.throw_exception_if_processing_interrupted()

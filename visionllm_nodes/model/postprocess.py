@@ -1,7 +1,8 @@
-"""From the decoders' numbers to scores, labels, boxes in pixels, masks and keypoints.
+"""From the decoders' outputs to scores, labels, boxes in pixels, masks and keypoints.
 
-Source: upstream's eval_det, eval_visual_prompt, eval_semseg and eval_pose. Nothing is suppressed and nothing thresholded:
-one query may appear with several labels. Sizes are (height, width); "shown" is the decoder's picture without its padding.
+Source: upstream's eval_det, eval_visual_prompt, eval_semseg and eval_pose. There is no NMS and no threshold: one query
+may appear with several labels. Sizes are (height, width); `content` is the size of the decoder's image without its
+padding.
 """
 
 from __future__ import annotations
@@ -11,84 +12,97 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torchvision.ops import box_convert
 
-AT_ONCE = 2**26  # numbers of a mask batch that may exist together: 256 MB
+MAX_BATCH_ELEMENTS = 2**26  # of masks that are enlarged together: 256 MB
 
 
-class Found(NamedTuple):
-    """Best first, float32 and int64 [N]: the label is the name's column, the query its row in boxes, masks and keypoints."""
+class TopQueries(NamedTuple):
+    """Pairs of a query and a label, best first: float32 and int64 [N].
+
+    The label is the name's column of the logits, the query its row in boxes, masks and keypoints.
+    """
 
     scores: torch.Tensor
     labels: torch.Tensor
     queries: torch.Tensor
 
 
-def best(logits: torch.Tensor, count: int) -> Found:
-    """logits [Q, K] -> the `count` best of all Q * K pairs (all, where there are fewer); pairs of a masked name (-inf) are left out.
+def top_queries(logits: torch.Tensor, count: int) -> TopQueries:
+    """Return the `count` best of all Q * K pairs of logits [Q, K]; pairs of a masked name (-inf) are left out.
 
-    COCO takes 100, CrowdHuman 500, one thing (grounding, salient objects) 1.
+    COCO takes 100, CrowdHuman 500, one object (grounding, salient objects) 1.
     """
     scores = logits.float().sigmoid().flatten()
     scores, index = scores.topk(min(count, scores.numel()))
     scores, index = scores[scores > 0], index[scores > 0]
-    return Found(scores, index % logits.shape[1], index // logits.shape[1])
+    return TopQueries(scores, index % logits.shape[1], index // logits.shape[1])
 
 
-def best_per_prompt(logits: torch.Tensor, count: int = 300) -> Found:
-    """logits [Q, K] of K regions -> the best query of each region, in the regions' order.
+def top_per_prompt(logits: torch.Tensor, count: int = 300) -> TopQueries:
+    """Return the best query of each of K regions, in their order; logits [Q, K].
 
     A region with no pair among the `count` best has score 0 (as upstream says) and its own best query.
     """
-    found = best(logits, count)
+    best = top_queries(logits, count)
     queries = logits.argmax(0)
     labels = torch.arange(logits.shape[1], device=logits.device)
-    return Found(logits.float().sigmoid().amax(0) * torch.isin(labels, found.labels), labels, queries)
+    return TopQueries(logits.float().sigmoid().amax(0) * torch.isin(labels, best.labels), labels, queries)
 
 
 def boxes_in_pixels(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """boxes [..., 4] cx cy w h in 0..1 -> x1 y1 x2 y2 in pixels, float32; they may reach over the picture's edges."""
-    centre, extent = boxes.float().split(2, -1)
+    """Convert boxes [..., 4] cx cy w h in 0..1 -> x1 y1 x2 y2 in pixels, float32.
+
+    They may reach over the image's edges.
+    """
     scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32, device=boxes.device)
-    return torch.cat((centre - 0.5 * extent, centre + 0.5 * extent), -1) * scale
+    return box_convert(boxes.float(), "cxcywh", "xyxy") * scale
 
 
 def keypoints_in_pixels(keypoints: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """keypoints [..., K, 2] in 0..1 -> [..., K, 3]: x and y in pixels, and a visibility that is always 1, float32."""
+    """Convert keypoints [..., K, 2] in 0..1 -> float32 [..., K, 3].
+
+    That is x and y in pixels, and a visibility that is always 1.
+    """
     scaled = keypoints.float() * torch.tensor([size[1], size[0]], dtype=torch.float32, device=keypoints.device)
     return torch.cat((scaled, torch.ones_like(scaled[..., :1])), -1)
 
 
-def instance_masks(logits: torch.Tensor, shown: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """logits [N, h, w] of a padded canvas at a quarter of its size -> bool [N, height, width] of the picture."""
-    masks = [whole.sigmoid() > 0.5 for whole in _enlarged(logits, shown, size)]
+def instance_masks(logits: torch.Tensor, content: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """Return masks of the image, bool [N, height, width].
+
+    logits: [N, h, w] of the padded canvas, at a quarter of its size.
+    """
+    masks = [enlarged.sigmoid() > 0.5 for enlarged in _enlarge(logits, content, size)]
     return torch.cat(masks) if masks else logits.new_zeros(0, *size, dtype=torch.bool)
 
 
 def semantic_map(
-    logits: torch.Tensor, masks: torch.Tensor, shown: tuple[int, int], size: tuple[int, int]
+    logits: torch.Tensor, masks: torch.Tensor, content: tuple[int, int], size: tuple[int, int]
 ) -> torch.Tensor:
-    """logits [Q, K] and mask logits [Q, h, w] of all queries -> int64 [height, width]: each pixel's name, none is left without.
+    """Return the index of each pixel's name, int64 [height, width]; every pixel has one.
 
-    Upstream enlarges every query's mask and then mixes them per name; both steps are linear, so here the K mixtures are enlarged instead.
+    logits: [Q, K] and mask logits [Q, h, w] of all queries. Upstream enlarges every query's mask and then mixes them
+    per name; both steps are linear, so here the K mixtures are enlarged instead.
     """
     mixed = torch.einsum("qk,qhw->khw", logits.float().sigmoid(), masks.float().sigmoid())
-    names = highest = None
+    names = torch.zeros(size, dtype=torch.long, device=logits.device)
+    highest = torch.full(size, -torch.inf, device=logits.device)
     first = 0
-    for whole in _enlarged(mixed, shown, size):
-        score, name = whole.max(0)
-        names = name if highest is None else torch.where(score > highest, name + first, names)
-        highest = score if highest is None else torch.maximum(highest, score)
-        first += len(whole)
+    for enlarged in _enlarge(mixed, content, size):
+        score, name = enlarged.max(0)
+        names = torch.where(score > highest, name + first, names)
+        highest = torch.maximum(highest, score)
+        first += len(enlarged)
     return names
 
 
-def _enlarged(masks: torch.Tensor, shown: tuple[int, int], size: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """Few masks at a time, float32: four times as large, without the padding, at the picture's size."""
+def _enlarge(masks: torch.Tensor, content: tuple[int, int], size: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """Enlarge few masks at a time, float32: to four times the size, without the padding, to the image's size."""
     if not len(masks):
         return
     largest = max(size[0] * size[1], 16 * masks.shape[-2] * masks.shape[-1])
-    for few in masks.float().split(max(1, AT_ONCE // largest)) if len(masks) else ():
-        canvas = F.interpolate(few[None], scale_factor=4, mode="bilinear", align_corners=False)[
-            ..., : shown[0], : shown[1]
-        ]
+    for few in masks.float().split(max(1, MAX_BATCH_ELEMENTS // largest)):
+        canvas = F.interpolate(few[None], scale_factor=4, mode="bilinear", align_corners=False)
+        canvas = canvas[..., : content[0], : content[1]]
         yield F.interpolate(canvas, size=size, mode="bilinear", align_corners=False)[0]

@@ -1,127 +1,147 @@
-"""Puts a picture and a question before the language model: one pass over the picture, kept; one pass over the words of each question."""
+"""Prefill: one pass over an image, whose KV cache is kept, and one pass over the words of each question behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import cast
 
 import comfy.model_management
 import comfy.utils
 import torch
 
-from ...mulan.images.tiling import Picture, as_pixels
-from .image_inputs import tower_pictures
-from .language_model import check_interrupt
-from .prefix_cache import Remembered, content_key
+from ...mulan.images.tiling import ImageLike, to_pixels
+from .image_inputs import tower_images
+from .language_model import KVCache, check_interrupt
+from .prefix_cache import CachedPrefix, content_key
 from .prompt_templates import Turn
 from .special_tokens import PATCH, REGION
-from .super_link import read
+from .super_link import gather_queries
 from .visionllm import Prompt
 from .visionllm_loader import LoadedVisionLLM
 
 BYTES_PER_CANVAS_PIXEL = 1024  # of a decoder with its backbone: at 800 x 1333 it takes about a gigabyte
 
-_SHARE: ContextVar[tuple[int, int]] = ContextVar(
-    "share", default=(0, 1)
-)  # which part of the work is shown progress of, and of how many
+# Which part of the work progress is shown of (from 0), and of how many.
+_SHARE: ContextVar[tuple[int, int]] = ContextVar("share", default=(0, 1))
 
 
-class View:
-    """A picture before the model: `pixels` uint8 [H, W, 3], and its views as the tower takes them."""
+class ImageView:
+    """An image as the model takes it: `pixels` uint8 [H, W, 3], `views` [N, 3, S, S] for the vision tower."""
 
-    def __init__(self, loaded: LoadedVisionLLM, picture: Picture):
-        self.pixels = as_pixels(picture)
-        self.size = self.pixels.shape[:2]
-        self.views = tower_pictures(self.pixels, loaded.settings)
+    def __init__(self, loaded: LoadedVisionLLM, image: ImageLike):
+        self.pixels = to_pixels(image)
+        self.size: tuple[int, int] = self.pixels.shape[0], self.pixels.shape[1]
+        self.views = tower_images(self.pixels, loaded.settings)
 
     @property
     def key(self) -> str:
         return content_key(self.pixels)
 
 
-def prepare(loaded: LoadedVisionLLM, views: Sequence[View], words: int, canvas: int = 0) -> None:
-    """Has the host load the weights with room for a pass over the views' tokens and `words` more, and for decoding a canvas of so many pixels."""
+def load_weights(loaded: LoadedVisionLLM, views: Sequence[ImageView], tokens: int, canvas: int = 0) -> None:
+    """Have ComfyUI load the weights, with room for a pass over the views and `tokens` more, and for a decoder's canvas.
+
+    canvas: its pixels.
+    """
     config = loaded.file.parts["language"].config
-    tokens = words + sum(tokens_of(loaded, view) for view in views)
-    activations = tokens * (8 * config.width + 3 * config.feed_forward) + tokens * tokens
-    cache = 2 * tokens * config.layers * config.width * config.key_value_heads // config.heads
-    loaded.ready(loaded.dtype.itemsize * (activations + cache) + BYTES_PER_CANVAS_PIXEL * canvas)
+    tokens += sum(count_image_tokens(loaded, view) for view in views)
+    activations = tokens * (8 * config.hidden_size + 3 * config.intermediate_size) + tokens * tokens
+    key_value_size = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
+    cache = 2 * tokens * config.num_hidden_layers * key_value_size
+    loaded.load(loaded.dtype.itemsize * (activations + cache) + BYTES_PER_CANVAS_PIXEL * canvas)
 
 
-def tokens_of(loaded: LoadedVisionLLM, view: View) -> int:
-    """How many tokens of the language model a view takes."""
-    tower = loaded.file.parts["tower"].config.patches
-    return len(view.views) * (tower // 4 if loaded.model.shuffles else tower)
+def count_image_tokens(loaded: LoadedVisionLLM, view: ImageView) -> int:
+    """Return how many tokens of the language model an image takes."""
+    patches = loaded.file.parts["tower"].config.num_patches
+    return len(view.views) * (patches // 4 if loaded.model.uses_pixel_shuffle else patches)
 
 
-def prompt_of(loaded: LoadedVisionLLM, turns: Sequence[Turn], counts: Sequence[int]) -> list[int]:
-    """The ids of a conversation whose n-th picture takes counts[n] tokens."""
-    return loaded.tokenizer.encode(loaded.format.prompt(turns), *counts)
+def tokenize_prompt(loaded: LoadedVisionLLM, turns: Sequence[Turn], counts: Sequence[int]) -> list[int]:
+    """Return the input ids of a conversation whose n-th image takes counts[n] tokens."""
+    return loaded.tokenizer.encode(loaded.template.prompt(turns), *counts)
 
 
-def remember(loaded: LoadedVisionLLM, view: View, begin: Sequence[int], after_layer: Callable[[], None]) -> Remembered:
-    """The picture as seen and the cache of `begin`, the ids up to its last token; from memory where it was asked about before."""
-    key = view.key, tuple(begin)
-    known = loaded.memory.get(key)
-    if known is None:
-        seen = loaded.model.look(view.views.to(loaded.device, loaded.dtype))
-        _, cache = loaded.model.read(
-            [Prompt(begin, [seen.tokens])],
-            loaded.ids[PATCH],
-            loaded.ids[REGION],
-            keep=True,
+def cached_prefix(
+    loaded: LoadedVisionLLM, view: ImageView, prefix_ids: Sequence[int], after_layer: Callable[[], None]
+) -> CachedPrefix:
+    """Return the image's features and the KV cache of `prefix_ids`, the input ids up to the image's last token.
+
+    They are computed once per image and prefix, as long as the cache keeps them.
+    """
+    key = view.key, tuple(prefix_ids)
+    prefix = loaded.prefix_cache.get(key)
+    if prefix is None:
+        features = loaded.model.encode_images(view.views.to(loaded.device, loaded.dtype))
+        _, cache = loaded.model.prefill(
+            [Prompt(prefix_ids, [features.tokens])],
+            loaded.token_ids[PATCH],
+            loaded.token_ids[REGION],
+            use_cache=True,
             device=loaded.device,
             after_layer=after_layer,
         )
-        known = Remembered(seen, cache)
-        loaded.memory.put(key, known.to(_keep()))
-    return known.to(loaded.device)
+        prefix = CachedPrefix(features, cast(KVCache, cache))
+        loaded.prefix_cache.put(key, prefix.to(comfy.model_management.intermediate_device()))
+    return prefix.to(loaded.device)
 
 
-def split(loaded: LoadedVisionLLM, ids: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The ids up to the last token of the last picture, and those behind it; without a picture all are behind."""
-    patch = loaded.ids[PATCH]
-    cut = len(ids) - list(ids)[::-1].index(patch) if patch in ids else 0
-    return list(ids[:cut]), list(ids[cut:])
+def split_at_last_image(loaded: LoadedVisionLLM, input_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the input ids up to the last token of the last image, and those behind it.
 
-
-def ask(
-    loaded: LoadedVisionLLM, view: View, turns: Sequence[Turn], regions: torch.Tensor | None = None, canvas: int = 0
-) -> list[torch.Tensor]:
-    """Questions that hold their answers, about one picture -> per question what the decoders are asked with: [links, count, width].
-
-    `regions` bool [R, S, S] at the tower's size, for one question with R regions; `canvas`: pixels that a decoder will work on.
+    Without an image all are behind.
     """
-    prompts = [prompt_of(loaded, [turn], [tokens_of(loaded, view)]) for turn in turns]
-    begin, _ = split(loaded, prompts[0])
-    rests = [ids[len(begin) :] for ids in prompts]
-    prepare(loaded, [view], sum(map(len, rests)), canvas)
-    after_layer = progress(loaded, 2)
-    seen = remember(loaded, view, begin, after_layer)
-    marks = None
-    if regions is not None:
-        marks = loaded.model.look_at_regions(
-            view.views[-1].to(loaded.device, loaded.dtype), seen.seen, regions.to(loaded.device)
+    patch = loaded.token_ids[PATCH]
+    cut = len(input_ids) - list(input_ids)[::-1].index(patch) if patch in input_ids else 0
+    return list(input_ids[:cut]), list(input_ids[cut:])
+
+
+def super_link_states(
+    loaded: LoadedVisionLLM,
+    view: ImageView,
+    turns: Sequence[Turn],
+    region_masks: torch.Tensor | None = None,
+    canvas: int = 0,
+) -> list[torch.Tensor]:
+    """Run questions that hold their answers, about one image -> per question the decoder's queries, [links, count, C].
+
+    region_masks: bool [R, S, S] at the tower's size, for one question with R regions. canvas: pixels that a decoder
+    will work on.
+    """
+    prompts = [tokenize_prompt(loaded, [turn], [count_image_tokens(loaded, view)]) for turn in turns]
+    prefix_ids, _ = split_at_last_image(loaded, prompts[0])
+    rests = [input_ids[len(prefix_ids) :] for input_ids in prompts]
+    load_weights(loaded, [view], sum(map(len, rests)), canvas)
+    after_layer = layer_progress(loaded, 2)
+    prefix = cached_prefix(loaded, view, prefix_ids, after_layer)
+    region_embeddings = None
+    if region_masks is not None:
+        region_embeddings = loaded.model.encode_regions(
+            view.views[-1].to(loaded.device, loaded.dtype), prefix.features, region_masks.to(loaded.device)
         )
-    links = [loaded.model.super_link.links(ids, loaded.ids) for ids in rests]
+    links = [loaded.model.super_link.links(input_ids, loaded.token_ids) for input_ids in rests]
     # Nothing behind the last [EMB] reaches a decoder.
-    questions = [Prompt(ids[: of[-1].start + of[-1].count], (), marks, of) for ids, of in zip(rests, links)]
-    states, _ = loaded.model.read(
+    questions = [
+        Prompt(input_ids[: prompt_links[-1].start + prompt_links[-1].count], (), region_embeddings, prompt_links)
+        for input_ids, prompt_links in zip(rests, links, strict=True)
+    ]
+    hidden_states, _ = loaded.model.prefill(
         questions,
-        loaded.ids[PATCH],
-        loaded.ids[REGION],
-        seen.cache,
+        loaded.token_ids[PATCH],
+        loaded.token_ids[REGION],
+        prefix.cache,
         dtype=loaded.dtype,
         device=loaded.device,
         after_layer=after_layer,
     )
-    return [read(rows, of) for rows, of in zip(states, links)]
+    return [gather_queries(states, prompt_links) for states, prompt_links in zip(hidden_states, links, strict=True)]
 
 
-def progress(loaded: LoadedVisionLLM, passes: int) -> Callable[[], None]:
-    """What to call behind each layer: it shows progress over so many passes of the language model, and stops where the user has pressed stop."""
-    advance = progress_bar(passes * loaded.file.parts["language"].config.layers)
+def layer_progress(loaded: LoadedVisionLLM, passes: int) -> Callable[[], None]:
+    """Return an `after_layer` that shows progress over so many passes, and stops where the user has pressed stop."""
+    advance = step_progress(passes * loaded.file.parts["language"].config.num_hidden_layers)
 
     def after_layer():
         check_interrupt()
@@ -131,8 +151,8 @@ def progress(loaded: LoadedVisionLLM, passes: int) -> Callable[[], None]:
 
 
 @contextmanager
-def share_of_progress(part: int, parts: int) -> Iterator[None]:
-    """Within it, what one question shows as its progress is that of the `part`-th (from 0) of so many like it."""
+def progress_share(part: int, parts: int) -> Iterator[None]:
+    """Count the progress shown within as that of the `part`-th (from 0) of so many equal parts."""
     token = _SHARE.set((part, parts))
     try:
         yield
@@ -140,8 +160,8 @@ def share_of_progress(part: int, parts: int) -> Iterator[None]:
         _SHARE.reset(token)
 
 
-def progress_bar(steps: int) -> Callable[[], None]:
-    """What to call behind each step."""
+def step_progress(steps: int) -> Callable[[], None]:
+    """Return a function to call behind each of so many steps; it advances ComfyUI's progress bar."""
     part, parts = _SHARE.get()
     bar = comfy.utils.ProgressBar(parts * steps)
     done = 0
@@ -152,7 +172,3 @@ def progress_bar(steps: int) -> Callable[[], None]:
         bar.update_absolute(part * steps + done)
 
     return advance
-
-
-def _keep() -> torch.device:
-    return comfy.model_management.intermediate_device()

@@ -1,4 +1,4 @@
-"""What is kept of the last pictures, so that another question about one costs its own words only."""
+"""The KV caches of the last images: another question about one costs its own words only."""
 
 from __future__ import annotations
 
@@ -9,57 +9,60 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .language_model import KeyValues
-from .visionllm import Seen
+from .language_model import KVCache
+from .visionllm import VisionFeatures
 
-LIMIT = 3 * 2**30  # bytes: two pictures of five views for the 7B model in half precision
+MAX_BYTES = 3 * 2**30  # two images of five views for the 7B model in half precision
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """A picture as seen, and the language model's cache of all that stands before the question."""
+class CachedPrefix:
+    """An image's features, and the KV cache of all that stands before the question."""
 
-    seen: Seen
-    cache: KeyValues
+    features: VisionFeatures
+    cache: KVCache
 
     @property
     def bytes(self) -> int:
-        return self.cache.bytes + self.seen.tokens.nbytes + sum(level.nbytes for level in self.seen.levels)
+        return self.cache.bytes + self.features.tokens.nbytes + sum(level.nbytes for level in self.features.levels)
 
-    def to(self, device) -> Remembered:
-        return Remembered(
-            Seen(self.seen.tokens.to(device), [level.to(device) for level in self.seen.levels]), self.cache.to(device)
-        )
+    def to(self, device) -> CachedPrefix:
+        """Return the prefix on `device`."""
+        features = VisionFeatures(self.features.tokens.to(device), [level.to(device) for level in self.features.levels])
+        return CachedPrefix(features, self.cache.to(device))
 
 
-class PictureMemory:
-    """The pictures asked about last, up to `limit` bytes; the newest is kept even where it alone is larger."""
+class PrefixCache:
+    """The prefixes used last, up to `max_bytes`; the newest is kept even where it alone is larger."""
 
-    def __init__(self, limit: int = LIMIT):
-        self._limit = limit
-        self._kept: OrderedDict[Hashable, Remembered] = OrderedDict()
+    def __init__(self, max_bytes: int = MAX_BYTES):
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[Hashable, CachedPrefix] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     @property
     def bytes(self) -> int:
-        return sum(entry.bytes for entry in self._kept.values())
+        return sum(entry.bytes for entry in self._entries.values())
 
-    def get(self, key: Hashable) -> Remembered | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+    def get(self, key: Hashable) -> CachedPrefix | None:
+        """Return the prefix of `key` and make it the newest; None where it is not kept."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
 
-    def put(self, key: Hashable, entry: Remembered) -> None:
-        self._kept[key] = entry
-        while len(self._kept) > 1 and self.bytes > self._limit:
-            self._kept.popitem(last=False)
+    def put(self, key: Hashable, entry: CachedPrefix) -> None:
+        """Keep a prefix; the oldest ones go where there is no room."""
+        self._entries[key] = entry
+        while len(self._entries) > 1 and self.bytes > self._max_bytes:
+            self._entries.popitem(last=False)
 
     def clear(self) -> None:
-        self._kept.clear()
+        """Forget all prefixes."""
+        self._entries.clear()
 
 
 def content_key(pixels: np.ndarray) -> str:
-    """A name for a picture's content: equal pixels, equal names."""
+    """Return a key of an image's content: equal pixels, equal keys."""
     return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).data).hexdigest()

@@ -1,73 +1,74 @@
-"""Which of all that a decoder finds is kept: the best, enough of each name, one of several boxes around the same thing."""
+"""Which detections are kept: thresholds, non-maximum suppression, limits per name and image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torchvision.ops import nms
 
-from ..detections.results import Detection, in_order
+from ..detections.results import Detections, sort_order
 
-THINGS = 100
+MAX_DETECTIONS = 100
 CANDIDATES = 1000  # so many of the best are looked at where some of them may have to go
 
 
 @dataclass(frozen=True)
 class Limits:
-    """At most `count` things, `per_name` of one name, of scores from `threshold` on.
+    """At most `max_detections`, and `max_per_name` of one name, with scores from `threshold` on.
 
-    `overlap`: of boxes whose intersection is more than this part of their union only the best stays (None: all stay), of one name or,
-    with `across_names`, of any.
+    iou_threshold: of boxes with a higher IoU only the best stays (None: no NMS). class_agnostic: whatever their names;
+    else among those of one name.
     """
 
-    count: int = THINGS
+    max_detections: int = MAX_DETECTIONS
     threshold: float = 0.0
-    per_name: int | None = None
-    overlap: float | None = None
-    across_names: bool = False
+    max_per_name: int | None = None
+    iou_threshold: float | None = None
+    class_agnostic: bool = False
 
     @property
     def candidates(self) -> int:
-        return self.count if self.per_name is None and self.overlap is None else max(self.count, CANDIDATES)
+        """How many of the decoder's best are needed to choose from."""
+        if self.max_per_name is None and self.iou_threshold is None:
+            return self.max_detections
+        return max(self.max_detections, CANDIDATES)
 
 
-def select(found: Detection, limits: Limits) -> torch.Tensor:
-    """-> the kept things' index int64 [N], in the order of results. Upstream suppresses nothing: published scores are those of no limits."""
-    index = in_order(found.scores, found.boxes)
-    index = index[found.scores[index] >= limits.threshold]
-    if limits.overlap is not None:
-        index = index[
-            unrivalled(found.boxes[index], None if limits.across_names else found.labels[index], limits.overlap)
-        ]
-    if limits.per_name is not None:
-        index = index[_rank_in_name(found.labels[index]) < limits.per_name]
-    return index[: limits.count]
+def select(detections: Detections, limits: Limits) -> torch.Tensor:
+    """Return the index of what is kept, int64 [N], in the order of results.
+
+    Upstream suppresses nothing: published scores are those of no limits.
+    """
+    index = sort_order(detections.scores, detections.boxes)
+    index = index[detections.scores[index] >= limits.threshold]
+    if limits.iou_threshold is not None:
+        labels = None if limits.class_agnostic else detections.labels[index]
+        index = index[nms_mask(detections.boxes[index], labels, limits.iou_threshold)]
+    if limits.max_per_name is not None:
+        index = index[_rank_in_name(detections.labels[index]) < limits.max_per_name]
+    return index[: limits.max_detections]
 
 
-def unrivalled(boxes: torch.Tensor, labels: torch.Tensor | None, overlap: float) -> torch.Tensor:
-    """boxes [N, 4] x1 y1 x2 y2, best first -> bool [N]: False where a better one that stays overlaps it more (labels: and has its label)."""
-    rivals = overlaps(boxes, boxes) > overlap
-    if labels is not None:
-        rivals &= labels[:, None] == labels[None]
-    stays = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    for row in range(len(boxes)):
-        if stays[row]:
-            stays[row + 1 :] &= ~rivals[row, row + 1 :]
+def nms_mask(boxes: torch.Tensor, labels: torch.Tensor | None, iou_threshold: float) -> torch.Tensor:
+    """Return which boxes stay after NMS, bool [N]; with `labels` int64 [N] among those of one label.
+
+    boxes: [N, 4] x1 y1 x2 y2 in pixels, best first.
+    """
+    ranks = -torch.arange(len(boxes), dtype=torch.float32, device=boxes.device)  # no ties: the order is given
+    stays = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    # Not batched_nms: it moves labels apart by the largest coordinate, too little for boxes left of the image.
+    groups = (
+        [torch.arange(len(boxes))]
+        if labels is None
+        else [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    )
+    for group in groups:
+        stays[group[nms(boxes[group], ranks[group], iou_threshold)]] = True
     return stays
 
 
-def overlaps(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """[N, 4] and [M, 4] x1 y1 x2 y2 -> intersection over union [N, M]; boxes without an area overlap nothing."""
-    low, high = (
-        torch.maximum(boxes[:, None, :2], others[None, :, :2]),
-        torch.minimum(boxes[:, None, 2:], others[None, :, 2:]),
-    )
-    common = (high - low).clamp(min=0).prod(-1)
-    area, other_area = ((corners[:, 2:] - corners[:, :2]).clamp(min=0).prod(-1) for corners in (boxes, others))
-    return common / (area[:, None] + other_area[None] - common).clamp(min=torch.finfo(torch.float32).tiny)
-
-
 def _rank_in_name(labels: torch.Tensor) -> torch.Tensor:
-    """How many of the same label stand before each, int64 [N]."""
+    """Return how many of the same label stand before each, int64 [N]."""
     same = labels[:, None] == labels[None]
     return same.tril(-1).sum(1)

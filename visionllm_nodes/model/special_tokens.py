@@ -1,4 +1,6 @@
-"""The tokens that VisionLLM v2 adds to its language model's vocabulary. Ids are the tokenizer's to know; here are names and counts.
+"""The tokens that VisionLLM v2 adds to its language model's vocabulary: their names and counts.
+
+The tokenizer has their ids.
 
 Source: paper section 3 (super links); upstream's constant.py (26 names, in the order in which they were added).
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-IMAGE = "<image>"  # where a picture's patches go
+IMAGE = "<image>"  # where an image's patches go
 PATCH = "<im_patch>"
 REGION = "<region>"  # where a region's embedding goes
 
@@ -16,7 +18,7 @@ TOOLS = (DETECT, GROUND, SEGMENT, POSE, GENERATE, EDIT)
 EMBEDDINGS = ("[EMB]", "[EMB2]", "[EMB3]", "[EMB4]", "[EMB5]", "[EMB6]", "[EMB7]", "[EMB8]")
 
 PERCEPTION_COUNT = 4  # embeddings behind a tool token: [EMB]..[EMB4]
-PICTURE_COUNT = 64  # behind [GEN] and [EDIT]: [EMB] 64 times
+DIFFUSION_COUNT = 64  # behind [GEN] and [EDIT]: [EMB] 64 times
 
 ADDED = (
     "[PAD]",
@@ -40,24 +42,24 @@ _LITERALS = re.compile("|".join(map(re.escape, (*ADDED, *BASE, "<|im_start|>", "
 
 
 def count(tool: str) -> int:
-    """How many embeddings follow this tool token."""
-    return PICTURE_COUNT if tool in (GENERATE, EDIT) else PERCEPTION_COUNT
+    """Return how many embeddings follow this tool token."""
+    return DIFFUSION_COUNT if tool in (GENERATE, EDIT) else PERCEPTION_COUNT
 
 
-def slot(tool: str) -> str:
-    """The tool token and its embeddings, as text: ``[DET][EMB][EMB2][EMB3][EMB4]``."""
-    behind = EMBEDDINGS[0] * PICTURE_COUNT if tool in (GENERATE, EDIT) else "".join(EMBEDDINGS[:PERCEPTION_COUNT])
+def tool_text(tool: str) -> str:
+    """Return the tool token and its embeddings as text: ``[DET][EMB][EMB2][EMB3][EMB4]``."""
+    behind = EMBEDDINGS[0] * DIFFUSION_COUNT if tool in (GENERATE, EDIT) else "".join(EMBEDDINGS[:PERCEPTION_COUNT])
     return tool + behind
 
 
 def region(name: str) -> str:
-    """A region as the prompt bears it: ``<reg>region1<region></reg>``."""
+    """Return a region as it stands in a prompt: ``<reg>region1<region></reg>``."""
     return f"<reg>{name}{REGION}</reg>"
 
 
-def plain(text: str) -> str:
-    """The text; raises ValueError where it holds one of the model's own tokens, which would no longer be words."""
-    found = _LITERALS.search(text)
-    if found:
-        raise ValueError(f"the text {text[:80]!r} holds {found[0]!r}, one of the model's own tokens")
+def refuse_special_tokens(text: str) -> str:
+    """Return the text. Raises ValueError where it contains one of the model's own tokens, which would not be words."""
+    match = _LITERALS.search(text)
+    if match:
+        raise ValueError(f"the text {text[:80]!r} contains {match[0]!r}, one of the model's own tokens")
     return text

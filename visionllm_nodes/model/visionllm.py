@@ -1,4 +1,4 @@
-"""VisionLLM v2 whole: pictures and words in, hidden states out, and decoders that are asked with them.
+"""VisionLLM v2 as one module: images and input ids in, hidden states out, and the decoders that are asked with them.
 
 Source: VisionLLMv2/visionllmv2/model/modeling_visionllmv2.py (`VisionLLMv2Model.forward`).
 """
@@ -8,50 +8,56 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import nn
 
 from .bridge import pixel_shuffle
-from .language_model import KeyValues, LanguageModel
+from .language_model import KVCache, LanguageModel
 from .super_link import Link, SuperLink
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the vision tower makes of one picture's views."""
+class VisionFeatures:
+    """What the vision tower makes of one image.
 
-    tokens: torch.Tensor  # [views * tokens, width of the language model]
-    levels: list[
-        torch.Tensor
-    ]  # the last three hidden states of the last view, [1, patches, tower width]: the region encoder reads them
+    tokens: [views * tokens, hidden_size of the language model]. levels: the last three hidden states of the last view,
+    [1, patches, hidden_size of the tower], for the region encoder; empty without one.
+    """
+
+    tokens: torch.Tensor
+    levels: list[torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with a place for each token of the pictures and for each region, and what goes there."""
+    """Input ids with a position for each image token and each region, and the embeddings that go there.
 
-    ids: Sequence[int]
-    pictures: Sequence[torch.Tensor] = ()  # [tokens, width] each, in the order of their places
-    regions: torch.Tensor | None = None  # [regions, width]
+    image_embeddings: [tokens, C] each, in the order of their positions. region_embeddings: [regions, C].
+    """
+
+    input_ids: Sequence[int]
+    image_embeddings: Sequence[torch.Tensor] = ()
+    region_embeddings: torch.Tensor | None = None
     links: Sequence[Link] = field(default_factory=tuple)
 
 
 class VisionLLM(nn.Module):
-    """The parts under one roof; `grounding`, `pose`, `region_encoder`, `generate` and `edit` may be None."""
+    """All parts; `grounding`, `pose`, `region_encoder`, `generate` and `edit` may be None."""
 
     def __init__(
         self,
-        tower: nn.Module,
+        tower: Any,
         tower_layer: int,
-        bridge: nn.Module,
+        bridge: Any,
         language: LanguageModel,
         super_link: SuperLink,
-        region_encoder: nn.Module | None = None,
-        grounding: nn.Module | None = None,
-        pose: nn.Module | None = None,
-        generate: nn.Module | None = None,
-        edit: nn.Module | None = None,
+        region_encoder: Any = None,
+        grounding: Any = None,
+        pose: Any = None,
+        generate: Any = None,
+        edit: Any = None,
     ):
         super().__init__()
         self.tower = tower
@@ -66,67 +72,71 @@ class VisionLLM(nn.Module):
         self.edit = edit
 
     @property
-    def shuffles(self) -> bool:
-        """Whether the bridge takes four neighbouring patches as one token."""
-        return self.bridge.config.width == 4 * self.tower.config.width
+    def uses_pixel_shuffle(self) -> bool:
+        """Whether the bridge takes four neighboring patches as one token."""
+        return self.bridge.config.in_features == 4 * self.tower.config.hidden_size
 
-    def look(self, views: torch.Tensor) -> Seen:
-        """views [N, 3, S, S] of one picture, normalised, the whole picture last."""
+    def encode_images(self, views: torch.Tensor) -> VisionFeatures:
+        """Encode the views of one image, [N, 3, S, S], normalized, the whole image last."""
         with_regions = self.region_encoder is not None
-        states, *levels = self.tower(views, (self.tower_layer, *((-3, -2, -1) if with_regions else ())))
-        if self.shuffles:
-            side = isqrt(states.shape[1])
-            states = pixel_shuffle(states.unflatten(1, (side, side))).flatten(1, 2)
-        return Seen(self.bridge(states).flatten(0, 1), [level[-1:] for level in levels])
+        hidden_states, *levels = self.tower(views, (self.tower_layer, *((-3, -2, -1) if with_regions else ())))
+        if self.uses_pixel_shuffle:
+            side = isqrt(hidden_states.shape[1])
+            hidden_states = pixel_shuffle(hidden_states.unflatten(1, (side, side))).flatten(1, 2)
+        return VisionFeatures(self.bridge(hidden_states).flatten(0, 1), [level[-1:] for level in levels])
 
-    def look_at_regions(self, view: torch.Tensor, seen: Seen, masks: torch.Tensor) -> torch.Tensor:
-        """view [3, S, S] (the whole picture's), masks bool [R, S, S] -> an embedding per region, [R, width]."""
+    def encode_regions(self, view: torch.Tensor, features: VisionFeatures, masks: torch.Tensor) -> torch.Tensor:
+        """Encode regions: view [3, S, S] of the whole image, masks bool [R, S, S] -> embeddings [R, C]."""
         count = len(masks)
-        levels = [level.expand(count, -1, -1) for level in seen.levels]
+        levels = [level.expand(count, -1, -1) for level in features.levels]
         return self.region_encoder(view.expand(count, -1, -1, -1), masks[:, None], levels)
 
     def embed(
-        self, prompts: Sequence[Prompt], patch: int, region: int, device: torch.device | None = None
+        self, prompts: Sequence[Prompt], patch_id: int, region_id: int, device: torch.device | None = None
     ) -> torch.Tensor:
-        """Prompts -> embeddings [B, longest, width]; `patch` and `region` are the ids whose places pictures and regions take.
+        """Return the prompts' embeddings [B, T of the longest, C].
 
-        Shorter prompts are padded at the right end, where no other token sees them. `device`: by default the weights'; but where the host has
-        loaded only some of them, that tells nothing. Raises ValueError where places and contents do not agree.
+        patch_id, region_id: the input ids whose positions image tokens and regions take. Shorter prompts are padded at
+        the right end, where no other token sees them. device: by default the weights'; but where ComfyUI has loaded
+        only some of them, that says nothing. Raises ValueError where positions and embeddings do not agree.
         """
-        longest = max(len(prompt.ids) for prompt in prompts)
-        ids = torch.tensor(
-            [[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts],
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        input_ids = torch.tensor(
+            [[*prompt.input_ids, *[0] * (longest - len(prompt.input_ids))] for prompt in prompts],
             device=self.language.norm.weight.device if device is None else device,
         )
-        embeddings = self.language.embed_tokens(ids)
-        pictures = [picture for prompt in prompts for picture in prompt.pictures]
-        regions = [prompt.regions for prompt in prompts if prompt.regions is not None]
-        if pictures:
-            embeddings = embeddings.to(pictures[0].dtype)
-        for what, id, rows in (("pictures", patch, pictures), ("regions", region, regions)):
-            places = ids == id
+        embeddings = self.language.embed_tokens(input_ids)
+        images = [image for prompt in prompts for image in prompt.image_embeddings]
+        regions = [prompt.region_embeddings for prompt in prompts if prompt.region_embeddings is not None]
+        if images:
+            embeddings = embeddings.to(images[0].dtype)
+        for kind, token_id, rows in (("image tokens", patch_id, images), ("regions", region_id, regions)):
+            positions = input_ids == token_id
             count = sum(len(part) for part in rows)
-            if int(places.sum()) != count:
-                raise ValueError(
-                    f"the prompt has {int(places.sum())} places for {what}, and {count} rows are to go there"
-                )
+            if int(positions.sum()) != count:
+                raise ValueError(f"the prompt has {int(positions.sum())} positions for {kind}, but {count} are given")
             if count:
-                embeddings = embeddings.masked_scatter(places[..., None], torch.cat(list(rows)).to(embeddings))
-        return self.super_link.write(embeddings, [prompt.links for prompt in prompts])
+                embeddings = embeddings.masked_scatter(positions[..., None], torch.cat(list(rows)).to(embeddings))
+        return self.super_link.insert(embeddings, [prompt.links for prompt in prompts])
 
-    def read(
+    def prefill(
         self,
         prompts: Sequence[Prompt],
-        patch: int,
-        region: int,
-        past: KeyValues | None = None,
-        keep: bool = False,
+        patch_id: int,
+        region_id: int,
+        past: KVCache | None = None,
+        use_cache: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         after_layer: Callable[[], None] = lambda: None,
-    ) -> tuple[torch.Tensor, KeyValues | None]:
-        """One pass of the language model over the prompts behind `past` -> states [B, longest, width], cache; `device` as in `embed`."""
-        embeddings = self.embed(prompts, patch, region, device)
+    ) -> tuple[torch.Tensor, KVCache | None]:
+        """Run the prompts behind `past` in one pass -> hidden states [B, T of the longest, C], and the cache.
+
+        `patch_id`, `region_id` and `device` are those of `embed`.
+        """
+        embeddings = self.embed(prompts, patch_id, region_id, device)
         if past is not None and len(prompts) > 1:
-            past = past.repeated(len(prompts))
-        return self.language(embeddings.to(dtype or embeddings.dtype), past, keep=keep, after_layer=after_layer)
+            past = past.expanded(len(prompts))
+        return self.language(
+            embeddings.to(dtype or embeddings.dtype), past, use_cache=use_cache, after_layer=after_layer
+        )

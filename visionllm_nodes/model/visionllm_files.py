@@ -1,7 +1,8 @@
-"""A checkpoint of VisionLLM v2, as published or converted -> its parts, their configurations, and where each of their tensors comes from.
+"""A checkpoint of VisionLLM v2, as published or converted -> its parts, their configs, and their tensors' sources.
 
-Names and shapes come first; a tensor is read only when the model is filled. Converted files keep the published names, so both are read alike:
-what `dev.py convert` adds is `spiece_model`, the configuration in the metadata, and 8-bit weights with their scales.
+Names and shapes come first; a tensor is read only when the model is filled. Converted files keep the published names,
+so both are read alike: what the conversion adds is `spiece_model`, the configuration in the metadata, and 8-bit weights
+with their scales.
 """
 
 from __future__ import annotations
@@ -49,50 +50,51 @@ REQUIRED = ("tower", "bridge", "language", "super_link")
 
 @dataclass(frozen=True)
 class Part:
-    """One of the model's parts in a file: `names` gives its published names below `prefix`, `config` its sizes."""
+    """One of the model's parts in a file: its config, and in `names` its keys below `prefix`."""
 
     prefix: str
     names: ModuleType
     config: Any
 
     def sources(self) -> dict[str, WeightSource]:
+        """Return the published tensors of each of the part's."""
         return {ours: source.under(self.prefix) for ours, source in self.names.sources(self.config).items()}
 
 
 @dataclass(frozen=True)
 class VisionLLMFile:
-    """A checkpoint, opened; nothing of its weights is read yet."""
+    """An open checkpoint; nothing of its weights is read yet. `config`: config.json's dict."""
 
     file: TensorFile
-    config: Mapping[str, Any]  # config.json
+    config: Mapping[str, Any]
     parts: Mapping[str, Part]
 
-    def build(self, *, operations, language_operations=None, dtype=None, device=None) -> VisionLLM:
-        """The model without values. `language_operations`: for a language model whose weights are quantised."""
+    def build(self, *, operations: Any, language_operations: Any = None, dtype=None, device=None) -> VisionLLM:
+        """Return the model without values. `language_operations`: for a language model whose weights are quantized."""
 
-        def made(name):
+        def build_part(name):
             if name not in self.parts:
                 return None
-            config, ops, at = self.parts[name].config, operations, device
+            config = self.parts[name].config
+            module = _MODULES[type(config)]
             if name == "language" and language_operations is not None:
-                ops, at = (
-                    language_operations,
-                    "cpu",
-                )  # 8-bit weights are moved to where their layer was made: "meta" would lose them
-            return _MODULES[type(config)](config, operations=ops, dtype=dtype, device=at)
+                # 8-bit weights are moved to where their layer was made: "meta" would lose them.
+                return module(config, operations=language_operations, dtype=dtype, device="cpu")
+            return module(config, operations=operations, dtype=dtype, device=device)
 
         layer = self.config.get("vis_output_layer", -2 if self.parts["tower"].names is clip else -1)
-        return VisionLLM(tower_layer=layer, **{name: made(name) for name in _PARTS})
+        parts: dict[str, Any] = {name: build_part(name) for name in _PARTS}
+        return VisionLLM(tower_layer=layer, **parts)
 
     def sources(self) -> dict[str, WeightSource]:
-        """Our names -> the published tensors, the scales of 8-bit weights included."""
+        """Return the published tensors of each of ours, the scales of 8-bit weights included."""
         return with_scales(
             {f"{name}.{ours}": source for name, part in self.parts.items() for ours, source in part.sources().items()},
             self.file.shapes,
         )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Our names and values, read one after another."""
+        """Read our tensors one after another, by name."""
         for ours, source in self.sources().items():
             yield ours, source.read(self.file.read)
 
@@ -105,7 +107,10 @@ class VisionLLMFile:
         return self.file.path if self.file.path.is_dir() else self.file.path.parent
 
     def tokenizer(self) -> VisionTokenizer:
-        """The tokenizer inside the file or beside it. Raises WrongFile where there is none, or it is another model's."""
+        """Return the tokenizer inside the file or beside it.
+
+        Raises WrongFileError where there is none, or it is another model's.
+        """
         folder = self._folder
         if SPIECE in self.file.shapes:
             where, model = f"its tensor {SPIECE}", self.file.read(SPIECE).numpy().tobytes()
@@ -113,26 +118,30 @@ class VisionLLMFile:
             where, model = TOKENIZER_NAME, (folder / TOKENIZER_NAME).read_bytes()
         else:
             raise WrongFileError(
-                f"{describe_path(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} beside it. "
-                f"Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint."
+                f"{describe_path(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} "
+                f"beside it. Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint."
             )
-        said = self.tokenizer_config()
+        config = self.tokenizer_config()
         try:
-            tokenizer = VisionTokenizer.from_files(model, *map(said.get, TOKENIZER_JSONS))
+            tokenizer = VisionTokenizer.from_files(model, *map(config.get, TOKENIZER_JSONS))
         except ValueError as error:
             raise WrongFileError(
-                f"{describe_path(self.file.path)}: {where} cannot serve: {error}. Take {TOKENIZER_NAME} from {SOURCE}."
+                f"{describe_path(self.file.path)}: {where} cannot be used: {error}. "
+                f"Take {TOKENIZER_NAME} from {SOURCE}."
             ) from error
-        rows = self.parts["language"].config.vocabulary
+        rows = self.parts["language"].config.vocab_size
         if len(tokenizer) > rows:
             raise WrongFileError(
-                f"{describe_path(self.file.path)}: {where} knows {len(tokenizer)} tokens, and the language model embeds {rows}: "
-                f"it is another model's. Take {TOKENIZER_NAME} from {SOURCE}."
+                f"{describe_path(self.file.path)}: {where} has {len(tokenizer)} tokens, but the language model "
+                f"embeds {rows}: it is another model's. Take {TOKENIZER_NAME} from {SOURCE}."
             )
         return tokenizer
 
     def tokenizer_config(self) -> dict[str, Any]:
-        """What the tokenizer's json files say, by name: those in a converted file's configuration, else those beside the weights."""
+        """Return the contents of the tokenizer's JSON files, by name.
+
+        They are in a converted file's configuration, else beside the weights.
+        """
         config = self.config.get(TOKENIZER, {})
         if TOKENIZER in self.config or CONFIG in self.file.metadata:
             return config
@@ -142,13 +151,13 @@ class VisionLLMFile:
                     config[name] = json.loads((self._folder / name).read_text("utf-8"))
                 except ValueError as error:
                     raise WrongFileError(
-                        f"{name} (in {self._folder}) is no JSON ({error}). Download it again."
+                        f"{name} (in {self._folder}) is not valid JSON ({error}). Download it again."
                     ) from error
         return config
 
 
 def _one_of(prefix: str, *choices: tuple[str, ModuleType]) -> Callable[[Mapping], tuple[str, ModuleType] | None]:
-    """The names of a part that has several makes, each known by a tensor."""
+    """Return a finder of the names of a part that has several makes, each known by a tensor."""
 
     def choose(shapes):
         return next(((prefix, names) for mark, names in choices if prefix + mark in shapes), None)
@@ -157,11 +166,11 @@ def _one_of(prefix: str, *choices: tuple[str, ModuleType]) -> Callable[[Mapping]
 
 
 def _optional(prefix: str, names: ModuleType) -> Callable[[Mapping], tuple[str, ModuleType] | None]:
-    """The names of a part that a checkpoint may lack as a whole."""
+    """Return a finder of the names of a part that a checkpoint may lack as a whole."""
     return lambda shapes: (prefix, names) if any(name.startswith(prefix) for name in shapes) else None
 
 
-# Our part -> how to find it, and what config.json tells of it.
+# Our part -> how to find it, and its entry of config.json.
 _PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
     "tower": (
         _one_of(
@@ -198,22 +207,25 @@ _MODULES = {
 
 
 def open_visionllm(path: Path) -> VisionLLMFile:
-    """Opens a folder of shards or one file. Raises WrongFile for anything else, and for a checkpoint that lacks or mistakes a tensor."""
-    return read_visionllm(open_tensors(path))
+    """Open a folder of shards or one file.
+
+    Raises WrongFileError for anything else, and for a checkpoint in which a tensor is missing or has another shape.
+    """
+    return visionllm_from_tensors(open_tensors(path))
 
 
-def read_visionllm(file: TensorFile) -> VisionLLMFile:
-    """`open_visionllm` of tensors that are open already."""
+def visionllm_from_tensors(file: TensorFile) -> VisionLLMFile:
+    """Like `open_visionllm`, of tensors that are open already."""
     file = _with_shared(file)
     path, config = file.path, read_config(file)
     missing = [name for name in REQUIRED if _PARTS[name][0](file.shapes) is None]
     if missing:
         raise WrongFileError(
-            f"{describe_path(path)} is no VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
+            f"{describe_path(path)} is not a VisionLLM v2 checkpoint: it has no {', '.join(missing).replace('_', ' ')} "
             f"(its tensors begin with {', '.join(list(file.shapes)[:3])}). It comes from {SOURCE}."
         )
     parts = {}
-    for name, (find, tell) in _PARTS.items():
+    for name, (find, config_of) in _PARTS.items():
         found = find(file.shapes)
         if found is None:
             continue
@@ -224,29 +236,31 @@ def read_visionllm(file: TensorFile) -> VisionLLMFile:
             if published.startswith(prefix)
         }
         try:
-            parts[name] = Part(prefix, names, names.configuration(shapes, tell(config)))
+            parts[name] = Part(prefix, names, names.configuration(shapes, config_of(config)))
         except KeyError as error:
             raise WrongFileError(
-                f"{describe_path(path)} is incomplete: its {name.replace('_', ' ')} has no tensor {prefix}{error.args[0]}. Download it again."
+                f"{describe_path(path)} is incomplete: its {name.replace('_', ' ')} has no tensor "
+                f"{prefix}{error.args[0]}. Download it again."
             ) from error
         except ValueError as error:
             raise WrongFileError(
                 f"{describe_path(path)}: its {name.replace('_', ' ')} cannot be used: {error}."
             ) from error
     opened = VisionLLMFile(file, config, parts)
-    check(opened)
+    check_tensors(opened)
     return opened
 
 
-def check(opened: VisionLLMFile) -> None:
-    """Raises WrongFile where a tensor is missing, has another shape than the model's, or belongs to no part."""
+def check_tensors(opened: VisionLLMFile) -> None:
+    """Raise WrongFileError where a tensor is missing, has another shape than the model's, or belongs to no part."""
     shapes, path = opened.file.shapes, opened.file.path
     sources = opened.sources()
     used = {name for source in sources.values() for name in source.names}
     missing = sorted(used - shapes.keys())
     if missing:
         raise WrongFileError(
-            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. "
+            f"Download it again."
         )
     with torch.device("meta"):
         model = opened.build(operations=nn, device="meta")
@@ -256,13 +270,16 @@ def check(opened: VisionLLMFile) -> None:
         given = sources[ours].read(lambda name: torch.empty(shapes[name], device="meta"))
         if given.shape != tensor.shape:
             raise WrongFileError(
-                f"{describe_path(path)}: {', '.join(sources[ours].names)} give the shape {tuple(given.shape)}, and {ours} is {tuple(tensor.shape)}: "
-                f"its configuration is another checkpoint's."
+                f"{describe_path(path)}: {', '.join(sources[ours].names)} give the shape {tuple(given.shape)}, "
+                f"but {ours} is {tuple(tensor.shape)}: its configuration is another checkpoint's."
             )
 
 
 def unused_tensors(opened: VisionLLMFile) -> list[str]:
-    """The tensors of the file that no part reads, and that are neither copies nor parts of stock diffusion models."""
+    """Return the names of tensors that no part reads.
+
+    Copies and parts of stock diffusion models do not count.
+    """
     used = {name for source in opened.sources().values() for name in source.names}
     by_prefix = [(part.prefix, part.names.unused) for part in opened.parts.values()]
     return [
@@ -275,7 +292,10 @@ def unused_tensors(opened: VisionLLMFile) -> list[str]:
 
 
 def _with_shared(file: TensorFile) -> TensorFile:
-    """The file with each shared tensor under the name it is looked for: a writer may have kept any one of its copies."""
+    """Return the file with each shared tensor under the name it is looked for.
+
+    A writer may have kept any one of its copies.
+    """
     stored = {}
     for prefix, names in (("gdino.", grounding), ("unipose.", pose)):
         for name in file.shapes:

@@ -1,4 +1,4 @@
-"""A checkpoint -> the model in the host's care: streamed, evicted and freed as any other model is."""
+"""A checkpoint -> the model in ComfyUI's care: streamed, evicted and freed as any other model is."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ import comfy.ops
 import comfy.patcher_extension
 import torch
 
+from ...mulan.checkpoints.devices import choose_devices, choose_dtype
 from ...mulan.checkpoints.tensor_files import describe_path
 from ...mulan.internvl import intern_vit_keys
 from . import prompt_templates
-from .image_inputs import PictureSettings
+from .image_inputs import ImageSettings
 from .keys import internlm2
-from .prefix_cache import PictureMemory
+from .prefix_cache import PrefixCache
 from .visionllm import VisionLLM
-from .visionllm_files import VisionFile, open_visionllm, unexpected
+from .visionllm_files import VisionLLMFile, open_visionllm, unused_tensors
 
 
 class LoadedVisionLLM:
-    """The model with what it is asked through: tokenizer, conversation format, picture settings, and the last pictures it saw.
+    """The model with what it is asked through: tokenizer, prompt template, image settings, and the last prefixes.
 
-    `patcher` is the host's; `ready` has it load the weights. `dtype` is what the model computes in.
+    `patcher` is ComfyUI's; `load` has it load the weights. `dtype` is what the model computes in.
     """
 
     def __init__(
-        self, file: VisionFile, model: VisionLLM, patcher: comfy.model_patcher.ModelPatcher, dtype: torch.dtype
+        self, file: VisionLLMFile, model: VisionLLM, patcher: comfy.model_patcher.ModelPatcher, dtype: torch.dtype
     ):
         self.file = file
         self.model = model
         self.patcher = patcher
         self.dtype = dtype
         self.tokenizer = file.tokenizer()
-        self.ids = self.tokenizer.ids
-        self.settings = PictureSettings(**{**_tower_settings(file), **file.told.get("picture_settings", {})})
-        self.format = (
-            prompt_templates.INTERNLM2 if file.parts["language"].names is internlm2 else prompt_templates.VICUNA
-        )
-        self.memory = PictureMemory()
+        self.token_ids = self.tokenizer.ids
+        self.settings = ImageSettings(**{**_tower_settings(file), **file.config.get("picture_settings", {})})
+        uses_internlm2 = file.parts["language"].names is internlm2
+        self.template = prompt_templates.INTERNLM2 if uses_internlm2 else prompt_templates.VICUNA
+        self.prefix_cache = PrefixCache()
         patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, self._detached)
 
     @property
@@ -52,50 +52,42 @@ class LoadedVisionLLM:
         return self.patcher.load_device
 
     def _detached(self, _, entirely: bool) -> None:
-        """The host also detaches a model that it is about to load again; only where it frees the weights the pictures go too."""
+        # ComfyUI also detaches a model that it is about to load again; prefixes go only where it frees the weights.
         if entirely:
-            self.memory.clear()
+            self.prefix_cache.clear()
 
-    def ready(self, memory: int = 0) -> VisionLLM:
-        """Has the host load the weights, with `memory` bytes to spare for the computation."""
+    def load(self, memory: int = 0) -> VisionLLM:
+        """Have ComfyUI load the weights, with `memory` bytes to spare for the computation."""
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
         return self.model
 
 
 def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dtype | None = None) -> LoadedVisionLLM:
-    """Loads a published folder, or a file made of it by `dev.py convert`. `device="cpu"` keeps it off the GPU.
+    """Load a published folder, or a file converted from it. `device="cpu"` keeps it off the GPU.
 
-    `dtype`: what it computes in, whatever the file holds (None: what suits the device). Tensors stay mapped from the file until they are
-    needed. Raises WrongFile for a file that cannot serve.
+    dtype: what it computes in, whatever the file holds (None: what suits the device). Tensors stay mapped from the file
+    until they are needed. Raises WrongFileError for a file that cannot be used.
     """
     file = open_visionllm(Path(path))
-    cpu = torch.device("cpu")
-    load_device = cpu if device == "cpu" else comfy.model_management.text_encoder_device()
-    offload_device = cpu if device == "cpu" else comfy.model_management.text_encoder_offload_device()
-    dtype = dtype or _compute_dtype(load_device)
-    quantised = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if file.is_quantised else None
-    model = file.build(operations=comfy.ops.manual_cast, language_operations=quantised, device="meta")
+    devices = choose_devices(device)
+    dtype = dtype or choose_dtype(devices.load, torch.bfloat16, torch.float16)
+    quantized_ops = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if file.is_quantized else None
+    model = file.build(operations=comfy.ops.manual_cast, language_operations=quantized_ops, device="meta")
     model.load_state_dict(dict(file.tensors()), assign=True)
     model.train(False).requires_grad_(False)
-    stray = unexpected(file)
-    if stray:
+    unused = unused_tensors(file)
+    if unused:
         logging.warning(
-            "VisionLLM: %s holds %d tensors that are not used, the first is %s",
+            "VisionLLM: %s has %d tensors that are not used, the first is %s",
             describe_path(file.file.path),
-            len(stray),
-            stray[0],
+            len(unused),
+            unused[0],
         )
-    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=devices.load, offload_device=devices.offload)
     return LoadedVisionLLM(file, model, patcher, dtype)
 
 
-def _compute_dtype(device: torch.device) -> torch.dtype:
-    if comfy.model_management.should_use_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
-
-
-def _tower_settings(file: VisionFile) -> dict:
-    """Upstream's settings of the two vision towers: CLIP sees up to 4 tiles, InternViT up to 6."""
+def _tower_settings(file: VisionLLMFile) -> dict:
+    """Return upstream's settings of the two vision towers: CLIP sees up to 4 tiles, InternViT up to 6."""
     tower = file.parts["tower"]
-    return {"tower": tower.config.picture, "tiles": 6 if tower.names is intern_vit_keys else PictureSettings.tiles}
+    return {"tower": tower.config.image_size, "tiles": 6 if tower.names is intern_vit_keys else ImageSettings.tiles}

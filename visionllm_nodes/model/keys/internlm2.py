@@ -19,24 +19,25 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
 
     Raises KeyError where a tensor is missing.
     """
-    vocabulary, width = shapes["model.tok_embeddings.weight"]
-    heads = config.get("num_attention_heads") or width // HEAD_DIM
+    vocab_size, hidden_size = shapes["model.tok_embeddings.weight"]
+    heads = config.get("num_attention_heads") or hidden_size // HEAD_DIM
     rows = shapes["model.layers.0.attention.wqkv.weight"][0]
     return LanguageConfig(
-        vocabulary=vocabulary,
-        width=width,
-        feed_forward=shapes["model.layers.0.feed_forward.w1.weight"][0],
-        layers=count(shapes, "model.layers."),
-        heads=heads,
-        key_value_heads=(rows * heads // width - heads) // 2,
-        norm_eps=config.get("rms_norm_eps") or LanguageConfig.norm_eps,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=shapes["model.layers.0.feed_forward.w1.weight"][0],
+        num_hidden_layers=count(shapes, "model.layers."),
+        num_attention_heads=heads,
+        num_key_value_heads=(rows * heads // hidden_size - heads) // 2,
+        head_dim=hidden_size // heads,
+        rms_norm_eps=config.get("rms_norm_eps") or LanguageConfig.rms_norm_eps,
         rope_theta=config.get("rope_theta") or ROPE_THETA,
     )
 
 
 def sources(config: LanguageConfig) -> dict[str, WeightSource]:
     """Return the published tensors of each of the language model's: queries, keys and values are packed."""
-    return internlm2.sources(config.layers, config.key_value_heads, config.width // config.heads)
+    return internlm2.sources(config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 
 
 def unused(name: str) -> bool:

@@ -20,16 +20,17 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
     What they do not tell is taken from `config` (`llm_config`), else LLaMA's. Raises KeyError where a tensor is
     missing.
     """
-    vocabulary, width = shapes["model.embed_tokens.weight"]
-    heads = config.get("num_attention_heads") or width // HEAD_DIM
+    vocab_size, hidden_size = shapes["model.embed_tokens.weight"]
+    heads = config.get("num_attention_heads") or hidden_size // HEAD_DIM
     return LanguageConfig(
-        vocabulary=vocabulary,
-        width=width,
-        feed_forward=shapes["model.layers.0.mlp.up_proj.weight"][0],
-        layers=count(shapes, "model.layers."),
-        heads=heads,
-        key_value_heads=shapes["model.layers.0.self_attn.k_proj.weight"][0] * heads // width,
-        norm_eps=config.get("rms_norm_eps") or LanguageConfig.norm_eps,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=shapes["model.layers.0.mlp.up_proj.weight"][0],
+        num_hidden_layers=count(shapes, "model.layers."),
+        num_attention_heads=heads,
+        num_key_value_heads=shapes["model.layers.0.self_attn.k_proj.weight"][0] * heads // hidden_size,
+        head_dim=hidden_size // heads,
+        rms_norm_eps=config.get("rms_norm_eps") or LanguageConfig.rms_norm_eps,
         rope_theta=config.get("rope_theta") or LanguageConfig.rope_theta,
     )
 
