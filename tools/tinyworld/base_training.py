@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer
 
+from mulan_nodes.mulan.training import diffusion
 from mulan_nodes.mulan.training import trainer as adapter_training
 
 from . import captions, narrow, world
@@ -111,7 +112,7 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
 def score_of(autoencoder, denoiser, context_of, language: str = "en", empty: str = "") -> str:
     """One picture of every thing (DDIM, 20 steps, cfg 4), prompted in `language`, read back."""
     texts = [captions.full_caption(thing, language, i) for i, thing in enumerate(world.THINGS)]
-    latents = adapter_training.sample(
+    latents = diffusion.sample(
         denoiser, context_of(texts), context_of([empty]), alphas_cumprod(), STEPS, CFG, SEED, (4, 8, 8)
     )
     readings = list(map(world.read, as_pictures(autoencoder.taesd_decoder(latents))))
