@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published
 from mulan_nodes.mulan.conditioning.model_files import open_adapter
 from mulan_nodes.mulan.training import base_models, dataset, diffusion, run
-from mulan_nodes.mulan.training.trainer import TrainSettings, init_weights, main, train_adapter
+from mulan_nodes.mulan.training.__main__ import main
+from mulan_nodes.mulan.training.run import TrainSettings
+from mulan_nodes.mulan.training.trainer import init_weights, train_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ("red", "green", "blue", "black", "white")

@@ -12,16 +12,14 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from mulan_nodes.mulan.training import diffusion
-from mulan_nodes.mulan.training import trainer as adapter_training
+from mulan_nodes.mulan.training.run import TrainSettings
 
 from . import captions, narrow, world
 from .stages import SEED, as_input, as_pictures, draw_corpus, is_finished, train_stage
 
 CLIP_ROWS = 77
 STEPS, CFG = 20, 4.0  # of the pictures that scores are taken from
-SETTINGS = adapter_training.TrainSettings(
-    steps=1, batch_size=1, learning_rate=1.0, high_noise_share=0.4, high_noise_weight=True
-)
+SETTINGS = TrainSettings(steps=1, batch_size=1, learning_rate=1.0, high_noise_share=0.4, high_noise_weight=True)
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -91,8 +89,8 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         first = np.where(rng.random(32) < 0.4, 600, 0)
         timesteps = torch.from_numpy(rng.integers(first, 1000))
         noise = torch.randn_like(clean)
-        noisy = adapter_training.add_noise(clean, noise, alphas[timesteps])
-        return adapter_training.diffusion_loss(
+        noisy = diffusion.add_noise(clean, noise, alphas[timesteps])
+        return diffusion.diffusion_loss(
             model(noisy, timesteps, model.context(texts)),
             clean,
             noise,
