@@ -1,4 +1,4 @@
-"""The whole model against upstream's: prompts with pictures, regions and super links in, hidden states and the
+"""The whole model against upstream's: prompts with images, regions and super links in, hidden states and the
 decoders' answers out.
 """
 
@@ -59,7 +59,7 @@ def model(opened):
 
 @pytest.fixture(scope="session")
 def asked(golden, model, vision_case):
-    """asked("det") -> (case, picture seen, prompt): the golden's own token ids, which hold the [EMB]s already."""
+    """asked("det") -> (case, image seen, prompt): the golden's own token ids, which hold the [EMB]s already."""
     ids, tower = golden.facts["token_ids"], golden.facts["config"]["clip"]
 
     def get(task):
@@ -107,8 +107,8 @@ def test_hidden_states(task, asked, model, golden, close):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_cached_picture_answers_as_a_fresh_one(task, asked, model, golden, close):
-    """The picture's keys and values are computed first; every question is read behind them. Two at a time equal each
+def test_a_cached_image_answers_as_a_fresh_one(task, asked, model, golden, close):
+    """The image's keys and values are computed first; every question is read behind them. Two at a time equal each
     alone.
     """
     _, prompt = asked(task)
@@ -135,15 +135,15 @@ def test_decoders_answer(task, asked, model, golden, close):
     queries = gather_queries(states[0], prompt.links)[None]
     height, width = [int(part) for part in case.facts["inputs"]["images_aug"].split("(3,")[1].split(")")[0].split(",")]
     canvas = [-(-side // 32) * 32 for side in (height, width)]
-    picture = torch.zeros(1, 3, *canvas)
-    picture[0, :, :height, :width] = case.inputs(f"{task}.image_aug", (3, height, width))
+    image = torch.zeros(1, 3, *canvas)
+    image[0, :, :height, :width] = case.inputs(f"{task}.image_aug", (3, height, width))
     known = torch.ones(1, queries.shape[1], dtype=torch.bool)
     if task == "pose":
         mask = torch.zeros(1, *canvas, dtype=torch.bool)
         mask[:, :height, :width] = True
         objects = len(meta["id2index"])
         pose = model.pose(
-            picture, mask, queries[:, :objects], known[:, :objects], queries[:, objects:], known[:, objects:]
+            image, mask, queries[:, :objects], known[:, :objects], queries[:, objects:], known[:, objects:]
         )
         slots = model.pose.config.num_slots
         keypoints = case.stored["unipose_keypoints"][..., : 2 * slots].unflatten(-1, (slots, 2))[
@@ -153,7 +153,7 @@ def test_decoders_answer(task, asked, model, golden, close):
         close(pose.boxes, case.stored["unipose_boxes"], case.name, BOXES)
         close(pose.keypoints, keypoints, case.name, BOXES)
         return
-    found = model.grounding(picture, picture[:, 0] != 0, queries, known)
+    found = model.grounding(image, image[:, 0] != 0, queries, known)
     close(found.logits, case.stored["gdino_logits"], f"{case.name} (logits)", LOGITS)
     close(found.boxes, case.stored["gdino_boxes"], case.name, BOXES)
     every = torch.arange(found.logits.shape[1])[None]

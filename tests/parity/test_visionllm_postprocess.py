@@ -32,7 +32,7 @@ def boxes_of(case, key: str, batch: int, queries: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def given(case):
-    """The decoder's answers, and per picture what it was shown and how large it is."""
+    """The decoder's answers, and per image what it was shown and how large it is."""
     facts = case.facts["inputs"]
     masks = case.stored["raw_masks"]
     batch, queries = masks.shape[:2]
@@ -41,13 +41,13 @@ def given(case):
         "boxes": boxes_of(case, "post.boxes", batch, queries),
         "masks": masks,
     }
-    pictures = [
+    images = [
         {name: tensor[row] for name, tensor in answers.items()}
         | {"shown": tuple(facts["img_shape"][row]), "size": tuple(facts["ori_shape"][row][:2])}
         for row in range(batch)
     ]
     assert [4 * side for side in masks.shape[2:]] == facts["pad_shape"]
-    return pictures
+    return images
 
 
 def same_found(case, found: TopQueries, name: str, close):
@@ -62,20 +62,20 @@ def same_masks(ours: torch.Tensor, golden: torch.Tensor, name: str):
 
 
 def test_detection_and_instance_masks(case, given, close):
-    for row, picture in enumerate(given):
-        found = top_queries(picture["logits"], case.facts["inputs"]["topk"])
-        boxes = boxes_in_pixels(picture["boxes"][found.queries], picture["size"])
+    for row, image in enumerate(given):
+        found = top_queries(image["logits"], case.facts["inputs"]["topk"])
+        boxes = boxes_in_pixels(image["boxes"][found.queries], image["size"])
         for kind in ("det", "inst"):
             same_found(case, found, f"{kind}{row}", close)
             close(boxes, case.stored[f"{kind}{row}_boxes"], "postprocess boxes", PIXEL)
-        masks = instance_masks(picture["masks"][found.queries], picture["shown"], picture["size"])
+        masks = instance_masks(image["masks"][found.queries], image["shown"], image["size"])
         same_masks(masks, case.stored[f"inst{row}_masks"], f"inst{row}")
 
 
 def test_a_masked_name_is_never_found(case, given, close):
     """Upstream's logits are padded with -inf to 256 columns; ours need not be; with or without, the result is equal."""
-    for row, picture in enumerate(given):
-        logits = picture["logits"]
+    for row, image in enumerate(given):
+        logits = image["logits"]
         wide = torch.cat((logits, logits.new_full((len(logits), 7), float("-inf"))), 1)
         same_found(case, top_queries(wide, case.facts["inputs"]["topk"]), f"det{row}", close)
         assert len(top_queries(wide, wide.numel()).scores) == logits.numel()
@@ -83,30 +83,30 @@ def test_a_masked_name_is_never_found(case, given, close):
 
 def test_grounding(case, given, close):
     """One name: upstream's golden is the first of the names' columns."""
-    for row, picture in enumerate(given):
-        found = top_queries(picture["logits"][:, :1], 1)
+    for row, image in enumerate(given):
+        found = top_queries(image["logits"][:, :1], 1)
         close(found.scores, case.stored[f"grd{row}_score"], "postprocess scores", SCORE)
         close(
-            boxes_in_pixels(picture["boxes"][found.queries], picture["size"]),
+            boxes_in_pixels(image["boxes"][found.queries], image["size"]),
             case.stored[f"grd{row}_box"],
             "postprocess boxes",
             PIXEL,
         )
-        masks = instance_masks(picture["masks"][found.queries], picture["shown"], picture["size"])
+        masks = instance_masks(image["masks"][found.queries], image["shown"], image["size"])
         same_masks(masks, case.stored[f"grd{row}_mask"], f"grd{row}")
 
 
 def test_interactive(case, given, close):
-    for row, picture in enumerate(given):
-        found = top_per_prompt(picture["logits"])
+    for row, image in enumerate(given):
+        found = top_per_prompt(image["logits"])
         close(found.scores, case.stored[f"interactive{row}_scores"], "postprocess scores", SCORE)
-        masks = instance_masks(picture["masks"][found.queries], picture["shown"], picture["size"])
+        masks = instance_masks(image["masks"][found.queries], image["shown"], image["size"])
         same_masks(masks, case.stored[f"interactive{row}_masks"], f"interactive{row}")
 
 
 def test_semantic_map(case, given):
-    for row, picture in enumerate(given):
-        names = semantic_map(picture["logits"], picture["masks"], picture["shown"], picture["size"])
+    for row, image in enumerate(given):
+        names = semantic_map(image["logits"], image["masks"], image["shown"], image["size"])
         for kind in ("semseg", "semseg_after"):
             golden = case.stored[f"{kind}{row}"].long()
             assert names.shape == golden.shape
@@ -122,7 +122,7 @@ def test_pose(case, given, close):
     boxes = boxes_of(case, "post.pose_boxes", batch, queries)
     keypoints = case.uniform("input:post.pose_kpts", (batch, queries, numbers)).float()
     keypoints = keypoints[..., : 2 * golden["num_body_points"]].unflatten(-1, (-1, 2))
-    for row, picture in enumerate(given):
+    for row, image in enumerate(given):
         found = top_queries(logits[row], facts["topk"])
         same_found(
             case,
@@ -131,10 +131,10 @@ def test_pose(case, given, close):
             close,
         )
         close(
-            boxes_in_pixels(boxes[row, found.queries], picture["size"]),
+            boxes_in_pixels(boxes[row, found.queries], image["size"]),
             case.stored[f"pose{row}_boxes"],
             "postprocess boxes",
             PIXEL,
         )
-        points = keypoints_in_pixels(keypoints[row, found.queries], picture["size"])
+        points = keypoints_in_pixels(keypoints[row, found.queries], image["size"])
         close(points.flatten(1), case.stored[f"pose{row}_keypoints"], "postprocess keypoints", PIXEL)

@@ -1,4 +1,4 @@
-"""What upstream's evaluation gives its model: prompts, ids, tiles, and both decoders' pictures."""
+"""What upstream's evaluation gives its model: prompts, ids, tiles, and both decoders' images."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def ids_of(golden: list, patch: int) -> list[int]:
 
 
 def test_every_id_of_every_prompt_in_both_modes(case):
-    """On LLaMA's own file where it lies beside the goldens or the repository; elsewhere the pictures' places and the
+    """On LLaMA's own file where it lies beside the goldens or the repository; elsewhere the images' places and the
     tokens' order must hold.
     """
     for data in (case.folder.parents[1] / "data", case.folder.parent / "data", HERE.parents[2] / "shared" / "data"):
@@ -161,7 +161,7 @@ def test_tiling(case):
             assert list(choose_tile_grid(width, height, size, most)) == grid, (width, height, most)
 
 
-def picture_of(case, name: str) -> np.ndarray:
+def image_of(case, name: str) -> np.ndarray:
     key = case.facts["image_of"][name].split()[-1]
     entry = case.facts["images"][key]
     return case.image(key, entry["h"], entry["w"])
@@ -178,30 +178,28 @@ def settings(case) -> ImageSettings:
     )
 
 
-def summary(case, name: str, kind: str, pictures: torch.Tensor, every: int, close):
+def summary(case, name: str, kind: str, images: torch.Tensor, every: int, close):
     """A sparse grid of the pixels, and mean and deviation of all of them."""
-    close(pictures[..., ::every, ::every], case.stored[f"{name}.{kind}_sub{every}"], f"preprocess {kind}", 2e-6)
-    std, mean = torch.std_mean(pictures.double(), (-2, -1), correction=1)
+    close(images[..., ::every, ::every], case.stored[f"{name}.{kind}_sub{every}"], f"preprocess {kind}", 2e-6)
+    std, mean = torch.std_mean(images.double(), (-2, -1), correction=1)
     close(mean, case.stored[f"{name}.{kind}_mean"], f"preprocess {kind} mean", 2e-6)
     close(std, case.stored[f"{name}.{kind}_std"], f"preprocess {kind} std", 2e-6)
 
 
-def test_tower_and_decoder_pictures(case, settings, close):
+def test_tower_and_decoder_images(case, settings, close):
     for name in case.facts["image_of"]:
-        entry, picture = case.facts["prompts"][name], picture_of(case, name)
+        entry, image = case.facts["prompts"][name], image_of(case, name)
         aspect = next((mode for mode in ("pad", "square") if name.endswith(mode)), "anyres")
-        tiles = tower_images(picture, settings, aspect)
+        tiles = tower_images(image, settings, aspect)
         assert list(tiles.shape) == ([1] * (4 - len(entry["images_shape"])) + entry["images_shape"]), name
         summary(case, name, "clip", tiles, 24, close)
         shown = (
-            pose_image(picture, settings)
+            pose_image(image, settings)
             if name.startswith("pose")
-            else grounding_image(picture, settings, name.startswith("seg"))
+            else grounding_image(image, settings, name.startswith("seg"))
         )
         assert list(shown.shape) == entry["image_aug_shape"], name
-        assert entry["ori_shape"][:2] == list(picture.shape[:2]) and entry["img_shape"][:2] == list(shown.shape[1:]), (
-            name
-        )
+        assert entry["ori_shape"][:2] == list(image.shape[:2]) and entry["img_shape"][:2] == list(shown.shape[1:]), name
         summary(case, name, "aug", shown, 32, close)
 
 

@@ -29,23 +29,23 @@ def loaded(checkpoint):
 
 
 @pytest.fixture
-def picture():
+def image():
     return torch.from_numpy(np.random.default_rng(3).random((90, 130, 3), dtype=np.float32))
 
 
-def test_detection_is_ordered_and_within_its_bounds(loaded, picture):
-    found = perception.detect(loaded, picture, ["red circle", "blue square", "star"], max_detections=12)
+def test_detection_is_ordered_and_within_its_bounds(loaded, image):
+    found = perception.detect(loaded, image, ["red circle", "blue square", "star"], max_detections=12)
     assert len(found) == 12 and found.masks.shape == (12, 90, 130) and found.masks.dtype == torch.bool
     assert (found.scores.diff() <= 0).all() and 0 <= found.labels.min() and found.labels.max() < 3
-    assert len(perception.detect(loaded, picture, ["star"], threshold=1.1)) == 0
+    assert len(perception.detect(loaded, image, ["star"], threshold=1.1)) == 0
 
 
-def test_names_beyond_one_prompt_are_asked_in_several(loaded, picture):
+def test_names_beyond_one_prompt_are_asked_in_several(loaded, image):
     names = [f"thing {number}" for number in range(300)]
-    found = perception.detect(loaded, picture, names, max_detections=20, masks=False)
+    found = perception.detect(loaded, image, names, max_detections=20, masks=False)
     apart = [
         perception.detect(
-            loaded, picture, names[first : first + perception.NAMES_PER_PROMPT], max_detections=20, masks=False
+            loaded, image, names[first : first + perception.NAMES_PER_PROMPT], max_detections=20, masks=False
         )
         for first in range(0, 300, perception.NAMES_PER_PROMPT)
     ]
@@ -65,38 +65,38 @@ def test_names_beyond_one_prompt_are_asked_in_several(loaded, picture):
         (["[DET]"], r"\[DET\]"),
     ],
 )
-def test_lists_of_names_that_cannot_be_asked_about(loaded, picture, names, words):
+def test_lists_of_names_that_cannot_be_asked_about(loaded, image, names, words):
     with pytest.raises(ValueError, match=words):
-        perception.detect(loaded, picture, names)
+        perception.detect(loaded, image, names)
 
 
 @pytest.mark.parametrize("name", ["собака", "꽃", "كرة حمراء", "गेंद", "🐶", "a\u0301 b", "x" * 300])
-def test_names_in_any_script(loaded, picture, name):
-    assert len(perception.detect(loaded, picture, [name], max_detections=3)) == 3
+def test_names_in_any_script(loaded, image, name):
+    assert len(perception.detect(loaded, image, [name], max_detections=3)) == 3
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 10000, 3), (90, 130, 4), (90, 130, 1), (90, 130)])
-def test_pictures_of_any_form(loaded, shape):
+def test_images_of_any_form(loaded, shape):
     found = perception.detect(loaded, torch.rand(shape), ["star"], max_detections=2)
     assert found.size == shape[:2] and found.masks.shape[1:] == shape[:2] and found.boxes.isfinite().all()
     assert perception.pose(loaded, torch.rand(shape), ["person"], ["head"], max_detections=2).keypoints.isfinite().all()
     assert perception.segment(loaded, torch.rand(shape), ["star", "circle"]).labels.shape == shape[:2]
 
 
-def test_a_picture_as_pil_array_or_tensor_is_one_picture(loaded):
+def test_a_image_as_pil_array_or_tensor_is_one_image(loaded):
     array = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     forms = array, Image.fromarray(array), torch.from_numpy(array) / 255
     first, *others = [perception.ground(loaded, form, "the star") for form in forms]
     assert all(torch.equal(first.boxes, other.boxes) for other in others)
 
 
-def test_a_picture_with_no_numbers_is_refused(loaded, picture):
-    picture[3, 3] = float("nan")
+def test_a_image_with_no_numbers_is_refused(loaded, image):
+    image[3, 3] = float("nan")
     with pytest.raises(ValueError, match="no numbers"):
-        perception.ground(loaded, picture, "the star")
+        perception.ground(loaded, image, "the star")
 
 
-def test_regions(loaded, picture):
+def test_regions(loaded, image):
     size = loaded.settings.tower
     marks = torch.cat(
         (
@@ -104,35 +104,35 @@ def test_regions(loaded, picture):
             regions.masks_from_masks(torch.ones(1, 7, 9), size),
         )
     )[:, 0]
-    found = perception.detect_at_regions(loaded, picture, marks)
+    found = perception.detect_at_regions(loaded, image, marks)
     assert len(found) == 2 and found.labels.tolist() == [0, 1] and found.names == ("region1", "region2")
-    alone = perception.detect_at_regions(loaded, picture, marks[:1])
-    assert not torch.equal(alone.scores, perception.detect_at_regions(loaded, picture, marks[1:]).scores)
+    alone = perception.detect_at_regions(loaded, image, marks[:1])
+    assert not torch.equal(alone.scores, perception.detect_at_regions(loaded, image, marks[1:]).scores)
     with pytest.raises(ValueError, match="empty"):
         regions.masks_from_masks(torch.zeros(1, 90, 130), size)
     with pytest.raises(ValueError, match="no region"):
-        perception.detect_at_regions(loaded, picture, marks[:0])
+        perception.detect_at_regions(loaded, image, marks[:0])
 
 
-def test_pose(loaded, picture):
-    found = perception.pose(loaded, picture, ["person", "dog"], ["head", "left foot", "tail"], max_detections=4)
+def test_pose(loaded, image):
+    found = perception.pose(loaded, image, ["person", "dog"], ["head", "left foot", "tail"], max_detections=4)
     assert found.keypoints.shape == (4, 3, 2) and found.keypoint_names == ("head", "left foot", "tail")
     with pytest.raises(ValueError, match="at most 68"):
-        perception.pose(loaded, picture, ["person"], [f"point {number}" for number in range(69)])
+        perception.pose(loaded, image, ["person"], [f"point {number}" for number in range(69)])
 
 
-def test_a_second_question_equals_a_fresh_one(checkpoint, loaded, picture):
+def test_a_second_question_equals_a_fresh_one(checkpoint, loaded, image):
     loaded.prefix_cache.clear()
-    perception.ground(loaded, picture, "the star")
-    second = perception.detect(loaded, picture, ["red circle"], max_detections=5)
+    perception.ground(loaded, image, "the star")
+    second = perception.detect(loaded, image, ["red circle"], max_detections=5)
     assert len(loaded.prefix_cache) == 1
-    fresh = perception.detect(load_visionllm(checkpoint), picture, ["red circle"], max_detections=5)
+    fresh = perception.detect(load_visionllm(checkpoint), image, ["red circle"], max_detections=5)
     assert torch.allclose(second.scores, fresh.scores, atol=1e-5) and torch.allclose(
         second.boxes, fresh.boxes, atol=1e-3
     )
 
 
-def test_the_picture_is_read_once(loaded, picture, monkeypatch):
+def test_the_image_is_read_once(loaded, image, monkeypatch):
     loaded.prefix_cache.clear()
     passes = []
     forward = loaded.model.language.forward
@@ -144,36 +144,36 @@ def test_the_picture_is_read_once(loaded, picture, monkeypatch):
     monkeypatch.setattr(
         loaded.model.language, "logits", lambda states: pytest.fail("a question of perception needs no words")
     )
-    perception.ground(loaded, picture, "the star")
+    perception.ground(loaded, image, "the star")
     first, passes[:] = list(passes), []
-    perception.ground(loaded, picture, "the dog")
+    perception.ground(loaded, image, "the dog")
     assert len(first) == 2 and len(passes) == 1 and passes[0] < first[0]
 
 
-def test_memory_is_bounded_and_freed_by_the_host(loaded, picture):
+def test_memory_is_bounded_and_freed_by_comfyui(loaded, image):
     import comfy.model_management
 
     loaded.prefix_cache.clear()
     loaded.prefix_cache = PrefixCache(max_bytes=0)
     for number in range(3):
-        perception.ground(loaded, (picture + number / 7) % 1, "the star")
+        perception.ground(loaded, (image + number / 7) % 1, "the star")
     assert len(loaded.prefix_cache) == 1
     comfy.model_management.unload_all_models()
     assert len(loaded.prefix_cache) == 0
 
 
-def test_answers_side_by_side_equal_each_alone(loaded, picture):
+def test_answers_side_by_side_equal_each_alone(loaded, image):
     questions = [chat("what is it?"), chat("and how many of them are there, and of what colour?"), chat("why?")]
-    together = answers.answer(loaded, [picture], questions, max_tokens=20)
+    together = answers.answer(loaded, [image], questions, max_tokens=20)
     assert [reply.text for reply in together] == [
-        answers.answer(loaded, [picture], [question], max_tokens=20)[0].text for question in questions
+        answers.answer(loaded, [image], [question], max_tokens=20)[0].text for question in questions
     ]
     assert all(reply.text and not reply.finished for reply in together)
 
 
-def test_sampled_answers_are_seeded_and_greedy_ones_repeat(loaded, picture):
+def test_sampled_answers_are_seeded_and_greedy_ones_repeat(loaded, image):
     def said(**how):
-        return answers.answer(loaded, [picture], [chat("what is it?")], max_tokens=20, **how)[0].text
+        return answers.answer(loaded, [image], [chat("what is it?")], max_tokens=20, **how)[0].text
 
     assert said() == said()
     assert (
@@ -183,24 +183,24 @@ def test_sampled_answers_are_seeded_and_greedy_ones_repeat(loaded, picture):
     )
 
 
-def test_texts_grow_token_by_token(loaded, picture):
+def test_texts_grow_token_by_token(loaded, image):
     seen = []
     (reply,) = answers.answer(
-        loaded, [picture], [chat("what is it?")], max_tokens=15, on_text=lambda texts: seen.append(texts[0])
+        loaded, [image], [chat("what is it?")], max_tokens=15, on_text=lambda texts: seen.append(texts[0])
     )
     assert len(seen) == 15 and seen[-1] == reply.text and len(set(seen)) > 5
 
 
-def test_talk_without_a_picture_with_two_and_with_history(loaded, picture):
+def test_chat_without_a_image_with_two_and_with_history(loaded, image):
     assert answers.answer(loaded, [], [chat("hello", with_image=False)], max_tokens=4)[0].text
     two = [prompt_templates.Turn("<image>\n<image>\nwhich is larger?")]
-    assert answers.answer(loaded, [picture, picture], [two], max_tokens=4)[0].text
-    assert answers.answer(loaded, [picture], [chat("and now?", [("what is it?", "a star")])], max_tokens=4)[0].text
+    assert answers.answer(loaded, [image, image], [two], max_tokens=4)[0].text
+    assert answers.answer(loaded, [image], [chat("and now?", [("what is it?", "a star")])], max_tokens=4)[0].text
     with pytest.raises(ValueError, match="1 <image>"):
         answers.answer(loaded, [], [chat("what is it?")])
 
 
-def test_an_answer_can_be_interrupted(loaded, picture):
+def test_an_answer_can_be_interrupted(loaded, image):
     import comfy.model_management
 
     written = []
@@ -211,19 +211,19 @@ def test_an_answer_can_be_interrupted(loaded, picture):
             comfy.model_management.interrupt_current_processing(True)
 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        answers.answer(loaded, [picture], [chat("what is it?")], max_tokens=50, on_text=stop)
+        answers.answer(loaded, [image], [chat("what is it?")], max_tokens=50, on_text=stop)
     assert len(written) == 3
-    assert answers.answer(loaded, [picture], [chat("what is it?")], max_tokens=3)[0].text
+    assert answers.answer(loaded, [image], [chat("what is it?")], max_tokens=3)[0].text
 
 
-def test_what_the_checkpoint_lacks_is_said(loaded, picture):
+def test_parts_missing_from_the_checkpoint_are_named(loaded, image):
     with pytest.raises(ValueError, match="no mapper to Stable Diffusion"):
         contexts.generation_context(loaded, "a cat")
     with pytest.raises(ValueError, match="no mapper to InstructPix2Pix"):
-        contexts.editing_context(loaded, picture, "make it blue")
+        contexts.editing_context(loaded, image, "make it blue")
 
 
-def test_checkpoints_that_cannot_serve(checkpoint, tmp_path):
+def test_checkpoints_that_are_not_the_models(checkpoint, tmp_path):
     def copy(**changes):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()

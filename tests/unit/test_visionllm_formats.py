@@ -51,7 +51,7 @@ def record(
     step: float = 3.0,
     left_out=(),
 ) -> dict:
-    """KEYPOINTS of one object in a picture of 200 x 300, whose points lie on a grid."""
+    """KEYPOINTS of one object in a image of 200 x 300, whose points lie on a grid."""
     points = [
         {
             "name": name,
@@ -73,7 +73,7 @@ def record(
 # --- boxes  ---
 
 
-def test_boxes_are_cut_to_the_picture_and_hold_plain_numbers():
+def test_boxes_are_cut_to_the_image_and_hold_plain_numbers():
     frames = bounding_boxes.to_bounding_boxes([detection([[-5, 2, 30, 50], [10, 10, 70, 20]]), detection([])])
     assert frames == [
         [
@@ -123,7 +123,7 @@ def test_every_form_of_boxes_is_read(value, frames, counts):
         ([[BOX], 7], 2, "entry 2 is a int"),
     ],
 )
-def test_what_is_no_box_is_named(value, frames, words):
+def test_errors_name_the_wrong_box(value, frames, words):
     with pytest.raises(ValueError, match=words):
         bounding_boxes.boxes_per_image(value, frames)
 
@@ -346,7 +346,7 @@ def test_hands_faces_and_animals_have_their_places():
 
 
 @pytest.mark.parametrize("skeleton", [PERSON, ANIMAL, HAND, FACE])
-def test_there_and_back_keeps_every_point_and_its_score(skeleton):
+def test_a_pose_converted_and_back_keeps_every_point_and_its_score(skeleton):
     frame = record(skeleton, left_out=skeleton.keypoints[3:4])
     (back,) = pose_keypoint.from_pose_keypoint(pose_keypoint.to_pose_keypoint([frame]))
     (thing,) = back["objects"]
@@ -422,7 +422,7 @@ def test_poses_of_other_nodes():
         ),
     ],
 )
-def test_what_is_no_pose_is_named(value, words):
+def test_errors_name_the_wrong_pose(value, words):
     with pytest.raises(ValueError, match=words):
         pose_keypoint.from_pose_keypoint(value)
 
@@ -465,10 +465,12 @@ def test_segs_as_impact_s_nodes_read_them():
 # --- documents  ---
 
 
-def test_a_document_there_and_back():
+def test_a_document_written_and_read_is_the_same():
     found = [detection([[0, 0, 10.126, 10], [20, 20, 30, 30]]), detection([])]
     boxes = bounding_boxes.to_bounding_boxes(found)
-    frames = [json_document.frame_record(60, 40, part, one.masks, text="two") for part, one in zip(boxes, found, strict=False)]
+    frames = [
+        json_document.frame_record(60, 40, part, one.masks, text="two") for part, one in zip(boxes, found, strict=False)
+    ]
     text = json_document.write_document("detect", "犬, cat", frames)
     assert (
         "\n" not in text
@@ -567,18 +569,18 @@ def test_what_is_wrong_with_a_document_is_named_with_its_place(change, words):
 # --- drawing  ---
 
 
-def test_colours_stay_apart_and_text_on_them_can_be_read():
-    colours = [palette_color(number) for number in range(COUNT)]
-    assert len(set(colours)) == COUNT and palette_color(COUNT) == palette_color(0)
-    nearest = min(np.linalg.norm(np.subtract(a, b)) for a, b in itertools.combinations(colours[:12], 2))
+def test_colors_stay_apart_and_text_on_them_can_be_read():
+    colors = [palette_color(number) for number in range(COUNT)]
+    assert len(set(colors)) == COUNT and palette_color(COUNT) == palette_color(0)
+    nearest = min(np.linalg.norm(np.subtract(a, b)) for a, b in itertools.combinations(colors[:12], 2))
     assert nearest > 80
     assert text_color((255, 255, 0)) == (0, 0, 0) and text_color((120, 0, 160)) == (255, 255, 255)
 
 
-def drawn(boxes=(), mask=None, pose=None, how=BY_NAME, lettering=None, picture=None, **style) -> np.ndarray:
+def drawn(boxes=(), mask=None, pose=None, how=BY_NAME, lettering=None, image=None, **style) -> np.ndarray:
     names = [box.get("label", "") for box in boxes]
-    picture = torch.full((120, 200, 3), 0.5) if picture is None else picture
-    frame = draw(picture, boxes, mask, pose, Style(**style), ColorMap(how, names), lettering or TextRenderer(Fonts([])))
+    image = torch.full((120, 200, 3), 0.5) if image is None else image
+    frame = draw(image, boxes, mask, pose, Style(**style), ColorMap(how, names), lettering or TextRenderer(Fonts([])))
     return (frame.numpy() * 255).round().astype(int)
 
 
@@ -587,21 +589,21 @@ def box_at(x, y, width, height, **more) -> dict:
 
 
 def test_a_box_is_drawn_on_its_outermost_pixels():
-    picture = drawn([box_at(20, 30, 50, 40)], line_width=2)
-    changed = (picture != 128).any(-1)
+    image = drawn([box_at(20, 30, 50, 40)], line_width=2)
+    changed = (image != 128).any(-1)
     rows, columns = changed.any(1).nonzero()[0], changed.any(0).nonzero()[0]
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (30, 69, 20, 69) and not changed[33:67, 23:67].any()
     assert (drawn([box_at(199.6, 119.7, 0.2, 0.2), box_at(0, 0, 200, 120)]) != 128).any()
 
 
-def test_one_colour_for_each_name_or_for_each_thing():
+def test_one_color_for_each_name_or_for_each_object():
     boxes = [box_at(5, 5, 20, 20, label="cat"), box_at(40, 5, 20, 20, label="dog"), box_at(80, 5, 20, 20, label="cat")]
     by_name, by_object = (drawn(boxes, how=how, names=False) for how in (BY_NAME, BY_OBJECT))
     corners = [tuple(by_name[5, x]) for x in (5, 40, 80)]
     assert corners[0] == corners[2] != corners[1] and len({tuple(by_object[5, x]) for x in (5, 40, 80)}) == 3
 
 
-def test_masks_let_the_picture_through():
+def test_masks_are_translucent():
     mask = torch.zeros(1, 120, 200)
     mask[0, 40:80, 50:100] = 1
     half, none, whole = (
@@ -622,14 +624,14 @@ def test_names_of_any_script_are_drawn_even_without_fonts(name):
         assert (with_name != plain).any(-1).sum() > 200
 
 
-def test_labels_keep_to_the_picture_and_off_each_other():
+def test_labels_keep_to_the_image_and_off_each_other():
     class Recorder(TextRenderer):
         def __init__(self):
             super().__init__(Fonts([]))
             self.at = []
 
-        def draw(self, picture, left, baseline, text, size, colour):
-            width = super().draw(picture, left, baseline, text, size, colour)
+        def draw(self, image, left, baseline, text, size, colour):
+            width = super().draw(image, left, baseline, text, size, colour)
             if text:
                 self.at.append((left, baseline - size, left + width, baseline, text))
             return width
@@ -656,15 +658,15 @@ def test_labels_keep_to_the_picture_and_off_each_other():
 def test_keypoints_and_bones_are_drawn_where_they_were_found():
     frame = record(PERSON, "人", step=15.0, left_out=("nose",))
     black = torch.zeros(200, 300, 3)
-    picture = drawn(pose=frame, picture=black, names=False, scores=False)
+    image = drawn(pose=frame, image=black, names=False, scores=False)
     found = [point for point in frame["objects"][0]["keypoints"] if point["score"] > 0]
-    assert all(picture[round(point["y"]), round(point["x"])].any() for point in found) and not picture[:8, :8].any()
-    named = drawn(pose=frame, picture=black, names=False, scores=False, keypoint_names=True)
-    assert (named != picture).any(-1).sum() > 200
+    assert all(image[round(point["y"]), round(point["x"])].any() for point in found) and not image[:8, :8].any()
+    named = drawn(pose=frame, image=black, names=False, scores=False, keypoint_names=True)
+    assert (named != image).any(-1).sum() > 200
 
 
 @pytest.mark.parametrize("shape", [(8, 9), (8, 9, 1), (8, 9, 4), (2, 3, 3)])
-def test_any_picture_can_be_drawn_on(shape):
+def test_any_image_can_be_drawn_on(shape):
     frame = draw(
         torch.rand(shape),
         [box_at(1, 1, 5, 5, label="a long name", score=1)],

@@ -48,7 +48,7 @@ DETECTED = found(
         (Limits(threshold=0.95), []),
     ],
 )
-def test_what_is_kept(limits, kept):
+def test_limits_keep_the_best(limits, kept):
     assert select(DETECTED, limits).tolist() == kept
 
 
@@ -145,7 +145,7 @@ def test_labels_are_the_words_before_a_tool(sentence, lead_texts, expected):
     assert labels(reply(*((lead, DETECT) for lead in lead_texts)), sentence) == expected
 
 
-def test_the_one_thing_of_a_sentence_bears_the_sentence():
+def test_a_grounded_object_is_labelled_with_the_sentence():
     assert labels(reply(("Yes, it is ", GROUND)), " the left dog ") == ["the left dog"]
 
 
@@ -155,11 +155,11 @@ def loaded(tmp_path_factory):
 
 
 @pytest.fixture
-def picture():
+def image():
     return torch.rand(70, 90, 3, generator=torch.Generator().manual_seed(1))
 
 
-def test_each_tool_runs_its_decoder(loaded, picture):
+def test_each_tool_runs_its_decoder(loaded, image):
     loaded.load()
     said = reply(
         ("for a", DETECT),
@@ -170,7 +170,7 @@ def test_each_tool_runs_its_decoder(loaded, picture):
         ("see", GENERATE),
         ("and", EDIT),
     )
-    done = run_tools(loaded, picture, "a, b, sky, sea", said, Limits(max_detections=5))
+    done = run_tools(loaded, image, "a, b, sky, sea", said, Limits(max_detections=5))
     assert not done.notes and done.keypoints is None
     assert done.detections.names == ("a", "b", "a, b, sky, sea", "sky", "sea") and done.detections.masks.shape == (
         len(done.detections),
@@ -183,11 +183,11 @@ def test_each_tool_runs_its_decoder(loaded, picture):
     assert done.generate.shape == done.edit.shape == (1, 77, 768) and not torch.equal(done.generate, done.edit)
 
 
-def test_keypoints_belong_to_the_objects_of_the_answer(loaded, picture):
+def test_keypoints_belong_to_the_objects_of_the_answer(loaded, image):
     loaded.load()
     done = run_tools(
         loaded,
-        picture,
+        image,
         "the nose and tail of the dog",
         reply(("dog", DETECT), ("nose", POSE), ("tail", POSE)),
         Limits(max_detections=3),
@@ -198,11 +198,11 @@ def test_keypoints_belong_to_the_objects_of_the_answer(loaded, picture):
         and done.keypoints.keypoint_names == ("nose", "tail")
     )
     assert done.keypoints.keypoints.shape == (3, 2, 2)
-    alone = run_tools(loaded, picture, "the nose", reply(("nose", POSE)))
+    alone = run_tools(loaded, image, "the nose", reply(("nose", POSE)))
     assert alone.keypoints is None and "no object" in alone.notes[0]
 
 
-def test_tools_that_cannot_run_are_told(loaded, picture, tmp_path):
+def test_tools_that_cannot_run_are_noted(loaded, image, tmp_path):
     blind = run_tools(loaded, None, "a dog", reply(("dog", DETECT), ("edit", EDIT)))
     assert (
         blind.detections is None
@@ -210,7 +210,7 @@ def test_tools_that_cannot_run_are_told(loaded, picture, tmp_path):
         and [note.split(":")[0] for note in blind.notes] == ["[DET] was not run", "[EDIT] was not run"]
     )
     plain = load_visionllm(random_visionllm.checkpoint(tmp_path / "plain"))
-    assert "no part for it (generate)" in run_tools(plain, picture, "draw", reply(("it", GENERATE))).notes[0]
+    assert "no part for it (generate)" in run_tools(plain, image, "draw", reply(("it", GENERATE))).notes[0]
 
 
 @pytest.fixture(scope="module")
@@ -219,16 +219,16 @@ def eager(tmp_path_factory):
     return load_visionllm(random_visionllm.checkpoint(tmp_path_factory.mktemp("eager") / "VisionLLMv2", writes=DETECT))
 
 
-def test_a_model_that_writes_tools_has_them_run(eager, picture):
-    done = instruct(eager, picture, "find the dog", max_tokens=3, limits=Limits(max_detections=4))
+def test_a_model_that_writes_tools_has_them_run(eager, image):
+    done = instruct(eager, image, "find the dog", max_tokens=3, limits=Limits(max_detections=4))
     assert done.reply.text == DETECT * 3 and done.reply.plain_text == "" and len(done.reply.tools) == 3
     assert len(done.detections) == 4 and set(done.detections.names) == {"object"}
 
 
-def test_a_written_tool_asks_its_decoder_what_a_given_one_does(eager, picture):
-    (written,) = answer(eager, [picture], [chat("find the dog")], max_tokens=1)
+def test_a_written_tool_asks_its_decoder_what_a_given_one_does(eager, image):
+    (written,) = answer(eager, [image], [chat("find the dog")], max_tokens=1)
     with torch.no_grad():
         (given,) = super_link_states(
-            eager, ImageView(eager, picture), [Turn(IMAGE_LINE + "find the dog", tool_text(DETECT))]
+            eager, ImageView(eager, image), [Turn(IMAGE_LINE + "find the dog", tool_text(DETECT))]
         )
     assert torch.allclose(written.tools[0].hidden_states, given[0], atol=1e-4)

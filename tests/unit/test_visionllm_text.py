@@ -57,7 +57,7 @@ def test_added_tokens_follow_the_vocabulary(tokenizer):
         )
 
 
-def test_text_comes_back(tokenizer):
+def test_decoding_gives_the_text_back(tokenizer):
     text = "Yes,\nthere are two  cats: " + ", ".join(SCRIPTS)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     answer = prompt_templates.detection(SCRIPTS).assistant
@@ -67,7 +67,7 @@ def test_text_comes_back(tokenizer):
     assert tokenizer.decode([]) == "" and tokenizer.decode([tokenizer.bos, tokenizer.eos]) == ""
 
 
-def test_half_a_character_is_no_error(tokenizer):
+def test_an_incomplete_character_decodes_to_a_replacement(tokenizer):
     assert tokenizer.decode(tokenizer.encode("a 🐕")[:-1]).startswith("a \ufffd")
 
 
@@ -84,7 +84,7 @@ def test_legacy_decides_the_space_behind_an_added_token(model):
     )
 
 
-def test_pictures_become_patches(tokenizer):
+def test_images_become_patches(tokenizer):
     ids = tokenizer.encode("USER: <image>\n<image> in", 3, 2)
     assert [id for id in ids if id == tokenizer.ids[special_tokens.PATCH]] == [tokenizer.ids[special_tokens.PATCH]] * 5
     for patches in ((), (1,), (1, 2, 3)):
@@ -92,8 +92,8 @@ def test_pictures_become_patches(tokenizer):
             tokenizer.encode("<image><image>", *patches)
 
 
-def test_a_prompt_grows_behind_the_picture(tokenizer):
-    """What stands up to the picture keeps its ids whatever is asked, so its keys and values may be kept."""
+def test_a_prompt_grows_behind_the_image(tokenizer):
+    """What stands up to the image keeps its ids whatever is asked, so its keys and values may be kept."""
     first, second = (
         tokenizer.encode(prompt_templates.VICUNA.prompt([turn]), 5)
         for turn in (prompt_templates.caption(), prompt_templates.detection(["cat"]))
@@ -102,7 +102,7 @@ def test_a_prompt_grows_behind_the_picture(tokenizer):
     assert first[:end] == second[:end]
 
 
-def test_files_decide(model):
+def test_ids_and_legacy_come_from_the_json_files(model):
     size = VisionTokenizer(model).base_size
     ids = {name: size + 3 + number for number, name in enumerate(special_tokens.ADDED)}
     decoder = {str(id): {"content": name, "lstrip": True} for name, id in ids.items()} | {

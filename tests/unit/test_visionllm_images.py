@@ -1,4 +1,4 @@
-"""Pictures, regions and answers at their limits: tiny, wide, grey, transparent, empty, not a number."""
+"""Images, regions and answers at their limits: tiny, wide, gray, transparent, empty, not a number."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(height * width).integers(0, 256, (height, width, channels), np.uint8)
 
 
-def test_every_kind_of_picture_is_the_same_picture():
+def test_every_kind_of_image_gives_the_same_pixels():
     pixels = noise(20, 30)
     floats = torch.from_numpy(pixels).float() / 255
     with_alpha = torch.cat((floats, torch.rand(20, 30, 1)), -1)
-    for picture in (
+    for image in (
         pixels,
         torch.from_numpy(pixels),
         floats,
@@ -45,21 +45,21 @@ def test_every_kind_of_picture_is_the_same_picture():
         Image.fromarray(pixels),
         with_alpha.half(),
     ):
-        assert np.array_equal(to_pixels(picture), pixels)
-    grey = noise(20, 30, 1)
-    for picture in (
-        grey,
-        grey[:, :, 0],
-        torch.from_numpy(grey).float() / 255,
-        Image.fromarray(grey[:, :, 0]),
-        np.concatenate((grey, grey // 2), 2),
+        assert np.array_equal(to_pixels(image), pixels)
+    gray = noise(20, 30, 1)
+    for image in (
+        gray,
+        gray[:, :, 0],
+        torch.from_numpy(gray).float() / 255,
+        Image.fromarray(gray[:, :, 0]),
+        np.concatenate((gray, gray // 2), 2),
     ):
-        assert np.array_equal(to_pixels(picture), grey.repeat(3, 2))
+        assert np.array_equal(to_pixels(image), gray.repeat(3, 2))
     assert np.array_equal(to_pixels(Image.fromarray(noise(20, 30, 4), "RGBA")), noise(20, 30, 4)[:, :, :3])
     assert to_pixels(torch.full((2, 2, 3), 1.5)).min() == 255 and to_pixels(torch.full((2, 2, 3), -0.5)).max() == 0
 
 
-def test_what_is_no_picture():
+def test_values_that_are_not_images_are_refused():
     for value in (float("nan"), float("inf")):
         broken = torch.rand(4, 4, 3)
         broken[1, 2, 0] = value
@@ -80,15 +80,11 @@ def test_what_is_no_picture():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10000), (10000, 1), (37, 10000), (700, 2)])
 def test_extreme_sizes(size):
-    picture = noise(*size)
+    image = noise(*size)
     for aspect in ("anyres", "pad", "square"):
-        tiles = tower_images(picture, SMALL, aspect)
+        tiles = tower_images(image, SMALL, aspect)
         assert tiles.shape[1:] == (3, 28, 28) and torch.isfinite(tiles).all() and len(tiles) <= 5
-    shown = [
-        grounding_image(picture, SMALL),
-        grounding_image(picture, SMALL, semantic=True),
-        pose_image(picture, SMALL),
-    ]
+    shown = [grounding_image(image, SMALL), grounding_image(image, SMALL, semantic=True), pose_image(image, SMALL)]
     for tensor, longest in zip(shown, (96, 120, 96), strict=False):
         assert (
             tensor.shape[0] == 3 and max(tensor.shape) <= longest + max(size) / min(size) and min(tensor.shape[1:]) >= 1
@@ -101,7 +97,7 @@ def test_extreme_sizes(size):
 
 
 def test_the_two_decoders_round_differently():
-    """A picture of 720 x 540: 1067 wide for detection, 1066 for pose."""
+    """A image of 720 x 540: 1067 wide for detection, 1066 for pose."""
     settings = ImageSettings()
     assert grounding_image(noise(540, 720), settings).shape == (3, 800, 1067)
     assert pose_image(noise(540, 720), settings).shape == (3, 800, 1066)
@@ -122,11 +118,11 @@ def test_fixed_point_resize():
 
 
 def test_tiles_in_reading_order_and_the_whole_last():
-    picture = np.zeros((56, 56, 3), np.uint8)
+    image = np.zeros((56, 56, 3), np.uint8)
     for number, (y, x) in enumerate(((0, 0), (0, 28), (28, 0), (28, 28))):
-        picture[y : y + 28, x : x + 28] = 60 * number
+        image[y : y + 28, x : x + 28] = 60 * number
     assert choose_tile_grid(56, 56, 28, 4) == (2, 2)
-    tiles = tower_images(picture, SMALL)
+    tiles = tower_images(image, SMALL)
     middle_frames = tiles[:, 0, 14, 14]
     assert len(tiles) == 5 and (middle_frames[:4].diff() > 0).all()
     assert len(tower_images(noise(20, 20), SMALL)) == 1
