@@ -221,7 +221,7 @@ def make_metadata(
     return {
         "format": "pt",
         "title": title,
-        "made_by": f"MuLan Nodes {VERSION}, python dev.py convert",
+        "made_by": f"MuLan Nodes {VERSION}, mulan.conversion",
         "source": f"{path.resolve().name}, from {published_at}",
         **more,
         **quantized,
