@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-# Name -> (module, function, seconds at most), most important first; what does not fit into the time left is skipped.
+# Name -> seconds at most, most important first; what does not fit into the time left is skipped.
 SECTIONS = {
-    "machine": ("machine", "machine", 40),
-    "parity": ("parity", "parity", 110),
-    "graphs": ("comfy_graphs", "graphs", 150),
-    "visionllm": ("visionllm_speed", "visionllm", 110),
-    "mulan": ("mulan_speed", "mulan", 70),
-    "internvl": ("internvl_speed", "internvl", 50),
-    "chat": ("internvl_speed", "chat", 70),
-    "kernels": ("machine", "kernels", 40),
-    "card": ("card_memory", "card", 170),
+    "machine": 40,
+    "parity": 110,
+    "graphs": 150,
+    "visionllm": 110,
+    "mulan": 70,
+    "internvl": 50,
+    "chat": 70,
+    "kernels": 40,
+    "card": 170,
 }
-WITHOUT_COMFYUI = ("graphs",)  # it starts a server, and needs no ComfyUI in its own process
+IN_OTHER_PROCESSES = ("graphs", "card")  # theirs need the device to themselves
 QUICK_PATIENCE = 8  # a quick run is on a slow CPU: so many times the limit
 
 
@@ -43,7 +42,7 @@ def main(arguments: list[str]) -> int:
     if options.section:
         return run_section(options)
     start, done = time.monotonic(), {}
-    for name, (_, _, limit) in SECTIONS.items():
+    for name, limit in SECTIONS.items():
         if options.only and name not in options.only:
             continue
         left = options.seconds - (time.monotonic() - start)
@@ -98,18 +97,36 @@ def run_child(options: argparse.Namespace, name: str, limit: float) -> dict:
 
 def run_section(options: argparse.Namespace) -> int:
     from mulan_nodes.tools.comfyui import open_comfyui
+
+    on_cpu = options.device == "cpu" or options.section in IN_OTHER_PROCESSES
+    open_comfyui(*(["--cpu"] if on_cpu else []))
+    import torch
+
+    from mulan_nodes.tools.gpu_check import (
+        card_memory,
+        comfy_graphs,
+        internvl_speed,
+        machine,
+        mulan_speed,
+        parity,
+        visionllm_speed,
+    )
     from mulan_nodes.tools.gpu_check.measuring import Section
 
-    module, function, _ = SECTIONS[options.section]
-    if options.section not in WITHOUT_COMFYUI:
-        on_cpu = options.device == "cpu" or options.section == "card"  # card's work is in processes of its own
-        open_comfyui(*(["--cpu"] if on_cpu else []))
     if options.device == "cpu":
-        import torch
-
         torch.set_num_threads(2)
-    section = Section(options)
-    getattr(importlib.import_module(f"mulan_nodes.tools.gpu_check.{module}"), function)(section)
+    functions = {
+        "machine": machine.machine,
+        "parity": parity.parity,
+        "graphs": comfy_graphs.graphs,
+        "visionllm": visionllm_speed.visionllm,
+        "mulan": mulan_speed.mulan,
+        "internvl": internvl_speed.internvl,
+        "chat": internvl_speed.chat,
+        "kernels": machine.kernels,
+        "card": card_memory.card,
+    }
+    functions[options.section](Section(options))
     return 0
 
 
