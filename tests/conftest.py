@@ -18,7 +18,7 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
-def host() -> Path:
+def comfyui_folder() -> Path:
     """ComfyUI's folder."""
     return comfyui.folder()
 
@@ -35,18 +35,18 @@ def models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(host, models):
+def server(comfyui_folder, models):
     """One real ComfyUI server, on the CPU, for all tests of a run."""
     from mulan_nodes.tools.comfy_server import ComfyServer
 
-    with ComfyServer(host, extra_models=models, extra_nodes=TESTS / "custom_nodes") as running:
+    with ComfyServer(comfyui_folder, extra_models=models, extra_nodes=TESTS / "custom_nodes") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def tiny_models(host) -> dict[str, Path]:
+def tiny_models(comfyui_folder) -> dict[str, Path]:
     """The tiny models in ComfyUI's models folder, by file name."""
-    return {file.name: file for file in comfyui.write_tiny_models(host / "models")}
+    return {file.name: file for file in comfyui.write_tiny_models(comfyui_folder / "models")}
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def decode(picture_file: bytes) -> np.ndarray:
 class ComfyServer:
     """`with ComfyServer(folder) as server: server.run(graph)`.
 
-    host: ComfyUI's folder; of its custom nodes only this pack is loaded. extra_models: a folder with the layout of
+    comfyui: its folder; of its custom nodes only this pack is loaded. extra_models: a folder with the layout of
     models/ that is searched too. extra_nodes: a folder with the layout of custom_nodes/ whose packs are loaded too.
     port: 0 takes a free one. What the server writes goes to a temporary folder, except its log.
     """

@@ -1,4 +1,4 @@
-"""Train a MuLan adapter, from ComfyUI's folder in its Python: `python -m custom_nodes.<folder>.mulan.training --help`."""
+"""Train a MuLan adapter: `python -m custom_nodes.<folder>.mulan.training`, in ComfyUI's folder and Python."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from .trainer import check_unused, find_devices, init_weights, train_adapter
 PROMPTS = ("a red car on a beach", "海滩上的一辆红色汽车", "красная машина на пляже", "سيارة حمراء على الشاطئ")
 VALIDATION_STEPS = 30
 VALIDATION_CFG = 7.5
-# The trainer's module as ComfyUI's folder names it: "custom_nodes.<folder>.mulan.training"
-MODULE = ".".join(("custom_nodes", Path(__file__).resolve().parents[2].name, "mulan", "training"))
+# This module as it is run: "custom_nodes.<folder>.mulan.training"
+_FOLDER = Path(__file__).resolve().parents[2].name
+MODULE = __package__ if __package__.startswith("custom_nodes.") else f"custom_nodes.{_FOLDER}.mulan.training"
 
 
 def main(argv: list[str] | None = None) -> int:

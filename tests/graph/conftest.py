@@ -8,8 +8,8 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def models(host, tiny_models, tmp_path_factory) -> Path:
-    """Files made for these tests (tests/graph/models.py), beside the tiny models in the host's own folder."""
+def models(comfyui_folder, tiny_models, tmp_path_factory) -> Path:
+    """Files made for these tests (tests/graph/models.py), beside the tiny models in ComfyUI's own folder."""
     from mulan_nodes.tests.graph.models import make_all
 
-    return make_all(tmp_path_factory.mktemp("models"), host / "models")
+    return make_all(tmp_path_factory.mktemp("models"), comfyui_folder / "models")

@@ -292,7 +292,7 @@ def _pixart(folder: Path, encoder: Path) -> None:
 
 
 def _diffusers_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The host's names of a PixArt of one block -> diffusers', by the host's own table; what diffusers keeps in several
+    """ComfyUI's names of a PixArt of one block -> diffusers', by ComfyUI's own table; what diffusers keeps in several
     tensors is cut.
     """
     named = {}

@@ -1,4 +1,4 @@
-"""The models' memory belongs to the host: /free gives it back, and two loaders of one file hold it once."""
+"""The models' memory belongs to ComfyUI: /free gives it back, and two loaders of one file hold it once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def anonymous(server) -> int:
 
 
 def check_free(server, size: int) -> None:
-    """/free, asked for again where the host missed it just behind a graph's end, gives most of a model's bytes back."""
+    """/free, asked for again where ComfyUI missed it just behind a graph's end, gives most of a model's bytes back."""
     loaded = resident(server)
     deadline = time.monotonic() + 30
     while True:

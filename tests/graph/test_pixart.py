@@ -14,7 +14,7 @@ WHOLE = "none (a whole MuLan PixArt model)"
 
 @pytest.fixture(scope="module")
 def base() -> dict:
-    """text to image with a PixArt transformer; below 384 pixels the host fails on its positions."""
+    """text to image with a PixArt transformer; below 384 pixels ComfyUI fails on its positions."""
     graph = graphs.load("mulan_text_to_image")
     graph["20"] = {
         "class_type": "UNETLoader",

@@ -1,7 +1,7 @@
 """Models under pressure: loaded in part, evicted by another and loaded again, freed. In a real server with an
 accelerator that is not there.
 
-What is shown is what the host does to our models, and what they answer then; the accelerator computes on the CPU (see
+What is shown is what ComfyUI does to our models, and what they answer then; the accelerator computes on the CPU (see
 tests/accelerator).
 """
 
@@ -25,8 +25,8 @@ TESTS = Path(__file__).resolve().parents[1]
 PLENTY = 4 * 2**30
 FOR_COMPUTING = (
     int(comfy.model_management.minimum_inference_memory()) + 1
-)  # bytes that the host never fills with weights
-SPARE = 0.2  # beside a model's own size: the host makes room for a tenth more
+)  # bytes that ComfyUI never fills with weights
+SPARE = 0.2  # beside a model's own size: ComfyUI makes room for a tenth more
 LARGE = {
     "width": 512,
     "feed_forward": 1024,
@@ -40,12 +40,12 @@ LARGE = {
 
 
 @pytest.fixture(scope="module")
-def npu(host, models):
+def npu(comfyui_folder, models):
     """A server that finds the accelerator."""
     shard(random_visionllm.checkpoint(models / "visionllm" / "Pressed", mappers=True))
     random_internvl.checkpoint(models / "internvl" / "Pressed", shards="safetensors", **LARGE)
     shard(random_internvl_chat.checkpoint(models / "internvl_chat" / "Pressed"))
-    server = ComfyServer(host, cpu=False, extra_models=models, extra_nodes=TESTS / "custom_nodes")
+    server = ComfyServer(comfyui_folder, cpu=False, extra_models=models, extra_nodes=TESTS / "custom_nodes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(TESTS / "accelerator"))
         patch.setenv(
@@ -64,7 +64,7 @@ def node(kind: str, /, **inputs) -> dict:
 class Subject:
     """What is put under pressure: `loader` with the nodes it needs, which of its outputs the model is, what is asked of
     it (each node takes the
-    model as the input `model_input`), and the classes that the host loads.
+    model as the input `model_input`), and the classes that ComfyUI loads.
     """
 
     loader: dict
@@ -191,7 +191,7 @@ def plenty(request, npu) -> dict:
 
 
 def free(npu) -> int:
-    """/free -> the bytes that are in use still. It is asked for again and again: the host misses it where it has just
+    """/free -> the bytes that are in use still. It is asked for again and again: ComfyUI misses it where it has just
     ended a graph.
     """
     deadline = time.monotonic() + 30

@@ -88,7 +88,7 @@ def test_one_step_leads_nearer_to_the_picture_that_twenty_lead_to(server, base, 
 
 
 def with_hint(graph: dict, place: Place, strength: float = 1.0) -> dict:
-    """A white square on black, drawn by the host's own nodes."""
+    """A white square on black, drawn by ComfyUI's own nodes."""
     rows, columns = (np.flatnonzero(place.mask("square").any(axis=axis)) for axis in (1, 0))
     return add(
         graph,

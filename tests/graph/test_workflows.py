@@ -159,7 +159,7 @@ def test_the_template_draws(name, server):
     samples = any("steps" in node["inputs"] for node in graph.values())
     for node in graph.values():
         if samples and node["class_type"] in ("EmptyLatentImage", "EmptyImage") and node["inputs"]["width"] > 384:
-            side = 384 if "pixart" in name else 128  # below 384 the host fails on PixArt's positions
+            side = 384 if "pixart" in name else 128  # below 384 ComfyUI fails on PixArt's positions
             node["inputs"] |= {"width": side, "height": side}
             for other in graph.values():
                 other["inputs"] |= {"steps": 1} if "steps" in other["inputs"] else {}

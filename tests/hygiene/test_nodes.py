@@ -16,11 +16,13 @@ LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDef
 
 
 @pytest.fixture(scope="module")
-def nodes(server, host) -> dict[str, dict]:
+def nodes(server, comfyui_folder) -> dict[str, dict]:
     """This pack's nodes as the server describes them."""
     everything = json.loads(server.get("/object_info"))
     ours = {
-        name: info for name, info in everything.items() if info["python_module"] == f"custom_nodes.{pack_name(host)}"
+        name: info
+        for name, info in everything.items()
+        if info["python_module"] == f"custom_nodes.{pack_name(comfyui_folder)}"
     }
     assert ours
     return ours

@@ -17,7 +17,7 @@ def clip(checkpoint, adapter_files):
 
 
 def projection(patch: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """The host's y_proj with an adapter's weights."""
+    """ComfyUI's y_proj with an adapter's weights."""
     weights = {name.removeprefix("diffusion_model.y_embedder.y_proj."): tensor for name, tensor in patch.items()}
     hidden, text = weights["fc1.weight"].shape
     module = Mlp(
@@ -39,7 +39,7 @@ def sides(clip, cases):
 
 
 def test_the_rows_that_are_no_padding(facts, clip, tensors, close):
-    """Upstream masks padding in the transformer; the host has no such mask, so the CLIP leaves those rows out."""
+    """Upstream masks padding in the transformer; ComfyUI has no such mask, so the CLIP leaves those rows out."""
     for side, entry in sides(clip, facts("cases_pixart")):
         context, pooled = side.encode_from_tokens(side.tokenize(entry["prompt"]), return_pooled=True)
         assert pooled is None

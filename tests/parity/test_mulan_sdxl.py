@@ -102,7 +102,7 @@ def test_the_whole_truth_table_of_upstreams_flags(facts, clips):
 
 
 def size_embedding(patch: dict[str, torch.Tensor]) -> nn.Module:
-    """The UNet's label_emb with an adapter's weights, under the host's names."""
+    """The UNet's label_emb with an adapter's weights, under ComfyUI's names."""
     prefix = "diffusion_model.label_emb.0."
     weights = {name.removeprefix(prefix): tensor for name, tensor in patch.items()}
     module = nn.Sequential(

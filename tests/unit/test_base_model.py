@@ -44,7 +44,7 @@ def model(adapter) -> ModelPatcher:
 
 
 def other_patch(shape) -> dict:
-    """What a LoRA is to the host: a difference."""
+    """What a LoRA is to ComfyUI: a difference."""
     return {FIRST: ("diff", (torch.randn(shape, generator=torch.Generator().manual_seed(1)),))}
 
 

@@ -1,4 +1,4 @@
-"""The CLIP in one process: dtypes, quantised weights, training states, the host's contract, and what goes wrong."""
+"""The CLIP in one process: dtypes, quantised weights, training states, ComfyUI's contract, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def encoders_in_memory() -> int:
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
 @pytest.mark.parametrize("when", ["reading", "assigning"])
 def test_no_memory_while_loading(when, error, folder, clip, monkeypatch):
-    """The host frees memory by the error's type; the message tells what would be smaller; nothing half-loaded stays."""
+    """ComfyUI frees memory by the error's type; the message tells what would be smaller; nothing half-loaded stays."""
     before, loaded = encoders_in_memory(), len(comfy.model_management.current_loaded_models)
     wanted = clip.encode("a photo of a cat")
 

@@ -441,7 +441,7 @@ def child(code: str, *arguments) -> subprocess.CompletedProcess:
     )
 
 
-def test_memory_does_not_grow_with_the_model(host, tmp_path):
+def test_memory_does_not_grow_with_the_model(comfyui_folder, tmp_path):
     """Over 300 MB of weights, the largest of 23 MB, 101 MB a layer: the conversion holds a part of them, the comparison
     a layer.
 
@@ -505,7 +505,7 @@ def test_memory_does_not_grow_with_the_model(host, tmp_path):
     """,
         tmp_path / "large.safetensors",
         tmp_path,
-        host,
+        comfyui_folder,
     )
     assert measured.returncode == 0, measured.stderr
     grown = json.loads(measured.stdout.splitlines()[-1])

@@ -59,14 +59,14 @@ def files_of(folder: Path):
 
 
 @pytest.fixture(scope="module", params=["trained", "ComfyUI's"])
-def qwen(request, tmp_path_factory, host) -> Path:
+def qwen(request, tmp_path_factory, comfyui_folder) -> Path:
     """Folders with vocab.json and merges.txt."""
     if request.param == "trained":
         folder = tmp_path_factory.mktemp("qwen")
         random_chat.write_qwen_tokenizer(folder, as_json=False)
         return folder
     folder = tmp_path_factory.mktemp("qwen25")
-    shutil.copytree(host / "comfy" / "text_encoders" / "qwen25_tokenizer", folder, dirs_exist_ok=True)
+    shutil.copytree(comfyui_folder / "comfy" / "text_encoders" / "qwen25_tokenizer", folder, dirs_exist_ok=True)
     config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     last = max(map(int, config["added_tokens_decoder"]))
     plain = {name: last + number for number, name in enumerate(random_chat.SPECIAL[3:], 1)}

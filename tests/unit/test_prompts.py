@@ -240,7 +240,7 @@ def balanced(random, depth: int) -> str:
 
 
 def test_brackets_weigh_as_in_comfyui():
-    """Against the host's own parser."""
+    """Against ComfyUI's own parser."""
 
     def joined(segments):
         characters = [(character, weight) for text, weight in segments for character in text]
@@ -253,12 +253,12 @@ def test_brackets_weigh_as_in_comfyui():
         ours = prompt_syntax.parse_prompt(text)
         if ours.notes.lone_brackets or ours.notes.limited_weights:  # a backslash took a bracket its partner
             continue
-        host = [
+        stock = [
             (sd1_clip.unescape_important(part), weight)
             for part, weight in sd1_clip.token_weights(sd1_clip.escape_important(text), 1.0)
         ]
-        ours, host = joined(ours.parts[0]), joined(host)
-        assert ours[0] == host[0] and ours[1] == pytest.approx(host[1]), text
+        ours, stock = joined(ours.parts[0]), joined(stock)
+        assert ours[0] == stock[0] and ours[1] == pytest.approx(stock[1]), text
         compared += 1
     assert compared > 3000
 

@@ -126,7 +126,7 @@ def test_answers_alone_are_learned(tokenizer):
 
 
 def test_what_it_reads_is_what_the_library_reads(tokenizer, tmp_path):
-    """One weight in two codes: the trainer's Qwen3 of transformers, and the host's behind `load_chat`."""
+    """One weight in two codes: the trainer's Qwen3 of transformers, and ComfyUI's behind `load_chat`."""
     torch.manual_seed(0)
     talker = Talker(Seeing(), tokenizer)
     with torch.no_grad():

@@ -139,7 +139,7 @@ def test_both_modes_learn_from_every_loss():
 
 
 class _Llama(nn.Module):
-    """A stand-in for the host's without blocks, so that the reader's own parts are alone."""
+    """A stand-in for ComfyUI's without blocks, so that the reader's own parts are alone."""
 
     def __init__(self):
         super().__init__()

@@ -248,7 +248,7 @@ def test_the_full_controlnet_equals_the_narrow_one(models, companion_models, loa
     import comfy.controlnet
 
     net = comfy.controlnet.load_controlnet_state_dict(pack.controlnet(companion_models["stored"])).control_model.float()
-    assert not caplog.records  # the host names what it misses
+    assert not caplog.records  # ComfyUI names what it misses
     x, t, context, hints = (
         torch.randn(2, 4, 8, 8),
         torch.tensor([7, 941]),

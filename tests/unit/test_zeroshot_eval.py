@@ -38,12 +38,12 @@ def dataset(tmp_path) -> Path:
 
 
 @pytest.fixture
-def evaluate(comfyui, tiny_models, tmp_path, capsys):
+def evaluate(comfyui_folder, tiny_models, tmp_path, capsys):
     """Runs the command's function and gives what it wrote."""
 
     def run(dataset: Path | None, **more) -> str:
         options = {"language": None, "checkpoint": None, "text_encoder": None, "mode": None, **more}
-        evaluate_zeroshot.evaluation(comfyui, True, tmp_path / "output", Namespace(dataset=dataset, **options))
+        evaluate_zeroshot.evaluation(comfyui_folder, True, tmp_path / "output", Namespace(dataset=dataset, **options))
         written = (tmp_path / "output" / "zeroshot_scores.md").read_text("utf-8")
         assert written in capsys.readouterr().out
         return written

@@ -57,7 +57,7 @@ class Ours:
 
     @torch.inference_mode()
     def floor(self, rows: int) -> dict:
-        """The text encoder's linear layers on so many rows, and nothing else: no host, no norms, no attention, no
+        """The text encoder's linear layers on so many rows, and nothing else: no ComfyUI, no norms, no attention, no
         adapter.
         """
         layers = self._clip.cond_stage_model.internvl.transformer.model.layers
