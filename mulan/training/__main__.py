@@ -22,7 +22,7 @@ VALIDATION_STEPS = 30
 VALIDATION_CFG = 7.5
 # This module as it is run: "custom_nodes.<folder>.mulan.training"
 _FOLDER = Path(__file__).resolve().parents[2].name
-MODULE = __package__ if __package__.startswith("custom_nodes.") else f"custom_nodes.{_FOLDER}.mulan.training"
+MODULE = __package__ if (__package__ or "").startswith("custom_nodes.") else f"custom_nodes.{_FOLDER}.mulan.training"
 
 
 def main(argv: list[str] | None = None) -> int:
