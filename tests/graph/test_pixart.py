@@ -88,5 +88,5 @@ def test_the_whole_transformer_needs_no_adapter(server, base, plain):
 def test_without_the_model_the_projection_has_no_place(server, base):
     graph = graphs.change(base, "KSampler", model=["20", 0])
     del graph["2"]["inputs"]["model"]
-    with pytest.raises(GraphFailed, match="replaces weights of the PixArt model: connect the checkpoint's MODEL"):
+    with pytest.raises(GraphFailed, match="replaces weights of the PixArt model. Connect the checkpoint's MODEL"):
         server.run(graph)

@@ -152,6 +152,6 @@ def test_a_long_prompt_is_several_windows(server, base, plain):
 def test_without_the_model_the_adapter_cannot_place_its_weights(server, base):
     graph = graphs.change(base, "KSampler", model=["20", 0])
     del graph["2"]["inputs"]["model"]
-    with pytest.raises(GraphFailed, match="replaces weights of the SDXL model: connect the checkpoint's MODEL"):
+    with pytest.raises(GraphFailed, match="replaces weights of the SDXL model. Connect the checkpoint's MODEL"):
         server.run(graph)
     assert server.run(graphs.change(graph, "MuLan Loader", adapter="random_sdxl_noembed_textproj.safetensors")).images
