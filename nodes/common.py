@@ -16,7 +16,7 @@ from ..mulan.checkpoints.tensor_files import INDEX_NAMES, SINGLE_NAMES, fingerpr
 
 Result = TypeVar("Result")
 
-# --- validation  ---
+# --- validation ---
 
 
 def validate(check: Callable, *values, field: str = "") -> bool | str:
@@ -48,7 +48,7 @@ def with_field_name(field: str, check: Callable[..., Result], *values) -> Result
         raise ValueError(f"{field}: {error}") from error
 
 
-# --- inputs  ---
+# --- inputs ---
 
 PRECISIONS = {"default": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -124,7 +124,7 @@ def sampling_inputs(max_tokens: int, limit: int) -> list[io.Input]:
     ]
 
 
-# --- text under a node  ---
+# --- text under a node ---
 
 
 def show_text(node: type[io.ComfyNode], text: str, record: str | None = None) -> ui.PreviewText:
@@ -141,7 +141,7 @@ def show_progress(node: type[io.ComfyNode], text: str) -> None:
     PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
 
 
-# --- model files  ---
+# --- model files ---
 
 
 def list_models(kind: str) -> list[str]:
@@ -191,7 +191,7 @@ def _checkpoint_folder(kind: str, name: str) -> Path | None:
     return None
 
 
-# --- saved files  ---
+# --- saved files ---
 
 OUTPUT_MARK = " [output]"  # ComfyUI's own mark for a file in the output folder
 

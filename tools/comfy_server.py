@@ -123,7 +123,7 @@ class ComfyServer:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    # --- its life  ---
+    # --- its life ---
 
     def start(self) -> None:
         """Start and return once the server answers; ServerError with the end of its log otherwise."""
@@ -221,7 +221,7 @@ class ComfyServer:
         lines = self.log.read_text("utf-8", "replace").splitlines()[-30:]
         return ServerError("\n".join([f"{what}. The end of its log:", *("    " + line for line in lines)]))
 
-    # --- its queue  ---
+    # --- its queue ---
 
     def post(self, graph: dict) -> str:
         """Queue a graph in API format; its prompt id, or GraphRejected."""
@@ -279,7 +279,7 @@ class ComfyServer:
         }
         return Outputs(nodes, files)
 
-    # --- its other answers  ---
+    # --- its other answers ---
 
     def get(self, path: str) -> bytes:
         return self._open(urllib.request.Request(self.url + path))

@@ -49,7 +49,7 @@ def draws_on(server, base, right):
     return check
 
 
-# --- files  ---
+# --- files ---
 
 WRONG_FILES = {
     "wrong_clip_l": (
@@ -213,7 +213,7 @@ def failed(server, graph: dict, node_class: str, words: list[str]) -> None:
         assert word in failure.value.message, failure.value.message
 
 
-# --- families  ---
+# --- families ---
 
 
 def model_of(base: dict, kind: str, file: str) -> dict:
@@ -331,7 +331,7 @@ def test_the_model_output_without_a_model(server, base, draws_on):
     draws_on()
 
 
-# --- prompts  ---
+# --- prompts ---
 
 PROMPTS = {
     "control characters": "".join(map(chr, range(32))) + "a red\x7f star\x00\u0085\u200b\ufeff\u2028",
@@ -384,7 +384,7 @@ def test_a_hundred_kilobytes(style, server, base):
     assert picture(server, graphs.change(graph, "Prompt", text=text)).std() > 3
 
 
-# --- a user who stops, files that change  ---
+# --- a user who stops, files that change ---
 
 
 def test_stopping_an_encode(server, base, draws_on):

@@ -114,7 +114,7 @@ def values(outputs, name: str) -> list[str]:
     return outputs.nodes[name]["text"]
 
 
-# --- classify  ---
+# --- classify ---
 
 
 def test_each_picture_of_a_batch_gets_its_labels(server):
@@ -209,7 +209,7 @@ def test_framings_differ_where_a_picture_is_not_square(server, album):
     assert scores[0][-1] == scores[1][-1] and scores[0][0] != scores[1][0]
 
 
-# --- folders  ---
+# --- folders ---
 
 
 def kept(server, album) -> list[Path]:
@@ -276,7 +276,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_done(server, a
         ]
 
 
-# --- rank  ---
+# --- rank ---
 
 
 def test_rank_puts_a_batch_in_order(server):
@@ -350,7 +350,7 @@ def test_a_list_of_pictures_is_ranked_as_one(server, album):
     assert shown(outputs)["of"] == 6 and len(outputs.files["images"]) == 1
 
 
-# --- embed and compare  ---
+# --- embed and compare ---
 
 
 def embed(id: str = "3", **inputs) -> dict:
@@ -414,7 +414,7 @@ def test_compare_with_itself_tells_each_pair_once(server):
     assert np.diag(told["scores"]) == pytest.approx([1, 1, 1], abs=1e-5)
 
 
-# --- video  ---
+# --- video ---
 
 
 def video_file(server, name: str, count: int) -> str:
@@ -465,7 +465,7 @@ def test_a_video_is_the_mean_of_its_frames(server):
     assert whole != frames[0]
 
 
-# --- the model  ---
+# --- the model ---
 
 
 def test_the_loader_lists_what_can_serve(server, models):
@@ -606,7 +606,7 @@ def test_progress_of_a_folder_only_grows(server):
     )
 
 
-# --- errors  ---
+# --- errors ---
 
 REJECTED = {
     "no labels": (classify(1, labels=" \n"), "3", ["labels: there is no label", "one per line"]),

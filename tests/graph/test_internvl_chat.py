@@ -76,7 +76,7 @@ def written(server, graph: dict) -> str:
     return server.run(graph).nodes["4"]["text"][0]
 
 
-# --- what each gives  ---
+# --- what each gives ---
 
 
 def test_a_folder_is_listed_once(server):
@@ -186,7 +186,7 @@ def test_an_answer_becomes_a_prompt(server):
     assert outputs.nodes["5"]["text"][0] == shown(outputs)["text"] + "!"
 
 
-# --- the model  ---
+# --- the model ---
 
 
 def loads(server) -> int:
@@ -230,7 +230,7 @@ def test_an_answer_can_be_stopped(server, graph):
     assert shown(server.run(chat(question="after the stop", max_tokens=1)))["prompt"] == "after the stop"
 
 
-# --- errors  ---
+# --- errors ---
 
 REJECTED = {
     "no question": (chat(question=" "), "3", ["question: enter a question"]),

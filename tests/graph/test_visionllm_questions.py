@@ -76,7 +76,7 @@ def preview(graph: dict, **links) -> dict:
     return {**graph, **{name: node("PreviewAny", source=["3", number]) for name, number in links.items()}}
 
 
-# --- what each gives  ---
+# --- what each gives ---
 
 
 def test_detect_returns_boxes_per_image_in_order(server):
@@ -309,7 +309,7 @@ def test_instruct_blocks_conditioning_outputs_without_a_token(server):
     assert "generate" not in outputs.nodes and "edit" not in outputs.nodes and shown(outputs)["frames"]
 
 
-# --- wires  ---
+# --- wires ---
 
 CHECKPOINT = {"30": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors")}
 
@@ -457,7 +457,7 @@ def test_a_negative_without_a_clip_says_what_to_connect(server):
     assert "4" in server.run({**graph, "4": node("PreviewAny", source=["3", 0])}).nodes
 
 
-# --- the model  ---
+# --- the model ---
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_progress_of_a_batch_only_grows(server):
     assert shares == sorted(shares) and shares[-1] == 1
 
 
-# --- errors  ---
+# --- errors ---
 
 REJECTED = {
     "no names": (detect(names=" ,\n"), "3", ["names: the list of names is empty", "one name per line"]),

@@ -121,7 +121,7 @@ def failure(server, graph: dict, source: list) -> str:
     return failed.value.message
 
 
-# --- boxes of other nodes in, ours out  ---
+# --- boxes of other nodes in, ours out ---
 
 
 def test_boxes_of_stock_nodes_are_read(server, start):
@@ -246,7 +246,7 @@ def test_boxes_and_masks_there_and_back(server, start):
     assert [len(boxes) for boxes in value(server, there, ["6", 0])] == [2]
 
 
-# --- masks to the stock nodes that inpaint and compose  ---
+# --- masks to the stock nodes that inpaint and compose ---
 
 
 def test_stock_nodes_use_our_masks(server, start):
@@ -297,7 +297,7 @@ def test_segs_have_impact_s_form(server, start):
     assert "bbox=[50, 20, 71, 51], label='cat', control_net_wrapper=None" in shown[1]
 
 
-# --- keypoints  ---
+# --- keypoints ---
 
 
 def test_stock_nodes_draw_our_poses(server):
@@ -356,7 +356,7 @@ def test_sam3_takes_our_boxes_and_points(server):
     assert takes["bboxes"][0] == "BOUNDING_BOX" and takes["positive_coords"][0] == "STRING"
 
 
-# --- drawing  ---
+# --- drawing ---
 
 
 def test_drawing_on_pictures_and_on_black(server, start):
@@ -383,7 +383,7 @@ def test_drawing_on_pictures_and_on_black(server, start):
     assert "they belong to images of 40 x 40 pixels, but the images have 96 x 64" in failure(server, other, ["6", 0])
 
 
-# --- files  ---
+# --- files ---
 
 
 def test_saved_and_loaded_again(server, start):

@@ -200,7 +200,7 @@ def test_both_layouts_are_one_model(language, checkpoint):
     )
 
 
-# --- full size  ---
+# --- full size ---
 
 QWEN2 = Qwen2Config, dict(vocab_size=151674, rope_theta=1e6, rope_scaling={"type": "dynamic", "factor": 2.0})
 QWEN3 = Qwen3Config, dict(vocab_size=151936, rope_theta=1e6, head_dim=128, max_position_embeddings=40960)

@@ -182,7 +182,7 @@ def test_an_adapter_of_unknown_width_is_refused():
         open_adapter(ADAPTER)
 
 
-# --- files that are whole but wrong  ---
+# --- files that are whole but wrong ---
 
 
 def sentencepiece_model(pieces: int, path: Path, **options) -> bytes:
@@ -294,7 +294,7 @@ def test_nan_in_the_pooled_part_of_an_sdxl_adapter(folder, tmp_path):
     ), "zeros need no weights"
 
 
-# --- memory that ends, and a user who stops  ---
+# --- memory that ends, and a user who stops ---
 
 
 def encoders_in_memory() -> int:

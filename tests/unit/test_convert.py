@@ -36,7 +36,7 @@ TOLERANCES = {"int8": 0.03, "fp8": 0.08, "fp16": 2e-3}
 SOURCES = ("safetensors folder", "bin folder", "pth")
 
 
-# --- sources  ---
+# --- sources ---
 
 
 def random_llama() -> dict[str, torch.Tensor]:
@@ -151,7 +151,7 @@ def difference(ours: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((ours - wanted).norm() / wanted.norm()).item()
 
 
-# --- what is written  ---
+# --- what is written ---
 
 
 @pytest.mark.parametrize("format", quantization.FORMATS)
@@ -293,7 +293,7 @@ def test_an_adapter_keeps_its_names_and_values(family, file, tiny_models, tmp_pa
         assert converted.metadata()["family"] == family == open_adapter(made.path).family.name
 
 
-# --- the comparison  ---
+# --- the comparison ---
 
 
 def test_the_comparison_computes_what_graphs_compute(sources, adapter, tmp_path):
@@ -337,7 +337,7 @@ def test_the_sentences_are_of_ten_languages_and_fit_the_window():
     assert all(sign in encoder_error.SENTENCES[language] for language, sign in scripts.items())
 
 
-# --- whole or not at all  ---
+# --- whole or not at all ---
 
 
 def test_progress_ends_at_the_whole_file(sources, tmp_path):
@@ -426,7 +426,7 @@ def test_rows_in_any_order_make_the_same_file(tmp_path):
         assert file.metadata() == {"about": "Ünï"}
 
 
-# --- memory  ---
+# --- memory ---
 
 
 def child(code: str, *arguments) -> subprocess.CompletedProcess:
@@ -514,7 +514,7 @@ def test_memory_does_not_grow_with_the_model(comfyui_folder, tmp_path):
     assert not {what: f"{grown[what] / 1e6:.0f} MB" for what, most in bounds.items() if grown[what] > most}, grown
 
 
-# --- refusals  ---
+# --- refusals ---
 
 
 def single(path: Path, **tensors) -> Path:
@@ -643,7 +643,7 @@ def test_refused_targets(sources, adapter, tmp_path):
     assert made.path.read_bytes() == before and convert(source, tmp_path, overwrite=True).path.read_bytes() == before
 
 
-# --- the command  ---
+# --- the command ---
 
 
 def test_the_command_writes_and_compares(sources, tmp_path, monkeypatch, capsys):

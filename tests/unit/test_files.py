@@ -139,7 +139,7 @@ def test_no_memory_is_not_taken_for_a_damaged_file(error, tmp_path, monkeypatch)
         open_tensors(tmp_path / "weights.pth")
 
 
-# --- folders of shards  ---
+# --- folders of shards ---
 
 
 @pytest.fixture(params=[".safetensors", ".bin"])
@@ -258,7 +258,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
     )
 
 
-# --- text encoders  ---
+# --- text encoders ---
 
 
 def encoder(path: Path, metadata: dict[str, str], change=lambda weights: weights) -> Path:
@@ -338,7 +338,7 @@ def test_a_damaged_config_of_a_folder(sharded):
     assert "its config.json, which holds the number of attention heads, cannot be read (" in message
 
 
-# --- adapters  ---
+# --- adapters ---
 
 
 def without(tensors: dict, *lost: str) -> dict:
@@ -394,7 +394,7 @@ def test_the_tiny_adapters_are_complete_but_of_unknown_width(tmp_path):
     )
 
 
-# --- what else a file may be  ---
+# --- what else a file may be ---
 
 KINDS = {
     "model.diffusion_model.input_blocks.0.0.weight": "a whole checkpoint (it belongs in models/checkpoints)",

@@ -41,7 +41,7 @@ def upstream(tokenizer) -> PromptTokenizer:
     return PromptTokenizer(tokenizer, SD15, "upstream")
 
 
-# --- data and text  ---
+# --- data and text ---
 
 
 def test_a_report(default):
@@ -176,7 +176,7 @@ def test_a_long_prompt_has_a_short_report(default):
     assert f"... and {len(inspection.windows) - MAX_WINDOWS} windows more" in format_report(inspection)
 
 
-# --- pictures  ---
+# --- pictures ---
 
 
 PICTURES = {
@@ -232,7 +232,7 @@ def test_weights_cuts_and_notes_are_seen(default, upstream):
     assert {LOST, LOST_CARD} <= colours(upstream, "a red house, " * 40) and NOTE_CARD in colours(default, "(a")
 
 
-# --- fonts  ---
+# --- fonts ---
 
 
 def cmap_font(path: Path, characters: str, fmt: int) -> Path:
@@ -291,7 +291,7 @@ def test_a_font_that_cannot_be_drawn_with_is_no_failure(tmp_path):
     assert TextRenderer(Fonts([tmp_path])).draw(picture, 10, 40, "я", 20, (0, 0, 0)) > 0
 
 
-# --- lettering  ---
+# --- lettering ---
 
 
 def inked(letters: TextRenderer, text: str, size: int = 24) -> tuple[np.ndarray, int]:

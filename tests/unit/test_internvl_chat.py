@@ -55,7 +55,7 @@ def files_of(folder: Path):
     return lambda name: (folder / name).read_bytes() if (folder / name).is_file() else None
 
 
-# --- tokenizers  ---
+# --- tokenizers ---
 
 
 @pytest.fixture(scope="module", params=["trained", "ComfyUI's"])
@@ -147,7 +147,7 @@ def test_tokenizers_that_cannot_serve(tmp_path, change, words):
         load_tokenizer(lambda name: change[name] if name in change else read(name))
 
 
-# --- prompts  ---
+# --- prompts ---
 
 
 def test_prompts_are_the_authors():
@@ -269,7 +269,7 @@ def test_the_system_message_of_a_checkpoint_is_used(tmp_path):
     assert prompt_of(load_chat(folder), "Hi")[0] == chat_template.format_dialogue("Hi", system="Speak French.")
 
 
-# --- images  ---
+# --- images ---
 
 
 def test_tiles_are_chosen_as_in_transformers():
@@ -310,7 +310,7 @@ def test_pixels_equal_transformers(height, width):
         assert difference < levels, (processor, difference)
 
 
-# --- what a CLIP must do  ---
+# --- what a CLIP must do ---
 
 
 def test_it_gives_no_conditioning(clip):
@@ -446,7 +446,7 @@ def test_it_can_be_trained(folder):
     ]
 
 
-# --- checkpoints  ---
+# --- checkpoints ---
 
 
 def without(*names):

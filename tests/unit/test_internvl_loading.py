@@ -53,7 +53,7 @@ def loaded(folder):
     return {mode: load_internvl(folder, mode) for mode in "CG"}
 
 
-# --- embeddings  ---
+# --- embeddings ---
 
 
 @pytest.mark.parametrize("mode", "CG")
@@ -113,7 +113,7 @@ def test_the_single_pth_is_mode_c(tmp_path):
         load_internvl(file)
 
 
-# --- images  ---
+# --- images ---
 
 
 @pytest.mark.parametrize("height, width", [(224, 224), (224, 300), (500, 375), (37, 800), (225, 224), (1, 1), (3, 700)])
@@ -151,7 +151,7 @@ def test_what_is_no_image_is_refused(loaded):
         loaded["C"].embed_images(images(1), "middle")
 
 
-# --- one copy of the text encoder  ---
+# --- one copy of the text encoder ---
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_the_text_encoder_may_be_another_file(folder, loaded, tmp_path):
         load_internvl(folder, text_encoder=tmp_path / "vision.safetensors")
 
 
-# --- what is read, and who keeps it  ---
+# --- what is read, and who keeps it ---
 
 
 def test_mode_c_reads_nothing_of_mode_g(folder, monkeypatch):
@@ -383,7 +383,7 @@ def test_damaged_weights_are_reported(tmp_path):
         model.embed_texts(["a"])
 
 
-# --- files that cannot serve  ---
+# --- files that cannot serve ---
 
 OTHERS = {
     "a MuLan adapter": (["queries", "proj.0.weight"], "a MuLan adapter"),

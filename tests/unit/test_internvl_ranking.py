@@ -25,7 +25,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-# --- ranking  ---
+# --- ranking ---
 
 
 def test_rank_is_by_score_and_then_by_position():
@@ -85,7 +85,7 @@ def test_vectors_of_two_models_are_not_compared():
         check_same_model("a", "x", "b", "y")
 
 
-# --- the matrix as an image  ---
+# --- the matrix as an image ---
 
 
 def corner(image: Image.Image, scores: torch.Tensor, row: int, column: int) -> tuple[int, int, int]:
@@ -116,7 +116,7 @@ def test_matrices_of_any_size_are_drawn(size):
     assert image.mode == "RGB" and max(image.size) < 2000
 
 
-# --- image files  ---
+# --- image files ---
 
 
 def random_pixels(seed: int = 0, height: int = 6, width: int = 9) -> np.ndarray:
@@ -185,7 +185,7 @@ def test_what_is_no_image_says_why(tmp_path, content, words):
         read_image(tmp_path / "x.png")
 
 
-# --- embeddings of a folder  ---
+# --- embeddings of a folder ---
 
 
 class Images:

@@ -35,7 +35,7 @@ def vector_of(text: str) -> torch.Tensor:
     return F.normalize(torch.randn(16, generator=torch.Generator().manual_seed(seed)), dim=0)
 
 
-# --- labels  ---
+# --- labels ---
 
 
 def test_labels_stand_one_per_line_and_may_hold_commas():
@@ -68,7 +68,7 @@ def test_the_same_labels_again_are_not_encoded_again():
     assert len(model.calls) == 3
 
 
-# --- templates  ---
+# --- templates ---
 
 
 def test_the_paper_s_templates_are_there_as_published():
@@ -114,7 +114,7 @@ def test_templates_that_cannot_serve(text, words):
         read_templates(text)
 
 
-# --- vectors  ---
+# --- vectors ---
 
 
 def test_a_label_s_vector_is_the_unit_mean_over_its_templates():

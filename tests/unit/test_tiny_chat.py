@@ -64,7 +64,7 @@ def test_the_file_is_a_chat_checkpoint(tiny_models):
     assert opened.tokenizer().encode("<|im_start|>user\n<img>") and CHAT.pack.stat().st_size < 5e6
 
 
-# --- what it is trained on  ---
+# --- what it is trained on ---
 
 
 @pytest.mark.parametrize("language", QUESTIONS)

@@ -38,7 +38,7 @@ INDEX = "gdino.model.backbone.conv_encoder.model.encoder.layers.0.blocks.0.atten
 IMAGE_SIZE = 56  # pixels
 
 
-# --- sources  ---
+# --- sources ---
 
 
 def sharded(source: Path, folder: Path, suffix: str) -> Path:
@@ -173,7 +173,7 @@ def difference(ours: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((ours - wanted).norm() / wanted.norm()).item()
 
 
-# --- what is written  ---
+# --- what is written ---
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def test_unknown_tensors_are_left_out_and_reported(sources, tmp_path):
     assert "optimizer.step" not in load_file(made.path)
 
 
-# --- the UNet that edits  ---
+# --- the UNet that edits ---
 
 
 @torch.no_grad()
@@ -333,7 +333,7 @@ def test_a_unet_that_is_not_whole_is_named(with_diffusion, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-# --- whole or not at all  ---
+# --- whole or not at all ---
 
 
 def test_both_files_appear_or_none(with_diffusion, tmp_path):
@@ -367,7 +367,7 @@ def test_a_disk_with_room_for_one_of_two_files_is_reported(with_diffusion, tmp_p
     assert not list(tmp_path.glob("x*"))
 
 
-# --- refusals  ---
+# --- refusals ---
 
 
 @pytest.mark.parametrize("format", quantization.FORMATS)
@@ -456,7 +456,7 @@ def test_mulan_s_loader_says_what_it_is(sources, tmp_path):
             open_text_encoder(path)
 
 
-# --- the command  ---
+# --- the command ---
 
 
 def test_the_command_knows_it_by_its_tensors(with_diffusion, tmp_path, monkeypatch, capsys):

@@ -70,7 +70,7 @@ def record(
     return {"width": 300, "height": 200, "objects": [thing], "skeleton": [list(bone) for bone in skeleton.bones]}
 
 
-# --- boxes  ---
+# --- boxes ---
 
 
 def test_boxes_are_cut_to_the_image_and_hold_plain_numbers():
@@ -153,7 +153,7 @@ def test_names_are_split_at_commas_of_all_scripts():
     ]
 
 
-# --- masks  ---
+# --- masks ---
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
@@ -202,7 +202,7 @@ def test_a_mask_for_each_box():
         masks.split_masks_per_image(torch.zeros(2, 4, 4), frames)
 
 
-# --- keypoints  ---
+# --- keypoints ---
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_errors_name_the_wrong_pose(value, words):
         pose_keypoint.from_pose_keypoint(value)
 
 
-# --- SEGS  ---
+# --- SEGS ---
 
 
 def test_segs_as_impact_s_nodes_read_them():
@@ -462,7 +462,7 @@ def test_segs_as_impact_s_nodes_read_them():
     assert segs.to_segs(image, boxes, mask)[1][0].cropped_mask.sum() == 1
 
 
-# --- documents  ---
+# --- documents ---
 
 
 def test_a_document_written_and_read_is_the_same():
@@ -566,7 +566,7 @@ def test_what_is_wrong_with_a_document_is_named_with_its_place(change, words):
         json_document.read_document(change(text))
 
 
-# --- drawing  ---
+# --- drawing ---
 
 
 def test_colors_stay_apart_and_text_on_them_can_be_read():

@@ -44,7 +44,7 @@ WORDS = (
 )
 
 
-# --- tokenizers  ---
+# --- tokenizers ---
 
 
 def qwen_tokenizer() -> Tokenizer:
@@ -139,7 +139,7 @@ def write_internlm2_tokenizer(folder: Path) -> None:
     )
 
 
-# --- models  ---
+# --- models ---
 
 
 def model(language: str = "qwen2", tied: bool = False):
