@@ -69,7 +69,7 @@ def _label(sheet: Image.Image, pen: ImageDraw.ImageDraw, row: SheetRow, own_name
 def _names() -> dict[str, Image.Image]:
     """The languages' names in their own scripts, each a mask of half the size at which it was drawn."""
     with Image.open(NAMES_FILE) as strip:
-        names = strip.text["names"].split("\n")
+        names = strip.info["names"].split("\n")
         masks = strip.convert("L")
     height = masks.height // len(names)
     return {

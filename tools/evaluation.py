@@ -88,9 +88,8 @@ class ClipSimilarity:
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]:
-        inputs = self._processor(
-            text=[case.expected], images=picture, padding=True, truncation=True, return_tensors="pt"
-        )
+        options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        inputs = self._processor(text=[case.expected], images=picture, **options)
         seen = self._model(**inputs.to(self._model.device))
         return {"similarity": torch.cosine_similarity(seen.image_embeds, seen.text_embeds).item()}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import json
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from mulan_nodes import dev
@@ -213,10 +213,15 @@ def test_requirements_are_what_shipped_code_imports():
     declared = re.search(r"^dependencies = (\[.*?\])", (ROOT / "pyproject.toml").read_text("utf-8"), re.M | re.S)[1]
     assert json.loads(re.sub(r",\s*\]", "]", declared)) == listed
 
-    distributions = packages_distributions()
+    # importlib.metadata.packages_distributions misses packages without top_level.txt on Python 3.10
+    distributions = {
+        file.parts[0].removesuffix(".py"): distribution.metadata["Name"]
+        for distribution in importlib.metadata.distributions()
+        for file in distribution.files or ()
+    }
     names = set().union(*(foreign_imports(path) for path in python_files(shipped())))
     outside = names - set(sys.stdlib_module_names) - COMFYUI - LAZY
-    needed = {distributions[name][0].lower().replace("_", "-") for name in outside}
+    needed = {distributions[name].lower().replace("_", "-") for name in outside}
     assert needed == {requirement_name(line) for line in listed}
 
 

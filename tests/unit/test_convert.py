@@ -474,7 +474,7 @@ def test_memory_does_not_grow_with_the_model(comfyui_folder, tmp_path):
         from mulan_nodes.mulan.conversion import encoder_error
         from mulan_nodes.mulan.conditioning.model_files import text_encoder_from_tensors
 
-        tensor_files.STREAMED_WEIGHTS = 2 ** 24
+        tensor_files.STREAMED_WEIGHTS = 2 ** 22  # of this model about as much as 2 ** 28 is of the published one
         resident = psutil.Process().memory_info
 
         class Peak(threading.Thread):

@@ -64,6 +64,7 @@ def masks_to_boxes(masks: torch.Tensor, apart: bool, smallest: int = 1) -> list[
     boxes_per_mask = []
     for mask in masks:
         areas = mask.cpu().numpy() >= MASK_THRESHOLD
+        height, width = areas.shape
         labels, count = areas.astype(np.int32), 1
         if apart:
             labels, count = cast(tuple[np.ndarray, int], ndimage.label(areas, np.ones((3, 3))))
@@ -76,7 +77,7 @@ def masks_to_boxes(masks: torch.Tensor, apart: bool, smallest: int = 1) -> list[
         ]
         boxes_per_mask.append(
             [
-                bounding_box((x.start, y.start, x.stop, y.stop), areas.shape, "", 1.0)
+                bounding_box((x.start, y.start, x.stop, y.stop), (height, width), "", 1.0)
                 for y, x in (slices[index] for index in kept)
             ]
         )
