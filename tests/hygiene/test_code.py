@@ -28,6 +28,7 @@ LARGEST = 5 * 2**20
 # Bottom to top: a file imports from its own layer's folder and from layers below it, never from above.
 LAYERS = (
     ("mulan/__init__.py",),
+    ("mulan/boundary",),
     ("mulan/checkpoints", "mulan/images"),
     ("mulan/conditioning",),
     ("mulan/internvl",),

@@ -1,0 +1,16 @@
+"""Limits on what one input may ask for. Memory and time are bounded by these numbers, never by the input.
+
+They are generous: each is several times what people use, and errors state them.
+"""
+
+from __future__ import annotations
+
+MAX_IMAGE_PIXELS = 2**27  # 134 million: of one image, in a file or on a wire (16384 x 8192)
+MAX_TEXT_LENGTH = 2**20  # characters of one text input
+MAX_JSON_LENGTH = 2**26  # characters of a JSON text or file: a document of detections with masks
+MAX_NAMES = 2000  # names of objects in one question
+MAX_REGIONS = 1000  # regions of one image
+MAX_LABELS = 10000  # labels of a zero-shot classification
+MAX_LABEL_SENTENCES = 200000  # labels x templates
+MAX_MASK_PIXELS = 2**31  # pixels of all masks that one document or one question unpacks: 8 GB as float32
+MAX_QUESTION_TOKENS = 8192  # tokens of a question or conversation, image tokens not counted
