@@ -10,6 +10,7 @@ from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
 from ..mulan.internvl_chat.chat_loader import load_chat
 from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES
 from ..mulan.internvl_chat.chat_prompts import ChatPrompts
+from .checked_node import CheckedNode
 from .common import (
     device_input,
     device_of,
@@ -28,7 +29,9 @@ KIND = "internvl_chat"
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
 
 
-class InternVLChatLoader(io.ComfyNode):
+class InternVLChatLoader(CheckedNode):
+    files = ("checkpoint",)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -98,7 +101,7 @@ class InternVLChatLoader(io.ComfyNode):
         return io.NodeOutput(load_chat(locate_model(KIND, checkpoint, SOURCE), device_of(device)))
 
 
-class InternVLChat(io.ComfyNode):
+class InternVLChat(CheckedNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -13,6 +13,7 @@ from .internvl_inputs import (
     CROP,
     NONE,
     SOFTMAX,
+    InternVLNode,
     check_label_inputs,
     folder_input,
     framing_input,
@@ -37,7 +38,7 @@ from .internvl_reports import (
 from .internvl_sources import check_source, embed_images, fingerprint_folder
 
 
-class InternVLZeroShotClassify(io.ComfyNode):
+class InternVLZeroShotClassify(InternVLNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

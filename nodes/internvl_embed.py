@@ -15,6 +15,7 @@ from .internvl_inputs import (
     CATEGORY,
     EMBEDDINGS,
     WHOLE,
+    InternVLNode,
     folder_input,
     framing_input,
     image_input,
@@ -28,7 +29,7 @@ from .internvl_sources import check_source, embed_images, fingerprint_folder
 MOST_IN_JSON = 100_000  # scores of a matrix; of a larger one the JSON has only the pairs
 
 
-class InternVLEmbed(io.ComfyNode):
+class InternVLEmbed(InternVLNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -136,7 +137,7 @@ class InternVLEmbed(io.ComfyNode):
         return io.NodeOutput(embeddings, list(embeddings.names), written, ui=show_text(cls, text, written))
 
 
-class InternVLCompare(io.ComfyNode):
+class InternVLCompare(InternVLNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

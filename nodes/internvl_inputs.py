@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
+from ..mulan.internvl.internvl_model import LoadedInternVL
 from ..mulan.internvl.preprocessing import FRAMINGS
+from ..mulan.internvl.ranking import Embeddings
 from ..mulan.internvl.zeroshot import BUILT_IN, LABEL_MARK, NO_TEMPLATES, Labels, read_labels, read_templates
+from .checked_node import CheckedNode, instance_of
 from .common import with_field_name
 
 INTERNVL, EMBEDDINGS = io.Custom("INTERNVL"), io.Custom("INTERNVL_EMBEDDINGS")
@@ -17,6 +20,13 @@ NONE, OWN = "none", "own"
 TEMPLATE_CHOICES = [NONE, *(templates.name for templates in BUILT_IN.values()), OWN]
 SOFTMAX, INDEPENDENT = SCORES = ("softmax", "independent")
 ABSENT = object()  # in validate_inputs: an input with nothing connected, while a connected one is None
+
+
+class InternVLNode(CheckedNode):
+    checks = CheckedNode.checks | {
+        INTERNVL.io_type: instance_of(LoadedInternVL, "the model from InternVL Loader"),
+        EMBEDDINGS.io_type: instance_of(Embeddings, "embeddings from InternVL Embed"),
+    }
 
 
 def model_input() -> io.Input:

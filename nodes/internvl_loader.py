@@ -22,13 +22,15 @@ from .common import (
     precision_input,
     validate,
 )
-from .internvl_inputs import ABSENT, INTERNVL
+from .internvl_inputs import ABSENT, INTERNVL, InternVLNode
 
 KIND, ENCODERS = "internvl", "text_encoders"
 INSIDE = "in the checkpoint"
 
 
-class InternVLLoader(io.ComfyNode):
+class InternVLLoader(InternVLNode):
+    files = ("checkpoint", "text_encoder")
+
     """Load the model; ComfyUI caches it.
 
     ComfyUI keeps outputs by a node's inputs and fingerprint, so loaders with the same settings give one model.

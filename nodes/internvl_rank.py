@@ -13,6 +13,7 @@ from .internvl_inputs import (
     CATEGORY,
     EMBEDDINGS,
     WHOLE,
+    InternVLNode,
     folder_input,
     framing_input,
     image_input,
@@ -24,7 +25,7 @@ from .internvl_reports import JSON_TOOLTIP, document, model_fields, round_score,
 from .internvl_sources import ImageEmbeddings, check_source, embed_images, fingerprint_folder
 
 
-class InternVLRank(io.ComfyNode):
+class InternVLRank(InternVLNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -14,6 +14,7 @@ from .internvl_inputs import (
     CROP,
     NONE,
     SOFTMAX,
+    InternVLNode,
     check_label_inputs,
     framing_input,
     label_inputs,
@@ -33,7 +34,7 @@ from .internvl_reports import (
 )
 
 
-class InternVLVideoClassify(io.ComfyNode):
+class InternVLVideoClassify(InternVLNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -9,12 +9,13 @@ from comfy_api.latest import io
 
 from ..mulan import VERSION
 from ..mulan.conditioning.saved_conditioning import load_conditioning, save_conditioning
+from .checked_node import CheckedNode
 from .common import SavedFiles, show_text, validate
 
 FILES = SavedFiles("conditioning", ".safetensors", "MuLan Save Conditioning")
 
 
-class MulanSaveConditioning(io.ComfyNode):
+class MulanSaveConditioning(CheckedNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -77,7 +78,9 @@ class MulanSaveConditioning(io.ComfyNode):
         return io.NodeOutput(conditioning, listed, ui=show_text(cls, f"{listed}\n{saved.describe()}"))
 
 
-class MulanLoadConditioning(io.ComfyNode):
+class MulanLoadConditioning(CheckedNode):
+    files = ("file",)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

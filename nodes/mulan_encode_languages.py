@@ -5,10 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..mulan.conditioning.languages import encode_unique, parse_labeled_prompts
+from .checked_node import CheckedNode
 from .common import validate, with_field_name
 
 
-class MulanEncodeLanguages(io.ComfyNode):
+class MulanEncodeLanguages(CheckedNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

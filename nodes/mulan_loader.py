@@ -10,12 +10,15 @@ from ..mulan.conditioning.clip import check_pair, load_clip, negative_view
 from ..mulan.conditioning.families import DEFAULT_ZEROING, PIXART, ZEROING
 from ..mulan.conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, open_adapter, open_text_encoder
 from ..mulan.conditioning.prompt_tokenizer import STYLES
+from .checked_node import CheckedNode
 from .common import fingerprint_model, list_models, locate_model, validation_result, with_field_name
 
 NO_ADAPTER = "none (a whole MuLan PixArt model)"
 
 
-class MulanLoader(io.ComfyNode):
+class MulanLoader(CheckedNode):
+    files = ("text_encoder", "adapter")
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

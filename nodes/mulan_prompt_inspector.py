@@ -10,10 +10,11 @@ from ..mulan.conditioning.inspection import format_report, inspect_prompt
 from ..mulan.conditioning.inspection_image import draw_inspection
 from ..mulan.conditioning.prompt_tokenizer import NEGATIVE, PromptTokenizer
 from ..mulan.images.text_drawing import TextRenderer
+from .checked_node import CheckedNode
 from .common import show_text
 
 
-class MulanPromptInspector(io.ComfyNode):
+class MulanPromptInspector(CheckedNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -10,7 +10,7 @@ from .detections.json_document import frame_record, write_document
 from .model import prompt_templates
 from .model.answers import MAX_TOKENS, Reply, answer
 from .model.generation import greedy, nucleus_sampler
-from .node_io import CATEGORY, JSON_TOOLTIP, for_each_image, model_input
+from .node_io import CATEGORY, JSON_TOOLTIP, VisionLLMNode, for_each_image, model_input
 
 ONE_BY_ONE, TOGETHER = PICTURES = ("one by one", "all together")
 FREE, SHORT, LETTER = STYLES = ("free", "a word or phrase", "a letter")
@@ -18,7 +18,7 @@ CAPTION = prompt_templates.caption().user.removeprefix(prompt_templates.IMAGE_LI
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
 
 
-class VisionLLMAsk(io.ComfyNode):
+class VisionLLMAsk(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -9,7 +9,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..nodes.common import validate, with_field_name
 from .model import prompt_templates
 from .model.contexts import editing_context, generation_context
-from .node_io import for_each_image, model_input
+from .node_io import VisionLLMNode, for_each_image, model_input
 
 CATEGORY = "conditioning"
 CLIP_TOOLTIP = (
@@ -20,7 +20,7 @@ POSITIVE_TOOLTIP = "Positive conditioning (77 x 768). Use it instead of the outp
 NEGATIVE_TOOLTIP = "Negative conditioning: the negative prompt encoded by the connected CLIP."
 
 
-class VisionLLMGenerateConditioning(io.ComfyNode):
+class VisionLLMGenerateConditioning(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -66,7 +66,7 @@ class VisionLLMGenerateConditioning(io.ComfyNode):
         return io.NodeOutput(_conditioning(generation_context(visionllm, prompt)), _negative(clip, negative))
 
 
-class VisionLLMEditConditioning(io.ComfyNode):
+class VisionLLMEditConditioning(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -9,6 +9,7 @@ from .model.perception import NAMES_PER_PROMPT, detect
 from .model.selection import MAX_DETECTIONS
 from .node_io import (
     CATEGORY,
+    VisionLLMNode,
     detection_output,
     detection_outputs,
     for_each_image,
@@ -23,7 +24,7 @@ from .node_io import (
 OFF, PER_NAME, ACROSS = NMS = ("off", "per name", "across names")
 
 
-class VisionLLMDetect(io.ComfyNode):
+class VisionLLMDetect(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

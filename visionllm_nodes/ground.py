@@ -9,6 +9,7 @@ from .model import prompt_templates
 from .model.perception import ground
 from .node_io import (
     CATEGORY,
+    VisionLLMNode,
     detection_output,
     detection_outputs,
     for_each_image,
@@ -21,7 +22,7 @@ from .node_io import (
 PHRASE, QUESTION = KINDS = ("phrase", "question")
 
 
-class VisionLLMGround(io.ComfyNode):
+class VisionLLMGround(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -18,6 +18,7 @@ from .model.tool_use import Instruction, instruct
 from .node_io import (
     CATEGORY,
     KEYPOINTS,
+    VisionLLMNode,
     detection_frames,
     detection_outputs,
     detection_values,
@@ -31,7 +32,7 @@ from .node_io import (
 NO_IMAGE = (64, 64)  # size of empty masks where no image is connected
 
 
-class VisionLLMInstruct(io.ComfyNode):
+class VisionLLMInstruct(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -16,12 +16,14 @@ from ..nodes.common import (
 )
 from .model.visionllm_files import SOURCE, open_visionllm
 from .model.visionllm_loader import load_visionllm
-from .node_io import VISIONLLM
+from .node_io import VISIONLLM, VisionLLMNode
 
 KIND = "visionllm"
 
 
-class VisionLLMLoader(io.ComfyNode):
+class VisionLLMLoader(VisionLLMNode):
+    files = ("checkpoint",)
+
     """Load the model. Nothing is cached here.
 
     ComfyUI caches a node's outputs by its inputs and fingerprint, so loaders with equal inputs share one model, also

@@ -10,6 +10,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..nodes.checked_node import CheckedNode, instance_of
 from ..nodes.common import show_text
 from .detections.bounding_boxes import to_bounding_boxes
 from .detections.json_document import frame_record, write_document
@@ -18,6 +19,7 @@ from .detections.names import split_names
 from .detections.results import Detections
 from .model.perception import check_names
 from .model.prefill import progress_share
+from .model.visionllm_loader import LoadedVisionLLM
 
 VISIONLLM = io.Custom("VISIONLLM")
 KEYPOINTS = io.Custom("KEYPOINTS")
@@ -29,6 +31,10 @@ JSON_TOOLTIP = (
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class VisionLLMNode(CheckedNode):
+    checks = CheckedNode.checks | {VISIONLLM.io_type: instance_of(LoadedVisionLLM, "the model from VisionLLM Loader")}
 
 
 def model_input() -> io.Input:

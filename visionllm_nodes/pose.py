@@ -19,6 +19,7 @@ from .node_io import (
     JSON_TOOLTIP,
     KEYPOINTS,
     POSE_KEYPOINT,
+    VisionLLMNode,
     for_each_image,
     image_input,
     model_input,
@@ -30,7 +31,7 @@ from .node_io import (
 OWN = "own keypoints"
 
 
-class VisionLLMPose(io.ComfyNode):
+class VisionLLMPose(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

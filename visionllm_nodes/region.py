@@ -13,6 +13,7 @@ from .model.perception import detect_at_regions, detect_similar
 from .model.selection import MAX_DETECTIONS, Limits
 from .node_io import (
     CATEGORY,
+    VisionLLMNode,
     detection_frames,
     detection_outputs,
     detection_values,
@@ -31,7 +32,7 @@ IOU_THRESHOLD = 0.7  # two marks on similar objects would find each object twice
 DESCRIPTION_TOKENS, NAME_TOKENS = 64, 16
 
 
-class VisionLLMRegion(io.ComfyNode):
+class VisionLLMRegion(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -10,6 +10,7 @@ from .model.perception import detect, segment
 from .model.selection import MAX_DETECTIONS
 from .node_io import (
     CATEGORY,
+    VisionLLMNode,
     detection_output,
     detection_outputs,
     for_each_image,
@@ -24,7 +25,7 @@ from .node_io import (
 SEMANTIC, INSTANCE = MODES = ("semantic", "instance")
 
 
-class VisionLLMSegment(io.ComfyNode):
+class VisionLLMSegment(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

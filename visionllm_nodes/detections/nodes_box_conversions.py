@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..node_io import CATEGORY, check_mask_size
+from ..node_io import CATEGORY, VisionLLMNode, check_mask_size
 from .bounding_boxes import boxes_per_image
 from .masks import boxes_to_masks, masks_to_boxes, split_masks_per_image
 from .nodes_boxes import BOXES
@@ -13,7 +13,7 @@ from .segs import to_segs
 OF_IMAGES, OF_OBJECTS = MASKS_ARE = ("one picture each", "objects of one picture")
 
 
-class VisionLLMBoxesToMask(io.ComfyNode):
+class VisionLLMBoxesToMask(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -67,7 +67,7 @@ class VisionLLMBoxesToMask(io.ComfyNode):
         return io.NodeOutput(*boxes_to_masks(grown, *image.shape[1:3]))
 
 
-class VisionLLMMaskToBoxes(io.ComfyNode):
+class VisionLLMMaskToBoxes(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -124,7 +124,7 @@ class VisionLLMMaskToBoxes(io.ComfyNode):
         return io.NodeOutput(frames if masks_are == OF_IMAGES else [sum(frames, [])])
 
 
-class VisionLLMBoxesToSEGS(io.ComfyNode):
+class VisionLLMBoxesToSEGS(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

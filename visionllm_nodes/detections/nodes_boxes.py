@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..node_io import CATEGORY
+from ..node_io import CATEGORY, VisionLLMNode
 from .bounding_boxes import box_score, boxes_per_image, pixel_bounds, sort_boxes
 from .masks import MASK_THRESHOLD, split_masks_per_image
 from .names import split_names
@@ -17,7 +17,7 @@ BOXES = (
 )
 
 
-class VisionLLMFilterBoxes(io.ComfyNode):
+class VisionLLMFilterBoxes(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -136,7 +136,7 @@ class VisionLLMFilterBoxes(io.ComfyNode):
         return io.NodeOutput(kept, filtered, sum(map(len, kept)))
 
 
-class VisionLLMPickBox(io.ComfyNode):
+class VisionLLMPickBox(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -8,14 +8,14 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
 from ...mulan.images.text_drawing import TextRenderer
-from ..node_io import CATEGORY, KEYPOINTS, check_mask_size
+from ..node_io import CATEGORY, KEYPOINTS, VisionLLMNode, check_mask_size
 from .bounding_boxes import boxes_per_image
 from .drawing import COLOR_MODES, ColorMap, Style, draw
 from .keypoints import check_keypoints
 from .masks import split_masks_per_image
 
 
-class VisionLLMDrawDetections(io.ComfyNode):
+class VisionLLMDrawDetections(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ...nodes.common import SavedFiles, show_text
-from ..node_io import CATEGORY, KEYPOINTS
+from ..node_io import CATEGORY, KEYPOINTS, VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .json_document import Document, frame_record, read_document, write_document
 from .keypoints import check_keypoints
@@ -28,7 +28,7 @@ def read(name: str, text: str | None) -> Document:
         raise ValueError(f"{source}: {error}") from error
 
 
-class VisionLLMSaveDetections(io.ComfyNode):
+class VisionLLMSaveDetections(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -100,7 +100,9 @@ class VisionLLMSaveDetections(io.ComfyNode):
         return io.NodeOutput(json, name, ui=show_text(cls, json))
 
 
-class VisionLLMLoadDetections(io.ComfyNode):
+class VisionLLMLoadDetections(VisionLLMNode):
+    files = ("file",)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

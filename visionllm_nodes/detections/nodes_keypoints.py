@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..node_io import CATEGORY, KEYPOINTS, POSE_KEYPOINT
+from ..node_io import CATEGORY, KEYPOINTS, POSE_KEYPOINT, VisionLLMNode
 from . import keypoints as records
 from .names import split_names
 from .pose_keypoint import from_pose_keypoint, to_pose_keypoint
 
 
-class VisionLLMKeypointsToRegions(io.ComfyNode):
+class VisionLLMKeypointsToRegions(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -104,7 +104,7 @@ class VisionLLMKeypointsToRegions(io.ComfyNode):
         return io.NodeOutput(records.keypoint_boxes(frames, chosen, threshold, margin), union, masks, points)
 
 
-class VisionLLMKeypointsToPose(io.ComfyNode):
+class VisionLLMKeypointsToPose(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -149,7 +149,7 @@ class VisionLLMKeypointsToPose(io.ComfyNode):
         return io.NodeOutput(to_pose_keypoint(records.check_keypoints(keypoints), threshold))
 
 
-class VisionLLMPoseToKeypoints(io.ComfyNode):
+class VisionLLMPoseToKeypoints(VisionLLMNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(

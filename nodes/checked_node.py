@@ -1,0 +1,164 @@
+"""The base class of all nodes: `execute` gets checked values, whatever node, pack or API client they come from."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import comfy.sd
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import Input, io
+
+from ..mulan.boundary.limits import MAX_JSON_LENGTH, MAX_TEXT_LENGTH
+from ..mulan.boundary.tensors import check_images, check_masks
+from ..mulan.boundary.texts import clean_text
+
+Check = Callable[[Any], Any]
+
+
+def instance_of(kind: type, expected: str) -> Check:
+    """Return a check that a value is a `kind`; `expected` says what it should be and where to get it."""
+
+    def check(value):
+        if not isinstance(value, kind):
+            raise ValueError(f"expected {expected}, got {describe(value)}")
+        return value
+
+    return check
+
+
+def describe(value) -> str:
+    """Name a value that is of a wrong type, for errors."""
+    if value is None:
+        return "nothing (None): the connected node gave no value"
+    return f"a value of type {type(value).__name__}"
+
+
+def _check_clip(value):
+    if value is None:
+        raise ValueError("the connected CLIP is empty, its checkpoint has no text encoder. Connect MuLan Loader's CLIP")
+    return instance_of(comfy.sd.CLIP, "a CLIP")(value)
+
+
+class CheckedNode(io.ComfyNode):
+    """A node whose inputs are checked and brought into one form, by their types, before `execute` sees them.
+
+    Errors begin with the input's name. `checks` has what each socket type needs; the values of widgets are checked by
+    the schema, also where they are connected, which ComfyUI does not do. `files` are the inputs that choose a file:
+    their options may have changed, and the node looks for the file itself. In `validate_inputs` a missing or unusable
+    value is None, like a connected one: ComfyUI itself reports it.
+    """
+
+    checks: ClassVar[dict[str, Check]] = {
+        "IMAGE": check_images,
+        "MASK": check_masks,
+        "CLIP": _check_clip,
+        "MODEL": instance_of(ModelPatcher, "a MODEL"),
+        "VIDEO": instance_of(Input.Video, "a VIDEO"),
+    }
+    files: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name, wrap in (("execute", _checked_execute), ("validate_inputs", _checked_validation)):
+            method = cls.__dict__.get(name)
+            # ComfyUI runs each node in a copy of its class, whose methods are wrapped already
+            if isinstance(method, classmethod) and not hasattr(method.__func__, "__wrapped__"):
+                setattr(cls, name, classmethod(wrap(method.__func__)))
+
+
+def _checked_execute(execute: Callable) -> Callable:
+    @functools.wraps(execute)
+    def checked(cls: type[CheckedNode], **values):
+        schema = cls.define_schema()
+        for given in schema.inputs:
+            if given.id in values:
+                values[given.id] = _checked_input(cls, given, values[given.id], schema.is_input_list)
+        return execute(cls, **values)
+
+    return checked
+
+
+def _checked_validation(validate: Callable) -> Callable:
+    parameters = list(inspect.signature(validate).parameters.values())[1:]
+    required = [each.name for each in parameters if each.default is inspect.Parameter.empty]
+
+    @functools.wraps(validate)
+    def checked(cls: type[CheckedNode], **values):
+        in_lists = cls.define_schema().is_input_list
+        unknown = [None] if in_lists else None
+        values = {
+            name: [_usable(each) for each in value] if in_lists and isinstance(value, (list, tuple)) else _usable(value)
+            for name, value in values.items()
+        }
+        return validate(cls, **{name: unknown for name in required} | values)
+
+    checked.__signature__ = inspect.signature(validate)  # by which ComfyUI chooses what to pass  # pyright: ignore
+    return checked
+
+
+def _usable(value):
+    if isinstance(value, str):
+        return clean_text(value)
+    return None if isinstance(value, (list, tuple, dict)) else value
+
+
+def _checked_input(node: type[CheckedNode], given: io.Input, value, in_list: bool):
+    if isinstance(given, io.Autogrow.Input):
+        template = given.template.input
+        return {name: _named(name, _checked_value, node, template, each) for name, each in (value or {}).items()}
+    if in_list and isinstance(value, (list, tuple)):
+        if given.optional and all(each is None for each in value):
+            return None
+        return [_named(given.id, _checked_value, node, given, each) for each in value]
+    return _named(given.id, _checked_value, node, given, value)
+
+
+def _named(name: str, check: Callable, *values):
+    try:
+        return check(*values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _checked_value(node: type[CheckedNode], given: io.Input, value):
+    if value is None and given.optional:
+        return None
+    if isinstance(given, io.String.Input):
+        return _check_text(value, MAX_JSON_LENGTH if given.id == "json" else MAX_TEXT_LENGTH)
+    if isinstance(given, (io.Int.Input, io.Float.Input)):
+        return _check_number(given, value)
+    if isinstance(given, io.Combo.Input):
+        return value if given.id in node.files else _check_choice(given.options, value)
+    check = node.checks.get(given.io_type)
+    return check(value) if check else value
+
+
+def _check_text(value, limit: int) -> str:
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"expected a text, got {describe(value)}")
+    text = clean_text(str(value))
+    if len(text) > limit:
+        raise ValueError(f"the text has {len(text)} characters, and at most {limit} are allowed. Shorten it")
+    return text
+
+
+def _check_number(given: io.Int.Input | io.Float.Input, value) -> int | float:
+    whole = isinstance(given, io.Int.Input)
+    low, high = -math.inf if given.min is None else given.min, math.inf if given.max is None else given.max
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else int(value) if value == int(value) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # not a number, NaN, infinity, a tensor of several
+        number = math.nan
+    if low <= number <= high and not (whole and number != int(number)):
+        return number if whole else float(number)
+    raise ValueError(f"expected a {'whole ' if whole else ''}number from {low} to {high}, got {str(value)[:60]}")
+
+
+def _check_choice(options: list, value) -> Any:
+    if not any(type(value) is type(option) and value == option for option in options):
+        raise ValueError(f"{str(value)[:60]!r} is not one of {', '.join(map(str, options))}")
+    return value
