@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.model_management
 import torch
@@ -116,6 +117,7 @@ class Conversation:
             dtype=loaded.dtype,
             device=loaded.device,
             after_layer=comfy.model_management.throw_exception_if_processing_interrupted,
+            check=partial(loaded.check_finite, what="logits"),
         )
 
     def __iter__(self) -> Iterator[list[str]]:

@@ -32,7 +32,7 @@ def generation_context(loaded: LoadedVisionLLM, prompt: str) -> torch.Tensor:
         device=loaded.device,
         after_layer=layer_progress(loaded, 1),
     )
-    return mapper(gather_queries(hidden_states[0], links)).float().to(comfy.model_management.intermediate_device())
+    return map_queries(loaded, mapper, gather_queries(hidden_states[0], links))
 
 
 @torch.no_grad()
@@ -43,7 +43,13 @@ def editing_context(loaded: LoadedVisionLLM, image: ImageLike, prompt: str) -> t
     """
     mapper = _mapper(loaded, "edit")
     (queries,) = super_link_states(loaded, ImageView(loaded, image), [prompt_templates.editing(prompt)])
-    return mapper(queries).float().to(comfy.model_management.intermediate_device())
+    return map_queries(loaded, mapper, queries)
+
+
+def map_queries(loaded: LoadedVisionLLM, mapper, queries: torch.Tensor) -> torch.Tensor:
+    """Return the context float32 [1, 77, 768] of one link's queries. Raises ValueError where it is not finite."""
+    context = loaded.check_finite(mapper(queries), "contexts")
+    return context.float().to(comfy.model_management.intermediate_device())
 
 
 def _mapper(loaded: LoadedVisionLLM, name: str):

@@ -64,35 +64,31 @@ def detect(
 
     queries[k] is that of names[first + k].
     """
-    decoder = require_part(loaded, "grounding")
-    grounding = _ground(decoder, canvas, queries)
+    grounding = _ground(loaded, canvas, queries)
     top = postprocess.top_queries(grounding.logits[0], limits.candidates)
     top = top._replace(labels=top.labels + first)
     detections = _detections(grounding, top, names, canvas)
     index = select(detections, limits)
     kept = top.queries[index.to(top.queries.device)]
-    return _with_masks(decoder, grounding, kept, detections.select(index), canvas, masks)
+    return _with_masks(loaded, grounding, kept, detections.select(index), canvas, masks)
 
 
 def detect_per_prompt(
     loaded: LoadedVisionLLM, canvas: Canvas, queries: torch.Tensor, names: Sequence[str], *, masks: bool = True
 ) -> Detections:
     """Return the best detection for each row of queries, in their order."""
-    decoder = require_part(loaded, "grounding")
-    grounding = _ground(decoder, canvas, queries)
+    grounding = _ground(loaded, canvas, queries)
     top = postprocess.top_per_prompt(grounding.logits[0])
     detections = _detections(grounding, top, names, canvas)
-    return _with_masks(decoder, grounding, top.queries, detections, canvas, masks)
+    return _with_masks(loaded, grounding, top.queries, detections, canvas, masks)
 
 
 def segment_pixels(
     loaded: LoadedVisionLLM, canvas: Canvas, queries: torch.Tensor, names: Sequence[str]
 ) -> Segmentation:
     """Return a name for every pixel; the names compete for the pixels."""
-    decoder = require_part(loaded, "grounding")
-    grounding = _ground(decoder, canvas, queries)
-    every = torch.arange(grounding.logits.shape[1], device=canvas.image.device)[None]
-    mask_logits = decoder.masks(grounding, every)[0]
+    grounding = _ground(loaded, canvas, queries)
+    mask_logits = _mask_logits(loaded, grounding, torch.arange(grounding.logits.shape[1], device=canvas.image.device))
     labels = postprocess.semantic_map(grounding.logits[0], mask_logits, canvas.content, canvas.size)
     return Segmentation(tuple(names), labels.cpu())
 
@@ -114,6 +110,8 @@ def detect_keypoints(
     poses = require_part(loaded, "pose")(
         canvas.image, canvas.mask, queries[None, :split], known[:, :split], queries[None, split:], known[:, split:]
     )
+    for values, what in ((poses.logits, "scores"), (poses.boxes, "boxes"), (poses.keypoints, "keypoints")):
+        loaded.check_finite(values, what)
     top = postprocess.top_queries(poses.logits[0], limits.candidates)
     boxes = postprocess.boxes_in_pixels(poses.boxes[0], canvas.size)[top.queries]
     positions = postprocess.keypoints_in_pixels(poses.keypoints[0], canvas.size)[top.queries][..., :2]
@@ -143,9 +141,12 @@ def _canvas(loaded: LoadedVisionLLM, view: ImageView, image: torch.Tensor) -> Ca
     return Canvas(batch.to(loaded.device, loaded.dtype), mask.to(loaded.device), view.size)
 
 
-def _ground(decoder, canvas: Canvas, queries: torch.Tensor) -> GroundingOutput:
+def _ground(loaded: LoadedVisionLLM, canvas: Canvas, queries: torch.Tensor) -> GroundingOutput:
     known = torch.ones(1, len(queries), dtype=torch.bool, device=canvas.image.device)
-    return decoder(canvas.image, canvas.mask, queries[None], known)
+    found = require_part(loaded, "grounding")(canvas.image, canvas.mask, queries[None], known)
+    for values, what in ((found.logits, "scores"), (found.boxes, "boxes"), (found.mask_features, "masks")):
+        loaded.check_finite(values, what)
+    return found
 
 
 def _detections(
@@ -156,9 +157,19 @@ def _detections(
 
 
 def _with_masks(
-    decoder, grounding: GroundingOutput, queries: torch.Tensor, detections: Detections, canvas: Canvas, masks: bool
+    loaded: LoadedVisionLLM,
+    grounding: GroundingOutput,
+    queries: torch.Tensor,
+    detections: Detections,
+    canvas: Canvas,
+    masks: bool,
 ) -> Detections:
     if not masks:
         return detections
-    mask_logits = decoder.masks(grounding, queries[None])[0]
+    mask_logits = _mask_logits(loaded, grounding, queries)
     return replace(detections, masks=postprocess.instance_masks(mask_logits, canvas.content, canvas.size).cpu())
+
+
+def _mask_logits(loaded: LoadedVisionLLM, grounding: GroundingOutput, queries: torch.Tensor) -> torch.Tensor:
+    """Return the mask logits [N, H/4, W/4] of some queries [N]."""
+    return loaded.check_finite(require_part(loaded, "grounding").masks(grounding, queries[None])[0], "masks")

@@ -77,13 +77,15 @@ class Generation:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         after_layer: Callable[[], None] = lambda: None,
+        check: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits,
     ):
         """Run the prompts behind `past`.
 
-        end: the id that ends an answer. max_tokens: per answer. device: see `VisionLLM.embed`.
+        end: the id that ends an answer. max_tokens: per answer. device: see `VisionLLM.embed`. check: raises where it
+        refuses the logits of a step.
         """
         self.answers = [GeneratedText() for _ in prompts]
-        self._model, self._sampler, self._after_layer = model, sampler, after_layer
+        self._model, self._sampler, self._after_layer, self._check = model, sampler, after_layer, check
         self._end, self._max_tokens = end, max_tokens
         self._tool_of = {id_of[tool]: tool for tool in TABLE_OF if TABLE_OF[tool] in model.super_link.config.rows}
         self._never = [id_of[name] for name in EMBEDDINGS]  # they are put in, not sampled
@@ -119,7 +121,7 @@ class Generation:
         return self.answers
 
     def _generate_one(self, last: bool) -> list[int | None]:
-        logits = self._model.language.logits(self._last)
+        logits = self._check(self._model.language.logits(self._last))
         logits[:, self._never] = -torch.inf
         new: list[int | None] = []
         for answer, token_id in zip(self.answers, self._sampler(logits).tolist(), strict=True):

@@ -11,6 +11,8 @@ import comfy.model_management
 import comfy.utils
 import torch
 
+from ...mulan.boundary.limits import MAX_CONTEXT_TOKENS, MAX_QUESTION_TOKENS, PREFILL_TOKENS
+from ...mulan.boundary.texts import whole_characters
 from ...mulan.images.tiling import ImageLike, to_pixels
 from .image_inputs import tower_images
 from .language_model import KVCache, check_interrupt
@@ -21,6 +23,7 @@ from .super_link import gather_queries
 from .visionllm import Prompt
 from .visionllm_loader import LoadedVisionLLM
 
+MAX_QUESTION_LENGTH = 16 * MAX_QUESTION_TOKENS  # characters; the longest tokens have sixteen
 BYTES_PER_CANVAS_PIXEL = 1024  # of a decoder with its backbone: at 800 x 1333 it takes about a gigabyte
 
 # Which part of the work progress is shown of (from 0), and of how many.
@@ -47,7 +50,8 @@ def load_weights(loaded: LoadedVisionLLM, views: Sequence[ImageView], tokens: in
     """
     config = loaded.file.parts["language"].config
     tokens += sum(count_image_tokens(loaded, view) for view in views)
-    activations = tokens * (8 * config.hidden_size + 3 * config.intermediate_size) + tokens * tokens
+    mask = tokens * min(tokens, PREFILL_TOKENS)
+    activations = tokens * (8 * config.hidden_size + 3 * config.intermediate_size) + mask
     key_value_size = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
     cache = 2 * tokens * config.num_hidden_layers * key_value_size
     loaded.load(loaded.dtype.itemsize * (activations + cache) + BYTES_PER_CANVAS_PIXEL * canvas)
@@ -60,8 +64,28 @@ def count_image_tokens(loaded: LoadedVisionLLM, view: ImageView) -> int:
 
 
 def tokenize_prompt(loaded: LoadedVisionLLM, turns: Sequence[Turn], counts: Sequence[int]) -> list[int]:
-    """Return the input ids of a conversation whose n-th image takes counts[n] tokens."""
-    return loaded.tokenizer.encode(loaded.template.prompt(turns), *counts)
+    """Return the input ids of a conversation whose n-th image takes counts[n] tokens.
+
+    Halves of characters become U+FFFD. Raises ValueError for more tokens than are read.
+    """
+    text, _ = whole_characters(loaded.template.prompt(turns))
+    if len(text) > MAX_QUESTION_LENGTH:
+        raise ValueError(
+            f"the question is {len(text)} characters long, and at most {MAX_QUESTION_LENGTH} are read. Shorten it"
+        )
+    if sum(counts) > MAX_CONTEXT_TOKENS:
+        raise ValueError(
+            f"{len(counts)} images take {sum(counts)} tokens, and at most {MAX_CONTEXT_TOKENS} are read together. "
+            "Ask about fewer images"
+        )
+    input_ids = loaded.tokenizer.encode(text, *counts)
+    words = len(input_ids) - sum(counts)
+    if words > MAX_QUESTION_TOKENS or len(input_ids) > MAX_CONTEXT_TOKENS:
+        raise ValueError(
+            f"the question takes {words} tokens{f' beside {sum(counts)} of images' if counts else ''}, and at most "
+            f"{MAX_QUESTION_TOKENS} are read. Shorten it"
+        )
+    return input_ids
 
 
 def cached_prefix(
@@ -136,7 +160,10 @@ def super_link_states(
         device=loaded.device,
         after_layer=after_layer,
     )
-    return [gather_queries(states, prompt_links) for states, prompt_links in zip(hidden_states, links, strict=True)]
+    return [
+        loaded.check_finite(gather_queries(states, prompt_links), "hidden states")
+        for states, prompt_links in zip(hidden_states, links, strict=True)
+    ]
 
 
 def layer_progress(loaded: LoadedVisionLLM, passes: int) -> Callable[[], None]:
@@ -152,8 +179,9 @@ def layer_progress(loaded: LoadedVisionLLM, passes: int) -> Callable[[], None]:
 
 @contextmanager
 def progress_share(part: int, parts: int) -> Iterator[None]:
-    """Count the progress shown within as that of the `part`-th (from 0) of so many equal parts."""
-    token = _SHARE.set((part, parts))
+    """Count the progress shown within as that of the `part`-th (from 0) of so many equal parts; they may be nested."""
+    outer_part, outer_parts = _SHARE.get()
+    token = _SHARE.set((outer_part * parts + part, outer_parts * parts))
     try:
         yield
     finally:

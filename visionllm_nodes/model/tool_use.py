@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import comfy.model_management
 import torch
 
 from ..detections.results import Detections, Keypoints, concatenate, sort_order
 from . import decoding
 from .answers import MAX_TOKENS, Reply, answer
+from .contexts import map_queries
 from .generation import Sampler, greedy
 from .image_inputs import ImageLike
 from .prefill import ImageView, load_weights
@@ -207,4 +207,4 @@ def _pose(loaded: LoadedVisionLLM, view: ImageView, objects: tuple, points: tupl
 def _context(loaded: LoadedVisionLLM, tool: str, queries: torch.Tensor) -> torch.Tensor:
     """Return the context float32 [1, 77, 768] of a tool's last call: a sentence is one image."""
     load_weights(loaded, [], 0)
-    return getattr(loaded.model, NEEDS[tool])(queries[None]).float().to(comfy.model_management.intermediate_device())
+    return map_queries(loaded, getattr(loaded.model, NEEDS[tool]), queries[None])

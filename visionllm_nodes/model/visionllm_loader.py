@@ -12,7 +12,8 @@ import comfy.patcher_extension
 import torch
 
 from ...mulan.checkpoints.devices import choose_devices, choose_dtype
-from ...mulan.checkpoints.tensor_files import describe_path
+from ...mulan.checkpoints.finite import first_not_finite
+from ...mulan.checkpoints.tensor_files import WrongFileError, describe_path
 from ...mulan.internvl import intern_vit_keys
 from . import prompt_templates
 from .image_inputs import ImageSettings
@@ -20,6 +21,9 @@ from .keys import internlm2
 from .prefix_cache import PrefixCache
 from .visionllm import VisionLLM
 from .visionllm_files import VisionLLMFile, open_visionllm, unused_tensors
+
+# NaN and infinity in these go through to what the language model says. A decoder's may end where it looks at nothing.
+LANGUAGE_PARTS = ("tower", "bridge", "language")
 
 
 class LoadedVisionLLM:
@@ -51,6 +55,18 @@ class LoadedVisionLLM:
     def device(self) -> torch.device:
         return self.patcher.load_device
 
+    def check_finite(self, values: torch.Tensor, what: str) -> torch.Tensor:
+        """Return what the model gave. Raises ValueError that says why where it holds NaN or infinity."""
+        if torch.isfinite(values).all():
+            return values
+        damaged = first_not_finite(self.file.file.shapes, self.file.file.read)
+        cause = (
+            f"its {damaged} contains NaN or infinity. Download it, or convert it, again"
+            if damaged
+            else f"they overflow in {str(self.dtype).removeprefix('torch.')}. Choose another precision, such as fp32"
+        )
+        raise ValueError(f"{describe_path(self.file.file.path)} gives {what} that are not finite: {cause}.")
+
     def _detached(self, _, entirely: bool) -> None:
         # ComfyUI also detaches a model that it is about to load again; prefixes go only where it frees the weights.
         if entirely:
@@ -73,6 +89,7 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
     dtype = dtype or choose_dtype(devices.load, torch.bfloat16, torch.float16)
     quantized_ops = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if file.is_quantized else None
     model = file.build(operations=comfy.ops.manual_cast, language_operations=quantized_ops, device="meta")
+    _check_decoders(file)
     model.load_state_dict(dict(file.tensors()), assign=True)
     model.train(False).requires_grad_(False)
     unused = unused_tensors(file)
@@ -85,6 +102,19 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
         )
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=devices.load, offload_device=devices.offload)
     return LoadedVisionLLM(file, model, patcher, dtype)
+
+
+def _check_decoders(file: VisionLLMFile) -> None:
+    """Raise WrongFileError where a weight is NaN or infinite that results would not show."""
+    names = {
+        name for ours, source in file.sources().items() if not ours.startswith(LANGUAGE_PARTS) for name in source.names
+    }
+    damaged = first_not_finite(sorted(names), file.file.read)
+    if damaged:
+        raise WrongFileError(
+            f"{describe_path(file.file.path)} is damaged: its {damaged} contains NaN or infinity. "
+            f"Download it, or convert it, again."
+        )
 
 
 def _tower_settings(file: VisionLLMFile) -> dict:

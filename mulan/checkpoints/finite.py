@@ -1,0 +1,25 @@
+"""Weights that are NaN or infinite, and how to say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from ..boundary.interrupts import interruptible
+
+CHUNK_ELEMENTS = 2**24  # of a tensor that are looked at together
+
+
+def first_not_finite(names: Iterable[str], read: Callable[[str], torch.Tensor]) -> str | None:
+    """Return the first tensor that holds NaN or infinity, None where all are finite. Tensors are read one by one."""
+    for name in interruptible(names):
+        tensor = read(name)
+        if tensor.is_floating_point() and not all(map(_is_finite, tensor.reshape(-1).split(CHUNK_ELEMENTS))):
+            return name
+    return None
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    # Eight bits have no `isfinite`
+    return bool((values.float() if values.element_size() == 1 else values).isfinite().all())
