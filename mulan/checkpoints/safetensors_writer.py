@@ -9,15 +9,15 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-UNFINISHED = ".unfinished"
+from ..boundary.files import UnwritableError, WholeFile
 
 _DTYPES = {
     torch.float64: "F64",
@@ -48,18 +48,17 @@ class TensorSpec(NamedTuple):
 
 
 class SafetensorsWriter:
-    """Write the tensors of `specs` to `path` in any order, each whole or in chunks of rows; a context manager.
+    """Write the tensors of `specs` to `target` in any order, each whole or in chunks of rows; a context manager.
 
-    Until the end the file is called `path` + ".unfinished". Whatever ends the writing early (an error, Ctrl-C) removes
-    it, and a file that a killed run left there is taken over. Raises OSError where the disk has no room, before
+    `target` is a path, or an iterator of paths of which the first free one is taken: see WholeFile. Whatever ends the
+    writing early (an error, Ctrl-C) removes the file. Raises UnwritableError; where the disk has no room, before
     anything is written.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
-        self.path = path
+    def __init__(self, target: Path | Iterator[Path], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
+        self._file = WholeFile(target)
         self._specs = dict(specs)
         self._metadata = dict(metadata)
-        self._unfinished = path.with_name(path.name + UNFINISHED)
         # Larger elements first, as the format's own library does: so each tensor lies on a multiple of its element.
         order = sorted(self._specs, key=lambda name: (-self._specs[name].dtype.itemsize, name))
         self._offsets: dict[str, int] = {}
@@ -73,20 +72,22 @@ class SafetensorsWriter:
         self.written = len(self._header)
 
     @property
+    def path(self) -> Path:
+        """The file's path, after the end the real one."""
+        return self._file.path
+
+    @property
     def complete(self) -> int:
         """The number of tensors written whole."""
         return len(self._specs) - len(self._missing)
 
     def __enter__(self) -> SafetensorsWriter:
-        self._unfinished.unlink(missing_ok=True)
-        check_disk_space(self.path.parent, self.path.name, self.size)
-        self._file = open(self._unfinished, "wb")
-        try:
+        with ExitStack() as undo:
+            undo.enter_context(self._file)
+            check_disk_space(self.path.parent, self.path.name, self.size)
             self._file.write(self._header)
             self._file.truncate(self.size)
-        except BaseException:
-            self._discard()
-            raise
+            undo.pop_all()
         return self
 
     def write(self, name: str, tensor: torch.Tensor, first_row: int = 0) -> None:
@@ -100,31 +101,21 @@ class SafetensorsWriter:
                 f"{name}: {tuple(tensor.shape)} {tensor.dtype} from row {first_row} on does not fit "
                 f"{spec.shape} {spec.dtype}"
             )
-        self._file.seek(len(self._header) + self._offsets[name] + start)
-        self._file.write(data.data)
+        self._file.write(data.data, len(self._header) + self._offsets[name] + start)
         self.written += data.nbytes
         left = self._missing.pop(name, 0) - data.nbytes
         if left:
             self._missing[name] = left
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            if self._missing:
-                raise ValueError(
-                    f"{self.path.name}: {len(self._missing)} tensors are not complete, "
-                    f"the first is {next(iter(self._missing))}"
-                )
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._unfinished.replace(self.path)
-        except BaseException:
-            self._discard()
-            raise
-        _sync_folder(self.path.parent)
+        if kind is None and self._missing:
+            error = ValueError(
+                f"{self.path.name}: {len(self._missing)} tensors are not complete, "
+                f"the first is {next(iter(self._missing))}"
+            )
+            self._file.__exit__(ValueError, error, None)
+            raise error
+        self._file.__exit__(kind, error, traceback)
 
     def _make_header(self, order: list[str]) -> bytes:
         header: dict[str, object] = {"__metadata__": self._metadata} if self._metadata else {}
@@ -139,28 +130,13 @@ class SafetensorsWriter:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    def _discard(self) -> None:
-        self._file.close()
-        self._unfinished.unlink(missing_ok=True)
-
 
 def check_disk_space(folder: Path, name: str, size: int) -> None:
-    """Raise OSError where the disk of `folder` has less than `size` bytes free."""
+    """Raise UnwritableError where the disk of `folder` has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(
+        raise UnwritableError(
             errno.ENOSPC,
             f"{name} takes {size / 1e9:.2f} GB, but the disk of {folder.resolve()} has {free / 1e9:.2f} GB free: "
             f"make room, or name another folder",
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut; systems that cannot open folders do not need it."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,11 @@ A vector is found by the sha256 of its file's content: a file that was renamed o
 is not. On systems where every write also moves a file's ctime, which no program can set back (all but Windows), a file
 with the same size, mtime and ctime counts as unchanged without reading it. It does not if it was changed less than two
 seconds before it was read: clocks of file systems may be that coarse.
+
+Several servers may embed one folder at the same time: whoever saves adds to the file what others have stored there
+since, under a lock, and replaces it as a whole. A reader sees the old file or the new one. Where the lock cannot be had
+(a server was killed in that moment, or the disk is very slow) the last file wins: then vectors may be computed twice,
+never wrong.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from ..boundary.files import file_digest, locked, parse_json
 from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from ..checkpoints.tensor_files import WrongFileError, open_tensors
 
@@ -42,13 +48,10 @@ class EmbeddingCache:
         self._keys: dict[
             str, tuple[Fingerprint, str]
         ] = {}  # file -> its fingerprint when its content was read, content key
+        self._forgotten: set[str] = set()  # content keys
         self._changed = False
-        try:
-            if path.is_file():
-                self._read()
-        except (WrongFileError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            logging.warning("InternVL: the stored embeddings %s cannot be used and are computed again: %s", path, error)
-            self._vectors, self._keys = {}, {}
+        self._read: tuple | None = None  # which version of the file
+        self._merge_stored()
 
     def key(self, file: Path) -> str:
         """Return the key of a file's content. Raises OSError where the file cannot be read."""
@@ -56,7 +59,7 @@ class EmbeddingCache:
         known = self._keys.get(str(file))
         if fingerprint is not None and known is not None and known[0] == fingerprint:
             return known[1]
-        key = _content_key(file)
+        key = file_digest(file)
         if fingerprint is not None:
             self._keys[str(file)] = fingerprint, key
             self._changed = True
@@ -76,6 +79,7 @@ class EmbeddingCache:
         """Forget all but these files and the keys of their content."""
         for stale in self._vectors.keys() - set(files.values()):
             del self._vectors[stale]
+            self._forgotten.add(stale)
             self._changed = True
         names = set(map(str, files))
         self._keys = {name: known for name, known in self._keys.items() if name in names}
@@ -87,6 +91,17 @@ class EmbeddingCache:
         """
         if not self._changed or not self._vectors:
             return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path):
+                self._merge_stored()
+                self._write()
+        except OSError as error:
+            logging.warning("InternVL: the embeddings could not be stored in %s: %s", self.path, error)
+            return
+        self._changed = False
+
+    def _write(self) -> None:
         vectors = torch.stack(list(self._vectors.values()))
         metadata = {
             MARK: LAYOUT,
@@ -94,30 +109,45 @@ class EmbeddingCache:
             "keys": json.dumps(list(self._vectors)),
             "files": json.dumps(self._keys),
         }
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with SafetensorsWriter(
-                self.path, {VECTORS: TensorSpec(vectors.dtype, tuple(vectors.shape))}, metadata
-            ) as stream:
-                stream.write(VECTORS, vectors)
-        except OSError as error:
-            logging.warning("InternVL: the embeddings could not be stored in %s: %s", self.path, error)
-            return
-        self._changed = False
+        specs = {VECTORS: TensorSpec(vectors.dtype, tuple(vectors.shape))}
+        with SafetensorsWriter(self.path, specs, metadata) as file:
+            file.write(VECTORS, vectors)
 
-    def _read(self) -> None:
+    def _merge_stored(self) -> None:
+        """Add what the file holds and this cache does not, where the file is new since it was read last."""
+        try:
+            stat = self.path.stat()
+            version = stat.st_ino, stat.st_size, stat.st_mtime_ns
+            if self._read == version:
+                return
+            self._read = version
+            vectors, keys = self._stored()
+        except FileNotFoundError:
+            return
+        except (WrongFileError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            logging.warning(
+                "InternVL: the stored embeddings %s cannot be used and are computed again: %s", self.path, error
+            )
+            return
+        for forgotten in self._forgotten & vectors.keys():
+            del vectors[forgotten]
+        self._vectors = vectors | self._vectors
+        self._keys = {name: known for name, known in keys.items() if known[1] in vectors} | self._keys
+
+    def _stored(self) -> tuple[dict[str, torch.Tensor], dict[str, tuple[Fingerprint, str]]]:
+        """Read vectors by content key, and the files' keys."""
         file = open_tensors(self.path)
         if file.metadata.get(MARK) != LAYOUT or file.metadata["owner"] != self._owner:
             raise ValueError("they were made by another model, or by another version of MuLan Nodes")
-        keys = json.loads(file.metadata["keys"])
+        keys = parse_json(file.metadata["keys"])
         vectors = file.read(VECTORS).clone()  # a copy: the file will be replaced
         if vectors.dtype != torch.float32 or len(vectors) != len(keys) or not vectors.isfinite().all():
             raise ValueError("its vectors are damaged")
-        self._vectors = dict(zip(keys, vectors, strict=True))
-        self._keys = {
+        files = {
             name: ((int(size), int(mtime), int(ctime)), str(key))
-            for name, ((size, mtime, ctime), key) in json.loads(file.metadata["files"]).items()
+            for name, ((size, mtime, ctime), key) in parse_json(file.metadata["files"]).items()
         }
+        return dict(zip(keys, vectors, strict=True)), files
 
 
 def cache_path(parent: Path, folder: Path, mode: str, framing: str, owner: str) -> Path:
@@ -126,14 +156,6 @@ def cache_path(parent: Path, folder: Path, mode: str, framing: str, owner: str) 
     """
     digits = hashlib.sha256(f"{folder.resolve()}\n{owner}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return parent / f"{folder.resolve().name[:60]} {mode} {framing} {digits}.safetensors"
-
-
-def _content_key(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fingerprint(file: Path) -> Fingerprint | None:

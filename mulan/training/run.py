@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ..boundary.files import WholeFile
 from ..conditioning.adapter import LanguageAdapter, to_published
 from .diffusion import PREDICTIONS
 
@@ -246,11 +247,6 @@ class TrainingRun:
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write beside the target first, so that an interrupted run keeps the old file. `save_file` would make it "
-    "private.
-    """
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(
-        save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    )
-    unfinished.replace(path)
+    """Write a file whole or not at all, so that an interrupted run keeps the old one. Raises UnwritableError."""
+    with WholeFile(path) as file:  # `save_file` would make it private
+        file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))

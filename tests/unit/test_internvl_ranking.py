@@ -297,15 +297,15 @@ def test_a_change_that_keeps_size_and_time_is_seen(album, old):
 def test_an_unchanged_file_is_not_read_again(album, old, monkeypatch):
     embed(Images(), album)
     read = []
-    monkeypatch.setattr(embedding_cache, "_content_key", lambda file: read.append(file.name) or "0" * 64)
+    monkeypatch.setattr(embedding_cache, "file_digest", lambda file: read.append(file.name) or "0" * 64)
     embed(Images(), album)
     assert read == [] if os.name == "posix" else len(read) == 5
 
 
 def test_a_file_that_was_just_written_is_read_again(album, monkeypatch):
     embed(Images(), album)
-    read, content_key = [], embedding_cache._content_key
-    monkeypatch.setattr(embedding_cache, "_content_key", lambda file: read.append(file.name) or content_key(file))
+    read, content_key = [], embedding_cache.file_digest
+    monkeypatch.setattr(embedding_cache, "file_digest", lambda file: read.append(file.name) or content_key(file))
     assert time.time_ns() - (album / "0.png").stat().st_ctime_ns < embedding_cache.CLOCK_RESOLUTION
     embed(Images(), album)
     assert len(read) == 5
