@@ -43,8 +43,11 @@ def to_pixels(image: ImageLike) -> np.ndarray:
 def choose_tile_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
     """Return (columns, rows) of the grid of at most `max_tiles` tiles whose shape is nearest to the image's.
 
-    On an exact tie a larger grid wins where the image has more than half of the grid's pixels.
+    On an exact tie a larger grid wins where the image has more than half of the grid's pixels. Raises ValueError where
+    there is to be no tile.
     """
+    if max_tiles < 1:
+        raise ValueError(f"tiles must be at least 1, not {max_tiles}")
     grids = sorted(
         ((columns, rows) for columns in range(1, max_tiles + 1) for rows in range(1, max_tiles // columns + 1)),
         key=lambda grid: grid[0] * grid[1],
@@ -55,6 +58,12 @@ def choose_tile_grid(width: int, height: int, size: int, max_tiles: int) -> tupl
         if distance < nearest or (distance == nearest and width * height > 0.5 * size * size * columns * rows):
             best, nearest = (columns, rows), distance
     return best
+
+
+def count_tiles(width: int, height: int, size: int, max_tiles: int) -> int:
+    """Return how many images `split_into_tiles` makes of one."""
+    columns, rows = choose_tile_grid(width, height, size, max_tiles)
+    return columns * rows if columns * rows == 1 else columns * rows + 1
 
 
 def split_into_tiles(image: Image.Image, size: int, max_tiles: int) -> list[Image.Image]:

@@ -10,6 +10,7 @@ import comfy.utils
 import torch
 from torch import nn
 
+from ..boundary.limits import PREFILL_TOKENS
 from ..checkpoints.devices import choose_dtype
 from .chat_model import InternVLChat
 from .chat_prompts import KEY, Entry, prompt_length
@@ -63,7 +64,8 @@ class InternVLChatEncoder(nn.Module):
         seeing = tiles * vision.num_patches * (6 * vision.hidden_size + 2 * vision.intermediate_size)
         heads_size = language.num_key_value_heads * language.head_dim
         cache = 2 * (length + ANSWER_TOKENS) * language.num_hidden_layers * heads_size
-        activations = length * (6 * language.hidden_size + 3 * language.intermediate_size + 2 * length)
+        mask = 2 * min(length, PREFILL_TOKENS)
+        activations = length * (6 * language.hidden_size + 3 * language.intermediate_size + mask)
         reading = activations + language.hidden_size * language.vocab_size
         return 2 * self._compute_dtype(device).itemsize * max(seeing, cache + reading)
 

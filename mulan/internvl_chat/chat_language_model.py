@@ -8,8 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from comfy.ldm.modules.attention import optimized_attention_for_device
 from comfy.text_encoders import llama
 from torch import nn
+
+from ..boundary.limits import PREFILL_TOKENS
 
 HEAD_NORM = "gemma3"  # ComfyUI's name for a norm over each head
 
@@ -28,6 +32,42 @@ class LanguageConfig(llama.Llama2Config):
     k_norm: str | None = None
 
 
+def causal_bias(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
+    """Return what attention adds to the scores of `count` tokens behind `length` others, [1, 1, count, length + count]:
+    no token sees a later one.
+    """
+    bias = torch.zeros(1, 1, count, length + count, dtype=like.dtype, device=like.device)
+    visible = torch.ones(count, length + count, dtype=torch.bool, device=like.device).tril_(length)
+    return bias.masked_fill_(visible.logical_not_(), torch.finfo(like.dtype).min / 4)
+
+
+class _Llama(llama.Llama2_):
+    """ComfyUI's LLaMA, but a long prompt is read in parts: its mask would be as high as the prompt is long."""
+
+    def forward(self, x, attention_mask=None, embeds=None, past_key_values=None, **others):
+        if embeds is None or embeds.shape[1] <= PREFILL_TOKENS or attention_mask is not None or not past_key_values:
+            return super().forward(
+                x, attention_mask=attention_mask, embeds=embeds, past_key_values=past_key_values, **others
+            )
+        for part in embeds.split(PREFILL_TOKENS, dim=1):
+            x, past_key_values = self._read(part, past_key_values)
+        norm: Any = self.norm
+        return norm(x), None, past_key_values  # the last part's: nothing else is sampled from
+
+    def _read(self, x: torch.Tensor, past: list) -> tuple[torch.Tensor, list]:
+        length, count = self.get_past_len(past), x.shape[1]
+        angles = self.compute_freqs_cis(torch.arange(length, length + count, device=x.device)[None], x.device)
+        bias = causal_bias(length, count, x)
+        attention = optimized_attention_for_device(x.device, mask=True, small_input=True)
+        present = []
+        for layer, of_layer in zip(self.layers, past, strict=True):
+            x, kept = layer(
+                x=x, attention_mask=bias, freqs_cis=angles, optimized_attention=attention, past_key_value=of_layer
+            )
+            present.append(kept)
+        return x, present
+
+
 class LanguageModel(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
     """ComfyUI's generation loop. `on_token` is called after each token with all ids so far.
 
@@ -38,7 +78,7 @@ class LanguageModel(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
 
     def __init__(self, config: LanguageConfig, *, operations: Any, dtype=None, device=None):
         super().__init__()
-        self.model = llama.Llama2_(config, device=device, dtype=dtype, ops=operations)
+        self.model = _Llama(config, device=device, dtype=dtype, ops=operations)
 
     def sample_token(
         self, logits, temperature, top_k, top_p, min_p, repetition_penalty, token_history, *arguments, **options

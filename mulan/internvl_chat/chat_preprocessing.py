@@ -23,7 +23,5 @@ def preprocess_tiles(image: ImageLike, size: int, max_tiles: int = MAX_TILES) ->
 
     Raises ValueError for what is no image.
     """
-    if max_tiles < 1:
-        raise ValueError(f"tiles must be at least 1, not {max_tiles}")
     tiles = split_into_tiles(Image.fromarray(to_pixels(image)), size, max_tiles)
     return torch.stack([normalize_image(np.asarray(tile), MEAN, STD) for tile in tiles])

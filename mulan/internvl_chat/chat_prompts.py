@@ -6,12 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
+from ..boundary.interrupts import interruptible
+from ..boundary.limits import MAX_CONTEXT_TOKENS
+from ..boundary.tensors import check_images
+from ..boundary.texts import whole_characters
+from ..images.tiling import count_tiles
 from .chat_model import ChatConfig
 from .chat_preprocessing import MAX_TILES, preprocess_tiles
 from .chat_template import IMAGE_CONTEXT, SYSTEM, THINKING, format_dialogue, insert_images
 from .chat_tokenizer import Tokenizer
 
 KEY = "internvl_chat"
+MAX_CHARACTERS = 16  # of a prompt, for each token that the model reads: few tokens are longer
 FRAME_RATE = 24  # of a video, as core's Generate Text says; one frame of each second is used
 
 Entry = int | dict  # an id, or {"type": "image", "data": tiles [N, 3, S, S]}
@@ -50,12 +56,13 @@ class ChatPrompts:
 
         Core's: `image` [B, H, W, C] is B images, `video` [B, H, W, C] frames at 24 per second. Our own: `images` and
         `frames` of [H, W, C] each, `history`, `system` (None: the model's default), at most so many `tiles` of an
-        image. Raises ValueError for audio, for what is no image, and for more than the model can read.
+        image. Halves of characters become U+FFFD. Raises ValueError for audio, for what is no image, and for more than
+        the model can read.
         """
         if audio is not None:
             raise ValueError(f"{self.title} cannot use audio: leave audio unconnected")
-        images = [*images, *(image if image is not None else ())]
-        frames = [*frames, *(video[::FRAME_RATE] if video is not None else ())]
+        images = [*images, *(check_images(image) if image is not None else ())]
+        frames = [*frames, *(check_images(video[::FRAME_RATE]) if video is not None else ())]
         if skip_template:
             (prompt,) = insert_images([text], len(images), len(frames))
         else:
@@ -63,28 +70,38 @@ class ChatPrompts:
             exchanges = [(question, answer) for question, (_, answer) in zip(before, history, strict=True)]
             system = THINKING if thinking else self.system if system is None else system
             prompt = format_dialogue(last, exchanges, system)
-        size = self.config.vision.image_size
-        tiles_of_each = [preprocess_tiles(each, size, tiles) for each in images]
-        tiles_of_each += [preprocess_tiles(frame, size, 1) for frame in frames]
-        return {KEY: [[(entry, 1.0) for entry in self._entries(prompt, tiles_of_each)]]}
+        pictures = [(each, tiles) for each in images] + [(frame, 1) for frame in frames]
+        input_ids = self._input_ids(prompt, pictures)
+        size, context_id = self.config.vision.image_size, self.tokenizer.token_to_id(IMAGE_CONTEXT)
+        data = (preprocess_tiles(each, size, most) for each, most in interruptible(pictures))
+        entries = [{"type": "image", "data": next(data)} if one == context_id else one for one in input_ids]
+        return {KEY: [[(entry, 1.0) for entry in entries]]}
 
-    def _entries(self, prompt: str, images: Sequence[torch.Tensor]) -> list[Entry]:
-        input_ids, context_id = self.tokenizer.encode(prompt), self.tokenizer.token_to_id(IMAGE_CONTEXT)
+    def _input_ids(self, prompt: str, images: Sequence[tuple[torch.Tensor, int]]) -> list[int]:
+        """Return the ids of a prompt with one for each of its images, which come with their `max_tiles`.
+
+        Raises ValueError where the model cannot read that much, before the images are prepared.
+        """
+        max_length = min(self.config.language.max_position_embeddings, MAX_CONTEXT_TOKENS)
+        if len(prompt) > MAX_CHARACTERS * max_length:
+            raise ValueError(
+                f"the prompt is {len(prompt)} characters long, but {self.title} reads {max_length} tokens: use a "
+                "shorter text"
+            )
+        input_ids = self.tokenizer.encode(whole_characters(prompt)[0])
+        context_id = self.tokenizer.token_to_id(IMAGE_CONTEXT)
         if context_id is None or input_ids.count(context_id) != len(images):
             raise ValueError(f"a text must not contain {IMAGE_CONTEXT}: it stands for an image")
-        remaining = iter(images)
-        entries: list[Entry] = [
-            {"type": "image", "data": next(remaining)} if token_id == context_id else token_id for token_id in input_ids
-        ]
-        max_length, length = self.config.language.max_position_embeddings, prompt_length(entries, self.config)
+        size = self.config.vision.image_size
+        tiles = sum(count_tiles(image.shape[1], image.shape[0], size, most) for image, most in images)
+        of_images = tiles * self.config.tokens_per_tile
+        length = len(input_ids) - len(images) + of_images
         if length >= max_length:
-            tiles = sum(map(len, images))
             raise ValueError(
-                f"the prompt takes {length} tokens, {tiles * self.config.tokens_per_tile} of them for {tiles} image "
-                "tiles, but "
-                f"{self.title} reads {max_length}: use fewer images or tiles, or a shorter text"
+                f"the prompt takes {length} tokens, {of_images} of them for {tiles} image tiles, but {self.title} "
+                f"reads {max_length}: use fewer images or tiles, or a shorter text"
             )
-        return entries
+        return input_ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(token_ids).strip()

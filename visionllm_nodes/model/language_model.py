@@ -16,6 +16,9 @@ from comfy.ldm.modules.attention import optimized_attention_for_device
 from comfy.text_encoders import llama
 from torch import nn
 
+from ...mulan.boundary.limits import PREFILL_TOKENS
+from ...mulan.internvl_chat.chat_language_model import causal_bias
+
 
 @dataclass
 class LanguageConfig(llama.Llama2Config):
@@ -92,8 +95,26 @@ class LanguageModel(nn.Module):
 
         mask: bool [B, past + T], False where no token may look (padding). Padding at the right end needs none: no token
         sees a later one. positions: int [B, T], by default those after `past`. A `past` with room is written in place
-        and must not be used again.
+        and must not be used again. Many embeddings are read in parts, since the attention's mask grows with both.
         """
+        parts = embeddings.split(PREFILL_TOKENS, dim=1)
+        if len(parts) == 1 or mask is not None or positions is not None:
+            return self._read(embeddings, past, use_cache, mask, positions, after_layer)
+        hidden_states = []
+        for part in parts:
+            states, past = self._read(part, past, True, None, None, after_layer)
+            hidden_states.append(states)
+        return torch.cat(hidden_states, dim=1), past if use_cache else None
+
+    def _read(
+        self,
+        embeddings: torch.Tensor,
+        past: KVCache | None,
+        use_cache: bool,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        after_layer: Callable[[], None],
+    ) -> tuple[torch.Tensor, KVCache | None]:
         length, count = past.length if past else 0, embeddings.shape[1]
         if positions is None:
             positions = torch.arange(length, length + count, device=embeddings.device)[None]
@@ -125,13 +146,12 @@ class LanguageModel(nn.Module):
 
 def _attention_bias(length: int, count: int, mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
     """Return what attention adds to its scores, [B or 1, 1, T, past + T]; None where every token may see all."""
-    if mask is None and count == 1:
-        return None
+    if mask is None:
+        return None if count == 1 else causal_bias(length, count, like)
     visible = torch.ones(count, length + count, dtype=torch.bool, device=like.device).tril(length)[None, None]
-    if mask is not None:
-        # Each token sees itself: a row that sees nothing would be NaN.
-        itself = torch.eye(count, length + count, dtype=torch.bool, device=like.device).roll(length, dims=1)
-        visible = visible & mask[:, None, None, :] | itself
+    # Each token sees itself: a row that sees nothing would be NaN.
+    itself = torch.eye(count, length + count, dtype=torch.bool, device=like.device).roll(length, dims=1)
+    visible = visible & mask[:, None, None, :] | itself
     bias = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
     return bias.masked_fill_(~visible, torch.finfo(like.dtype).min / 4)
 
