@@ -1,7 +1,8 @@
 """The MuLan language adapter: multilingual text states in, the context of a diffusion model's cross-attention out.
 
-Source: MuLan's ``LanguageAdapter`` (mulankit 1.0.2, mulankit/models): an MLP, then a one-layer transformer whose
-decoder reads the text states with learned queries. Nothing is masked: the rows of padding take part.
+Source: MuLan's ``LanguageAdapter`` (mulankit 1.0.2, mulankit/models): an MLP, then a transformer whose decoder reads
+the text states with learned queries; all published ones have one layer on each side. Nothing is masked: the rows of
+padding take part.
 
 Modules bear the published names but for `in_proj`: ``torch.nn.MultiheadAttention`` keeps that packed projection as two
 bare parameters, ``in_proj_weight`` and ``in_proj_bias``. Here it is a Linear, because ComfyUI casts, streams and
@@ -10,7 +11,7 @@ quantizes layers, and LoRA keys are those of layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class AdapterShape:
     context_dim: int
     num_queries: int
     intermediate_size: int
+    num_encoder_layers: int = 1
+    num_decoder_layers: int = 1
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any], prefix: str = "") -> AdapterShape:
@@ -39,12 +42,20 @@ class AdapterShape:
         Raises KeyError where a tensor is missing.
         """
         _, num_queries, context_dim = state_dict[f"{prefix}queries"].shape
+        encoder, decoder = (f"{prefix}transformer.{side}.layers." for side in ("encoder", "decoder"))
         return cls(
             text_hidden_size=state_dict[f"{prefix}proj.0.weight"].shape[1],
             context_dim=context_dim,
             num_queries=num_queries,
-            intermediate_size=state_dict[f"{prefix}transformer.encoder.layers.0.linear1.weight"].shape[0],
+            intermediate_size=state_dict[f"{encoder}0.linear1.weight"].shape[0],
+            num_encoder_layers=count_layers(state_dict, encoder),
+            num_decoder_layers=count_layers(state_dict, decoder),
         )
+
+
+def count_layers(names: Iterable[str], prefix: str) -> int:
+    """Return how many layers are numbered behind `prefix` ("transformer.encoder.layers."), at least one."""
+    return len({name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)}) or 1
 
 
 def published_key(key: str) -> str:
@@ -129,11 +140,11 @@ class DecoderLayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The one-layer encoder or decoder with its final norm, under the names of ``torch.nn.Transformer``."""
+    """The encoder or decoder with its final norm, under the names of ``torch.nn.Transformer``."""
 
-    def __init__(self, layer, hidden_size, dtype=None, device=None, operations: Any = nn):
+    def __init__(self, layers: Iterable[nn.Module], hidden_size, dtype=None, device=None, operations: Any = nn):
         super().__init__()
-        self.layers = nn.ModuleList([layer])
+        self.layers = nn.ModuleList(layers)
         self.norm = operations.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, dtype=dtype, device=device)
 
     def forward(self, x, *memory):
@@ -161,10 +172,11 @@ class LanguageAdapter(nn.Module):
             operations.Linear(dim, dim, dtype=dtype, device=device),
         )
         self.queries = nn.Parameter(torch.zeros(1, shape.num_queries, dim, dtype=dtype, device=device))
+        sizes = dim, num_heads, shape.intermediate_size
         self.transformer = nn.ModuleDict(
             {
-                "encoder": Stack(EncoderLayer(dim, num_heads, shape.intermediate_size, **kw), dim, **kw),
-                "decoder": Stack(DecoderLayer(dim, num_heads, shape.intermediate_size, **kw), dim, **kw),
+                "encoder": Stack((EncoderLayer(*sizes, **kw) for _ in range(shape.num_encoder_layers)), dim, **kw),
+                "decoder": Stack((DecoderLayer(*sizes, **kw) for _ in range(shape.num_decoder_layers)), dim, **kw),
             }
         )
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ...mulan.conditioning.adapter import Attention
 from .deformable_attention import DeformableAttention
 from .layers import LAYER_NORM_EPS, sine_embedding
-from .pyramid import Pyramid, cell_references
+from .pyramid import BACKBONE_MAPS, Pyramid, cell_references
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class EncoderConfig:
     fusion_hidden_size: int
     num_levels: int
     num_points: int
+
+    def __post_init__(self):
+        if self.num_levels < BACKBONE_MAPS:
+            raise ValueError(
+                f"its encoder has {self.num_levels} levels: must be at least {BACKBONE_MAPS}, one for each map of the "
+                "backbone"
+            )
 
 
 class BiAttention(nn.Module):

@@ -152,7 +152,7 @@ class GroundingDecoder(nn.Module):
         self.config = config
         self.backbone = backbone
         self.patch2query = MLP((config.query_hidden_size, size, size, size), **own)
-        self.input_proj_vision = level_projections(channels[1:], size, **own)
+        self.input_proj_vision = level_projections(channels[1:], config.encoder.num_levels, size, **own)
         self.level_embed = nn.Parameter(torch.empty(config.encoder.num_levels, size, **kw))
         self.encoder = FusionEncoder(config.encoder, **own)
         self.enc_output = operations.Linear(size, size, **kw)

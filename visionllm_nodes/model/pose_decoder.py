@@ -211,7 +211,7 @@ class PoseDecoder(nn.Module):
         self.backbone = backbone
         self.projection_llava = MLP((config.query_hidden_size, size, size, size), **own)
         self.projection_kpt_llava = MLP((config.query_hidden_size, size, size, size), **own)
-        self.input_proj = level_projections(config.backbone.channels[1:], size, **own)
+        self.input_proj = level_projections(config.backbone.channels[1:], config.encoder.num_levels, size, **own)
         self.level_embed = nn.Parameter(torch.empty(config.encoder.num_levels, size, **kw))
         self.encoder = FusionEncoder(config.encoder, **own)
         self.enc_output = operations.Linear(size, size, **kw)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .layers import MLP, image_positions
 
 NUM_GROUPS = 32  # of GroupNorm; must divide the hidden size
+BACKBONE_MAPS = 3  # that become levels
 FIRST_SIDE = 0.05  # side of a proposal of the finest level before refinement, doubled with each level
 
 
@@ -41,9 +42,12 @@ class Pyramid:
 
 
 def level_projections(
-    channels: Sequence[int], hidden_size: int, *, operations: Any, dtype=None, device=None
+    channels: Sequence[int], num_levels: int, hidden_size: int, *, operations: Any, dtype=None, device=None
 ) -> nn.ModuleList:
-    """Make a projection per backbone map, and one that halves the last map for the coarsest level."""
+    """Make a projection per backbone map, and for each further level one that halves the level before it.
+
+    The first of those halves the last map itself.
+    """
     kw = dict(dtype=dtype, device=device)
 
     def projection(count: int, **window) -> nn.Sequential:
@@ -51,12 +55,11 @@ def level_projections(
             operations.Conv2d(count, hidden_size, **window, **kw), operations.GroupNorm(NUM_GROUPS, hidden_size, **kw)
         )
 
-    return nn.ModuleList(
-        [
-            *(projection(count, kernel_size=1) for count in channels),
-            projection(channels[-1], kernel_size=3, stride=2, padding=1),
-        ]
-    )
+    projections = [projection(count, kernel_size=1) for count in channels]
+    for level in range(len(channels), num_levels):
+        count = channels[-1] if level == len(channels) else hidden_size
+        projections.append(projection(count, kernel_size=3, stride=2, padding=1))
+    return nn.ModuleList(projections)
 
 
 def build_pyramid(
@@ -68,11 +71,13 @@ def build_pyramid(
 ) -> Pyramid:
     """Project the backbone's maps to levels of one width.
 
-    maps [B, channels, height, width] per level but the coarsest; pixel_mask bool [B, H, W] (True: image);
+    maps [B, channels, height, width] of the first levels; pixel_mask bool [B, H, W] (True: image);
     `projections`: those of `level_projections`; level_embed [levels, D] is added to the positions; `temperature`: of
     the positions' sine waves.
     """
-    levels = [project(source) for project, source in zip(projections, [*maps, maps[-1]], strict=True)]
+    sources, levels = [*maps, maps[-1]], []
+    for level, project in enumerate(projections):
+        levels.append(project(sources[level] if level < len(sources) else levels[-1]))
     masks = [F.interpolate(pixel_mask[None].float(), size=level.shape[-2:])[0] > 0.5 for level in levels]
     positions = [
         image_positions(mask, level.shape[1], temperature).to(level) + embedding

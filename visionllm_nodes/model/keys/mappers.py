@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ....mulan.checkpoints.weight_source import WeightSource
-from ....mulan.conditioning.adapter import AdapterShape, LanguageAdapter
+from ....mulan.conditioning.adapter import AdapterShape, LanguageAdapter, count_layers
 from . import PACKED, Rename, sources_of
 
 RENAMES: tuple[Rename, ...] = (
@@ -33,6 +33,8 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
         context_dim=context_dim,
         num_queries=num_queries,
         intermediate_size=shapes["llm2sd_mapper.encoder.layers.0.linear1.weight"][0],
+        num_encoder_layers=count_layers(shapes, "llm2sd_mapper.encoder.layers."),
+        num_decoder_layers=count_layers(shapes, "llm2sd_mapper.decoder.layers."),
     )
 
 
