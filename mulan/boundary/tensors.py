@@ -59,7 +59,7 @@ def _tensor(value, kind: str, form: str) -> torch.Tensor:
         raise ValueError(f"expected {kind} {form}, got {_article(value)}")
     if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type == "meta":
         raise ValueError(f"expected {kind} {form}, got a tensor that holds no plain numbers ({_form(value)})")
-    return value
+    return value.detach()
 
 
 def _finite(values: torch.Tensor, kind: str) -> torch.Tensor:
