@@ -10,6 +10,7 @@ from .detections.results import Detections, no_detections
 from .model import prompt_templates
 from .model.answers import answer
 from .model.perception import detect_at_regions, detect_similar
+from .model.prefill import progress_share
 from .model.selection import MAX_DETECTIONS, Limits
 from .node_io import (
     CATEGORY,
@@ -162,8 +163,8 @@ def _answers(visionllm, image, question: str, regions: Regions) -> list[str]:
         if question == DESCRIBE
         else (prompt_templates.region_category(), NAME_TOKENS)
     )
-    replies = [
-        answer(visionllm, [image], [[turn]], region_masks=mark[None], max_tokens=max_tokens)[0]
-        for mark in regions.marks
-    ]
+    replies = []
+    for index, mark in enumerate(regions.marks):
+        with progress_share(index, len(regions)):
+            replies += answer(visionllm, [image], [[turn]], region_masks=mark[None], max_tokens=max_tokens)
     return [" ".join(reply.plain_text.split()) for reply in replies]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
-from torchvision.ops import masks_to_boxes
 
+from ..mulan.boundary.files import parse_json
+from ..mulan.boundary.interrupts import interruptible
+from ..mulan.boundary.limits import MAX_MASK_PIXELS, MAX_REGIONS
 from ..nodes.common import with_field_name
 from .detections.bounding_boxes import box_corners, boxes_per_image
 from .detections.masks import MASK_THRESHOLD
@@ -48,17 +50,36 @@ def regions_per_image(
     """Return the regions of each image: first its masks, then its boxes, then the points.
 
     mask [M, h, w]: M regions of a single image; with several images one region each, or one for all. `bboxes`: any
-    BOUNDING_BOX. Each point is a region. Raise ValueError that begins with the field.
+    BOUNDING_BOX. Each point is a region. Raise ValueError that begins with the field, also for too many regions.
     """
     coordinates = parse_points(points)
     if bboxes is None:
         boxes = [[] for _ in range(frames)]
     else:
-        boxes = with_field_name("bboxes", boxes_per_image, bboxes, frames)
-    return [
-        _regions(size, tower, _masks_of_image(mask, index, frames), boxes[index], coordinates)
-        for index in range(frames)
+        boxes = with_field_name("bboxes", boxes_per_image, bboxes)
+        boxes = boxes * frames if len(boxes) == 1 else with_field_name("bboxes", boxes_per_image, bboxes, frames)
+    masks = [_masks_of_image(mask, index, frames) for index in range(frames)]
+    _check_counts(size, tower, masks, boxes, coordinates)
+    return [_regions(size, tower, *of_image, coordinates) for of_image in interruptible(zip(masks, boxes, strict=True))]
+
+
+def _check_counts(size: tuple[int, int], tower: int, masks: Sequence, boxes: Sequence, points: Sequence) -> None:
+    counts = [
+        ("mask", [0 if of_image is None else len(of_image) for of_image in masks]),
+        ("bboxes", [len(of_image) for of_image in boxes]),
+        ("points", [len(points)] * len(boxes)),
     ]
+    given = ", ".join(field for field, of_images in counts if any(of_images))
+    of_images = [sum(parts) for parts in zip(*(of_images for _, of_images in counts), strict=True)]
+    most, pixels = max(of_images), sum(of_images) * max(size[0] * size[1], tower**2)
+    if most > MAX_REGIONS:
+        raise ValueError(f"{given}: {most} regions, and at most {MAX_REGIONS} of one image are asked about")
+    if pixels > MAX_MASK_PIXELS:
+        raise ValueError(
+            f"{given}: {sum(of_images)} regions in images of {size[1]} x {size[0]} pixels are masks of "
+            f"{pixels // 2**20} million pixels, and at most {MAX_MASK_PIXELS // 2**20} million are kept. Mark fewer "
+            "regions, or shrink the images"
+        )
 
 
 def parse_points(text: str) -> list[tuple[float, float]]:
@@ -66,8 +87,8 @@ def parse_points(text: str) -> list[tuple[float, float]]:
     if not text.strip():
         return []
     try:
-        read = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        read = parse_json(text)
+    except ValueError as error:
         raise ValueError(f'points: not valid JSON ({error}). Enter [{{"x": 12, "y": 34}}], in pixels.') from error
     read = [read] if isinstance(read, dict) else read
     if not isinstance(read, list):
@@ -84,7 +105,7 @@ def parse_points(text: str) -> list[tuple[float, float]]:
 
 
 def _is_number(value) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _masks_of_image(mask: torch.Tensor | None, index: int, frames: int) -> torch.Tensor | None:
@@ -109,11 +130,14 @@ def _regions(
     if masks is not None:
         masks = masks.cpu() >= MASK_THRESHOLD
         marks = with_field_name("mask", regions.masks_from_masks, masks, tower)
-        whole = F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0
-        for row, mask in enumerate(whole):
-            if not mask.any():  # smaller than a pixel of the image
-                whole[row] = F.adaptive_max_pool2d(masks[row][None].float(), size)[0] > 0
-        parts.append((marks, _boxes_of_masks(whole), whole))
+        covered = torch.empty(len(masks), height, width, dtype=torch.bool)
+        around = torch.empty(len(masks), 4)
+        for row, mask in enumerate(interruptible(masks)):  # one by one, since they are enlarged as float32
+            covered[row] = F.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")[0, 0] > 0
+            if not covered[row].any():  # smaller than a pixel of the image
+                covered[row] = F.adaptive_max_pool2d(mask[None].float(), size)[0] > 0
+            around[row] = _box_of_mask(covered[row])
+        parts.append((marks, around, covered))
     for field, corners in (
         ("bboxes", [box_corners(box) for box in boxes]),
         ("points", [(x, y, x, y) for x, y in points]),
@@ -133,11 +157,10 @@ def _regions(
     return Regions(size, marks[:, 0], covered_boxes, covered_masks)
 
 
-def _boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
-    """Return the boxes float32 [N, 4] x1 y1 x2 y2 around masks [N, height, width], of which none is empty."""
-    boxes = masks_to_boxes(masks)
-    boxes[:, 2:] += 1
-    return boxes
+def _box_of_mask(mask: torch.Tensor) -> torch.Tensor:
+    """Return the box float32 [4] x1 y1 x2 y2 around a mask bool [height, width] that is not empty."""
+    rows, columns = (mask.any(side).nonzero()[:, 0] for side in (1, 0))
+    return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
 
 
 def _filled(corners: torch.Tensor, height: int, width: int) -> torch.Tensor:

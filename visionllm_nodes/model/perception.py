@@ -6,18 +6,19 @@ eval_visual_prompt, eval_semseg, eval_pose); the prompts are in prompt_templates
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from ...mulan.boundary.limits import MAX_NAME_LENGTH, MAX_NAMES, MAX_REGIONS
 from ..detections.results import Detections, Keypoints, Segmentation, concatenate
 from . import decoding, prompt_templates
 from .image_inputs import ImageLike
-from .prefill import ImageView, super_link_states
+from .prefill import ImageView, progress_share, super_link_states
 from .selection import MAX_DETECTIONS, Limits, select
 from .visionllm_loader import LoadedVisionLLM
 
-NAMES_PER_PROMPT = 80  # the model was trained on up to 100 names, most often COCO's 80
+NAMES_PER_PROMPT = 80  # names or regions: the model was trained on up to 100 names, most often COCO's 80
 
 
 @torch.no_grad()
@@ -43,15 +44,13 @@ def detect(
     view = ImageView(loaded, image)
     check_names(names)
     canvas = decoding.grounding_canvas(loaded, view)
-    parts = []
-    for first in range(0, len(names), NAMES_PER_PROMPT):
-        turn = prompt_templates.detection(names[first : first + NAMES_PER_PROMPT])
+
+    def ask(part: slice) -> Detections:
+        turn = prompt_templates.detection(names[part])
         (queries,) = super_link_states(loaded, view, [turn], canvas=canvas.pixels)
-        parts.append(decoding.detect(loaded, canvas, queries, names, limits, first=first, masks=masks))
-    if len(parts) == 1:
-        return parts[0]
-    detections = concatenate(parts)
-    return detections.select(select(detections, limits))
+        return decoding.detect(loaded, canvas, queries, names, limits, first=part.start, masks=masks)
+
+    return _ask_in_parts(len(names), ask, lambda found: found.select(select(found, limits)))
 
 
 @torch.no_grad()
@@ -74,8 +73,10 @@ def ground(
 def segment(loaded: LoadedVisionLLM, image: ImageLike, names: Sequence[str]) -> Segmentation:
     """Give every pixel one of the names.
 
-    All names go in one prompt, since they compete for the pixels; the model was trained on up to 150.
+    All names go in one prompt, since they compete for the pixels; the model was trained on up to 150. Raises ValueError
+    for what `check_names` refuses.
     """
+    check_names(names)
     decoding.require_part(loaded, "grounding")
     view = ImageView(loaded, image)
     turn = prompt_templates.semantic_segmentation(names)
@@ -90,10 +91,18 @@ def detect_at_regions(
 ) -> Detections:
     """Detect the object at each region, in their order.
 
-    region_masks: bool [R, S, S] at the tower's size, see regions.py.
+    region_masks: bool [R, S, S] at the tower's size, see regions.py. More than `NAMES_PER_PROMPT` are asked about in
+    several prompts. Raises ValueError for none, and for too many.
     """
-    canvas, queries, names = _ask_about_regions(loaded, image, region_masks)
-    return decoding.detect_per_prompt(loaded, canvas, queries, names, masks=masks)
+    view, canvas, names = _prepare_regions(loaded, image, region_masks)
+    if masks:
+        decoding.check_mask_pixels(len(names), view.size)
+
+    def ask(part: slice) -> Detections:
+        queries = _region_queries(loaded, view, canvas, region_masks[part])
+        return decoding.detect_per_prompt(loaded, canvas, queries, names, first=part.start, masks=masks)
+
+    return _ask_in_parts(len(names), ask)
 
 
 @torch.no_grad()
@@ -105,8 +114,13 @@ def detect_similar(
     Upstream names tasks of this kind but publishes no prompt for them: this one is detect_at_regions', whose decoder
     scores every object of the image.
     """
-    canvas, queries, names = _ask_about_regions(loaded, image, region_masks)
-    return decoding.detect(loaded, canvas, queries, names, limits, masks=masks)
+    view, canvas, names = _prepare_regions(loaded, image, region_masks)
+
+    def ask(part: slice) -> Detections:
+        queries = _region_queries(loaded, view, canvas, region_masks[part])
+        return decoding.detect(loaded, canvas, queries, names, limits, first=part.start, masks=masks)
+
+    return _ask_in_parts(len(names), ask, lambda found: found.select(select(found, limits)))
 
 
 @torch.no_grad()
@@ -137,19 +151,50 @@ def check_names(names: Sequence[str]) -> None:
 
     Repetitions across several prompts count too, though each prompt checks only its own.
     """
-    repeated = [name for index, name in enumerate(names) if name in names[:index]]
-    if len(names) > NAMES_PER_PROMPT and repeated:
-        raise ValueError(f"{repeated[0]!r} appears twice among the names")
+    if len(names) > MAX_NAMES:
+        raise ValueError(f"there are {len(names)} names, and at most {MAX_NAMES} are asked about")
+    longest = max(names, key=len, default="")
+    if len(longest) > MAX_NAME_LENGTH:
+        raise ValueError(
+            f"the name {longest[:40]!r}... is {len(longest)} characters long, and at most {MAX_NAME_LENGTH} are read"
+        )
     prompt_templates.detection(names)
 
 
-def _ask_about_regions(
+def _ask_in_parts(
+    count: int, ask: Callable[[slice], Detections], within_limits: Callable[[Detections], Detections] | None = None
+) -> Detections:
+    """Ask about `count` names or regions, at least one, in as many prompts as they need.
+
+    within_limits: what is kept of two prompts' detections; by default all, in their order.
+    """
+    starts = range(0, count, NAMES_PER_PROMPT)
+    parts: list[Detections] = []
+    for index, start in enumerate(starts):
+        with progress_share(index, len(starts)):
+            parts.append(ask(slice(start, start + NAMES_PER_PROMPT)))
+        if within_limits is not None and len(parts) > 1:
+            parts = [within_limits(concatenate(parts))]
+    return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def _prepare_regions(
     loaded: LoadedVisionLLM, image: ImageLike, region_masks: torch.Tensor
-) -> tuple[decoding.Canvas, torch.Tensor, tuple[str, ...]]:
+) -> tuple[ImageView, decoding.Canvas, tuple[str, ...]]:
     for name in ("grounding", "region_encoder"):
         decoding.require_part(loaded, name)
+    if len(region_masks) > MAX_REGIONS:
+        raise ValueError(f"there are {len(region_masks)} regions, and at most {MAX_REGIONS} are asked about")
+    if not len(region_masks):
+        raise ValueError("there are no regions to ask about")
     view = ImageView(loaded, image)
+    names = tuple(f"region{index}" for index in range(1, len(region_masks) + 1))
+    return view, decoding.grounding_canvas(loaded, view), names
+
+
+def _region_queries(
+    loaded: LoadedVisionLLM, view: ImageView, canvas: decoding.Canvas, region_masks: torch.Tensor
+) -> torch.Tensor:
     turn = prompt_templates.interactive(len(region_masks))
-    canvas = decoding.grounding_canvas(loaded, view)
     (queries,) = super_link_states(loaded, view, [turn], region_masks, canvas=canvas.pixels)
-    return canvas, queries, tuple(f"region{index}" for index in range(1, len(region_masks) + 1))
+    return queries

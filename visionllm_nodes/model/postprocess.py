@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_convert
 
+from ...mulan.boundary.interrupts import interruptible
+
 MAX_BATCH_ELEMENTS = 2**26  # of masks that are enlarged together: 256 MB
 
 
@@ -73,8 +75,12 @@ def instance_masks(logits: torch.Tensor, content: tuple[int, int], size: tuple[i
 
     logits: [N, h, w] of the padded canvas, at a quarter of its size.
     """
-    masks = [enlarged.sigmoid() > 0.5 for enlarged in _enlarge(logits, content, size)]
-    return torch.cat(masks) if masks else logits.new_zeros(0, *size, dtype=torch.bool)
+    masks = logits.new_empty(len(logits), *size, dtype=torch.bool)
+    first = 0
+    for enlarged in _enlarge(logits, content, size):
+        masks[first : first + len(enlarged)] = enlarged.sigmoid() > 0.5
+        first += len(enlarged)
+    return masks
 
 
 def semantic_map(
@@ -102,7 +108,7 @@ def _enlarge(masks: torch.Tensor, content: tuple[int, int], size: tuple[int, int
     if not len(masks):
         return
     largest = max(size[0] * size[1], 16 * masks.shape[-2] * masks.shape[-1])
-    for few in masks.float().split(max(1, MAX_BATCH_ELEMENTS // largest)):
+    for few in interruptible(masks.float().split(max(1, MAX_BATCH_ELEMENTS // largest))):
         canvas = F.interpolate(few[None], scale_factor=4, mode="bilinear", align_corners=False)
         canvas = canvas[..., : content[0], : content[1]]
         yield F.interpolate(canvas, size=size, mode="bilinear", align_corners=False)[0]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ...mulan.boundary.interrupts import interruptible
+
 
 def masks_from_boxes(boxes: torch.Tensor, height: int, width: int, size: int) -> torch.Tensor:
     """Convert boxes [N, 4] x1 y1 x2 y2 in the image's pixels -> bool [N, 1, size, size].
@@ -45,11 +47,12 @@ def masks_from_masks(masks: torch.Tensor, size: int) -> torch.Tensor:
     """
     if masks.ndim != 3 or 0 in masks.shape[1:]:
         raise ValueError(f"region masks must have the shape [regions, height, width], not {list(masks.shape)}")
-    masks = masks.float()[:, None]
-    regions = F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False) != 0
-    for index in range(len(masks)):
-        if not masks[index].any():
+    regions = torch.empty(len(masks), 1, size, size, dtype=torch.bool, device=masks.device)
+    for index, mask in enumerate(interruptible(masks)):  # one by one: each becomes float32 as large as it is
+        if not mask.any():
             raise ValueError(f"region {index + 1} is empty: its mask has no pixel")
+        mask = mask.float()[None, None]
+        regions[index] = F.interpolate(mask, size=(size, size), mode="bilinear", align_corners=False)[0] != 0
         if not regions[index].any():
-            regions[index] = F.adaptive_max_pool2d(masks[index], size) != 0
+            regions[index] = F.adaptive_max_pool2d(mask[0], size) != 0
     return regions
