@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from ..mulan.images.image_files import read_image
 from ..mulan.internvl.image_folder import ImageFolder, UnreadableImage, embed_folder, open_image_folder
 from .common import with_field_name
 from .internvl_inputs import ABSENT, unwrap_single
+from .readable_folders import check_readable
 
 CACHE_FOLDER = "internvl"  # in ComfyUI's output folder, for the embeddings of folders
 
@@ -31,7 +34,15 @@ def check_source(image, folder: str | None, **others) -> ImageFolder | None:
         raise ValueError(
             f"{fields}: {'more than one is' if given else 'none of them is'} given. Give exactly one of them."
         )
-    return with_field_name("folder", open_image_folder, resolve_folder(folder)) if folder and named else None
+    return with_field_name("folder", _open, folder) if folder and named else None
+
+
+def _open(name: str) -> ImageFolder:
+    folder = resolve_folder(name)
+    check_readable([folder])
+    opened = open_image_folder(folder)
+    check_readable(opened.files)
+    return opened
 
 
 def resolve_folder(name: str) -> Path:
@@ -46,10 +57,10 @@ def resolve_folder(name: str) -> Path:
         roots = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory())
         candidates, places = [root / name for root in roots], f" in {roots[0]} or in {roots[1]}"
     for folder in candidates:
-        if folder.is_dir():
+        if os.path.isdir(folder):  # unlike Path's, also False for what no path can be
             return folder
     raise ValueError(
-        f"folder: {name!r} was not found{places}. Enter an absolute path, or a folder inside ComfyUI's input or "
+        f"{reprlib.repr(name)} was not found{places}. Enter an absolute path, or a folder inside ComfyUI's input or "
         "output folder."
     )
 

@@ -5,6 +5,7 @@ stops and errors. Not sense.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -237,6 +238,43 @@ def test_a_folder_in_the_output_folder(server):
     results.mkdir()
     Image.new("RGB", (30, 30)).save(results / "made.png")
     assert shown(server.run(rank(folder="results")))["ranked"][0]["name"] == "made.png"
+
+
+@pytest.fixture
+def only_comfyui_folders(server):
+    """The switch that whoever runs the server has."""
+    file = Path(server.folder, "user", "__mulan_nodes", "settings.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('\ufeff{"only_comfyui_folders": true}', "utf-8")
+    yield file
+    file.unlink()
+
+
+def test_only_comfyui_s_own_folders_where_the_server_says_so(server, album, tmp_path, only_comfyui_folders):
+    """A folder elsewhere, a link to it, and a link among the images; what is inside is read as ever."""
+    shutil.copy(album / "1.png", tmp_path / "secret.png")
+    (album / "link").symlink_to(tmp_path, target_is_directory=True)
+    for folder in (str(tmp_path), f"{album.name}/link", f"{album.name}/link/../../.."):
+        with pytest.raises(GraphRejected, match="outside of ComfyUI's input, output and temp folders"):
+            server.run(classify(folder=folder))
+    assert len(shown(server.run(classify(folder=str(album))))["pictures"]) == 6
+    (album / "9.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(GraphRejected, match=r"9\.png is outside of ComfyUI's"):
+        server.run(classify(folder=album.name))
+    only_comfyui_folders.write_text("{")
+    with pytest.raises(GraphRejected, match=r"settings\.json cannot be read"):
+        server.run(classify(folder=album.name))
+    only_comfyui_folders.write_text('{"only_comfyui_folders": "yes"}')
+    with pytest.raises(GraphRejected, match=r"settings\.json must be"):
+        server.run(classify(folder=album.name))
+    only_comfyui_folders.write_text('{"only_comfyui_folders": false}')
+    assert len(shown(server.run(classify(folder=f"{album.name}/link")))["pictures"]) == 1
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "\ud83d", "~", "\\\\server\\share", "CON"])
+def test_what_is_no_folder_is_not_found(server, name):
+    with pytest.raises(GraphRejected, match="was not found in"):
+        server.run(classify(folder=name))
 
 
 def test_a_folder_is_looked_at_again_when_it_changes(server, album):
