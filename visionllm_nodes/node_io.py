@@ -10,12 +10,15 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..mulan.boundary.limits import MAX_MASK_PIXELS
 from ..nodes.checked_node import CheckedNode, instance_of
 from ..nodes.common import show_text
-from .detections.bounding_boxes import to_bounding_boxes
+from .detections.bounding_boxes import check_boxes, to_bounding_boxes
 from .detections.json_document import frame_record, write_document
+from .detections.keypoints import check_keypoints
 from .detections.masks import object_masks, union_mask
 from .detections.names import split_names
+from .detections.pose_keypoint import check_pose
 from .detections.results import Detections
 from .model.perception import check_names
 from .model.prefill import progress_share
@@ -34,7 +37,12 @@ Result = TypeVar("Result")
 
 
 class VisionLLMNode(CheckedNode):
-    checks = CheckedNode.checks | {VISIONLLM.io_type: instance_of(LoadedVisionLLM, "the model from VisionLLM Loader")}
+    checks = CheckedNode.checks | {
+        VISIONLLM.io_type: instance_of(LoadedVisionLLM, "the model from VisionLLM Loader"),
+        io.BoundingBox.io_type: check_boxes,
+        KEYPOINTS.io_type: check_keypoints,
+        POSE_KEYPOINT.io_type: check_pose,
+    }
 
 
 def model_input() -> io.Input:
@@ -76,24 +84,25 @@ def parse_names(field: str, text: str) -> list[str]:
 
 
 def for_each_image(images: Sequence[Item], ask: Callable[[Item], Result]) -> list[Result]:
-    """Call `ask` with each item of a batch, under one progress bar. Stop when the user interrupts."""
+    """Call `ask` with each item of a batch, under one progress bar. Stop when the user interrupts.
+
+    Raise ValueError where the masks in the results become too many.
+    """
     if not len(images):
         raise ValueError("image: the batch is empty")
-    results = []
+    results, pixels = [], 0
     for index, image in enumerate(images):
         comfy.model_management.throw_exception_if_processing_interrupted()
         with progress_share(index, len(images)):
             results.append(ask(image))
+        masks = getattr(getattr(results[-1], "detections", results[-1]), "masks", None)
+        pixels += 0 if masks is None else masks.numel()
+        if pixels > MAX_MASK_PIXELS:
+            raise ValueError(
+                f"image: the masks of the first {index + 1} images have {pixels // 2**20} million pixels, and at most "
+                f"{MAX_MASK_PIXELS // 2**20} million are kept. Process fewer images at a time, or lower top_k."
+            )
     return results
-
-
-def check_mask_size(masks: torch.Tensor, image: torch.Tensor) -> None:
-    """Raise ValueError if masks [N, H, W] and images [B, H, W, C] differ in size."""
-    if masks.shape[1:] != image.shape[1:3]:
-        raise ValueError(
-            f"masks: {masks.shape[2]} x {masks.shape[1]} pixels, but the images have {image.shape[2]} x "
-            f"{image.shape[1]}. Connect masks of the images' size"
-        )
 
 
 def detection_outputs(

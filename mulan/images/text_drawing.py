@@ -1,6 +1,7 @@
 """Text of any script on an image, with the machine's fonts.
 
-Characters that no font draws stand as their code points in boxes, as in browsers.
+Characters that no font draws stand as their code points in boxes, as in browsers. Line breaks are drawn as spaces, half
+characters as U+FFFD, and of a long line only the beginning.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
+from ..boundary.texts import clean_text
 from .fonts import CharacterMap, FontFile, Fonts
 from .unicode_text import JOINER, clusters, is_emoji, is_invisible, is_mark, is_right_to_left, is_selector, script
 
@@ -21,7 +23,9 @@ Color = tuple[int, int, int]
 # points.
 ASCENT, DESCENT, BOX = 0.95, 0.35, 1.0
 _STRIKES = (109, 136, 160, 128, 96, 64, 40, 32, 20)  # sizes in which colored bitmap fonts come
+_MAX_LENGTH = 500  # characters of one line that are drawn
 _DOTTED_CIRCLE = "\u25cc"
+_BREAKS = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029")
 _HAN_FACES = {"Hiragana": " JP", "Katakana": " JP", "Hangul": " KR"}
 
 
@@ -57,6 +61,7 @@ class TextRenderer:
         A line that begins right to left has its runs in that order.
         """
         x = float(left)
+        text = _one_line(text)
         runs = self._runs(text)
         for run in reversed(runs) if is_right_to_left(text) else runs:
             x += self._draw_run(image, x, baseline, run, size, color)
@@ -68,6 +73,7 @@ class TextRenderer:
 
     def shorten(self, text: str, size: int, width: int) -> str:
         """Replace the end of a text by "…" where it is wider than `width` pixels."""
+        text = _one_line(text)
         if self.width(text, size) <= width:
             return text
         pieces = clusters(text)
@@ -81,6 +87,7 @@ class TextRenderer:
 
     def _runs(self, text: str) -> list[_Run]:
         runs: list[_Run] = []
+        text = _one_line(text)
         if text and is_mark(text[0]) and self._font_of(_DOTTED_CIRCLE + text[0]) is not None:
             text = _DOTTED_CIRCLE + text
         for cluster in clusters(text):
@@ -157,6 +164,12 @@ class TextRenderer:
                 )
             return font, size / strike if file.colored and strike != size else 1.0
         return _own_font(size), 1.0
+
+
+def _one_line(text: str) -> str:
+    """Return what is drawn of a text; the same for what this returned."""
+    line = "".join(" " if character in _BREAKS else character for character in clean_text(text[: 2 * _MAX_LENGTH]))
+    return line if len(line) <= _MAX_LENGTH else line[: _MAX_LENGTH - 1] + "…"
 
 
 def _own_font(size: int) -> ImageFont.FreeTypeFont:

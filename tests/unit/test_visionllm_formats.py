@@ -346,16 +346,16 @@ def test_hands_faces_and_animals_have_their_places():
 
 
 @pytest.mark.parametrize("skeleton", [PERSON, ANIMAL, HAND, FACE])
-def test_a_pose_converted_and_back_keeps_every_point_and_its_score(skeleton):
+def test_a_pose_converted_and_back_keeps_every_point_its_score_and_the_label(skeleton):
     frame = record(skeleton, left_out=skeleton.keypoints[3:4])
     (back,) = pose_keypoint.from_pose_keypoint(pose_keypoint.to_pose_keypoint([frame]))
     (thing,) = back["objects"]
-    score = 1.0 if skeleton is ANIMAL else 0.6
+    assert (thing["label"], thing["score"]) == ("thing", 0.8)
     there = [point for point in thing["keypoints"] if point["score"] > 0]
     found = {point["name"].removeprefix("right hand "): (point["x"], point["y"], point["score"]) for point in there}
     found.pop("neck", None) if skeleton is PERSON else None
     assert found == {
-        point["name"]: (point["x"], point["y"], score)
+        point["name"]: (point["x"], point["y"], 0.6)
         for point in frame["objects"][0]["keypoints"]
         if point["score"] > 0
     }

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from ...mulan.boundary.interrupts import interruptible
+from .checks import is_number, number, shown, text
 from .results import Detections
 
 SIDES = ("x", "y", "width", "height")
+_FAR = 2**40  # pixels: no image is so large, and a float counts them one by one
 SHAPES = "one box {x, y, width, height}, a list of boxes for every image, or a list of such lists, one for each image"
 
 
@@ -32,12 +35,11 @@ def bounding_box(corners: Sequence[float], size: tuple[int, int], label: str, sc
     return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "label": label, "score": float(score)}
 
 
-def boxes_per_image(value, frames: int | None = None) -> list[list[dict]]:
-    """Return checked copies of any BOUNDING_BOX that nodes give, a list for each of `frames` images.
+def check_boxes(value) -> list[list[dict]]:
+    """Return checked copies of any BOUNDING_BOX that nodes give, as lists; one box or one list of boxes is one list.
 
-    frames: None for as many as there are lists. One box or one list of boxes is for every image. Keys besides the four
-    sides are kept; "score" becomes a float. Raises ValueError with the box and what is wrong with it, or with the
-    number of images there are boxes for.
+    Keys besides the four sides are kept; "score" becomes a float, "label" a string. Raises ValueError with the box and
+    what is wrong with it.
     """
     if isinstance(value, dict):
         value = [[value]]
@@ -50,7 +52,18 @@ def boxes_per_image(value, frames: int | None = None) -> list[list[dict]]:
         if not isinstance(boxes, (list, tuple)):
             raise ValueError(f"bounding boxes must be {SHAPES}; entry {index} is {_kind(boxes)}")
         where = f" of image {index}" if len(value) > 1 else ""
-        lists.append([_check_box(box, f"bounding box {position}{where}") for position, box in enumerate(boxes, 1)])
+        lists.append(
+            [check_box(box, f"bounding box {position}{where}") for position, box in enumerate(interruptible(boxes), 1)]
+        )
+    return lists
+
+
+def boxes_per_image(value, frames: int | None = None) -> list[list[dict]]:
+    """Return `check_boxes` as a list for each of `frames` images, None for as many as there are lists.
+
+    One list is for every image. Raises ValueError also with the number of images there are boxes for.
+    """
+    lists = check_boxes(value)
     if frames is None or len(lists) == frames:
         return lists
     if len(lists) == 1:
@@ -81,42 +94,38 @@ def box_corners(box: dict) -> tuple[float, float, float, float]:
 
 def pixel_bounds(box: dict, height: int, width: int, margin: int = 0) -> tuple[int, int, int, int] | None:
     """Return x1, y1, x2, y2 of all pixels of the image that a box touches, with a margin; None where there is none."""
-    x1, y1, x2, y2 = box_corners(box)
+    x1, y1, x2, y2 = (min(max(corner, -_FAR), _FAR) for corner in box_corners(box))
     left, top = max(0, math.floor(x1) - margin), max(0, math.floor(y1) - margin)
     right, bottom = min(width, math.ceil(x2) + margin), min(height, math.ceil(y2) + margin)
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _check_box(box, where: str) -> dict:
+def check_box(box, what: str) -> dict:
+    """Return a checked copy of one box. Raises ValueError that begins with `what`."""
     if not isinstance(box, dict):
-        raise ValueError(f"{where} must be a dict of {', '.join(SIDES)}; it is {_kind(box)}")
+        raise ValueError(f"{what} must be a dict of {', '.join(SIDES)}; it is {shown(box)}")
     checked = dict(box)
     for side in SIDES:
         if side not in box:
-            raise ValueError(f"{where} has no {side!r}; it has {', '.join(map(repr, box)) or 'nothing'}")
-        checked[side] = _finite(box[side], f"{side!r} of {where}")
+            raise ValueError(f"{what} has no {side!r}; it has {', '.join(map(shown, list(box)[:10])) or 'nothing'}")
+        checked[side] = number(box[side], f"{side!r} of {what}")
     for side in ("width", "height"):
         if checked[side] < 0:
-            raise ValueError(f"{side!r} of {where} is below zero: {checked[side]:g}")
+            raise ValueError(f"{side!r} of {what} is below zero: {checked[side]:g}")
     if checked.get("score") is None:
         checked.pop("score", None)
     else:
-        checked["score"] = _finite(checked["score"], f"'score' of {where}")
+        checked["score"] = number(checked["score"], f"'score' of {what}")
     if checked.get("label") is None:
         checked.pop("label", None)
     else:
-        checked["label"] = str(checked["label"])
+        checked["label"] = check_label(checked["label"], f"'label' of {what}")
     return checked
 
 
-def _finite(value, what: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{what} must be a number; it is {value!r}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{what} is not a finite number: {number}")
-    return number
+def check_label(value, what: str) -> str:
+    """Return a label as a string; some detectors give the number of a class."""
+    return f"{number(value, what):.15g}" if is_number(value) else text(value, what)
 
 
 def _kind(value) -> str:

@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ...mulan.boundary.interrupts import interruptible
 from ...mulan.images.text_drawing import ASCENT, DESCENT, TextRenderer
 from ...mulan.images.tiling import ImageLike, to_pixels
 from .bounding_boxes import box_corners
 from .colors import Color, palette_color, text_color
+from .keypoints import reaches
 from .masks import MASK_THRESHOLD
 
+_FAR = 2**20  # pixels: boxes are drawn as if they ended there, or at twice the image
 BY_NAME, BY_OBJECT = COLOR_MODES = ("by name", "by object")
 Rectangle = tuple[float, float, float, float]
 
@@ -69,12 +72,12 @@ def draw(
     """
     canvas = Image.fromarray(_filled(to_pixels(image), boxes, masks, style, color_map))
     objects, bones = (keypoints["objects"], keypoints["skeleton"]) if keypoints else ([], [])
-    for index, obj in enumerate(objects):
+    for index, obj in enumerate(interruptible(objects)):
         _draw_skeleton(canvas, obj, bones, color_map.of(obj["label"], index), style)
     pen = ImageDraw.Draw(canvas)
-    for index, box in enumerate(boxes):
+    for index, box in enumerate(interruptible(boxes)):
         pen.rectangle(
-            _drawn(box_corners(box)),
+            _outermost_pixels(_near_corners(box, canvas)),
             outline=color_map.of(box.get("label", ""), index),
             width=style.line_width_on(canvas),
         )
@@ -92,20 +95,20 @@ class _Labels:
     def __init__(self, canvas: Image.Image, style: Style, text_renderer: TextRenderer):
         self._canvas, self._style, self._text = canvas, style, text_renderer
         self._size = style.text_size_on(canvas)
-        self._taken: list[Rectangle] = []
+        self._taken = np.zeros((canvas.height, canvas.width), bool)
 
     def draw(self, named: Iterable[tuple[dict, Color]]) -> None:
         """Draw the labels of boxes."""
-        for box, paper in named:
+        for box, paper in interruptible(named):
             name = " ".join(box.get("label", "").split()) if self._style.names else ""
-            score = f"{box['score']:.2f}" if self._style.scores and "score" in box else ""
+            score = _score_text(box["score"]) if self._style.scores and "score" in box else ""
             if name or score:
                 self._put(box, name, score, paper)
 
     def _put(self, box: dict, name: str, score: str, paper: Color) -> None:
         """Draw one label; the score stands behind the name whichever way that is written, and is never cut away."""
         size, pad = self._size, max(2, self._size // 5)
-        x1, y1, x2, y2 = box_corners(box)
+        x1, y1, x2, y2 = _near_corners(box, self._canvas)
         of_score = self._text.width(score, size) + (2 * pad if name and score else 0)
         room = min(max(x2 - x1, self._canvas.width / 2), self._canvas.width) - of_score - 2 * pad
         name = self._text.shorten(name, size, int(room))
@@ -120,7 +123,7 @@ class _Labels:
         ]
         places = places or [(left, min(max(0, round(y1)), max(0, self._canvas.height - height)))]
         left, top = self._free(places, width, height) or places[0]
-        self._taken.append((left, top, left + width, top + height))
+        self._take(left, top, width, height)
         ImageDraw.Draw(self._canvas).rectangle((left, top, left + width - 1, top + height - 1), fill=paper)
         baseline = top + round(ASCENT * size)
         self._text.draw(self._canvas, left + pad, baseline, name, size, text_color(paper))
@@ -132,13 +135,13 @@ class _Labels:
         """Draw names beside keypoints, white with a black shadow; one that would cover another is left out."""
         size, aside = max(10, round(0.7 * self._size)), 2 * self._style.line_width_on(self._canvas) + 1
         height = round((ASCENT + DESCENT) * size)
-        for point in points:
+        for point in interruptible(points):
             width, x, y = self._text.width(point["name"], size), round(point["x"]), round(point["y"])
             level, middle = y - height // 2, x - width // 2
             places = [(x + aside, level), (x - aside - width, level), (middle, y + aside), (middle, y - aside - height)]
             place = self._free(places, width, height)
             if place:
-                self._taken.append((*place, place[0] + width, place[1] + height))
+                self._take(*place, width, height)
                 for shift, paint in ((1, (0, 0, 0)), (0, (255, 255, 255))):
                     self._text.draw(
                         self._canvas,
@@ -149,16 +152,15 @@ class _Labels:
                         paint,
                     )
 
+    def _take(self, left: int, top: int, width: int, height: int) -> None:
+        self._part(left, top, width, height)[...] = True
+
     def _free(self, places: Sequence[tuple[int, int]], width: int, height: int) -> tuple[int, int] | None:
         """Return the first place that covers no other label."""
-        return next(
-            (
-                place
-                for place in places
-                if not any(_overlap((*place, place[0] + width, place[1] + height), other) for other in self._taken)
-            ),
-            None,
-        )
+        return next((place for place in places if not self._part(*place, width, height).any()), None)
+
+    def _part(self, left: int, top: int, width: int, height: int) -> np.ndarray:
+        return self._taken[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
 
 
 def _filled(
@@ -169,7 +171,8 @@ def _filled(
         return pixels
     pixels = pixels.copy()
     edge = max(1, round(min(pixels.shape[:2]) / 400))
-    for index, mask in enumerate(masks.cpu().numpy() >= MASK_THRESHOLD):
+    for index, values in enumerate(interruptible(masks)):
+        mask = values.cpu().numpy() >= MASK_THRESHOLD
         name = boxes[index].get("label", "") if index < len(boxes) else ""
         paint = np.array(color_map.of(name, index), dtype=np.float32)
         pixels[mask] = (pixels[mask] * (1 - style.mask_opacity) + paint * style.mask_opacity).astype(np.uint8)
@@ -187,21 +190,29 @@ def _filled(
 def _draw_skeleton(canvas: Image.Image, obj: dict, bones: Sequence[Sequence[int]], paint: Color, style: Style) -> None:
     """Draw bones in the object's color, and points with a dark rim, so that they show on their bones."""
     pen, line, points = ImageDraw.Draw(canvas), style.line_width_on(canvas), obj["keypoints"]
-    for a, b in bones:
+    places = [(point["x"], point["y"]) for point in points]
+    for a, b in interruptible(bones):
         if max(a, b) < len(points) and points[a]["score"] > 0 and points[b]["score"] > 0:
-            pen.line((points[a]["x"], points[a]["y"], points[b]["x"], points[b]["y"]), fill=paint, width=line)
+            if reaches((places[a], places[b]), canvas.size, line):
+                pen.line((places[a], places[b]), fill=paint, width=line)
     radius = line if len(points) > 30 else 1.6 * line
-    for point in points:
-        if point["score"] > 0:
-            x, y = point["x"], point["y"]
+    for (x, y), point in zip(places, interruptible(points), strict=True):
+        if point["score"] > 0 and reaches([(x, y)], canvas.size, radius):
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint, outline=(0, 0, 0))
 
 
-def _drawn(corners: Rectangle) -> Rectangle:
+def _near_corners(box: dict, canvas: Image.Image) -> Rectangle:
+    """Return x1, y1, x2, y2, not farther from the image than whole numbers of the drawing library can count."""
+    far = max(_FAR, 2 * max(canvas.size))
+    x1, y1, x2, y2 = (min(max(corner, -far), far) for corner in box_corners(box))
+    return x1, y1, x2, y2
+
+
+def _outermost_pixels(corners: Rectangle) -> Rectangle:
     """Return the outermost pixels of a box; its end is never before its start."""
     x1, y1, x2, y2 = map(round, corners)
     return x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)
 
 
-def _overlap(a: Rectangle, b: Rectangle) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _score_text(score: float) -> str:
+    return f"{score:.2f}" if abs(score) < 10000 else f"{score:.0e}"

@@ -14,17 +14,21 @@ set. "text", "skeleton", "label", "score", "keypoints" and "mask" stand only whe
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .masks import MASK_THRESHOLD
+from ...mulan.boundary.files import parse_json
+from ...mulan.boundary.interrupts import interruptible
+from .bounding_boxes import SIDES
+from .checks import Place, entries, fields, image_size, require, shown, text
+from .keypoints import check_bones, check_object
+from .masks import MASK_THRESHOLD, check_mask_pixels, fit_masks
 
 FORMAT = "visionllm-nodes/1"
-SIDES = ("x", "y", "width", "height")
+OF_DOCUMENT = " of this document"
 
 
 def frame_record(
@@ -86,14 +90,9 @@ class Document:
             {
                 "width": record["width"],
                 "height": record["height"],
-                "skeleton": record.get("skeleton", []),
+                "skeleton": record["skeleton"],
                 "objects": [
-                    {
-                        "label": obj.get("label", ""),
-                        "score": obj.get("score", 1.0),
-                        "box": dict(zip(SIDES, obj["box"], strict=True)),
-                        "keypoints": obj["keypoints"],
-                    }
+                    {"label": "", "score": 1.0} | {name: value for name, value in obj.items() if name != "mask"}
                     for obj in record["objects"]
                     if "keypoints" in obj
                 ],
@@ -102,32 +101,42 @@ class Document:
         ]
 
     def masks(self) -> torch.Tensor | None:
-        """Return masks [N, H, W], one per object of all images; None where not every object has one of one size."""
+        """Return masks [N, H, W], one per object of all images, in the size of the images.
+
+        None where not every object has one, or images differ in size. Raises ValueError for more pixels than are made.
+        """
         objects = [one for record in self.frames for one in record["objects"]]
-        masks = [_decode_rle(one["mask"]) for one in objects if "mask" in one]
-        complete = masks and len(masks) == len(objects) and len({mask.shape for mask in masks}) == 1
-        return torch.stack(masks) if complete else None
+        sizes = {(record["height"], record["width"]) for record in self.frames if record["objects"]}
+        if len(sizes) != 1 or not all("mask" in one for one in objects):
+            return None
+        height, width = sizes.pop()
+        check_mask_pixels(len(objects), height, width)
+        masks = torch.zeros(len(objects), height, width)
+        for mask, one in zip(masks, interruptible(objects), strict=True):
+            mask.copy_(fit_masks(_decode_rle(one["mask"])[None], height, width)[0])
+        return masks
 
 
-def read_document(text: str) -> Document:
+def read_document(json_text: str | bytes) -> Document:
     """Parse a document. Raises ValueError with what is wrong, and where."""
     try:
-        read = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        read = parse_json(json_text)
+    except ValueError as error:
         raise ValueError(f"this is not valid JSON: {error}") from error
     if not isinstance(read, dict) or not str(read.get("format", "")).startswith(FORMAT.split("/")[0]):
         raise ValueError(f'this JSON is not a document of detections: it must be an object with "format": "{FORMAT}"')
     if read["format"] != FORMAT:
         raise ValueError(
-            f"this document has the format {read['format']!r}, but this version of MuLan Nodes reads {FORMAT!r}: "
+            f"this document has the format {shown(read['format'])}, but this version of MuLan Nodes reads {FORMAT!r}: "
             f"update MuLan Nodes"
         )
-    frames = read.get("frames")
-    if not isinstance(frames, list):
-        raise ValueError("frames of this document must be a list with an object for each image")
-    checked = [_checked_frame(record, f"frames[{index}]") for index, record in enumerate(frames)]
-    task, prompt, text = (str(read.get(name) or "") for name in ("task", "prompt", "text"))
-    return Document(task, prompt, text, checked)
+    frames = entries(read.get("frames"), f"frames{OF_DOCUMENT}", "a list with an object for each image")
+    checked = [_checked_frame(record, Place(f"frames[{index}]", OF_DOCUMENT)) for index, record in enumerate(frames)]
+    task, prompt, about = (
+        text(read[name], f"{name}{OF_DOCUMENT}") if read.get(name) is not None else ""
+        for name in ("task", "prompt", "text")
+    )
+    return Document(task, prompt, about, checked)
 
 
 def encode_rle(mask: torch.Tensor) -> dict:
@@ -139,8 +148,8 @@ def encode_rle(mask: torch.Tensor) -> dict:
 
 def _decode_rle(runs: dict) -> torch.Tensor:
     height, width = runs["size"]
-    flat = np.repeat(np.arange(len(runs["counts"])) % 2, runs["counts"]).astype(np.float32)
-    return torch.from_numpy(flat.reshape(width, height).T.copy())
+    flat = np.repeat(np.arange(len(runs["counts"])) % 2 == 1, runs["counts"])
+    return torch.from_numpy(flat.reshape(width, height).T.astype(np.float32, order="C"))
 
 
 def _object(box: dict, mask: torch.Tensor | None = None, points: Sequence[dict] | None = None) -> dict:
@@ -166,74 +175,32 @@ def _object(box: dict, mask: torch.Tensor | None = None, points: Sequence[dict] 
 
 
 def _box(obj: dict) -> dict:
-    return dict(zip(SIDES, map(float, obj["box"]), strict=True)) | {
-        name: obj[name] for name in ("label", "score") if name in obj
-    }
+    return obj["box"] | {name: obj[name] for name in ("label", "score") if name in obj}
 
 
-def _checked_frame(record, where: str) -> dict:
-    _require(isinstance(record, dict), where, "an object")
-    for side in ("width", "height"):
-        _require(_is_integer(record.get(side)) and record[side] > 0, f"{where}.{side}", "a whole number above 0")
-    _require(isinstance(record.get("text", ""), str), f"{where}.text", "a string")
-    objects = record.get("objects", [])
-    _require(isinstance(objects, list), f"{where}.objects", "a list")
-    for index, obj in enumerate(objects):
-        _check_object(obj, f"{where}.objects[{index}]")
-    count = min((len(obj["keypoints"]) for obj in objects if "keypoints" in obj), default=0)
-    bones = record.get("skeleton", [])
-    _require(isinstance(bones, list), f"{where}.skeleton", "a list of pairs")
-    for index, bone in enumerate(bones):
-        _require(
-            isinstance(bone, list)
-            and len(bone) == 2
-            and all(_is_integer(end) and end >= 0 and (end < count or not objects) for end in bone),
-            f"{where}.skeleton[{index}]",
-            "two indices of keypoints",
-        )
-    return {**record, "objects": objects}
+def _checked_frame(record, place: Place) -> dict:
+    """Return a checked copy of a frame, in which boxes are dicts of their sides."""
+    fields(record, place)
+    width, height = image_size(record.get("width"), record.get("height"), place)
+    checked: dict = {"width": width, "height": height}
+    if record.get("text") is not None:
+        checked["text"] = text(record["text"], place.at("text"))
+    given = entries([] if record.get("objects") is None else record["objects"], place.at("objects"))
+    objects = checked["objects"] = []
+    for index, obj in enumerate(given):
+        here = place.at("objects").at(index)
+        objects.append(check_object(obj, here))
+        if obj.get("mask") is not None:
+            objects[-1]["mask"] = _checked_runs(obj["mask"], here.at("mask"))
+    checked["skeleton"] = check_bones(record.get("skeleton"), place.at("skeleton"), objects)
+    return checked
 
 
-def _check_object(obj, where: str) -> None:
-    _require(isinstance(obj, dict), where, "an object")
-    box = obj.get("box")
-    _require(
-        isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0,
-        f"{where}.box",
-        "four numbers x, y, width, height",
-    )
-    _require(isinstance(obj.get("label", ""), str), f"{where}.label", "a string")
-    _require(_is_number(obj.get("score", 0)), f"{where}.score", "a number")
-    points = obj.get("keypoints", [])
-    _require(isinstance(points, list), f"{where}.keypoints", "a list")
-    for index, point in enumerate(points):
-        valid = (
-            isinstance(point, dict)
-            and isinstance(point.get("name"), str)
-            and all(_is_number(point.get(key)) for key in ("x", "y", "score"))
-        )
-        _require(valid, f"{where}.keypoints[{index}]", "an object of name, x, y and score")
-    if "mask" in obj:
-        runs = obj["mask"]
-        valid = isinstance(runs, dict) and all(
-            isinstance(runs.get(key), list) and all(_is_integer(number) and number >= 0 for number in runs[key])
-            for key in ("size", "counts")
-        )
-        _require(
-            valid and len(runs["size"]) == 2 and sum(runs["counts"]) == runs["size"][0] * runs["size"][1],
-            f"{where}.mask",
-            "an object of size [height, width] and counts, run lengths that fill it",
-        )
-
-
-def _require(valid: bool, where: str, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"{where} of this document must be {expected}")
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _checked_runs(mask, place: Place) -> dict:
+    expected = "an object of size [height, width] and counts, run lengths that fill it"
+    size, counts = (entries(fields(mask, place, expected).get(name), place.at(name)) for name in ("size", "counts"))
+    require(len(size) == 2, place.at("size"), "[height, width]", size)
+    width, height = image_size(size[1], size[0], place)
+    valid = all(type(count) is int and count >= 0 for count in counts) and sum(counts) == height * width
+    require(valid, place, expected, mask)
+    return {"size": [height, width], "counts": counts}

@@ -17,7 +17,10 @@ import torch
 from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull, QhullError
 
-from .bounding_boxes import bounding_box, pixel_bounds
+from ...mulan.boundary.interrupts import interruptible
+from .bounding_boxes import SIDES, bounding_box, pixel_bounds
+from .checks import Place, entries, fields, image_size, number, position, require, shown, text, whole_number
+from .masks import NO_SIZE, check_mask_pixels
 from .names import normalize_name
 from .results import Keypoints
 
@@ -33,15 +36,46 @@ def to_keypoints(results: Sequence[Keypoints], bones: Iterable[Sequence[int]]) -
 
 
 def check_keypoints(value) -> list[dict]:
-    """Return KEYPOINTS of a socket. Raises ValueError where it is something else."""
-    valid = isinstance(value, list) and all(
-        isinstance(frame, dict) and {"width", "height", "objects", "skeleton"} <= frame.keys() for frame in value
+    """Return KEYPOINTS of a socket as a checked copy. Raises ValueError with what is wrong, and where.
+
+    A label or an object's score may be missing: "" and 1.
+    """
+    frames = [value] if isinstance(value, dict) else value
+    valid = isinstance(frames, (list, tuple)) and all(
+        isinstance(frame, dict) and {"width", "height", "objects", "skeleton"} <= frame.keys() for frame in frames
     )
     if not valid:
         raise ValueError(
-            'keypoints must be a list with a dict of "width", "height", "objects" and "skeleton" for each image'
+            'they must be a list with a dict of "width", "height", "objects" and "skeleton" for each image; '
+            f"this is {shown(value)}"
         )
-    return value
+    return [_checked_frame(frame, Place(f"keypoints[{index}]")) for index, frame in enumerate(frames)]
+
+
+def check_object(obj, place: Place) -> dict:
+    """Return a checked copy of one object: its box, and label, score and keypoints where it has them."""
+    fields(obj, place)
+    checked: dict = {"label": text(obj["label"], place.at("label"))} if obj.get("label") is not None else {}
+    if obj.get("score") is not None:
+        checked["score"] = number(obj["score"], place.at("score"))
+    checked["box"] = _checked_sides(obj.get("box"), place.at("box"))
+    if obj.get("keypoints") is not None:
+        points = interruptible(entries(obj["keypoints"], place.at("keypoints")))
+        checked["keypoints"] = [_checked_point(point, place.at("keypoints").at(i)) for i, point in enumerate(points)]
+    return checked
+
+
+def check_bones(value, place: Place, objects: Sequence[dict]) -> list[list[int]]:
+    """Return the bones between keypoints of checked objects: an object may lack some of them."""
+    count = max((len(obj["keypoints"]) for obj in objects if "keypoints" in obj), default=0)
+    bones = []
+    for index, bone in enumerate(entries(() if value is None else value, place, "a list of pairs")):
+        here, expected = place.at(index), "two indices of keypoints"
+        ends = [whole_number(end, here.at(side)) for side, end in enumerate(entries(bone, here, expected))]
+        if len(ends) != 2 or (objects and max(ends) >= count):
+            raise ValueError(f"{here} must be {expected}, and an object has {count}; it is {str(ends)[:40]}")
+        bones.append(ends)
+    return bones
 
 
 def select_keypoints(obj: dict, names: Collection[str], threshold: float) -> list[dict]:
@@ -96,16 +130,20 @@ def keypoint_masks(
     shape: discs on the points, the bones between them, or the hull around them, all `margin` pixels wide to each side.
     Without an object, `each` is a single empty mask. All images must have one size.
     """
-    for_each_image, union = [], []
-    for frame in frames:
-        drawn = []
-        for obj in frame["objects"]:
-            points = select_keypoints(obj, names, threshold)
-            if points:
-                drawn.append(_mask(obj, points, frame, shape, margin))
-        for_each_image += drawn
-        union.append(torch.stack(drawn).amax(0) if drawn else torch.zeros(frame["height"], frame["width"]))
-    return torch.stack(union), torch.stack(for_each_image) if for_each_image else torch.zeros_like(union[0])[None]
+    chosen = [
+        [(obj, points) for obj in frame["objects"] if (points := select_keypoints(obj, names, threshold))]
+        for frame in frames
+    ]
+    height, width = (frames[0]["height"], frames[0]["width"]) if frames else NO_SIZE
+    count = sum(map(len, chosen))
+    check_mask_pixels(len(frames) + count, height, width)
+    union, each = torch.zeros(max(1, len(frames)), height, width), torch.zeros(max(1, count), height, width)
+    masks = iter(each)
+    for frame, objects, whole in zip(frames, chosen, union, strict=False):  # one empty mask where there is no image
+        for obj, points in interruptible(objects):
+            mask = next(masks).copy_(_mask(obj, points, frame, shape, margin))
+            torch.maximum(whole, mask, out=whole)
+    return union, each
 
 
 def points_json(points: Iterable[dict]) -> str:
@@ -117,6 +155,40 @@ def point_bounds(points: Sequence[dict], margin: float = 0.0) -> tuple[float, fl
     """Return x1, y1, x2, y2 around points."""
     xs, ys = [point["x"] for point in points], [point["y"] for point in points]
     return min(xs) - margin, min(ys) - margin, max(xs) + margin, max(ys) + margin
+
+
+def _checked_frame(frame: dict, place: Place) -> dict:
+    width, height = image_size(frame["width"], frame["height"], place)
+    given = entries(() if frame["objects"] is None else frame["objects"], place.at("objects"))
+    objects = []
+    for index, obj in enumerate(given):
+        checked = {"label": "", "score": 1.0} | check_object(obj, place.at("objects").at(index))
+        require("keypoints" in checked, place.at("objects").at(index).at("keypoints"), "a list", None)
+        objects.append(checked)
+    bones = check_bones(frame["skeleton"], place.at("skeleton"), objects)
+    return {"width": width, "height": height, "objects": objects, "skeleton": bones}
+
+
+def _checked_sides(value, place: Place) -> dict:
+    """Return the box of a dict of its sides, or of a list of them."""
+    expected = f"four numbers {', '.join(SIDES)}"
+    given = [value.get(side) for side in SIDES] if isinstance(value, dict) else entries(value, place, expected)
+    require(len(given) == 4, place, expected, value)
+    box = {name: number(side, place.at(name)) for name, side in zip(SIDES, given, strict=True)}
+    for name in SIDES[2:]:
+        require(box[name] >= 0, place.at(name), "0 or above", box[name])
+    return box
+
+
+def _checked_point(point, place: Place) -> dict:
+    expected = "an object of name, x, y and score"
+    require(isinstance(point, dict) and {"name", "x", "y", "score"} <= point.keys(), place, expected, point)
+    return {
+        "name": text(point["name"], place.at("name")),
+        "x": position(point["x"], place.at("x")),
+        "y": position(point["y"], place.at("y")),
+        "score": number(point["score"], place.at("score")),
+    }
 
 
 def _objects(result: Keypoints) -> list[dict]:
@@ -153,10 +225,12 @@ def _mask(obj: dict, points: Sequence[dict], frame: dict, shape: str, margin: fl
         lines = list(zip(hull, hull[1:] + hull[:1], strict=True))
         if len(hull) > 2:
             pen.polygon(hull, fill=1)
-    for line in lines:
-        pen.line(line, fill=1, width=line_width)
-    for x, y in positions:
-        pen.ellipse((x - margin, y - margin, x + margin, y + margin), fill=1)
+    for line in interruptible(lines):
+        if reaches(line, canvas.size, line_width):
+            pen.line(line, fill=1, width=line_width)
+    for x, y in interruptible(positions):
+        if reaches([(x, y)], canvas.size, margin):
+            pen.ellipse((x - margin, y - margin, x + margin, y + margin), fill=1)
     mask = torch.from_numpy(np.array(canvas, dtype=np.float32))
     if not mask.any():  # a point on the very edge, without a margin
         pixels = pixel_bounds(
@@ -165,6 +239,14 @@ def _mask(obj: dict, points: Sequence[dict], frame: dict, shape: str, margin: fl
         if pixels:
             mask[pixels[1] : pixels[3], pixels[0] : pixels[2]] = 1
     return mask
+
+
+def reaches(points: Sequence[tuple[float, float]], size: tuple[int, int], around: float) -> bool:
+    """Return whether the rectangle around points, `around` pixels larger, reaches into an image of width and height."""
+    return all(
+        max(side) + around >= -1 and min(side) - around <= limit + 1
+        for side, limit in zip(zip(*points, strict=True), size, strict=True)
+    )
 
 
 def convex_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -7,12 +7,41 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
+from ...mulan.boundary.interrupts import interruptible
+from ...mulan.boundary.limits import MAX_AREAS, MAX_MASK_PIXELS
 from .bounding_boxes import bounding_box, pixel_bounds, to_bounding_boxes
 from .results import Detections
 
 MASK_THRESHOLD = 0.5  # a pixel belongs to a mask from this value on
+NO_SIZE = 64, 64  # of an empty mask where there is no image, as LoadImage's
+
+
+def too_many_pixels(count: int, height: int, width: int) -> str | None:
+    """Return what is wrong where masks [count, height, width] would have more pixels than are made at once."""
+    if count * height * width <= MAX_MASK_PIXELS:
+        return None
+    return (
+        f"{count} masks of {width} x {height} pixels would have {count * height * width} pixels, and at most "
+        f"{MAX_MASK_PIXELS} are made at once. Use fewer boxes or images, or smaller images"
+    )
+
+
+def check_mask_pixels(count: int, height: int, width: int) -> None:
+    """Raise ValueError where masks [count, height, width] would have more pixels than are made at once."""
+    error = too_many_pixels(count, height, width)
+    if error:
+        raise ValueError(error)
+
+
+def fit_masks(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return masks [N, H, W] in the size of their image, resized without values between."""
+    if tuple(masks.shape[1:]) == (height, width) or not len(masks):
+        return masks.new_zeros(0, height, width) if not len(masks) else masks
+    check_mask_pixels(len(masks), height, width)
+    return F.interpolate(masks[:, None], size=(height, width), mode="nearest-exact")[:, 0]
 
 
 def union_mask(detections: Sequence[Detections]) -> torch.Tensor:
@@ -34,51 +63,64 @@ def object_masks(detections: Sequence[Detections]) -> torch.Tensor:
 def boxes_to_masks(frames: Sequence[Sequence[dict]], height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Fill boxes -> (union [B, H, W], each [N, H, W]; a single empty one where there is no box).
 
-    A box fills all pixels that it touches.
+    A box fills all pixels that it touches. Raises ValueError for more pixels than are made at once.
     """
-    masks = [_filled(boxes, height, width) for boxes in frames]
-    return torch.stack([_union(mask, (height, width)) for mask in masks]), _at_least_one(
-        torch.cat(masks), (height, width)
-    )
+    count = sum(map(len, frames))
+    check_mask_pixels(len(frames) + count, height, width)
+    union, each = torch.zeros(len(frames), height, width), torch.zeros(max(1, count), height, width)
+    masks = iter(each)
+    for whole, boxes in zip(union, frames, strict=True):
+        for box in interruptible(boxes):
+            _fill(next(masks), box)
+            _fill(whole, box)
+    return union, each
 
 
-def split_masks_per_image(masks: torch.Tensor, frames: Sequence[Sequence[dict]]) -> list[torch.Tensor]:
+def split_masks_per_image(
+    masks: torch.Tensor, frames: Sequence[Sequence[dict]], size: tuple[int, int] | None = None
+) -> list[torch.Tensor]:
     """Split masks [N, H, W] of the boxes of all images, in their order, by image.
 
-    Raises ValueError where there are more or fewer masks than boxes.
+    size: (height, width) of the images, which masks of another size are resized to. Raises ValueError where there are
+    more or fewer masks than boxes; a single mask without boxes is the empty one that stands for none.
     """
     count = sum(map(len, frames))
     if len(masks) != count and not (count == 0 and len(masks) == 1):
         raise ValueError(
             f"there are {len(masks)} masks for {count} boxes: connect one mask per box, in the order of the boxes"
         )
-    return list(masks[:count].split([len(boxes) for boxes in frames]))
+    fitted = masks[:count] if size is None else fit_masks(masks[:count], *size)
+    return list(fitted.split([len(boxes) for boxes in frames]))
 
 
 def masks_to_boxes(masks: torch.Tensor, apart: bool, smallest: int = 1) -> list[list[dict]]:
     """Return the boxes of each mask of [B, H, W], with "score" 1.
 
     At most one per mask, or with `apart` one for each area that touches no other, the largest first. Areas of fewer
-    than `smallest` pixels are left out.
+    than `smallest` pixels are left out. Raises ValueError where more are left than become boxes.
     """
-    boxes_per_mask = []
-    for mask in masks:
+    boxes_per_mask, total = [], 0
+    for mask in interruptible(masks):
         areas = mask.cpu().numpy() >= MASK_THRESHOLD
         height, width = areas.shape
         labels, count = areas.astype(np.int32), 1
         if apart:
             labels, count = cast(tuple[np.ndarray, int], ndimage.label(areas, np.ones((3, 3))))
         sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-        slices = ndimage.find_objects(labels, count)
-        kept = [
-            index
-            for index in sorted(range(count), key=lambda index: (-sizes[index], index))
-            if sizes[index] >= max(1, smallest)
-        ]
+        kept = np.flatnonzero(sizes >= max(1, smallest))
+        total += len(kept)
+        if total > MAX_AREAS:
+            raise ValueError(
+                f"mask: it has at least {total} separate areas of {smallest} pixels or more, and at most {MAX_AREAS} "
+                "become boxes. Raise min_area, or blur the mask"
+            )
+        kept = kept[np.argsort(-sizes[kept], kind="stable")]
+        place_of = np.zeros(count + 1, np.int32)
+        place_of[kept + 1] = np.arange(1, len(kept) + 1)
         boxes_per_mask.append(
             [
                 bounding_box((x.start, y.start, x.stop, y.stop), (height, width), "", 1.0)
-                for y, x in (slices[index] for index in kept)
+                for y, x in ndimage.find_objects(place_of[labels], len(kept))
             ]
         )
     for boxes in boxes_per_mask:
@@ -96,11 +138,15 @@ def _masks(detection: Detections) -> torch.Tensor:
 def _filled(boxes: Sequence[dict], height: int, width: int) -> torch.Tensor:
     masks = torch.zeros(len(boxes), height, width)
     for mask, box in zip(masks, boxes, strict=True):
-        pixels = pixel_bounds(box, height, width)
-        if pixels:
-            x1, y1, x2, y2 = pixels
-            mask[y1:y2, x1:x2] = 1
+        _fill(mask, box)
     return masks
+
+
+def _fill(mask: torch.Tensor, box: dict) -> None:
+    pixels = pixel_bounds(box, *mask.shape)
+    if pixels:
+        x1, y1, x2, y2 = pixels
+        mask[y1:y2, x1:x2] = 1
 
 
 def _union(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

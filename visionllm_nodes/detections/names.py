@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_SEPARATORS = re.compile(r"[\n\r,;，、；،؛]")  # also the commas and semicolons of Chinese, Japanese and Arabic
+from ...mulan.boundary.texts import COMMAS, SEMICOLONS
+
+_SEPARATORS = re.compile(f"[{re.escape(COMMAS + SEMICOLONS)}]")
 
 
 def split_names(text: str) -> list[str]:
     """Return the unique names of a text: one per line, or separated by commas or semicolons of any script."""
-    return unique_names(_SEPARATORS.split(text))
+    return unique_names([name for line in text.splitlines() for name in _SEPARATORS.split(line)])
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

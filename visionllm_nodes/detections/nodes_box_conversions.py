@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..node_io import CATEGORY, VisionLLMNode, check_mask_size
+from ..node_io import CATEGORY, VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .masks import boxes_to_masks, masks_to_boxes, split_masks_per_image
 from .nodes_boxes import BOXES
@@ -176,8 +176,7 @@ class VisionLLMBoxesToSEGS(VisionLLMNode):
         if masks is None:
             masks_per_image = [None] * len(frames)
         else:
-            check_mask_size(masks, image)
-            masks_per_image = split_masks_per_image(masks, frames)
+            masks_per_image = split_masks_per_image(masks, frames, (image.shape[1], image.shape[2]))
         return io.NodeOutput(
             [to_segs(*parts, crop_factor) for parts in zip(image, frames, masks_per_image, strict=True)]
         )

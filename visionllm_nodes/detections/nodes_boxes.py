@@ -6,8 +6,9 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ...mulan.boundary.interrupts import interruptible
 from ..node_io import CATEGORY, VisionLLMNode
-from .bounding_boxes import box_score, boxes_per_image, pixel_bounds, sort_boxes
+from .bounding_boxes import SIDES, box_score, boxes_per_image, pixel_bounds, sort_boxes
 from .masks import MASK_THRESHOLD, split_masks_per_image
 from .names import split_names
 
@@ -120,7 +121,7 @@ class VisionLLMFilterBoxes(VisionLLMNode):
             image_region = None if region is None else _region_of_image(region, index, len(frames))
             matching = [
                 box
-                for box in boxes
+                for box in interruptible(boxes)
                 if _matches(box, wanted, min_score, min_area, max_area)
                 and (image_region is None or _lies_in(box, image_region, in_region))
             ]
@@ -132,7 +133,7 @@ class VisionLLMFilterBoxes(VisionLLMNode):
         if masks is None:
             filtered = ExecutionBlocker("masks: not connected, but the masks output is used. Connect the boxes' masks.")
         else:
-            filtered = torch.stack(kept_masks) if kept_masks else torch.zeros_like(masks[:1])
+            filtered = torch.stack(kept_masks) if kept_masks else masks.new_zeros(1, *masks.shape[1:])
         return io.NodeOutput(kept, filtered, sum(map(len, kept)))
 
 
@@ -203,7 +204,7 @@ class VisionLLMPickBox(VisionLLMNode):
         height, width = (2**31, 2**31) if image is None else image.shape[1:3]
         pixels = pixel_bounds(box, height, width, margin)
         if pixels is None:
-            raise ValueError(f"index: box {index} lies outside image {picture}: {box}")
+            raise ValueError(f"index: box {index} lies outside image {picture}: {[box[side] for side in SIDES]}")
         x1, y1, x2, y2 = pixels
         label, score = box.get("label", ""), box_score(box)
         sides = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}

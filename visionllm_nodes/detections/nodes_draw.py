@@ -8,11 +8,10 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
 from ...mulan.images.text_drawing import TextRenderer
-from ..node_io import CATEGORY, KEYPOINTS, VisionLLMNode, check_mask_size
+from ..node_io import CATEGORY, KEYPOINTS, VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .drawing import COLOR_MODES, ColorMap, Style, draw
-from .keypoints import check_keypoints
-from .masks import split_masks_per_image
+from .masks import check_mask_pixels, fit_masks, split_masks_per_image
 
 
 class VisionLLMDrawDetections(VisionLLMNode):
@@ -107,8 +106,8 @@ class VisionLLMDrawDetections(VisionLLMNode):
         masks=None,
         keypoints=None,
     ) -> io.NodeOutput:
-        poses = None if keypoints is None else check_keypoints(keypoints)
-        image = _canvas(image, masks, poses, None if bboxes is None else len(boxes_per_image(bboxes)))
+        poses = keypoints
+        image = _canvas(image, masks, poses, None if bboxes is None else len(bboxes))
         count = len(image)
         boxes = [[] for _ in range(count)] if bboxes is None else boxes_per_image(bboxes, count)
         if poses is not None and len(poses) != count:
@@ -123,7 +122,7 @@ class VisionLLMDrawDetections(VisionLLMNode):
         objects_per_image = boxes if bboxes is not None else [pose["objects"] for pose in poses or ()]
         labels = [found.get("label", "") for objects in objects_per_image for found in objects]
         color_map, lettering = ColorMap(colours, labels), TextRenderer(sample=" ".join(labels))
-        bar, drawn = comfy.utils.ProgressBar(count), []
+        bar, drawn = comfy.utils.ProgressBar(count), torch.empty(*image.shape[:3], 3)
         for index in range(count):
             throw_exception_if_processing_interrupted()
             pose = None if poses is None else poses[index]
@@ -132,9 +131,9 @@ class VisionLLMDrawDetections(VisionLLMNode):
                     f"keypoints: they belong to images of {pose['width']} x {pose['height']} pixels, but the images "
                     f"have {image.shape[2]} x {image.shape[1]}"
                 )
-            drawn.append(draw(image[index], boxes[index], masks_per_image[index], pose, style, color_map, lettering))
+            drawn[index] = draw(image[index], boxes[index], masks_per_image[index], pose, style, color_map, lettering)
             bar.update(1)
-        return io.NodeOutput(torch.stack(drawn))
+        return io.NodeOutput(drawn)
 
 
 def _canvas(image, masks, poses, frames: int | None) -> torch.Tensor:
@@ -142,22 +141,23 @@ def _canvas(image, masks, poses, frames: int | None) -> torch.Tensor:
     if image is not None:
         return image
     if poses:
-        return torch.zeros(len(poses), poses[0]["height"], poses[0]["width"], 3)
+        size = poses[0]["height"], poses[0]["width"]
+        check_mask_pixels(3 * len(poses), *size)
+        return torch.zeros(1, *size, 3).expand(len(poses), -1, -1, -1)
     if masks is not None:
-        return torch.zeros(frames or len(masks), *masks.shape[1:], 3)
+        return torch.zeros(1, *masks.shape[1:], 3).expand(frames or max(1, len(masks)), -1, -1, -1)
     raise ValueError("image: nothing to draw on. Connect images, masks or keypoints")
 
 
 def _masks_per_image(masks: torch.Tensor, boxes: list | None, image: torch.Tensor) -> list[torch.Tensor]:
     """Return the masks of each image."""
-    check_mask_size(masks, image)
+    size, count = (image.shape[1], image.shape[2]), len(image)
     if boxes is not None:
-        return split_masks_per_image(masks, boxes)
-    if len(image) == 1:
-        return [masks]
-    if len(masks) not in (1, len(image)):
+        return split_masks_per_image(masks, boxes, size)
+    if len(masks) not in (0, 1, count) and count > 1:
         raise ValueError(
-            f"masks: got {len(masks)} masks for {len(image)} images. Connect bboxes as well, which tell the image of "
-            "each mask"
+            f"masks: got {len(masks)} masks for {count} images. Connect bboxes as well, which tell the image of each "
+            "mask"
         )
-    return [masks[index if len(masks) > 1 else 0][None] for index in range(len(image))]
+    masks = fit_masks(masks, *size)
+    return [masks[index][None] for index in range(count)] if 1 < count == len(masks) else [masks] * count

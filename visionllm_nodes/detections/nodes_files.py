@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
+from ...mulan.boundary.files import write_text
+from ...mulan.boundary.limits import MAX_JSON_LENGTH
 from ...nodes.common import SavedFiles, show_text
 from ..node_io import CATEGORY, KEYPOINTS, VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .json_document import Document, frame_record, read_document, write_document
-from .keypoints import check_keypoints
-from .masks import boxes_to_masks, split_masks_per_image
+from .masks import NO_SIZE, boxes_to_masks, split_masks_per_image, too_many_pixels
 
 FILES = SavedFiles("detections", ".json", "Save Detections")
 TEXT = "the text below"
@@ -23,9 +24,16 @@ def read(name: str, text: str | None) -> Document:
     """Read the selected file, or the text. Raise OSError or ValueError that begins with the input's name."""
     source = "json" if name == TEXT else f"file {name!r}"
     try:
-        return read_document((text or "") if name == TEXT else FILES.locate(name).read_text("utf-8"))
+        return read_document((text or "") if name == TEXT else _content(name))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _content(name: str) -> bytes:
+    file = FILES.locate(name)
+    if file.stat().st_size > MAX_JSON_LENGTH:
+        raise ValueError(f"it has {file.stat().st_size} bytes, and at most {MAX_JSON_LENGTH} are read")
+    return file.read_bytes()
 
 
 class VisionLLMSaveDetections(VisionLLMNode):
@@ -93,11 +101,13 @@ class VisionLLMSaveDetections(VisionLLMNode):
             json = _written(image, bboxes, masks, keypoints)
         else:
             read(TEXT, json)
-        file, name = FILES.next(filename_prefix.strip() or FILES.folder)
-        part = file.with_suffix(".part")
-        part.write_text(json + "\n", "utf-8")
-        os.replace(part, file)  # whole or not at all
-        return io.NodeOutput(json, name, ui=show_text(cls, json))
+        if len(json.encode()) >= MAX_JSON_LENGTH:
+            raise ValueError(
+                f"the file would have {len(json.encode())} bytes, and Load Detections reads at most {MAX_JSON_LENGTH}. "
+                "Save fewer images at a time, or leave out the masks"
+            )
+        file = write_text(FILES.free(filename_prefix.strip() or FILES.folder), json + "\n")
+        return io.NodeOutput(json, FILES.name(file), ui=show_text(cls, json))
 
 
 class VisionLLMLoadDetections(VisionLLMNode):
@@ -166,9 +176,7 @@ class VisionLLMLoadDetections(VisionLLMNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, json):
-        return hashlib.sha256(
-            (json or "").encode("utf-8", "replace") if file == TEXT else FILES.locate(file).read_bytes()
-        ).hexdigest()
+        return hashlib.sha256((json or "").encode("utf-8", "replace") if file == TEXT else _content(file)).hexdigest()
 
     @classmethod
     def execute(cls, file, json) -> io.NodeOutput:
@@ -182,19 +190,18 @@ def _written(image, bboxes, masks, keypoints) -> str:
         if bboxes is not None or masks is not None:
             raise ValueError("keypoints: they have their own boxes. Connect either keypoints or bboxes with masks")
         return write_document(
-            "keypoints",
-            "",
-            [
-                frame_record(record["width"], record["height"], keypoints=record)
-                for record in check_keypoints(keypoints)
-            ],
+            "keypoints", "", [frame_record(record["width"], record["height"], keypoints=record) for record in keypoints]
         )
     if bboxes is None:
         raise ValueError("bboxes: nothing to save. Connect json, bboxes or keypoints")
     if image is None:
         raise ValueError("image: not connected, but the file records the images' size. Connect the images")
     frames = boxes_per_image(bboxes, len(image))
-    masks_per_image = [None] * len(frames) if masks is None else split_masks_per_image(masks, frames)
+    masks_per_image = (
+        [None] * len(frames)
+        if masks is None
+        else split_masks_per_image(masks, frames, (image.shape[1], image.shape[2]))
+    )
     return write_document(
         "boxes",
         "",
@@ -205,15 +212,23 @@ def _written(image, bboxes, masks, keypoints) -> str:
     )
 
 
-def _masks(loaded: Document, boxes: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return union masks and object masks; a single empty one of each where the images differ in size."""
+def _masks(loaded: Document, boxes: list) -> tuple:
+    """Return union masks and object masks, or what blocks both outputs where they would be too many.
+
+    A single empty one of each where the images differ in size.
+    """
     sizes = {(record["height"], record["width"]) for record in loaded.frames}
     if len(sizes) != 1:
-        return torch.zeros(1, 64, 64), torch.zeros(1, 64, 64)
-    union, filled = boxes_to_masks(boxes, *sizes.pop())
+        return torch.zeros(1, *NO_SIZE), torch.zeros(1, *NO_SIZE)
+    size = sizes.pop()
+    error = too_many_pixels(len(boxes) + sum(map(len, boxes)), *size)
+    if error:  # boxes, keypoints and texts can be used all the same
+        return ExecutionBlocker(f"masks: {error}."), ExecutionBlocker(f"masks: {error}.")
     masks = loaded.masks()
-    if masks is None or masks.shape[1:] != union.shape[1:]:
-        return union, filled
-    return torch.stack(
-        [own.amax(0) if len(own) else torch.zeros_like(union[0]) for own in split_masks_per_image(masks, boxes)]
-    ), masks
+    if masks is None:
+        return boxes_to_masks(boxes, *size)
+    union = torch.zeros(len(boxes), *size)
+    for whole, own in zip(union, split_masks_per_image(masks, boxes), strict=True):
+        if len(own):
+            torch.amax(own, 0, out=whole)
+    return union, masks

@@ -88,7 +88,7 @@ class VisionLLMKeypointsToRegions(VisionLLMNode):
 
     @classmethod
     def execute(cls, keypoints, names, threshold, margin, shape) -> io.NodeOutput:
-        frames, chosen = records.check_keypoints(keypoints), split_names(names)
+        frames, chosen = keypoints, split_names(names)
         records.check_keypoint_names(frames, chosen)
         if len({(frame["width"], frame["height"]) for frame in frames}) > 1:
             raise ValueError(
@@ -100,7 +100,7 @@ class VisionLLMKeypointsToRegions(VisionLLMNode):
                 point for found in frame["objects"] for point in records.select_keypoints(found, chosen, threshold)
             )
             for frame in frames
-        ]
+        ] or ["[]"]
         return io.NodeOutput(records.keypoint_boxes(frames, chosen, threshold, margin), union, masks, points)
 
 
@@ -146,7 +146,7 @@ class VisionLLMKeypointsToPose(VisionLLMNode):
 
     @classmethod
     def execute(cls, keypoints, threshold) -> io.NodeOutput:
-        return io.NodeOutput(to_pose_keypoint(records.check_keypoints(keypoints), threshold))
+        return io.NodeOutput(to_pose_keypoint(keypoints, threshold))
 
 
 class VisionLLMPoseToKeypoints(VisionLLMNode):

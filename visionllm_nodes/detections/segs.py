@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ...mulan.boundary.interrupts import interruptible
+from ...mulan.boundary.limits import MAX_MASK_PIXELS
 from .bounding_boxes import box_score, pixel_bounds
 
 # Readers take the fields by these names: a crop of the IMAGE, a float32 array, a float, [x1, y1, x2, y2] of the crop
@@ -24,17 +26,23 @@ def to_segs(
     """Return the SEGS of one image [H, W, C].
 
     masks: [N, H, W] of the boxes, which are filled without them. The crop is `crop_factor` times the box, within the
-    image. A box outside the image is left out.
+    image. A box outside the image is left out. Raises ValueError where the crops have too many pixels.
     """
     height, width = image.shape[:2]
-    segs = []
-    for index, box in enumerate(boxes):
+    segs, made = [], 0
+    for index, box in enumerate(interruptible(boxes)):
         pixels = pixel_bounds(box, height, width)
         if pixels is None:
             continue
         x1, y1, x2, y2 = pixels
         left, right = _stretch(x1, x2, crop_factor, width)
         top, bottom = _stretch(y1, y2, crop_factor, height)
+        made += (bottom - top) * (right - left)
+        if made > MAX_MASK_PIXELS:
+            raise ValueError(
+                f"the masks of {index + 1} crops would have {made} pixels, and at most {MAX_MASK_PIXELS} are made for "
+                "an image. Use fewer boxes, or lower crop_factor"
+            )
         if masks is None:
             mask = torch.zeros(bottom - top, right - left)
             mask[y1 - top : y2 - top, x1 - left : x2 - left] = 1
