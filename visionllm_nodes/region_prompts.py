@@ -13,10 +13,10 @@ import torch.nn.functional as F
 
 from ..mulan.boundary.files import parse_json
 from ..mulan.boundary.interrupts import interruptible
-from ..mulan.boundary.limits import MAX_MASK_PIXELS, MAX_REGIONS
+from ..mulan.boundary.limits import MAX_REGIONS
 from ..nodes.common import with_field_name
 from .detections.bounding_boxes import box_corners, boxes_per_image
-from .detections.masks import MASK_THRESHOLD
+from .detections.masks import MASK_THRESHOLD, check_mask_pixels
 from .detections.results import Detections
 from .model import regions
 
@@ -71,15 +71,11 @@ def _check_counts(size: tuple[int, int], tower: int, masks: Sequence, boxes: Seq
     ]
     given = ", ".join(field for field, of_images in counts if any(of_images))
     of_images = [sum(parts) for parts in zip(*(of_images for _, of_images in counts), strict=True)]
-    most, pixels = max(of_images), sum(of_images) * max(size[0] * size[1], tower**2)
+    most, count = max(of_images), sum(of_images)
     if most > MAX_REGIONS:
         raise ValueError(f"{given}: {most} regions, and at most {MAX_REGIONS} of one image are asked about")
-    if pixels > MAX_MASK_PIXELS:
-        raise ValueError(
-            f"{given}: {sum(of_images)} regions in images of {size[1]} x {size[0]} pixels are masks of "
-            f"{pixels // 2**20} million pixels, and at most {MAX_MASK_PIXELS // 2**20} million are kept. Mark fewer "
-            "regions, or shrink the images"
-        )
+    for height, width in (size, (tower, tower)):
+        with_field_name(given, check_mask_pixels, count, height, width)
 
 
 def parse_points(text: str) -> list[tuple[float, float]]:

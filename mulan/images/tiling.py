@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..boundary.limits import MAX_IMAGE_PIXELS
+
+BLOCK = 2**24  # values of a tensor that become bytes at a time
+
 ImageLike = Image.Image | np.ndarray | torch.Tensor
 
 
@@ -24,10 +28,7 @@ def to_pixels(image: ImageLike) -> np.ndarray:
     if isinstance(image, Image.Image):
         pixels = np.asarray(image.convert("RGB"))
     elif isinstance(image, torch.Tensor) and image.is_floating_point():
-        values = image.detach().float().cpu()
-        if not torch.isfinite(values).all():
-            raise ValueError("the image contains values that are no numbers (NaN or infinite)")
-        pixels = (values.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        pixels = _bytes(image.detach())
     else:
         pixels = np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image)
     if pixels.ndim == 2:
@@ -38,6 +39,18 @@ def to_pixels(image: ImageLike) -> np.ndarray:
             f"this one is {list(pixels.shape)}, {pixels.dtype}"
         )
     return pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
+
+
+def _bytes(image: torch.Tensor) -> np.ndarray:
+    """Convert a float tensor to uint8, some rows at a time."""
+    pixels = np.empty(tuple(image.shape), np.uint8)
+    rows = max(1, BLOCK // max(1, image[:1].numel())) if image.ndim else 1
+    for first in range(0, len(image) if image.ndim else 0, rows):
+        values = image[first : first + rows].float().cpu()
+        if not torch.isfinite(values).all():
+            raise ValueError("the image contains values that are no numbers (NaN or infinite)")
+        pixels[first : first + rows] = (values.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return pixels
 
 
 def choose_tile_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
@@ -82,8 +95,11 @@ def split_into_tiles(image: Image.Image, size: int, max_tiles: int) -> list[Imag
 def resize_image(image: Image.Image, width: int, height: int, resampling: Image.Resampling) -> Image.Image:
     """Resize across, then down.
 
-    One call would leave the order to Pillow, whose versions differ, and each pass rounds to bytes.
+    One call would leave the order to Pillow, whose versions differ, and each pass rounds to bytes. An image that is
+    nearly a line goes the other way where it would grow too large between.
     """
+    if width * image.height > MAX_IMAGE_PIXELS:
+        return image.resize((image.width, height), resampling).resize((width, height), resampling)
     return image.resize((width, image.height), resampling).resize((width, height), resampling)
 
 

@@ -16,6 +16,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..boundary.interrupts import interruptible
 from ..checkpoints.tensor_files import fingerprint
 from ..conditioning.internvl_llama import InternVLEncoder, last_token_state
 from ..conditioning.prompt_syntax import plain_prompt
@@ -26,7 +27,9 @@ from .internvl_files import MODES
 from .preprocessing import check_framing, preprocess
 
 MAX_TOKENS = 80  # of a text, as upstream
+MAX_CHARACTERS = 64 * MAX_TOKENS  # of a text that are tokenized: far more than its tokens hold
 MAX_TEXT_STATES = 16 * MAX_TOKENS  # hidden states of texts in one batch, padding included
+TEXTS_PER_STEP = 1000  # of the progress bar while texts are tokenized
 BATCH_SIZE = 16  # images
 READER_BATCH_SIZE = (
     256  # mode G: images that the tower encodes before the LLaMA's turn; their hidden states take 0.4 GB
@@ -122,7 +125,11 @@ class LoadedInternVL:
         Texts stand behind ``summarize:`` and are cut at 80 tokens, as upstream does. Shows progress. Stops when the
         user interrupts.
         """
-        ids = [text_ids(self.tokenizer, text) for text in texts]
+        ids, bar = [], comfy.utils.ProgressBar(len(texts))
+        for count, text in enumerate(interruptible(texts), 1):
+            ids.append(text_ids(self.tokenizer, text))
+            if count % TEXTS_PER_STEP == 0:
+                bar.update_absolute(count)
         order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), ids[index]))
         batches = list(_batches(order, [len(of_text) for of_text in ids]))
         after_layer = _after_layer(comfy.utils.ProgressBar(self.encoder.config.num_hidden_layers * len(batches)))
@@ -184,7 +191,7 @@ def text_ids(tokenizer: InternVLTokenizer, text: str) -> tuple[int, ...]:
 
     Halves of characters become U+FFFD.
     """
-    (segments,) = plain_prompt(PREFIX + text).parts
+    (segments,) = plain_prompt(PREFIX + text[:MAX_CHARACTERS]).parts
     pieces = tokenizer.encode("".join(segment.text for segment in segments))
     return (BOS, *(piece.id for piece in pieces[: MAX_TOKENS - 2]), EOS)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..images.tiling import ImageLike, resize_image, to_pixels
 
+MAX_RATIO = 64  # of an image's sides: what lies further from the center is cut before the image is enlarged
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FRAMINGS = ("crop", "whole")  # the center square of the image; all of it, squeezed into the square
 
@@ -28,12 +29,20 @@ def preprocess(image: ImageLike, size: int, framing: str) -> torch.Tensor:
     Raises ValueError for what is no image.
     """
     pil_image = Image.fromarray(to_pixels(image))
+    if framing != "whole":
+        pil_image = _cut_ends(pil_image)
     width, height = (size, size) if framing == "whole" else _fit_outside(*pil_image.size, size)
     pil_image = resize_image(pil_image, width, height, Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     square = np.array(pil_image.crop((left, top, left + size, top + size)))
     pixels = torch.from_numpy(square).permute(2, 0, 1).float().div(255)
     return pixels.sub(torch.tensor(MEAN)[:, None, None]).div(torch.tensor(STD)[:, None, None]).contiguous()
+
+
+def _cut_ends(image: Image.Image) -> Image.Image:
+    most = MAX_RATIO * min(image.size)
+    left, top = (max(0, (side - most) // 2) for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
 def _fit_outside(width: int, height: int, size: int) -> tuple[int, int]:

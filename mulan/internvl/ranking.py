@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from ..boundary.interrupts import interruptible
+
 IMAGE, TEXT = "picture", "text"  # kinds of embeddings
 MAX_BLOCK = 2**24  # scores at a time
 
@@ -63,7 +65,7 @@ def best_pairs(a: torch.Tensor, b: torch.Tensor, count: int, same: bool = False)
     """
     block = max(1, MAX_BLOCK // len(b))
     pairs: list[tuple[int, int, float]] = []
-    for start in range(0, len(a), block):
+    for start in interruptible(range(0, len(a), block)):
         scores = a[start : start + block] @ b.T
         if same:
             scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf)
@@ -73,4 +75,10 @@ def best_pairs(a: torch.Tensor, b: torch.Tensor, count: int, same: bool = False)
             for value, index in zip(values.tolist(), indices.tolist(), strict=True)
             if value > -torch.inf
         ]
+        if len(pairs) > 2 * count:
+            pairs = _best(pairs, count)
+    return _best(pairs, count)
+
+
+def _best(pairs: list[tuple[int, int, float]], count: int) -> list[tuple[int, int, float]]:
     return sorted(pairs, key=lambda pair: (-pair[2], pair[:2]))[:count]

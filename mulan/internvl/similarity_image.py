@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw
 
+from ..boundary.interrupts import interruptible
+from ..boundary.limits import MAX_NAME_LENGTH
 from ..images.text_drawing import Color, TextRenderer
 
 MAX_NAMES = 256  # rows and columns drawn
@@ -41,7 +43,7 @@ class _Page:
         self.size = max(9, min(TEXT_SIZE, self.cell - 2))
         named = self.cell >= self.size
         self.rows, self.columns = (
-            [renderer.shorten(name, self.size, MAX_NAME_WIDTH) for name in names[:drawn]] if named else []
+            [self._shorten(name) for name in interruptible(names[:drawn])] if named else []
             for names, drawn in zip((row_names, column_names), scores.shape, strict=True)
         )
         self.low, self.high = scores.min().item(), scores.max().item()
@@ -68,7 +70,7 @@ class _Page:
 
     def _draw_cells(self, image: Image.Image, left: int, top: int) -> None:
         drawing, gap = ImageDraw.Draw(image), 1 if self.cell > 8 else 0
-        for y, row in enumerate(self.scores.tolist()):
+        for y, row in enumerate(interruptible(self.scores.tolist())):
             for x, score in enumerate(row):
                 share = (score - self.low) / (self.high - self.low) if self.high > self.low else 0.5
                 corner = left + x * self.cell, top + y * self.cell
@@ -86,6 +88,9 @@ class _Page:
                         TEXT_SIZE,
                         LIGHT if share > 0.7 else TEXT_COLOR,
                     )
+
+    def _shorten(self, name: str) -> str:
+        return self.renderer.shorten(name[:MAX_NAME_LENGTH], self.size, MAX_NAME_WIDTH)
 
     def _draw_upwards(self, image: Image.Image, baseline: int, bottom: int, name: str) -> None:
         """Draw the name of a column, to be read from below."""

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ..boundary.interrupts import interruptible
+from ..boundary.limits import MAX_LABEL_SENTENCES, MAX_LABELS, MAX_SCORES
 from .ranking import mean_embedding
 
 if TYPE_CHECKING:
     from .internvl_model import LoadedInternVL
 
 LABEL_MARK = "{c}"  # where the label goes in a template
+MAX_SENTENCE = 5000  # characters: what is behind them is beyond the tokens that a text is cut at
 
 
 class Labels(NamedTuple):
@@ -55,11 +58,13 @@ class Scores(NamedTuple):
 def read_labels(text: str) -> Labels:
     """Return the labels of a text, one per line since labels may hold commas, without outer space and empty lines.
 
-    Raises ValueError where there is none.
+    Raises ValueError where there is none, or too many.
     """
     counts = Counter(line.strip() for line in text.splitlines() if line.strip())
     if not counts:
         raise ValueError("there is no label: write one per line, such as a red circle")
+    if len(counts) > MAX_LABELS:
+        raise ValueError(f"there are {len(counts)} labels, and at most {MAX_LABELS} are compared")
     return Labels(tuple(counts), tuple(name for name, count in counts.items() if count > 1))
 
 
@@ -87,8 +92,10 @@ def embed_labels(
     """Return the vectors [L, E] of labels, float32 of unit length.
 
     Each different sentence is encoded once; a template that appears twice counts twice, as upstream. `loaded` keeps the
-    last labels' vectors: with many templates they take far longer than an image.
+    last labels' vectors: with many templates they take far longer than an image. Raises ValueError for too many
+    sentences.
     """
+    check_sentences(labels, templates)
     key = tuple(labels), tuple(templates)
     if loaded.label_cache is None or loaded.label_cache[0] != key:
         loaded.label_cache = key, _embed_labels(loaded, *key)
@@ -96,14 +103,37 @@ def embed_labels(
 
 
 def _embed_labels(loaded: LoadedInternVL, labels: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    sentences = [[template.replace(LABEL_MARK, label) for template in templates] for label in labels]
+    heads = [template[:MAX_SENTENCE] for template in templates]
+    sentences = [
+        [head.replace(LABEL_MARK, label[:MAX_SENTENCE])[:MAX_SENTENCE] for head in heads]
+        for label in interruptible(labels)
+    ]
     different = list(dict.fromkeys(sentence for of_label in sentences for sentence in of_label))
     vectors = loaded.embed_texts(different)
     row = {sentence: index for index, sentence in enumerate(different)}
-    return torch.stack([mean_embedding(vectors[[row[sentence] for sentence in of_label]]) for of_label in sentences])
+    return torch.stack(
+        [mean_embedding(vectors[[row[sentence] for sentence in of_label]]) for of_label in interruptible(sentences)]
+    )
+
+
+def check_sentences(labels: Sequence[str], templates: Sequence[str]) -> None:
+    """Raise ValueError where the labels in all templates are more sentences than are encoded."""
+    if len(labels) * len(templates) > MAX_LABEL_SENTENCES:
+        raise ValueError(
+            f"{len(labels)} labels in {len(templates)} templates are {len(labels) * len(templates)} sentences, and at "
+            f"most {MAX_LABEL_SENTENCES} are encoded. Use fewer labels or templates"
+        )
 
 
 def classify(images: torch.Tensor, labels: torch.Tensor, logit_scale: float) -> Scores:
-    """Return the scores of unit vectors of images [N, E] with those of labels [L, E]."""
+    """Return the scores of unit vectors of images [N, E] with those of labels [L, E].
+
+    Raises ValueError for too many.
+    """
+    if len(images) * len(labels) > MAX_SCORES:
+        raise ValueError(
+            f"{len(images)} images with {len(labels)} labels are {len(images) * len(labels)} scores, and at most "
+            f"{MAX_SCORES} are kept. Use fewer images or labels at a time"
+        )
     cosine = images @ labels.T
     return Scores((logit_scale * cosine).softmax(dim=1), cosine)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...mulan.boundary.limits import MAX_MASK_PIXELS
+from ..detections.masks import check_mask_pixels
 from ..detections.results import Detections, Keypoints, Segmentation
 from . import postprocess
 from .grounding_decoder import GroundingOutput
@@ -136,15 +136,6 @@ def detect_keypoints(
     return keypoints.select(select(detections, limits))
 
 
-def check_mask_pixels(count: int, size: tuple[int, int]) -> None:
-    """Raise ValueError where so many masks of an image of `size` (height, width) are more than memory is for."""
-    if count * size[0] * size[1] > MAX_MASK_PIXELS:
-        raise ValueError(
-            f"{count} masks of {size[1]} x {size[0]} pixels are too many, at most {MAX_MASK_PIXELS // 2**20} million "
-            "pixels are kept. Lower top_k, mark fewer regions or shrink the image"
-        )
-
-
 def require_part(loaded: LoadedVisionLLM, name: str):
     """Return a part that a checkpoint may lack. Raises ValueError where it does."""
     part = getattr(loaded.model, name)
@@ -183,7 +174,7 @@ def _with_masks(
 ) -> Detections:
     if not masks:
         return detections
-    check_mask_pixels(len(detections), canvas.size)
+    check_mask_pixels(len(detections), *canvas.size)
     mask_logits = _mask_logits(loaded, grounding, queries)
     return replace(detections, masks=postprocess.instance_masks(mask_logits, canvas.content, canvas.size).cpu())
 

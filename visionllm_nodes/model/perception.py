@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ...mulan.boundary.limits import MAX_NAME_LENGTH, MAX_NAMES, MAX_REGIONS
+from ..detections.masks import check_mask_pixels
 from ..detections.results import Detections, Keypoints, Segmentation, concatenate
 from . import decoding, prompt_templates
 from .image_inputs import ImageLike
@@ -96,7 +97,7 @@ def detect_at_regions(
     """
     view, canvas, names = _prepare_regions(loaded, image, region_masks)
     if masks:
-        decoding.check_mask_pixels(len(names), view.size)
+        check_mask_pixels(len(names), *view.size)
 
     def ask(part: slice) -> Detections:
         queries = _region_queries(loaded, view, canvas, region_masks[part])
