@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .limits import MAX_IMAGE_PIXELS
@@ -16,7 +18,7 @@ def check_images(value) -> torch.Tensor:
     Accepts one image [H, W, C], gray ones, and any floating dtype. Raises ValueError for what is not an image.
     """
     images = _tensor(value, "images", "[batch, height, width, 3]")
-    if images.ndim == 3 and images.shape[-1] in CHANNELS[1:] and min(images.shape[:2]) > CHANNELS[-1]:
+    if _is_one_image(images) and images.shape[-1] != 1:
         images = images[None]
     if images.ndim != 4 or images.shape[-1] not in CHANNELS:
         first = images.ndim == 4 and images.shape[1] in CHANNELS
@@ -29,9 +31,10 @@ def check_images(value) -> torch.Tensor:
     if not len(images):
         raise ValueError("the batch is empty: there is no image in it")
     _check_pixels(images.shape[1], images.shape[2], "an image")
-    images = _finite(images.to(torch.float32), "images")
-    if images.amax() > MAX_VALUE:
-        raise ValueError(f"expected images as numbers from 0 to 1, got values up to {images.amax():g}")
+    images = images.to(torch.float32)
+    highest = _highest(images, "images")
+    if highest > MAX_VALUE:
+        raise ValueError(f"expected images as numbers from 0 to 1, got values up to {highest:g}")
     return images.expand(*images.shape[:3], 3) if images.shape[-1] == 1 else images
 
 
@@ -47,11 +50,16 @@ def check_masks(value) -> torch.Tensor:
         masks = masks[None]
     elif masks.ndim == 4 and 1 in (masks.shape[1], masks.shape[3]):
         masks = masks.squeeze(1 if masks.shape[1] == 1 else 3)
-    if masks.ndim != 3:
-        raise ValueError(f"expected masks [batch, height, width], got a tensor of shape {shape}")
+    if masks.ndim != 3 or _is_one_image(masks):
+        raise ValueError(
+            f"expected masks [batch, height, width], got a tensor of shape {shape}"
+            + (", which is an image. Use Convert Image to Mask" if masks.ndim == 3 else "")
+        )
     _check_pixels(masks.shape[1], masks.shape[2], "a mask")
-    scale = 255.0 if masks.dtype == torch.uint8 and masks.numel() and masks.amax() > 1 else 1.0
-    return _finite(masks.cpu().to(torch.float32), "masks") / scale
+    numbers = masks.cpu().to(torch.float32)
+    if len(numbers) and _highest(numbers, "masks") > 1 and masks.dtype == torch.uint8:
+        numbers = numbers / 255
+    return numbers
 
 
 def _tensor(value, kind: str, form: str) -> torch.Tensor:
@@ -62,10 +70,17 @@ def _tensor(value, kind: str, form: str) -> torch.Tensor:
     return value.detach()
 
 
-def _finite(values: torch.Tensor, kind: str) -> torch.Tensor:
-    if not torch.isfinite(values).all():
+def _is_one_image(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is [H, W, C] rather than a batch of images without channels, a few pixels wide."""
+    return tensor.ndim == 3 and tensor.shape[-1] in CHANNELS and min(tensor.shape[:2]) > CHANNELS[-1]
+
+
+def _highest(values: torch.Tensor, kind: str) -> float:
+    """Return the highest value, in no further memory; NaN is both the lowest and the highest of what holds it."""
+    low, high = (value.item() for value in values.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"the {kind} contain NaN or infinity. Look at the node that made them")
-    return values
+    return high
 
 
 def _check_pixels(height: int, width: int, kind: str) -> None:

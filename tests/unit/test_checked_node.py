@@ -142,6 +142,7 @@ def test_masks_come_in_one_form(value, expected):
     [
         (torch.ones(1, 3, 8, 9), "shape [1, 3, 8, 9]"),
         (torch.tensor(1.0), "shape []"),
+        (torch.ones(8, 9, 3), "which is an image"),
         (torch.full((1, 8, 9), INF), "contain NaN or infinity"),
         (torch.ones(1, 8, 0), "0 x 8 pixels"),
         (None, None),
