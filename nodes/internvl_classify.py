@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..mulan.boundary.interrupts import interruptible
 from ..mulan.internvl.ranking import rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
 from .common import show_text, validation_result
@@ -133,11 +134,11 @@ class InternVLZeroShotClassify(InternVLNode):
         label_embeddings = embed_labels(internvl, parsed.names, parse_templates(choice, own_templates))
         images = embed_images(internvl, image, source, framing)
         results = classify(images.vectors, label_embeddings, internvl.logit_scale)
-        best = [rank(row, unwrap_single(top_k)) for row in results.cosine]
+        best = [rank(row, unwrap_single(top_k)) for row in interruptible(results.cosine)]
         shown = results.softmax if kind == SOFTMAX else results.cosine
         records = [
             {"name": name, "labels": label_records(parsed, results, index, order)}
-            for index, (name, order) in enumerate(zip(images.names, best, strict=True))
+            for index, (name, order) in enumerate(interruptible(zip(images.names, best, strict=True)))
         ]
         written = document(
             "classify",
@@ -152,7 +153,7 @@ class InternVLZeroShotClassify(InternVLNode):
         )
         lines = [
             label_line(name, parsed.names, row, order)
-            for name, row, order in zip(images.names, shown, best, strict=True)
+            for name, row, order in interruptible(zip(images.names, shown, best, strict=True))
         ]
         return io.NodeOutput(
             [parsed.names[order[0]] for order in best],

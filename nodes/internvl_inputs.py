@@ -9,7 +9,15 @@ from comfy_api.latest import io
 from ..mulan.internvl.internvl_model import LoadedInternVL
 from ..mulan.internvl.preprocessing import FRAMINGS
 from ..mulan.internvl.ranking import Embeddings
-from ..mulan.internvl.zeroshot import BUILT_IN, LABEL_MARK, NO_TEMPLATES, Labels, read_labels, read_templates
+from ..mulan.internvl.zeroshot import (
+    BUILT_IN,
+    LABEL_MARK,
+    NO_TEMPLATES,
+    Labels,
+    check_sentences,
+    read_labels,
+    read_templates,
+)
 from .checked_node import CheckedNode, instance_of
 from .common import with_field_name
 
@@ -149,7 +157,9 @@ def check_label_inputs(labels, templates, own_templates) -> None:
     if _is_known(labels):
         parse_labels(labels)
     if _is_known(templates) and (unwrap_single(templates) != OWN or _is_known(own_templates)):
-        parse_templates(unwrap_single(templates), own_templates)
+        sentences = parse_templates(unwrap_single(templates), own_templates)
+        if _is_known(labels):
+            with_field_name("labels", check_sentences, parse_labels(labels).names, sentences)
 
 
 def _joined(texts: str | Sequence[str]) -> str:

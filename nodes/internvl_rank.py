@@ -186,7 +186,7 @@ class InternVLRank(InternVLNode):
         lines = [f"{each['score']:.3f}  {each['name']}" for each in ranked] or [
             f"none of {len(candidates.names)} reaches the threshold"
         ]
-        images = [candidates.image(index) for index in order] if candidates.image else []
+        images = candidates.images(order)
         lists = images, [each["score"] for each in ranked], order, [each["name"] for each in ranked]
         return io.NodeOutput(
             *(values or [ExecutionBlocker(None)] for values in lists),

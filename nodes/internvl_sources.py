@@ -12,7 +12,9 @@ from pathlib import Path
 import folder_paths
 import torch
 
-from ..mulan.images.image_files import read_image
+from ..mulan.boundary.interrupts import interruptible
+from ..mulan.boundary.limits import MAX_RESULT_PIXELS
+from ..mulan.images.image_files import UnreadableImageError, read_image
 from ..mulan.internvl.image_folder import ImageFolder, UnreadableImage, embed_folder, open_image_folder
 from .common import with_field_name
 from .internvl_inputs import ABSENT, unwrap_single
@@ -82,12 +84,35 @@ class ImageEmbeddings:
     """Images as `vectors` [N, E] with their names.
 
     `image` returns an image itself, where it is at hand; `unreadable` are the files of a folder that could not be read.
+    `read`: whether images come from files.
     """
 
     vectors: torch.Tensor
     names: tuple[str, ...]
     image: Callable[[int], torch.Tensor] | None  # index -> [1, H, W, 3]
     unreadable: Sequence[UnreadableImage] = field(default_factory=list)
+    read: bool = False
+
+    def images(self, order: Sequence[int]) -> list[torch.Tensor]:
+        """Return the images in this order, [1, H, W, 3] each; none where they are not at hand.
+
+        Raises ValueError where one cannot be read any more, and where all that are read are too large together.
+        """
+        if self.image is None:
+            return []
+        images, pixels = [], 0
+        for index in interruptible(order):
+            try:
+                images.append(self.image(index))
+            except UnreadableImageError as error:
+                raise ValueError(f"{self.names[index]} could not be read again: {error}") from error
+            pixels += images[-1][0, :, :, 0].numel() if self.read else 0
+            if pixels > MAX_RESULT_PIXELS:
+                raise ValueError(
+                    f"top_k: the first {len(images)} of {len(order)} images have {pixels // 2**20} million pixels, and "
+                    f"at most {MAX_RESULT_PIXELS // 2**20} million are loaded at a time. Lower top_k"
+                )
+        return images
 
 
 def embed_images(
@@ -98,7 +123,11 @@ def embed_images(
         cache = Path(folder_paths.get_output_directory(), CACHE_FOLDER)
         embedded = embed_folder(internvl, folder, framing, cache)
         return ImageEmbeddings(
-            embedded.vectors, embedded.names, lambda index: read_image(embedded.files[index])[None], embedded.unreadable
+            embedded.vectors,
+            embedded.names,
+            lambda index: read_image(embedded.files[index])[None],
+            embedded.unreadable,
+            read=True,
         )
     batch = [image[..., :3] for images_of_one_size in images or () for image in images_of_one_size]
     if not batch:

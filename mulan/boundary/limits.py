@@ -17,6 +17,7 @@ MAX_NAME_LENGTH = 1000  # characters of one such name
 MAX_REGIONS = 1000  # regions of one image
 MAX_LABELS = 10000  # labels of a zero-shot classification
 MAX_LABEL_SENTENCES = 200000  # labels x templates
+MAX_RESULT_PIXELS = 2**29  # pixels of all images that one node reads from files and returns: 6 GB
 MAX_SCORES = 2**28  # images x labels: 2 GB with both kinds of score
 MAX_MASK_PIXELS = 2**30  # pixels of all masks that one document or one question unpacks: 4 GB as float32
 MAX_POSITION = 2**27  # pixels of a keypoint from the corner of its image: drawing counts in whole numbers
