@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import os
+import reprlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +15,9 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from ..mulan.boundary.files import check_file_name, naming
 from ..mulan.checkpoints.tensor_files import INDEX_NAMES, SINGLE_NAMES, fingerprint
+from .readable_folders import check_readable
 
 Result = TypeVar("Result")
 
@@ -228,11 +233,34 @@ class SavedFiles:
                 f"{folder_paths.get_input_directory()}. Save it with {self.saver}, or copy it there, and press R "
                 "in the editor."
             )
+        with_field_name("file", check_readable, [file])
         return file
 
-    def next(self, prefix: str) -> tuple[Path, str]:
-        """Return the next free file for a `filename_prefix` as in Save Image, and its name in `listed`."""
-        root = Path(folder_paths.get_output_directory(), self.folder)
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root))
-        file = f"{name}_{counter:05}_{self.suffix}"
-        return Path(folder, file), Path(self.folder, subfolder, file).as_posix() + OUTPUT_MARK
+    def free(self, prefix: str) -> Iterator[Path]:
+        """Return the free files for a `filename_prefix` as in Save Image, in order: what WholeFile takes.
+
+        Raises ValueError for what cannot be a name there, and where its folder cannot be made.
+        """
+        return with_field_name("filename_prefix", self._free, prefix)
+
+    def name(self, file: Path) -> str:
+        """Return the name in `listed` of a saved file."""
+        below = os.path.relpath(os.path.realpath(file), os.path.realpath(self._root))
+        return Path(self.folder, below).as_posix() + OUTPUT_MARK
+
+    def _free(self, prefix: str) -> Iterator[Path]:
+        check_file_name(f"{prefix}_00000_{self.suffix}")
+        prefix = os.path.normpath(prefix)
+        target = Path(self._root, prefix)
+        inside = folder_paths.is_within_directory(str(self._root), str(target.parent))
+        if not inside or os.path.basename(prefix) in ("", ".", ".."):
+            raise ValueError(
+                f"{reprlib.repr(prefix)} is not the name of a file below {self._root}. Name one, without '..'"
+            )
+        with naming(target):
+            folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, str(self._root))
+        return (Path(folder, f"{name}_{number:05}_{self.suffix}") for number in itertools.count(counter))
+
+    @property
+    def _root(self) -> Path:
+        return Path(folder_paths.get_output_directory(), self.folder)

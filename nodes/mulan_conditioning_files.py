@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import comfyui_version
 from comfy_api.latest import io
 
 from ..mulan import VERSION
+from ..mulan.boundary.files import file_digest
 from ..mulan.conditioning.saved_conditioning import load_conditioning, save_conditioning
 from .checked_node import CheckedNode
 from .common import SavedFiles, show_text, validate
@@ -73,8 +72,9 @@ class MulanSaveConditioning(CheckedNode):
 
     @classmethod
     def execute(cls, conditioning, filename_prefix) -> io.NodeOutput:
-        file, listed = FILES.next(filename_prefix.strip() or "MuLan")
-        saved = save_conditioning(file, conditioning, {"MuLan Nodes": VERSION, "ComfyUI": comfyui_version.__version__})
+        versions = {"MuLan Nodes": VERSION, "ComfyUI": comfyui_version.__version__}
+        saved = save_conditioning(FILES.free(filename_prefix.strip() or "MuLan"), conditioning, versions)
+        listed = FILES.name(saved.path)
         return io.NodeOutput(conditioning, listed, ui=show_text(cls, f"{listed}\n{saved.describe()}"))
 
 
@@ -143,7 +143,7 @@ class MulanLoadConditioning(CheckedNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, model=None):
-        return hashlib.sha256(FILES.locate(file).read_bytes()).hexdigest()
+        return file_digest(FILES.locate(file))
 
     @classmethod
     def execute(cls, file, model=None) -> io.NodeOutput:

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import reprlib
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .limits import MAX_JSON_LENGTH
+from .interrupts import interruptible
+from .limits import MAX_FILE_NAME, MAX_JSON_LENGTH
 
 try:
     import fcntl
@@ -29,10 +31,12 @@ except ImportError:  # Windows, where an open file cannot be removed anyway
     fcntl = None
 
 UNFINISHED = ".unfinished"
+WINDOWS = os.name == "nt"
 
 _READABLE = 40  # characters of a file's name in the name of its unfinished file: a long name stays within the limit
 _RUN = uuid.uuid4().hex[:8]  # in the names of this process's unfinished files
-_OURS = re.compile(rf"\.(lock|[0-9a-f]{{8}})-([0-9a-f]{{8}})-[0-9a-f]{{8}}{re.escape(UNFINISHED)}")
+_OURS = re.compile(rf"\.(lock|[0-9a-f]{{8}})-([0-9a-f]{{8}})-[0-9a-f]{{8}}{re.escape(UNFINISHED)}$")
+_NO_NAME, _NO_WINDOWS_NAME = re.compile(r"[\x00-\x1f\x7f]"), re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 _DAY = 24 * 60 * 60.0
 _STALE = 30.0  # seconds after which a lock counts as left by a killed process: they are held for one small file
 
@@ -140,6 +144,19 @@ def locked(path: Path, wait: float = _STALE) -> Iterator[bool]:
             lock.unlink(missing_ok=True)
 
 
+def check_file_name(path: str) -> None:
+    """Raise ValueError where no system, or not this one, has a file of this name; folders may stand before it."""
+    try:
+        longest = max(len(os.fsencode(part)) for part in Path(path).parts)
+    except UnicodeEncodeError:
+        raise ValueError(f"{reprlib.repr(path)} has characters that this system's file names cannot hold") from None
+    bad = (_NO_WINDOWS_NAME if WINDOWS else _NO_NAME).search(os.path.splitdrive(path)[1])
+    if bad:
+        raise ValueError(f"a file name cannot contain {bad[0]!r}. Remove it")
+    if longest > MAX_FILE_NAME:
+        raise ValueError(f"the file name would be {longest} bytes long, and at most {MAX_FILE_NAME} are possible")
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove the unfinished files and locks that killed processes left in a folder."""
     host = _host()
@@ -156,17 +173,23 @@ def file_digest(path: Path) -> str:
     """Return the sha256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(2**20):
+        for block in interruptible(iter(lambda: file.read(2**20), b"")):
             digest.update(block)
     return digest.hexdigest()
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON with or without a byte order mark. Raises ValueError, also where it is too long or nested too deep."""
+    """Parse JSON with or without a byte order mark, bytes in any of JSON's encodings.
+
+    Raises ValueError, also where it is too long or nested too deep.
+    """
     if len(text) > MAX_JSON_LENGTH:
         raise ValueError(f"it is {len(text)} characters long, and at most {MAX_JSON_LENGTH} are read")
     if isinstance(text, bytes):
-        text = text.decode("utf-8-sig")
+        try:
+            text = text.decode(json.detect_encoding(text))
+        except UnicodeDecodeError:
+            raise ValueError("it is not text in UTF-8") from None
     try:
         return json.loads(text.lstrip("\ufeff"))
     except RecursionError:

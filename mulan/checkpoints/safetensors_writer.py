@@ -47,6 +47,12 @@ class TensorSpec(NamedTuple):
         return self.dtype.itemsize * math.prod(self.shape)
 
 
+def is_storable(tensor: torch.Tensor) -> bool:
+    """Return whether a file can hold the tensor: a dense one, with values, of a dtype that the format has."""
+    dense = tensor.layout == torch.strided and not tensor.is_nested
+    return dense and tensor.device.type != "meta" and tensor.dtype in _DTYPES
+
+
 class SafetensorsWriter:
     """Write the tensors of `specs` to `target` in any order, each whole or in chunks of rows; a context manager.
 

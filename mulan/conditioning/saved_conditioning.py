@@ -10,15 +10,17 @@ refused, never left out silently. The other metadata keys tell people and tools 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..boundary.files import parse_json
+from ..boundary.texts import whole_characters
 from ..checkpoints.identify import identify
-from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
+from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec, is_storable
 from ..checkpoints.tensor_files import WrongFileError, describe_path, open_tensors
 from .base_model import check_family, detect_family
 from .families import FAMILIES, PIXART, Family
@@ -33,6 +35,7 @@ FORMAT_KEY, FORMAT_VERSION = (
 ENTRIES, VERSIONS = "entries", "versions"
 MULAN = "mulan"  # in an entry that MuLan's CLIP made: {"family", "prompt", "text_encoder", "adapter"}
 SOURCES = ("text_encoder", "adapter")
+MAX_DEPTH = 50  # of lists and dictionaries within each other: ComfyUI's conditionings have three or four
 
 _PLAIN = (bool, int, float, str)
 # What the width tells where MuLan's CLIP did not: 4096 may be PixArt's, but a dozen other models' too.
@@ -107,25 +110,27 @@ class SavedConditioning:
             )
 
 
-def save_conditioning(path: Path, conditioning: list, versions: Mapping[str, str]) -> SavedConditioning:
-    """Write the file whole or not at all, and return what it holds.
+def save_conditioning(
+    target: Path | Iterator[Path], conditioning: list, versions: Mapping[str, str]
+) -> SavedConditioning:
+    """Write the file whole or not at all, to a path or the first free one of several, and return what it holds.
 
-    Raises UnsaveableError, and OSError where the disk refuses.
+    Raises UnsaveableError, and UnwritableError where the disk refuses.
     """
     if not conditioning:
         raise UnsaveableError("this conditioning has no entries: there is nothing to save.")
     tensors = _Tensors()
-    entries = [tensors.entry(number, context, values) for number, (context, values) in enumerate(conditioning, 1)]
+    entries = [tensors.entry(number, entry) for number, entry in enumerate(conditioning, 1)]
     infos = [_mulan_info(values) for _, values in conditioning]
     metadata = {FORMAT_KEY: str(FORMAT_VERSION), ENTRIES: json.dumps(entries), VERSIONS: json.dumps(dict(versions))}
     metadata["prompts"] = _readable(json.dumps([info.get("prompt", "") for info in infos], ensure_ascii=False))
     for name in ("family", *SOURCES):
         metadata[name] = _readable(", ".join(dict.fromkeys(info[name] for info in infos if info.get(name))))
     specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.named.items()}
-    with SafetensorsWriter(path, specs, metadata) as file:
+    with SafetensorsWriter(target, specs, metadata) as file:
         for name, tensor in tensors.named.items():
             file.write(name, tensor)
-    return SavedConditioning(path, conditioning, versions)
+    return SavedConditioning(file.path, conditioning, versions)
 
 
 def load_conditioning(path: Path) -> SavedConditioning:
@@ -147,11 +152,11 @@ def load_conditioning(path: Path) -> SavedConditioning:
     try:
         # Copies: the file may be replaced or cut while its conditioning lives on.
         tensors = {name: file.read(name).clone() for name in file.shapes}
-        entries = json.loads(file.metadata[ENTRIES])
+        entries = parse_json(file.metadata[ENTRIES])
         conditioning = [
             [_value(entry[part], tensors.__getitem__) for part in ("context", "values")] for entry in entries
         ]
-        loaded = SavedConditioning(path, conditioning, json.loads(file.metadata[VERSIONS]))
+        loaded = SavedConditioning(path, conditioning, parse_json(file.metadata[VERSIONS]))
         loaded.describe()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise WrongFileError(
@@ -174,8 +179,14 @@ class _Tensors:
         self.named: dict[str, torch.Tensor] = {}
         self._names: dict[tuple, str] = {}
 
-    def entry(self, number: int, context: torch.Tensor, values: dict) -> dict:
-        if not isinstance(context, torch.Tensor):
+    def entry(self, number: int, entry: Sequence) -> dict:
+        if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[1], dict)):
+            raise UnsaveableError(
+                f"entry {number} of this conditioning is not a context with its values, as ComfyUI's conditionings "
+                "are. Look at the node that made it."
+            )
+        context, values = entry
+        if not isinstance(context, torch.Tensor) or not context.ndim:
             raise UnsaveableError(
                 f"entry {number} of this conditioning has a {type(context).__name__} where its context should be: it "
                 "cannot be saved."
@@ -186,12 +197,16 @@ class _Tensors:
         """Return `value` as JSON: {"tensor": name}, {"list": [...]}, {"tuple": [...]}, {"dict": {...}}, or itself where
         it is plain.
         """
+        if where.count(".") > MAX_DEPTH:
+            raise UnsaveableError(f"values of this conditioning are nested more than {MAX_DEPTH} deep: {where[:60]}...")
         if isinstance(value, torch.Tensor):
             return {"tensor": self._name(value, where)}
         if type(value) in (list, tuple):
             return {type(value).__name__: [self._tree(part, f"{where}.{index}") for index, part in enumerate(value)]}
         if type(value) is dict and all(isinstance(key, str) for key in value):
             return {"dict": {key: self._tree(part, f"{where}.{key}") for key, part in value.items()}}
+        if type(value) is int and value.bit_length() > 64:
+            raise UnsaveableError(f"{where} of this conditioning is a number of more than 64 bits: it cannot be saved.")
         if value is None or isinstance(value, _PLAIN):
             return value
         entry, _, name = where.partition(".")
@@ -202,6 +217,11 @@ class _Tensors:
         )
 
     def _name(self, tensor: torch.Tensor, where: str) -> str:
+        if not is_storable(tensor):
+            raise UnsaveableError(
+                f"{where} of this conditioning is a tensor that a file cannot hold ({tensor.dtype}, {tensor.layout}, "
+                f"on {tensor.device}). Look at the node that made it."
+            )
         same = (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
         if same not in self._names:
             if _has_nan(tensor):
@@ -209,7 +229,7 @@ class _Tensors:
                     f"{where} of this conditioning contains NaN (not a number), which would give black images. "
                     f"Check the files of the text encoder and the adapter."
                 )
-            name = where
+            name = _readable(where)
             while name in self.named:  # keys may hold dots
                 name += "_"
             self.named[name], self._names[same] = tensor, name
@@ -230,7 +250,7 @@ def _value(tree, tensor: Callable[[str], torch.Tensor]):
 
 def _mulan_info(values: Mapping) -> Mapping:
     info = values.get(MULAN)
-    return info if isinstance(info, Mapping) else {}
+    return {name: text for name, text in info.items() if isinstance(text, str)} if isinstance(info, Mapping) else {}
 
 
 def _entry_line(context: torch.Tensor, values: Mapping) -> str:
@@ -247,5 +267,5 @@ def _has_nan(tensor: torch.Tensor) -> bool:
 
 
 def _readable(text: str) -> str:
-    """Replace half characters (lone surrogates), which neither a file nor a message can hold."""
-    return text.encode("utf-8", "replace").decode()
+    """Replace half characters, which neither a file nor a message can hold."""
+    return whole_characters(text)[0]

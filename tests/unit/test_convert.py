@@ -361,7 +361,7 @@ def test_a_conversion_that_is_stopped_leaves_nothing(stop, sources, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors"] and kept.read_bytes() == b"an older file"
 
 
-def test_the_unfinished_file_of_a_killed_run_is_overwritten(sources, tmp_path):
+def test_the_unfinished_file_of_a_killed_run_is_removed_by_the_next(sources, tmp_path):
     target = tmp_path / "small.safetensors"
     killed = child(
         """
@@ -374,7 +374,7 @@ def test_the_unfinished_file_of_a_killed_run_is_overwritten(sources, tmp_path):
         target,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors.unfinished"]
+    assert [file.suffix for file in tmp_path.iterdir()] == [".unfinished"]
     convert(sources["bin folder"], target)
     assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors"] and open_text_encoder(target)
 
