@@ -4,6 +4,7 @@ norms of queries and keys.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 from ..boundary.limits import PREFILL_TOKENS
 
+MIN_TEMPERATURE = 1e-4  # below, logits divided by it would leave the range of numbers
 HEAD_NORM = "gemma3"  # ComfyUI's name for a norm over each head
 
 
@@ -30,6 +32,16 @@ class LanguageConfig(llama.Llama2Config):
     qkv_bias: bool = False  # Qwen2
     q_norm: str | None = None  # `HEAD_NORM` in Qwen3
     k_norm: str | None = None
+
+
+def check_temperature(temperature: float) -> float:
+    """Return a temperature that logits can be divided by: 0 is one that leaves no choice.
+
+    Raises ValueError for one below 0, and for what is no number.
+    """
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be a number from 0 on, not {temperature}")
+    return max(temperature, MIN_TEMPERATURE)
 
 
 def causal_bias(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
@@ -86,7 +98,15 @@ class LanguageModel(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
         if not logits.isfinite().all():
             raise ArithmeticError("logits that are not finite")
         token = super().sample_token(
-            logits, temperature, top_k, top_p, min_p, repetition_penalty, token_history, *arguments, **options
+            logits,
+            check_temperature(temperature),
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            token_history,
+            *arguments,
+            **options,
         )
         if self.on_token is not None:
             self.on_token([*token_history, int(token)])

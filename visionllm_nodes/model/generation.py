@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from ...mulan.internvl_chat.chat_language_model import check_temperature
 from .language_model import KVCache
 from .special_tokens import EMBEDDINGS, PATCH, REGION
 from .super_link import TABLE_OF
@@ -31,8 +32,11 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
 def nucleus_sampler(temperature: float, top_p: float, seed: int) -> Sampler:
     """Return a sampler of the most likely tokens that together have the probability `top_p` (0 < top_p <= 1).
 
-    The same seed gives the same text.
+    The same seed gives the same text. Raises ValueError for a temperature or top_p that is no such number.
     """
+    temperature = check_temperature(temperature)
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be a number above 0 and at most 1, not {top_p}")
     generator = torch.Generator().manual_seed(seed)
 
     def sample(logits):
