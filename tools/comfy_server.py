@@ -59,13 +59,14 @@ class GraphRejected(RuntimeError):
 
 
 class GraphFailed(RuntimeError):
-    """A node raised while the graph ran: `node` is its id; `node_class`, `exception` and `message` say the rest."""
+    """A node raised while the graph ran: `node` is its id; `node_class`, `exception`, `message` and `traceback` say the rest."""
 
     def __init__(self, event: dict):
         self.node = event.get("node_id")
         self.node_class = event.get("node_type", "")
         self.exception = event.get("exception_type", "interrupted")
         self.message = event.get("exception_message", "").strip()
+        self.traceback = event.get("traceback", [])
         super().__init__(f"node {self.node} ({self.node_class}) failed: {self.exception}: {self.message}")
 
 
@@ -93,7 +94,8 @@ class ComfyServer:
 
     comfyui: its folder; of its custom nodes only this pack is loaded. extra_models: a folder with the layout of
     models/ that is searched too. extra_nodes: a folder with the layout of custom_nodes/ whose packs are loaded too.
-    port: 0 takes a free one. What the server writes goes to a temporary folder, except its log.
+    port: 0 takes a free one. What the server writes goes to a temporary folder, except its log; or to `folder`, which
+    stays, and which several servers may share.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class ComfyServer:
         extra_models: Path | None = None,
         extra_nodes: Path | None = None,
         log: Path | None = None,
+        folder: Path | None = None,
         start_within: float = 300.0,
     ):
         self.comfyui, self.cpu, self.start_within = Path(comfyui), cpu, start_within
@@ -112,6 +115,7 @@ class ComfyServer:
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
         self._extra_models, self._extra_nodes, self._given_log = extra_models, extra_nodes, log
+        self._given_folder = folder
         self._ended: dict[str, tuple[str, dict]] = {}  # prompt id -> (ending, its data), until somebody waits for it
         self._process: subprocess.Popen | None = None
         self._socket: websocket.WebSocket | None = None
@@ -127,7 +131,7 @@ class ComfyServer:
 
     def start(self) -> None:
         """Start and return once the server answers; ServerError with the end of its log otherwise."""
-        self.folder = Path(tempfile.mkdtemp(prefix="comfy_server_"))
+        self.folder = self._given_folder or Path(tempfile.mkdtemp(prefix="comfy_server_"))
         self.log = self._given_log or self.folder / "server.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -154,7 +158,7 @@ class ComfyServer:
         command = server_command(self.comfyui, self.port, self.cpu, packs)
         command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         for name in ("input", "output", "temp", "user"):
-            (self.folder / name).mkdir()
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
             command += [f"--{name}-directory", str(self.folder / name)]
         folders = {}
         if self._extra_models:
@@ -191,7 +195,13 @@ class ComfyServer:
                 self._signal_all(getattr(signal, "SIGKILL", signal.SIGTERM))
                 self._process.wait()
         self._process = self._socket = None
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._given_folder is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the server at once, as a crash or a person would; `stop` has to follow."""
+        self._signal_all(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.process.wait()
 
     @property
     def process(self) -> subprocess.Popen:
