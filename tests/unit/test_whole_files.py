@@ -1,0 +1,311 @@
+"""Files appear whole or not at all: several processes in one folder, kills, full and read-only disks."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mulan_nodes.mulan.boundary import files
+from mulan_nodes.mulan.boundary.files import (
+    UNFINISHED,
+    UnwritableError,
+    WholeFile,
+    check_file_name,
+    locked,
+    remove_abandoned,
+    write_text,
+)
+from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
+from mulan_nodes.mulan.internvl.embedding_cache import EmbeddingCache
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are forked")
+FORK = multiprocessing.get_context("fork") if os.name == "posix" else multiprocessing
+
+
+def start(work: Callable, *arguments) -> multiprocessing.Process:
+    """Run `work(*arguments)` in a process of its own."""
+
+    def run():
+        files._RUN = uuid.uuid4().hex[:8]  # which a server of its own would have
+        work(*arguments)
+
+    process = FORK.Process(target=run)
+    process.start()
+    return process
+
+
+def finish(*processes: multiprocessing.Process) -> None:
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+def numbered(folder: Path):
+    return (folder / f"x_{count:05}_.txt" for count in itertools.count(1))
+
+
+def refusing(code: int) -> Callable:
+    """Return a function that fails as the system does."""
+
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir() if UNFINISHED in file.name]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+def test_processes_that_count_in_one_folder_overwrite_nothing(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.setattr(files.os, "link", refusing(errno.EPERM))
+
+    def work(process: int):
+        for count in range(100):
+            write_text(numbered(tmp_path), f"{process} {count}")
+
+    finish(*[start(work, process) for process in range(3)])
+    texts = [file.read_text() for file in sorted(tmp_path.iterdir())]
+    assert sorted(texts) == sorted(f"{process} {count}" for process in range(3) for count in range(100))
+    assert [file.name for file in sorted(tmp_path.iterdir())] == [f"x_{count:05}_.txt" for count in range(1, 301)]
+
+
+def test_a_reader_sees_one_file_or_the_other(tmp_path):
+    path = tmp_path / "shared.safetensors"
+
+    def work(process: int):
+        for count in range(150):
+            with SafetensorsWriter(path, {"a": TensorSpec(torch.float32, (20000,))}, {}) as file:
+                file.write("a", torch.full((20000,), float(process * 1000 + count)))
+
+    writers, seen = [start(work, process) for process in (1, 2)], set()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            values = load_file(path)["a"]
+            assert (values == values[0]).all() and len(values) == 20000
+            seen.add(values[0].item())
+    finish(*writers)
+    assert len(seen) > 20 and not leftovers(tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    def living():
+        with WholeFile(tmp_path / "other.bin") as file:
+            file.write(b"x")
+            while not (tmp_path / "next.txt").exists():
+                time.sleep(0.02)
+
+    def killed():
+        with WholeFile(tmp_path / "big.bin") as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    at_work = start(living)
+    while not leftovers(tmp_path):
+        assert at_work.is_alive()
+        time.sleep(0.02)
+    written = leftovers(tmp_path)
+    dead = start(killed)
+    dead.join(60)
+    (left,) = set(leftovers(tmp_path)) - set(written)
+    foreign = ["x.unfinished", "x.part", "a.txt.12345678-12345678.unfinished", "lock-12345678-12345678.unfinished"]
+    for name in foreign:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    elsewhere = left.replace(files._host(), "0" * 8)
+    old = left.replace(files._host(), "1" * 8)
+    for name in (elsewhere, old):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / old, (time.time() - 2 * 24 * 3600,) * 2)
+    write_text(tmp_path / "next.txt", "next")
+    assert left not in leftovers(tmp_path) and old not in leftovers(tmp_path)
+    assert elsewhere in leftovers(tmp_path), "another machine's: it may be at work"
+    assert {*foreign, *written} < {file.name for file in tmp_path.iterdir()} and (
+        tmp_path / "next.txt"
+    ).read_text() == "next"
+    finish(at_work)
+    assert (tmp_path / "other.bin").read_bytes() == b"x"
+
+
+def test_own_files_are_not_abandoned(tmp_path):
+    with WholeFile(tmp_path / "a") as first, WholeFile(tmp_path / "b") as second:
+        remove_abandoned(tmp_path)
+        first.write(b"1")
+        second.write(b"2")
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["a", "b"]
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), WholeFile(path) as file:
+            file.write(b"new")
+            raise error
+    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_file_that_grows_too_large_is_named_and_goes(tmp_path):
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with pytest.raises(UnwritableError) as refused:
+            write_text(tmp_path / "big.txt", "x" * 5000)
+        assert str(refused.value).startswith(f"big.txt cannot be written to {tmp_path}: it would be larger than")
+
+    finish(start(work))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 100 kB; only where the system lets tests mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if not (mount and umount):
+        pytest.skip("no mount")
+    made = subprocess.run([mount, "-t", "tmpfs", "-o", "size=100k", "none", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("no right to mount")
+    yield folder
+    subprocess.run([umount, folder], check=True)
+
+
+def test_a_full_disk_is_named_and_nothing_stays(small_disk, monkeypatch):
+    with pytest.raises(UnwritableError) as refused:
+        write_text(numbered(small_disk), "x" * 200_000)
+    assert str(refused.value) == (f"x_00001_.txt cannot be written to {small_disk}: the disk is full. Make room on it")
+    assert refused.value.errno == errno.ENOSPC
+    spec = {"a": TensorSpec(torch.uint8, (200_000,))}
+    with pytest.raises(UnwritableError, match=r"a.safetensors takes .* but the disk of .*: make room"):
+        SafetensorsWriter(small_disk / "a.safetensors", spec, {}).__enter__()
+    monkeypatch.setattr("mulan_nodes.mulan.checkpoints.safetensors_writer.check_disk_space", lambda *_: None)
+    with (
+        pytest.raises(UnwritableError, match=r"a\.safetensors cannot be written to .*: the disk is full"),
+        SafetensorsWriter(small_disk / "a.safetensors", spec, {}) as file,
+    ):
+        file.write("a", torch.ones(200_000, dtype=torch.uint8))
+    assert not list(small_disk.iterdir())
+
+
+def test_a_read_only_folder_is_named(small_disk):
+    write_text(small_disk / "a.txt", "old")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)  # noqa: S607
+    with pytest.raises(UnwritableError, match=r"a\.txt cannot be written to .*disk: the folder is read-only\. Make"):
+        write_text(small_disk / "a.txt", "new")
+    assert [file.read_text() for file in small_disk.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        (errno.EROFS, "the folder is read-only"),
+        (errno.EACCES, "no permission to write there"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EIO, os.strerror(errno.EIO)),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_words(code, words, tmp_path, monkeypatch):
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(files.os, step, refusing(code))
+            with pytest.raises(UnwritableError, match=f"a.txt cannot be written to .*: .*{words}"):
+                write_text(tmp_path / "a.txt", "x")
+        assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_are_none_and_names_that_are_none(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableError, match="a part of the folder's path is a file"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+    with pytest.raises(UnwritableError, match="No such file"):
+        write_text(tmp_path / "gone" / "a.txt", "x")
+    with pytest.raises(UnwritableError, match="the name is too long"):
+        write_text(tmp_path / ("a" * 300), "x")
+    write_text(tmp_path / ("猫" * 80), "x")  # 240 bytes: its unfinished file has a name, too
+    assert not leftovers(tmp_path)
+    for name, words in (
+        ("a" * 256, "256 bytes long, and at most 255"),
+        ("猫" * 90 + "/a", "270 bytes"),
+        ("half \ud83d", "characters that this system's file names cannot hold"),
+        ("a\0b", r"cannot contain '\\x00'"),
+        ("a\nb", r"cannot contain '\\n'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_file_name(name)
+    check_file_name("猫 🐈/%date%")
+
+
+def test_windows_reserves_more_characters(monkeypatch):
+    check_file_name("a: b?")
+    monkeypatch.setattr(files, "WINDOWS", True)
+    with pytest.raises(ValueError, match="cannot contain ':'"):
+        check_file_name("a: b?")
+
+
+# --- locks and shared caches ---
+
+
+def test_a_lock_keeps_others_out_until_it_is_old(tmp_path):
+    path = tmp_path / "cache"
+    with locked(path) as first:
+        with locked(path, wait=0.1) as second, locked(tmp_path / "another", wait=0) as third:
+            assert (first, second, third) == (True, False, True)
+        (lock,) = tmp_path.iterdir()
+        os.utime(lock, (time.time() - 60,) * 2)
+        with locked(path, wait=0) as heir:
+            assert heir
+    assert not list(tmp_path.iterdir())
+
+
+def vector(number: int) -> torch.Tensor:
+    return torch.full((8,), float(number))
+
+
+def test_two_caches_of_one_folder_add_to_each_other(tmp_path):
+    path = tmp_path / "folder.safetensors"
+    first, second = EmbeddingCache(path, "me"), EmbeddingCache(path, "me")
+    first["a"] = vector(1)
+    second["b"] = vector(2)
+    first.save()
+    second.save()
+    both = EmbeddingCache(path, "me")
+    assert torch.equal(both["a"], vector(1)) and torch.equal(both["b"], vector(2))
+    first.keep_only({Path("b.png"): "b"})  # a's file is gone
+    first["c"] = vector(3)
+    first.save()
+    left = EmbeddingCache(path, "me")
+    assert "a" not in left and "b" in left and torch.equal(left["c"], vector(3))
+
+
+def test_processes_that_store_into_one_cache_lose_nothing(tmp_path):
+    def work(process: int):
+        for count in range(40):
+            cache = EmbeddingCache(tmp_path / "folder.safetensors", "me")
+            assert all((cache[key] == float(key)).all() for key in cache._vectors), "a torn file"
+            cache[str(process * 1000 + count)] = vector(process * 1000 + count)
+            cache.save()
+            assert not cache._changed, "it could not be stored"
+
+    finish(*[start(work, process) for process in range(3)])
+    stored = EmbeddingCache(tmp_path / "folder.safetensors", "me")
+    for key in (process * 1000 + count for process in range(3) for count in range(40)):
+        assert torch.equal(stored[str(key)], vector(key))
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.safetensors"]
