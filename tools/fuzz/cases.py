@@ -139,7 +139,20 @@ USES: dict[str, tuple[dict, ...]] = {
 }
 TENSORS = {"IMAGE": values.IMAGES, "MASK": values.MASKS}
 WIDGETS = ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
-KINDS = ("right", "missing", "widget", "link", "text", "json", "tensor", "record", "foreign", "model")
+# Of a hundred cases; what is left is drawn
+SHARES = {
+    "right": 2,
+    "missing": 2,
+    "widget": 10,
+    "link": 6,
+    "text": 20,
+    "json": 6,
+    "tensor": 16,
+    "record": 14,
+    "foreign": 4,
+    "model": 20,
+}
+KINDS = tuple(SHARES)
 
 
 @dataclass(frozen=True)
@@ -189,26 +202,23 @@ class Cases:
         return found
 
     def drawn(self, seed: int, count: int, kinds: tuple[str, ...] = KINDS) -> list[str]:
-        """`count` cases of a seed: one of each kind and input first, then any, and drawn ones where all are taken."""
+        """`count` cases of a seed, of each kind its share, alike for all inputs; drawn ones fill what is left."""
         chosen = random.Random(seed)
         everything = self.ids(kinds)
-        if count < len(everything):
-            groups: dict[str, list[str]] = {}
-            for case in everything:
-                groups.setdefault(_group(case), []).append(case)
-            queues = [chosen.sample(cases, len(cases)) for cases in groups.values()]
-            taken: list[str] = []
-            while len(taken) < count:
+        taken: list[str] = []
+        for kind in kinds:
+            queues = [chosen.sample(cases, len(cases)) for cases in _groups(everything, kind)]
+            wanted = min(sum(map(len, queues)), round(count * SHARES[kind] / sum(SHARES[kind] for kind in kinds)))
+            while wanted:
                 round_ = [queue.pop() for queue in queues if queue]
-                taken += chosen.sample(round_, min(len(round_), count - len(taken)))
-            order = {case: place for place, case in enumerate(everything)}
-            return sorted(taken, key=order.__getitem__)
+                some = chosen.sample(round_, min(len(round_), wanted))
+                taken, wanted = taken + some, wanted - len(some)
         places = [place for place in self._drawable() if place.split("/")[1] in kinds]
-        more = [
-            f"{chosen.choice(places)}/random:{chosen.randrange(10**9)}"
-            for _ in range(count - len(everything) if places else 0)
-        ]
-        return everything + sorted(more)
+        if places:
+            numbers = (chosen.randrange(10**9) for _ in range(count - len(taken)))
+            taken += [f"{chosen.choice(places)}/random:{number}" for number in numbers]
+        order = {case: place for place, case in enumerate(everything)}
+        return sorted(taken, key=lambda case: (case.split("/")[0], order.get(case, len(order)), case))
 
     def _of_node(self, node: str) -> Iterator[str]:
         yield "right/-/right"
@@ -390,10 +400,14 @@ class Cases:
         return _without_loose(graph, keep="fuzz")
 
 
-def _group(id: str) -> str:
-    """Cases of one group are alike: node, kind and input, of model files also the way of the damage."""
-    node, kind, name, what = id.split("/", 3)
-    return f"{node}/{kind}/{name}/{what.split(':')[0] if kind == 'model' else ''}"
+def _groups(ids: list[str], kind: str) -> list[list[str]]:
+    """The cases of a kind by node and input, of model files also by the way of the damage."""
+    groups: dict[str, list[str]] = {}
+    for id in ids:
+        node, of, name, what = id.split("/", 3)
+        if of == kind:
+            groups.setdefault(f"{node}/{name}/{what.split(':')[0] if kind == 'model' else ''}", []).append(id)
+    return list(groups.values())
 
 
 def _without_loose(graph: Graph, keep: str = "") -> Graph:
