@@ -17,7 +17,7 @@ from .colors import Color, palette_color, text_color
 from .keypoints import reaches
 from .masks import MASK_THRESHOLD
 
-_FAR = 2**20  # pixels: boxes are drawn as if they ended there, or at twice the image
+_FAR = 2**20  # pixels: labels are placed as if boxes ended so far outside the image
 BY_NAME, BY_OBJECT = COLOR_MODES = ("by name", "by object")
 Rectangle = tuple[float, float, float, float]
 
@@ -74,12 +74,12 @@ def draw(
     objects, bones = (keypoints["objects"], keypoints["skeleton"]) if keypoints else ([], [])
     for index, obj in enumerate(interruptible(objects)):
         _draw_skeleton(canvas, obj, bones, color_map.of(obj["label"], index), style)
-    pen = ImageDraw.Draw(canvas)
+    pen, line = ImageDraw.Draw(canvas), style.line_width_on(canvas)
     for index, box in enumerate(interruptible(boxes)):
         pen.rectangle(
-            _outermost_pixels(_near_corners(box, canvas)),
+            _outermost_pixels(_near_corners(box, canvas, line + 2)),
             outline=color_map.of(box.get("label", ""), index),
-            width=style.line_width_on(canvas),
+            width=line,
         )
     named = boxes or [obj["box"] | {"label": obj["label"], "score": obj["score"]} for obj in objects]
     labels = _Labels(canvas, style, text_renderer)
@@ -108,7 +108,7 @@ class _Labels:
     def _put(self, box: dict, name: str, score: str, paper: Color) -> None:
         """Draw one label; the score stands behind the name whichever way that is written, and is never cut away."""
         size, pad = self._size, max(2, self._size // 5)
-        x1, y1, x2, y2 = _near_corners(box, self._canvas)
+        x1, y1, x2, y2 = _near_corners(box, self._canvas, _FAR)
         of_score = self._text.width(score, size) + (2 * pad if name and score else 0)
         room = min(max(x2 - x1, self._canvas.width / 2), self._canvas.width) - of_score - 2 * pad
         name = self._text.shorten(name, size, int(room))
@@ -201,10 +201,13 @@ def _draw_skeleton(canvas: Image.Image, obj: dict, bones: Sequence[Sequence[int]
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint, outline=(0, 0, 0))
 
 
-def _near_corners(box: dict, canvas: Image.Image) -> Rectangle:
-    """Return x1, y1, x2, y2, not farther from the image than whole numbers of the drawing library can count."""
-    far = max(_FAR, 2 * max(canvas.size))
-    x1, y1, x2, y2 = (min(max(corner, -far), far) for corner in box_corners(box))
+def _near_corners(box: dict, canvas: Image.Image, around: int) -> Rectangle:
+    """Return x1, y1, x2, y2, at most `around` pixels outside the image."""
+    x1, y1, x2, y2 = box_corners(box)
+    (x1, x2), (y1, y2) = (
+        [min(max(corner, -around), side + around) for corner in corners]
+        for corners, side in zip(((x1, x2), (y1, y2)), canvas.size, strict=True)
+    )
     return x1, y1, x2, y2
 
 

@@ -29,20 +29,20 @@ def to_segs(
     image. A box outside the image is left out. Raises ValueError where the crops have too many pixels.
     """
     height, width = image.shape[:2]
-    segs, made = [], 0
-    for index, box in enumerate(interruptible(boxes)):
+    places = []
+    for index, box in enumerate(boxes):
         pixels = pixel_bounds(box, height, width)
-        if pixels is None:
-            continue
-        x1, y1, x2, y2 = pixels
-        left, right = _stretch(x1, x2, crop_factor, width)
-        top, bottom = _stretch(y1, y2, crop_factor, height)
-        made += (bottom - top) * (right - left)
-        if made > MAX_MASK_PIXELS:
-            raise ValueError(
-                f"the masks of {index + 1} crops would have {made} pixels, and at most {MAX_MASK_PIXELS} are made for "
-                "an image. Use fewer boxes, or lower crop_factor"
-            )
+        if pixels is not None:
+            x1, y1, x2, y2 = pixels
+            places.append((index, pixels, _stretch(x1, x2, crop_factor, width), _stretch(y1, y2, crop_factor, height)))
+    made = sum((right - left) * (bottom - top) for _, _, (left, right), (top, bottom) in places)
+    if made > MAX_MASK_PIXELS:
+        raise ValueError(
+            f"the masks of {len(places)} crops would have {made} pixels, and at most {MAX_MASK_PIXELS} are made for an "
+            "image. Use fewer boxes, or lower crop_factor"
+        )
+    segs = []
+    for index, (x1, y1, x2, y2), (left, right), (top, bottom) in interruptible(places):
         if masks is None:
             mask = torch.zeros(bottom - top, right - left)
             mask[y1 - top : y2 - top, x1 - left : x2 - left] = 1
@@ -52,10 +52,10 @@ def to_segs(
             SEG(
                 image[None, top:bottom, left:right],
                 mask.float().cpu().numpy().copy(),
-                box_score(box),
+                box_score(boxes[index]),
                 [left, top, right, bottom],
                 [x1, y1, x2, y2],
-                box.get("label", ""),
+                boxes[index].get("label", ""),
             )
         )
     return (height, width), segs
