@@ -55,7 +55,7 @@ def _has(*parts: str) -> Callable[[Shapes], bool]:
 
 def _adapter(shapes: Shapes) -> str:
     layout = adapter_layout(shapes)
-    width = {"one": shapes.get("queries", (0,))[-1], "two": 2048, "projection": 4096}[layout or "one"]
+    width = {"one": (shapes.get("queries") or (0,))[-1], "two": 2048, "projection": 4096}[layout or "one"]
     return f"a MuLan adapter for {ADAPTER_TITLES.get(width, 'an unknown family')}"
 
 
@@ -68,7 +68,7 @@ _CLIP_LAYER = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
 def _clip(shapes: Shapes) -> str:
-    width = next(shape[1] for name, shape in shapes.items() if name.endswith(_CLIP_LAYER))
+    width = next(shape[-1] if shape else 0 for name, shape in shapes.items() if name.endswith(_CLIP_LAYER))
     return f"a {_CLIP_TITLES.get(width, f'CLIP (width {width})')} text encoder"
 
 

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..boundary.files import parse_json
+from ..boundary.limits import MAX_JSON_LENGTH
+from ..boundary.reading import read_file
+
+# A part of a library's error -> what it means
+_REASONS = {
+    "IncompleteBuffer": "its data is not complete",
+    "eader": "its header is not complete",
+    "PytorchStreamReader": "its end is missing",
+    "Ran out of input": "its end is missing",
+}
 CONFIG = "config"  # metadata of a converted file: config.json
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a folder without shards
 STREAMED_WEIGHTS = 2**28  # weights that `open_streaming` reads between two openings
+_DTYPES = {  # safetensors' names that differ from torch's
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"{kind}{bits}": f"{name}int{bits}" for kind, name in (("I", ""), ("U", "u")) for bits in (8, 16, 32, 64)},
+    **{"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "C64": "complex64"},
+}
 
 
 class WrongFileError(ValueError):
@@ -24,12 +40,35 @@ class WrongFileError(ValueError):
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of one file or sharded folder, known by name and shape before any is read."""
+    """The tensors of one file or sharded folder, known by name, shape and dtype before any is read.
+
+    dtypes: in torch's words ("float16"); a name may be absent where it is not known.
+    """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], torch.Tensor]
     metadata: Mapping[str, str]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    def renamed(self, stored: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> TensorFile:
+        """Return those tensors that `stored` names, under its keys."""
+        return TensorFile(
+            self.path,
+            {name: self.shapes[own] for name, own in stored.items()},
+            lambda name: self.read(stored[name]),
+            self.metadata if metadata is None else metadata,
+            {name: self.dtypes[own] for name, own in stored.items() if own in self.dtypes},
+        )
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the bytes that a tensor stands for, such as a tokenizer's. Raises WrongFileError where it cannot."""
+        if self.dtypes.get(name, "uint8") != "uint8" or len(self.shapes[name]) != 1:
+            raise WrongFileError(
+                f"{describe_path(self.path)}: {name} holds {self.dtypes.get(name, '')} {list(self.shapes[name])}, "
+                f"expected bytes (uint8). Download it, or convert it, again."
+            )
+        return self.read(name).numpy().tobytes()
 
 
 def open_tensors(path: Path) -> TensorFile:
@@ -67,7 +106,7 @@ def open_streaming(path: Path) -> TensorFile:
             opened, weights = None, 0
         return tensor
 
-    return TensorFile(file.path, file.shapes, read, file.metadata)
+    return replace(file, read=read)
 
 
 def describe_path(path: Path) -> str:
@@ -81,27 +120,23 @@ def fingerprint(path: Path) -> str:
     return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files if file.is_file())
 
 
-def read_config(file: TensorFile) -> dict[str, Any]:
-    """Return the configuration of a checkpoint; {} where there is none.
-
-    It is in a converted file's metadata, else in config.json in the folder or beside the file. Raises WrongFileError
-    where it cannot be read.
-    """
-    where, text = f"metadata `{CONFIG}`", file.metadata.get(CONFIG)
-    folder = file.path if file.path.is_dir() else file.path.parent
-    if text is None and (folder / "config.json").is_file():
-        where, text = "config.json", (folder / "config.json").read_bytes()
+def read_beside(folder: Path, name: str, limit: int = MAX_JSON_LENGTH) -> bytes | None:
+    """Return what a file of a folder holds, None where there is none. Raises WrongFileError where it cannot be read."""
     try:
-        config = json.loads(text) if text is not None else {}
+        return read_file(folder / name, limit)
     except ValueError as error:
-        raise WrongFileError(
-            f"{describe_path(file.path)}: its {where} is not valid JSON ({error}). Download it again."
-        ) from error
-    if not isinstance(config, dict):
-        raise WrongFileError(
-            f"{describe_path(file.path)}: its {where} holds a {type(config).__name__}, expected an object."
-        )
-    return config
+        raise WrongFileError(f"{name} (in {folder}) cannot be read: {error}. Download it again.") from error
+
+
+def read_object(content: str | bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object. Raises WrongFileError, which begins with `where`."""
+    try:
+        found = parse_json(content)
+    except ValueError as error:
+        raise WrongFileError(f"{where} is not valid JSON ({error}). Download it again.") from error
+    if not isinstance(found, dict):
+        raise WrongFileError(f"{where} holds a {type(found).__name__}, expected an object. Download it again.")
+    return found
 
 
 def _open_safetensors(path: Path) -> TensorFile:
@@ -111,8 +146,14 @@ def _open_safetensors(path: Path) -> TensorFile:
         raise WrongFileError(
             f"{describe_path(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}."
         ) from error
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    return TensorFile(path, shapes, file.get_tensor, file.metadata() or {})
+    slices = {name: file.get_slice(name) for name in file.keys()}
+    return TensorFile(
+        path,
+        {name: tuple(part.get_shape()) for name, part in slices.items()},
+        file.get_tensor,
+        file.metadata() or {},
+        {name: _DTYPES.get(dtype := str(part.get_dtype()), dtype.lower()) for name, part in slices.items()},
+    )
 
 
 def _open_torch(path: Path) -> TensorFile:
@@ -142,22 +183,38 @@ def _open_torch(path: Path) -> TensorFile:
             f"{describe_path(path)} holds a {type(tensors).__name__}, expected a plain state dict of tensors."
         )
     other = next(
-        (
-            f"{name!r} ({type(value).__name__})"
-            for name, value in tensors.items()
-            if not isinstance(value, torch.Tensor)
-        ),
-        None,
+        (f"{name!r:.80} ({kind})" for name, value in tensors.items() if (kind := _no_weight(name, value))), None
     )
     if other:
         raise WrongFileError(
             f"{describe_path(path)} holds more than tensors, the first is {other}; expected a plain state dict."
         )
-    return TensorFile(path, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__, {})
+    return TensorFile(
+        path,
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        tensors.__getitem__,
+        {},
+        {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
+    )
+
+
+def _no_weight(name: Any, value: Any) -> str | None:
+    """Return what an entry of a state dict is where it is no named tensor of plain numbers, all of them stored."""
+    if not isinstance(name, str):
+        return f"its name is of type {type(name).__name__}"
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    if value.layout != torch.strided:
+        return f"a {str(value.layout).removeprefix('torch.')} tensor"
+    if value.is_quantized:
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
+    if value.device.type == "meta" or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        return "a tensor without all its values"
+    return None
 
 
 def _open_folder(path: Path) -> TensorFile:
-    index = next((path / name for name in INDEX_NAMES if (path / name).is_file()), None)
+    index = next((path / name for name in INDEX_NAMES if os.path.lexists(path / name)), None)
     if index is None:
         single = next((path / name for name in SINGLE_NAMES if (path / name).is_file()), None)
         if single is None:
@@ -165,8 +222,7 @@ def _open_folder(path: Path) -> TensorFile:
                 f"the folder {describe_path(path)} holds neither {INDEX_NAMES[0]} nor {INDEX_NAMES[1]}: "
                 f"it is not a published checkpoint."
             )
-        file = open_tensors(single)
-        return TensorFile(path, file.shapes, file.read, file.metadata)
+        return replace(open_tensors(single), path=path)
     shard_of = _shards(index)
     missing = sorted({shard for shard in shard_of.values() if not (path / shard).is_file()})
     if missing:
@@ -181,14 +237,20 @@ def _open_folder(path: Path) -> TensorFile:
             f"the folder {describe_path(path)} is damaged: {shard_of[lost[0]]} does not hold {lost[0]}. "
             f"Download it again."
         )
-    shapes = {name: shards[shard].shapes[name] for name, shard in shard_of.items()}
-    return TensorFile(path, shapes, lambda name: shards[shard_of[name]].read(name), {})
+    return TensorFile(
+        path,
+        {name: shards[shard].shapes[name] for name, shard in shard_of.items()},
+        lambda name: shards[shard_of[name]].read(name),
+        {},
+        {name: shards[shard].dtypes[name] for name, shard in shard_of.items()},
+    )
 
 
 def _shards(index: Path) -> dict[str, str]:
     """Return the shard of each tensor. Raises WrongFileError where the index is damaged or names a file elsewhere."""
+    content = read_beside(index.parent, index.name)
     try:
-        shard_of = dict(json.loads(index.read_bytes())["weight_map"])
+        shard_of = dict(parse_json(content or b"")["weight_map"])
         outside = sorted(shard for shard in set(shard_of.values()) if Path(shard).name != shard)
     except (ValueError, LookupError, TypeError) as error:
         reason = _instead(index) or "it is not valid JSON with a `weight_map` from tensors to shards; download it again"
@@ -219,7 +281,7 @@ def _instead(path: Path) -> str | None:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    """Return `error` in a few words, and what to do."""
-    first = re.split(r"\. |\.?\n", str(error).strip())[0].rstrip(".") or type(error).__name__
-    reason = "unknown content" if "weights_only" in str(error) or first.startswith("Weights only") else first
+    """Return what a library's error means in a few words, and what to do."""
+    words = str(error)
+    reason = next((reason for part, reason in _REASONS.items() if part in words), "unknown content")
     return f"it is cut short or damaged ({path.stat().st_size:,} bytes; {reason}); download it again"

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..checkpoints.weight_check import count_layers, shape_of
+
 NUM_HEADS = 8
 MLP_RATIO = 4
 LAYER_NORM_EPS = 1e-5
@@ -39,23 +41,25 @@ class AdapterShape:
     def from_state_dict(cls, state_dict: Mapping[str, Any], prefix: str = "") -> AdapterShape:
         """Read the sizes from a state dict, in published names or the module's own.
 
-        Raises KeyError where a tensor is missing.
+        Raises KeyError where a tensor is missing, ValueError for shapes that no adapter has.
         """
-        _, num_queries, context_dim = state_dict[f"{prefix}queries"].shape
+        _, num_queries, context_dim = tensor_shape(state_dict, f"{prefix}queries", 3)
+        if context_dim % NUM_HEADS:
+            raise ValueError(f"{prefix}queries has {context_dim} channels, expected a multiple of {NUM_HEADS}")
         encoder, decoder = (f"{prefix}transformer.{side}.layers." for side in ("encoder", "decoder"))
         return cls(
-            text_hidden_size=state_dict[f"{prefix}proj.0.weight"].shape[1],
+            text_hidden_size=tensor_shape(state_dict, f"{prefix}proj.0.weight", 2)[1],
             context_dim=context_dim,
             num_queries=num_queries,
-            intermediate_size=state_dict[f"{encoder}0.linear1.weight"].shape[0],
+            intermediate_size=tensor_shape(state_dict, f"{encoder}0.linear1.weight", 2)[0],
             num_encoder_layers=count_layers(state_dict, encoder),
             num_decoder_layers=count_layers(state_dict, decoder),
         )
 
 
-def count_layers(names: Iterable[str], prefix: str) -> int:
-    """Return how many layers are numbered behind `prefix` ("transformer.encoder.layers."), at least one."""
-    return len({name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)}) or 1
+def tensor_shape(state_dict: Mapping[str, Any], name: str, dimensions: int) -> tuple[int, ...]:
+    """Return the shape of one of a state dict's tensors; see `shape_of`."""
+    return shape_of({name: state_dict[name].shape}, name, dimensions)
 
 
 def published_key(key: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .adapter import NUM_HEADS, AdapterShape, LanguageAdapter
+from .adapter import NUM_HEADS, AdapterShape, LanguageAdapter, tensor_shape
 
 POOLING = "pool_caption_projection."
 
@@ -51,8 +51,8 @@ class AdapterShapeXL:
         return cls(
             first=AdapterShape.from_state_dict(state_dict, "adapter1."),
             second=AdapterShape.from_state_dict(state_dict, "adapter2."),
-            pooled_dim=state_dict[f"{POOLING}{'c_proj' if attention else 'linear_2'}.weight"].shape[0],
-            text_embeds_dim=None if attention else state_dict[f"{POOLING}linear_1.weight"].shape[1],
+            pooled_dim=tensor_shape(state_dict, f"{POOLING}{'c_proj' if attention else 'linear_2'}.weight", 2)[0],
+            text_embeds_dim=None if attention else tensor_shape(state_dict, f"{POOLING}linear_1.weight", 2)[1],
         )
 
 
@@ -66,7 +66,7 @@ class ProjectionShape:
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> ProjectionShape:
         """Read the sizes from a state dict in published names. Raises KeyError where a tensor is missing."""
-        context_dim, text_hidden_size = state_dict["linear_1.weight"].shape
+        context_dim, text_hidden_size = tensor_shape(state_dict, "linear_1.weight", 2)
         return cls(text_hidden_size, context_dim)
 
 

@@ -18,7 +18,7 @@ from comfy.text_encoders import llama
 
 from .adapter import LanguageAdapter
 from .adapter_sdxl import LanguageAdapterXL
-from .model_files import TextConfig
+from .text_config import TextConfig
 from .tokenizer import BOS, EOS, PAD
 
 BYTES_PER_ACTIVATION = 4  # ComfyUI computes text encoders in float32

@@ -6,7 +6,6 @@ Adapters: .safetensors, or the published .pth (read as plain tensors only).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,17 @@ import torch
 from torch import nn
 
 from ..checkpoints.identify import adapter_layout, identify
-from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors, read_beside
+from ..checkpoints.weight_check import check_dtype, shape_of
 from .adapter import AdapterShape, LanguageAdapter, from_published, published_key, to_published
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL, ProjectionShape, TextProjection
 from .families import FAMILIES, PIXART, SDXL, Family
+from .text_config import TextConfig, check_llama, text_configuration
 
 ENCODER_SOURCE = "OpenGVLab/InternVL-14B-224px on Hugging Face"
 ADAPTER_SOURCE = "mulanai/mulan-lang-adapter on Hugging Face"
 TOKENIZER_NAME = "tokenizer.model"
-# The text encoder's sizes as a tensor, for files that the stock CLIPSave wrote without metadata
-SAVED_CONFIG = "text_config"
+SPIECE = "spiece_model"  # the same as a tensor
 TEXT_PROJECTION = "text_projection"
 
 # Prefixes of the LLaMA's ``model.``: in our own file, in InternVL's checkpoint, in a file of the stock CLIPSave.
@@ -47,23 +47,6 @@ _MODEL_KEYS = {
 
 
 @dataclass(frozen=True)
-class TextConfig:
-    """The LLaMA's sizes. The tensors tell all but the number of heads and the norm's epsilon."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    rms_norm_eps: float
-
-    def to_tensor(self) -> torch.Tensor:
-        """Return what tensors cannot tell, as JSON in a uint8 tensor, for `SAVED_CONFIG`."""
-        config = {"num_attention_heads": self.num_attention_heads, "rms_norm_eps": self.rms_norm_eps}
-        return torch.frombuffer(bytearray(json.dumps(config).encode()), dtype=torch.uint8)
-
-
-@dataclass(frozen=True)
 class TextEncoderFile:
     """A recognized text encoder: sizes, the tokenizer's bytes, and its tensors under the keys of ComfyUI's LLaMA."""
 
@@ -72,10 +55,13 @@ class TextEncoderFile:
     names: Mapping[str, str]  # ComfyUI's key -> the name in the file
 
     def tokenizer(self) -> bytes:
-        """Return the sentencepiece model: the tensor `spiece_model`, or the folder's tokenizer.model."""
-        if "spiece_model" in self.file.shapes:
-            return self.file.read("spiece_model").numpy().tobytes()
-        return (self.file.path / TOKENIZER_NAME).read_bytes()
+        """Return the sentencepiece model: the tensor `spiece_model`, or the folder's tokenizer.model.
+
+        Raises WrongFileError where it cannot be read.
+        """
+        if SPIECE in self.file.shapes:
+            return self.file.read_bytes(SPIECE)
+        return read_beside(self.file.path, TOKENIZER_NAME) or b""
 
     @property
     def text_projection_name(self) -> str | None:
@@ -172,7 +158,7 @@ def text_encoder_from_tensors(file: TensorFile) -> TextEncoderFile:
             f"{describe_path(path)} is the text encoder of another large language model "
             f"(a Llama 3, Qwen, Gemma or Mistral); {expected}."
         )
-    if "spiece_model" not in file.shapes and not (path / TOKENIZER_NAME).is_file():
+    if SPIECE not in file.shapes and read_beside(path, TOKENIZER_NAME) is None:
         where = (
             f"the folder {path.name} has no {TOKENIZER_NAME}"
             if path.is_dir()
@@ -182,14 +168,21 @@ def text_encoder_from_tensors(file: TensorFile) -> TextEncoderFile:
             f"{describe_path(path)} is a LLaMA text encoder without its sentencepiece model: {where}. "
             f"Take {TOKENIZER_NAME} from {ENCODER_SOURCE} and put it into the checkpoint's folder."
         )
-    num_layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers."))
-    missing = sorted(_llama_keys(num_layers) - shapes.keys())
-    if missing:
+    try:
+        opened = TextEncoderFile(file, text_configuration(file, shapes), names)
+        projection = opened.text_projection_name
+        if projection and shape_of(file.shapes, projection, 2)[0] != opened.config.hidden_size:
+            raise ValueError(f"{projection} {list(file.shapes[projection])} does not read its hidden states")
+    except KeyError as error:
         raise WrongFileError(
-            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. "
-            f"Download it again."
-        )
-    return TextEncoderFile(file, _text_config(file, shapes, num_layers), names)
+            f"{describe_path(path)} is incomplete: it has no tensor {prefix}{error.args[0]}. Download it again."
+        ) from error
+    except WrongFileError:
+        raise
+    except ValueError as error:
+        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Download it again.") from error
+    check_llama(file, opened.config, names)
+    return opened
 
 
 def open_adapter(path: Path, family: Family | None = None) -> AdapterFile:
@@ -218,6 +211,8 @@ def adapter_from_tensors(file: TensorFile, family: Family | None = None) -> Adap
         raise WrongFileError(
             f"{describe_path(path)} looks like a MuLan adapter, but cannot be used: {reason}; {expected}."
         ) from error
+    for stored in names.values():
+        check_dtype(file, stored)
     found = {name: file.shapes[stored] for name, stored in names.items()}
     wrong = [name for name, size in _expected_shapes(shape, found).items() if found.get(name) != size]
     if wrong:
@@ -284,45 +279,3 @@ class _Shapes(Mapping[str, _Shaped]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _text_config(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], num_layers: int) -> TextConfig:
-    vocab_size, hidden_size = shapes["model.embed_tokens.weight"]
-    where, text = "", "{}"
-    if "config" in file.metadata:
-        where, text = "metadata `config`", file.metadata["config"]
-    elif SAVED_CONFIG in file.shapes:
-        where, text = f"tensor `{SAVED_CONFIG}`", file.read(SAVED_CONFIG).numpy().tobytes()
-    elif (file.path / "config.json").is_file():
-        where, text = "config.json", (file.path / "config.json").read_bytes()
-    try:
-        config = json.loads(text)
-        config = config.get("qllama_config") or {} if where == "config.json" else config
-        num_heads = int(config.get("num_attention_heads", hidden_size // 128))  # LLaMA's heads have 128 channels
-        rms_norm_eps = float(config.get("rms_norm_eps", 1e-6))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise WrongFileError(
-            f"{describe_path(file.path)}: its {where}, which holds the number of attention heads, cannot be read "
-            f"({error}). Download it again."
-        ) from error
-    if num_heads < 1 or hidden_size % num_heads:
-        raise WrongFileError(
-            f"{describe_path(file.path)} has states of width {hidden_size}, which {num_heads} attention heads cannot "
-            "share. "
-            f'Put their number into the metadata, `config`: {{"num_attention_heads": ...}}.'
-        )
-    return TextConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=shapes["model.layers.0.mlp.up_proj.weight"][0],
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        rms_norm_eps=rms_norm_eps,
-    )
-
-
-def _llama_keys(num_layers: int) -> set[str]:
-    parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
-    parts += ["input_layernorm", "post_attention_layernorm"]
-    names = {f"model.layers.{layer}.{part}.weight" for layer in range(num_layers) for part in parts}
-    return names | {"model.embed_tokens.weight", "model.norm.weight"}

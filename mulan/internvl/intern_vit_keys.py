@@ -7,30 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import Any
 
 from torch import nn
 
+from ..checkpoints.config import Config
+from ..checkpoints.weight_check import count_layers, shape_of
 from ..checkpoints.weight_source import WeightSource
 from .intern_vit import InternViT, InternViTConfig
 
 HEAD_DIM = 128  # where the configuration does not say how many heads there are
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> InternViTConfig:
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Config) -> InternViTConfig:
     """Return the sizes and the kind, from the tensors' shapes.
 
     The number of heads is that of `config` (config.json), else it follows from the 6B one's heads of 128 channels.
-    Raises KeyError where a tensor is missing.
+    Raises KeyError where a tensor is missing, ValueError for shapes that no tower has.
     """
-    hidden_size, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
+    hidden_size, _, patch_size, _ = shape_of(shapes, "embeddings.patch_embedding.weight", 4)
+    positions = shape_of(shapes, "embeddings.position_embedding", 3)[1]
+    if positions < 2:
+        raise ValueError("its tower looks at no patches: embeddings.position_embedding has one row")
     return InternViTConfig(
         hidden_size=hidden_size,
-        intermediate_size=shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        num_hidden_layers=1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.layers.")),
-        num_attention_heads=config.get("num_attention_heads") or hidden_size // HEAD_DIM,
+        intermediate_size=shape_of(shapes, "encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=count_layers(shapes, "encoder.layers."),
+        num_attention_heads=config.heads("num_attention_heads", hidden_size, hidden_size // HEAD_DIM),
         patch_size=patch_size,
-        image_size=patch_size * isqrt(shapes["embeddings.position_embedding"][1] - 1),
+        image_size=patch_size * isqrt(positions - 1),
         rms_norm="encoder.layers.0.norm1.bias" not in shapes,
         qk_norm="encoder.layers.0.attn.q_norm.weight" in shapes,
         qkv_bias="encoder.layers.0.attn.qkv.bias" in shapes,

@@ -8,10 +8,12 @@ internvl_clip.py (how its LoRA was trained), build_model.py (how the authors mad
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
-from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, read_beside
+from ..checkpoints.weight_check import check_dtype
 from ..conditioning.model_files import ENCODER_SOURCE, TEXT_PROJECTION, TOKENIZER_NAME
 
 VISION = "vision_model."
@@ -35,9 +37,7 @@ def is_internvl_c(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 def vision_as_published(file: TensorFile) -> TensorFile:
     """Return all but its LLaMA under the names of the published folder."""
     stored = {_published(name): name for name in file.shapes if not name.startswith(LLAMA)}
-    return TensorFile(
-        file.path, {name: file.shapes[own] for name, own in stored.items()}, lambda name: file.read(stored[name]), {}
-    )
+    return file.renamed(stored, {})
 
 
 def as_published(file: TensorFile) -> TensorFile:
@@ -47,8 +47,8 @@ def as_published(file: TensorFile) -> TensorFile:
     for the published folder: W + alpha / r * B A. Raises WrongFileError where there is no sentencepiece model.
     """
     folder = file.path.parent
-    candidates = folder / TOKENIZER_NAME, folder / TOKENIZER_FOLDER / TOKENIZER_NAME
-    tokenizer = next((path for path in candidates if path.is_file()), None)
+    places = (folder, folder / TOKENIZER_FOLDER)
+    tokenizer = next((held for place in places if (held := read_beside(place, TOKENIZER_NAME)) is not None), None)
     if tokenizer is None:
         raise WrongFileError(
             f"{describe_path(file.path)} is InternVL-C, but its sentencepiece model is not beside it: put "
@@ -61,19 +61,47 @@ def as_published(file: TensorFile) -> TensorFile:
         if name.startswith(LLAMA) and ".lora_" not in name
     }
     stored |= {TEXT_PROJECTION: TEXT_PROJECTION} if TEXT_PROJECTION in file.shapes else {}
+    for own in stored.values():
+        _check_lora(file, own)
 
     def read(name: str) -> torch.Tensor:
         if name == SPIECE:
-            return torch.frombuffer(bytearray(tokenizer.read_bytes()), dtype=torch.uint8)
+            return torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
         weight = file.read(stored[name])
-        lora_a, lora_b = (f"{stored[name].removesuffix('.weight')}.lora_{side}.default.weight" for side in "AB")
+        lora_a, lora_b = _lora(stored[name])
         if lora_a not in file.shapes:
             return weight
         down, up = file.read(lora_a).float(), file.read(lora_b).float()
         return weight.float() + LORA_ALPHA / len(down) * (up @ down)
 
-    shapes = {name: file.shapes[own] for name, own in stored.items()} | {SPIECE: (tokenizer.stat().st_size,)}
-    return TensorFile(file.path, shapes, read, {})
+    published = file.renamed(stored, {})
+    return replace(
+        published,
+        shapes={**published.shapes, SPIECE: (len(tokenizer),)},
+        dtypes={**published.dtypes, SPIECE: "uint8"},
+        read=read,
+    )
+
+
+def _lora(name: str) -> tuple[str, str]:
+    """Return the names of the two halves of a weight's LoRA."""
+    a, b = (f"{name.removesuffix('.weight')}.lora_{side}.default.weight" for side in "AB")
+    return a, b
+
+
+def _check_lora(file: TensorFile, name: str) -> None:
+    """Raise WrongFileError where a weight has a LoRA that cannot be merged into it."""
+    a, b = _lora(name)
+    if a not in file.shapes and b not in file.shapes:
+        return
+    down, up, weight = (file.shapes.get(part, ()) for part in (a, b, name))
+    if not (len(down) == len(up) == 2 and down[0] == up[1] > 0 and (up[0], down[1]) == weight):
+        raise WrongFileError(
+            f"{describe_path(file.path)}: {a} {list(down)} and {b} {list(up)} are no LoRA of {name} {list(weight)}. "
+            f"Download it again."
+        )
+    for part in (a, b):
+        check_dtype(file, part)
 
 
 def _published(name: str) -> str:

@@ -15,8 +15,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from ..checkpoints.config import read_config
 from ..checkpoints.identify import identify
-from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors, read_config
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors
+from ..checkpoints.weight_check import check_weights
 from ..checkpoints.weight_source import MARK, WeightSource, with_scales
 from ..conditioning.model_files import ENCODER_SOURCE as SOURCE
 from ..conditioning.model_files import TextEncoderFile, text_encoder_from_tensors
@@ -117,21 +119,23 @@ def internvl_from_tensors(file: TensorFile) -> ContrastiveFile:
             f"{describe_path(file.path)} is {identify(file.shapes)}; expected InternVL-C or -G, from {SOURCE}, in "
             "models/internvl."
         )
-    config_json = read_config(published)
+    config = read_config(published)
     try:
-        model_config = internvl_keys.model_configuration(shapes, config_json)
+        model_config = internvl_keys.model_configuration(shapes, config)
         model = Part(ContrastiveModel, model_config, internvl_keys.model_sources(model_config))
         reader = None
         if internvl_keys.QUERIES in shapes:
-            reader_config = internvl_keys.reader_configuration(shapes, config_json)
+            reader_config = internvl_keys.reader_configuration(shapes, config)
             reader = Part(QueryReader, reader_config, internvl_keys.reader_sources(reader_config))
     except KeyError as error:
         raise WrongFileError(
             f"{describe_path(file.path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
         ) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except WrongFileError:
+        raise
+    except ValueError as error:
         raise WrongFileError(f"{describe_path(file.path)} cannot be used: {error}. Download it again.") from error
-    opened = ContrastiveFile(published, config_json, model, reader, _text_opener(file))
+    opened = ContrastiveFile(published, config.entries, model, reader, _text_opener(file))
     _check(opened)
     return opened
 
@@ -156,21 +160,9 @@ def _text_opener(file: TensorFile) -> Callable[[], TextEncoderFile] | None:
 
 
 def _check(opened: ContrastiveFile) -> None:
-    """Raise WrongFileError where a tensor is missing, or has another shape than the model's."""
-    shapes, path = opened.file.shapes, opened.file.path
+    """Raise WrongFileError where a tensor is missing, holds no weights, or has another shape than the model's."""
     for part in opened.parts(opened.modes[-1]):
-        wanted = {name for source in opened.sources(part).values() for name in source.names}
-        missing = sorted(wanted - shapes.keys())
-        if missing:
-            raise WrongFileError(
-                f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. "
-                f"Download it again."
-            )
-        for name, tensor in part.build(operations=nn, device="meta").state_dict().items():
-            (published,) = part.sources[name].names
-            if shapes[published] != tuple(tensor.shape):
-                raise WrongFileError(
-                    f"{describe_path(path)}: {published} has the shape {list(shapes[published])}, expected "
-                    f"{list(tensor.shape)}. "
-                    f"The file is damaged, or another checkpoint's."
-                )
+        state_dict = part.build(operations=nn, device="meta").state_dict()
+        check_weights(
+            opened.file, opened.sources(part), {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
+from ..checkpoints.config import EPS_RANGE, Config
+from ..checkpoints.weight_check import shape_of
 from ..checkpoints.weight_source import WeightSource
 from . import intern_vit_keys
 from .contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig
@@ -30,39 +31,31 @@ _DIFFERENCES = (
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def model_configuration(shapes: Shapes, config: Mapping[str, Any]) -> ContrastiveConfig:
+def model_configuration(shapes: Shapes, config: Config) -> ContrastiveConfig:
     """Return the sizes from the tensors' shapes, and the numbers of heads from `config` (config.json), else the
     published ones.
 
-    Raises KeyError where a tensor is missing, ValueError for a number of heads that does not divide the hidden size.
+    Raises KeyError where a tensor is missing, ValueError for shapes that no model has, WrongFileError for `config`.
     """
     named = {name.removeprefix(VISION): shape for name, shape in shapes.items() if name.startswith(VISION)}
-    vision = intern_vit_keys.configuration(named, config.get("vision_config") or {})
-    _check_heads("vision_config.num_attention_heads", vision.num_attention_heads, vision.hidden_size)
-    text_hidden_size, embedding_size = shapes["text_projection"]
+    vision = intern_vit_keys.configuration(named, config.section("vision_config"))
+    text_hidden_size, embedding_size = shape_of(shapes, "text_projection", 2)
     return ContrastiveConfig(vision, text_hidden_size, embedding_size, _pool_heads(config, vision.hidden_size))
 
 
-def reader_configuration(shapes: Shapes, config: Mapping[str, Any]) -> ReaderConfig:
+def reader_configuration(shapes: Shapes, config: Config) -> ReaderConfig:
     """Return the same for what mode G adds."""
-    _, num_queries, hidden_size = shapes[QUERIES]
-    layers = {
-        int(name.removeprefix(LLAMA_LAYERS).split(".")[0])
-        for name in shapes
-        if name.startswith(LLAMA_LAYERS) and ".cross_attn." in name
-    }
-    llama = config.get("qllama_config") or {}
-    heads = llama.get("num_attention_heads") or hidden_size // HEAD_DIM
-    _check_heads("qllama_config.num_attention_heads", heads, hidden_size)
+    _, num_queries, hidden_size = shape_of(shapes, QUERIES, 3)
+    llama = config.section("qllama_config")
     return ReaderConfig(
         hidden_size=hidden_size,
-        vision_hidden_size=shapes[f"{VISION}embeddings.class_embedding"][-1],
+        vision_hidden_size=shape_of(shapes, f"{VISION}embeddings.class_embedding", 3)[-1],
         num_queries=num_queries,
-        num_attention_heads=heads,
-        layers=tuple(sorted(layers)),
-        embedding_size=shapes["text_projection"][1],
+        num_attention_heads=llama.heads("num_attention_heads", hidden_size, hidden_size // HEAD_DIM),
+        layers=tuple(sorted({_layer_index(name) for name in shapes if _is_cross_attention(name)})),
+        embedding_size=shape_of(shapes, "text_projection", 2)[1],
         pool_num_heads=_pool_heads(config, hidden_size),
-        rms_norm_eps=llama.get("rms_norm_eps") or 1e-6,
+        rms_norm_eps=llama.number("rms_norm_eps", 1e-6, **EPS_RANGE),
     )
 
 
@@ -78,7 +71,7 @@ def reader_sources(config: ReaderConfig) -> dict[str, WeightSource]:
 
 def unused(name: str) -> bool:
     """Whether images do without a tensor: it is the LLaMA's own, or of the published matching head."""
-    return name.startswith(MATCHING) or name.startswith(LLAMA) and ".cross_attn." not in name
+    return name.startswith(MATCHING) or name.startswith(LLAMA) and not _is_cross_attention(name)
 
 
 def _sources(module: nn.Module) -> dict[str, WeightSource]:
@@ -92,12 +85,17 @@ def _published(name: str) -> str:
     return name
 
 
-def _pool_heads(config: Mapping[str, Any], hidden_size: int) -> int:
-    heads = config.get("attn_pool_num_heads") or POOL_HEADS
-    _check_heads("attn_pool_num_heads", heads, hidden_size)
-    return heads
+def _pool_heads(config: Config, hidden_size: int) -> int:
+    return config.heads("attn_pool_num_heads", hidden_size, POOL_HEADS)
 
 
-def _check_heads(name: str, heads: int, hidden_size: int) -> None:
-    if heads < 1 or hidden_size % heads:
-        raise ValueError(f"its {name} is {heads}, which does not divide the hidden size of {hidden_size}")
+def _is_cross_attention(name: str) -> bool:
+    return name.startswith(LLAMA_LAYERS) and ".cross_attn." in name
+
+
+def _layer_index(name: str) -> int:
+    """Return the index of the LLaMA's layer that a tensor belongs to. Raises ValueError where its name has none."""
+    index = name.removeprefix(LLAMA_LAYERS).split(".", 1)[0]
+    if not index.isdecimal() or len(index) > 4:
+        raise ValueError(f"it has tensors of {LLAMA_LAYERS}{index[:40]}, which is no layer")
+    return int(index)

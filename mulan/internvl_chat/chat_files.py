@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoints.config import read_config
 from ..checkpoints.identify import identify, is_internvl_chat
-from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors, read_config
+from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors, read_beside
+from ..checkpoints.weight_check import check_weights
 from ..checkpoints.weight_source import MARK, WeightSource, with_scales
 from . import chat_keys
 from .chat_model import ChatConfig, InternVLChat
@@ -26,11 +28,15 @@ SOURCE = "OpenGVLab on Hugging Face (InternVL2_5-1B to -8B, InternVL3-1B, -2B, -
 
 @dataclass(frozen=True)
 class ChatFile:
-    """A checkpoint, opened; none of its weights is read yet. `file` has OpenGVLab's names, whatever its own are."""
+    """A checkpoint, opened; none of its weights is read yet. `file` has OpenGVLab's names, whatever its own are.
+
+    system: the system prompt that it was trained with, empty where it names none.
+    """
 
     file: TensorFile
     config_json: Mapping[str, Any]
     config: ChatConfig
+    system: str
 
     @property
     def is_quantized(self) -> bool:
@@ -57,9 +63,8 @@ class ChatFile:
         None where there is none.
         """
         if CONFIG in self.file.metadata:
-            return self.file.read(name).numpy().tobytes() if name in self.file.shapes else None
-        path = (self.file.path if self.file.path.is_dir() else self.file.path.parent) / name
-        return path.read_bytes() if path.is_file() else None
+            return self.file.read_bytes(name) if name in self.file.shapes else None
+        return read_beside(self.file.path if self.file.path.is_dir() else self.file.path.parent, name)
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer inside the file or beside it.
@@ -69,6 +74,8 @@ class ChatFile:
         advice = f"Keep the tokenizer's files of the published folder, from {SOURCE}, with the weights."
         try:
             tokenizer = load_tokenizer(self.tokenizer_file)
+        except WrongFileError:
+            raise
         except ValueError as error:
             raise WrongFileError(
                 f"{describe_path(self.file.path)} has no tokenizer that can be used: {error}. {advice}"
@@ -98,20 +105,22 @@ def chat_from_tensors(file: TensorFile) -> ChatFile:
             f"{describe_path(path)} is {identify(file.shapes)}; expected an InternVL chat model, from {SOURCE}, in "
             f"models/internvl_chat."
         )
-    config_json = read_config(file)
-    if not config_json:
+    config = read_config(file)
+    if not config.entries:
         raise WrongFileError(
             f"{describe_path(path)} has no config.json, and its tensors alone do not say enough. Keep that of {SOURCE} "
             "with the weights."
         )
     try:
-        opened = ChatFile(file, config_json, chat_keys.configuration(file.shapes, config_json))
+        sizes = chat_keys.configuration(file.shapes, config)
+        opened = ChatFile(file, config.entries, sizes, config.text("system_message"))
     except KeyError as error:
         raise WrongFileError(
-            f"{describe_path(path)} is incomplete: there is no {error.args[0]} in it or its config.json. Download it "
-            "again."
+            f"{describe_path(path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
         ) from error
-    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except WrongFileError:
+        raise
+    except ValueError as error:
         raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Expected one from {SOURCE}.") from error
     _check(opened)
     return opened
@@ -124,23 +133,7 @@ def unexpected(opened: ChatFile) -> list[str]:
 
 
 def _check(opened: ChatFile) -> None:
-    """Raise WrongFileError where a tensor is missing, or has another shape than the model's."""
-    shapes, path, sources = opened.file.shapes, opened.file.path, opened.sources()
-    missing = sorted({name for source in sources.values() for name in source.names} - shapes.keys())
-    if missing:
-        raise WrongFileError(
-            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. "
-            "Download it again."
-        )
-    for name, tensor in opened.build(operations=nn, device="meta").state_dict().items():
-        published = sources[name].names
-        try:
-            given = tuple(sources[name].read(lambda name: torch.empty(shapes[name], device="meta")).shape)
-        except (RuntimeError, ValueError):  # rows that cannot be divided among the heads
-            given = None
-        if given != tuple(tensor.shape):
-            raise WrongFileError(
-                f"{describe_path(path)}: {', '.join(published)} ({list(shapes[published[0]])}) cannot be {name} of "
-                f"{list(tensor.shape)}: "
-                f"the file is damaged, or its config.json is another checkpoint's."
-            )
+    """Raise WrongFileError where a tensor is missing, holds no weights, or has another shape than the model's."""
+    state_dict = opened.build(operations=nn, device="meta").state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    check_weights(opened.file, opened.sources(), expected, in_8_bits=chat_keys.LANGUAGE)

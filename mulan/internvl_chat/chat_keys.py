@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
 from torch import nn
 
 from ..checkpoints import internlm2
-from ..checkpoints.tensor_files import TensorFile
+from ..checkpoints.config import EPS_RANGE, MAX_HEADS, ROPE_RANGE, Config
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path
+from ..checkpoints.weight_check import count_layers, shape_of
 from ..checkpoints.weight_source import WeightSource
 from ..internvl import intern_vit_keys
 from .chat_language_model import HEAD_NORM, LanguageConfig
@@ -33,11 +36,9 @@ LANGUAGES: dict[str, dict[str, Any]] = {
 }
 VISION_HEADS = 16  # likewise
 TEMPLATE = "internvl2_5"
-PLAIN_ROPE = (
-    None,
-    "default",
-    "dynamic",
-)  # dynamic: plain up to max_position_embeddings, and longer prompts are refused
+# dynamic: plain up to max_position_embeddings, and longer prompts are refused
+PLAIN_ROPE = ("default", "dynamic")
+MAX_HEAD_DIM, MAX_POSITIONS = 1024, 2**24
 
 # The beginnings of transformers' names, and what follows them -> OpenGVLab's
 _BEGINNINGS = {
@@ -78,30 +79,35 @@ def as_published(file: TensorFile) -> TensorFile:
     stored: dict[str, list[str]] = {}
     for name in file.shapes:
         stored.setdefault(_published(name), []).append(name)
-    for names in stored.values():
-        names.sort(key=lambda name: "qkv".find(name.rsplit("_proj.", 1)[0][-1]))
-    shapes = {
-        name: file.shapes[parts[0]]
-        if len(parts) == 1
-        else (sum(file.shapes[part][0] for part in parts), *file.shapes[parts[0]][1:])
-        for name, parts in stored.items()
-    }
-    return TensorFile(file.path, shapes, lambda name: WeightSource(tuple(stored[name])).read(file.read), file.metadata)
+    for published, names in stored.items():
+        if len(names) > 1:
+            stored[published] = _in_order(file, names)
+    first = file.renamed({name: parts[0] for name, parts in stored.items()})
+    rows = {name: sum(file.shapes[part][0] for part in parts) for name, parts in stored.items() if len(parts) > 1}
+    return replace(
+        first,
+        shapes={name: (rows[name], *shape[1:]) if name in rows else shape for name, shape in first.shapes.items()},
+        read=lambda name: WeightSource(tuple(stored[name])).read(file.read),
+    )
 
 
-def configuration(shapes: Shapes, config: Mapping[str, Any]) -> ChatConfig:
+def configuration(shapes: Shapes, config: Config) -> ChatConfig:
     """Return the sizes, from the tensors' shapes and else from `config` (config.json).
 
-    Raises KeyError where a tensor or an entry is missing, ValueError for other models.
+    Raises KeyError where a tensor is missing, ValueError for other models, WrongFileError for `config`.
     """
-    if config.get("template", TEMPLATE) != TEMPLATE:
-        raise ValueError(
-            f"its chat template is {config['template']!r}, expected {TEMPLATE!r} (InternVL 2.5, 3 and 3.5)"
-        )
+    config.choice("template", (TEMPLATE,), TEMPLATE)
     tower = {name.removeprefix(VISION): shape for name, shape in shapes.items() if name.startswith(VISION)}
-    vision = intern_vit_keys.configuration(tower, {"num_attention_heads": VISION_HEADS, **config["vision_config"]})
-    merge_size = isqrt(shapes[f"{PROJECTOR}0.weight"][0] // vision.hidden_size)
-    return ChatConfig(vision, _language(shapes, config.get("llm_config") or config["text_config"]), merge_size)
+    heads = {"num_attention_heads": VISION_HEADS}
+    vision = intern_vit_keys.configuration(tower, config.section("vision_config").with_defaults(heads))
+    merge_size = isqrt(shape_of(shapes, f"{PROJECTOR}0.weight", 1)[0] // vision.hidden_size)
+    if not merge_size or vision.image_size // vision.patch_size % merge_size:
+        raise ValueError(
+            f"its projector reads {shapes[f'{PROJECTOR}0.weight'][0]} channels, which squares of patches of "
+            f"{vision.hidden_size} channels in an image of {vision.image_size // vision.patch_size} patches do not give"
+        )
+    language = config.section("llm_config" if "llm_config" in config else "text_config")
+    return ChatConfig(vision, _language(shapes, language), merge_size)
 
 
 def sources(config: ChatConfig, shapes: Shapes) -> dict[str, WeightSource]:
@@ -122,44 +128,57 @@ def unused(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq")  # some files keep it; it follows from the size of a head
 
 
-def _language(shapes: Shapes, config: Mapping[str, Any]) -> LanguageConfig:
-    kind = config.get("model_type")
-    if kind not in LANGUAGES:
-        raise ValueError(f"its language model is {kind!r}, expected one of {', '.join(LANGUAGES)}")
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rope
-    config = {**LANGUAGES[kind], **{name: value for name, value in {**rope, **config}.items() if value is not None}}
-    rope_type = scaling.get("rope_type") or scaling.get("type")
-    if rope_type not in PLAIN_ROPE:
-        raise ValueError(f"its language model scales positions by {rope_type!r}, expected 'dynamic' or none")
+def _language(shapes: Shapes, config: Config) -> LanguageConfig:
+    kind = config.choice("model_type", tuple(LANGUAGES))
+    rope = config.section("rope_parameters")
+    scaling = config.section("rope_scaling") if "rope_scaling" in config else rope
+    scaling.choice("rope_type" if "rope_type" in scaling else "type", PLAIN_ROPE, PLAIN_ROPE[0])
+    config = config.with_defaults({**LANGUAGES[kind], **rope.entries})
     packed = f"{FIRST}attention.wqkv.weight" in shapes
     embeddings, gate = ("tok_embeddings", "feed_forward.w1") if packed else ("embed_tokens", "mlp.gate_proj")
-    vocab_size, hidden_size = shapes[f"{LANGUAGE}model.{embeddings}.weight"]
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden_size // heads
+    vocab_size, hidden_size = shape_of(shapes, f"{LANGUAGE}model.{embeddings}.weight", 2)
+    heads = config.integer("num_attention_heads", high=MAX_HEADS)
+    head_dim = config.integer("head_dim", hidden_size // heads or None, high=MAX_HEAD_DIM)
     rows = (
-        shapes[f"{FIRST}attention.wqkv.weight"][0]
+        shape_of(shapes, f"{FIRST}attention.wqkv.weight", 2)[0]
         if packed
-        else heads * head_dim + 2 * shapes[f"{FIRST}self_attn.k_proj.weight"][0]
+        else heads * head_dim + 2 * shape_of(shapes, f"{FIRST}self_attn.k_proj.weight", 2)[0]
     )
+    key_value_heads = (rows // head_dim - heads) // 2
+    if head_dim % 2 or key_value_heads < 1 or heads % key_value_heads:
+        raise config.wrong("num_attention_heads", f"a number of heads that fits the tensors (heads of {head_dim})")
     head_norm = HEAD_NORM if f"{FIRST}self_attn.q_norm.weight" in shapes else None
     return LanguageConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=shapes[f"{FIRST}{gate}.weight"][0],
-        num_hidden_layers=1
-        + max(int(name.split(".")[3]) for name in shapes if name.startswith(f"{LANGUAGE}model.layers.")),
+        intermediate_size=shape_of(shapes, f"{FIRST}{gate}.weight", 2)[0],
+        num_hidden_layers=count_layers(shapes, f"{LANGUAGE}model.layers."),
         num_attention_heads=heads,
-        num_key_value_heads=(rows // head_dim - heads) // 2,
+        num_key_value_heads=key_value_heads,
         head_dim=head_dim,
-        rms_norm_eps=config["rms_norm_eps"],
-        rope_theta=config["rope_theta"],
-        max_position_embeddings=config["max_position_embeddings"],
+        rms_norm_eps=config.number("rms_norm_eps", **EPS_RANGE),
+        rope_theta=config.number("rope_theta", **ROPE_RANGE),
+        max_position_embeddings=config.integer("max_position_embeddings", high=MAX_POSITIONS),
         qkv_bias=f"{FIRST}self_attn.q_proj.bias" in shapes,
         q_norm=head_norm,
         k_norm=head_norm,
         lm_head=bool({f"{LANGUAGE}lm_head.weight", f"{LANGUAGE}output.weight"} & shapes.keys()),
     )
+
+
+def _in_order(file: TensorFile, names: Sequence[str]) -> list[str]:
+    """Return the names of queries, keys and values that are one tensor together.
+
+    Raises WrongFileError where other names, or other shapes, stand for one tensor.
+    """
+    parts = {name.rsplit(".", 1)[0][-len("q_proj") :]: name for name in names}
+    shapes = {file.shapes[name] for name in names}
+    if parts.keys() != {"q_proj", "k_proj", "v_proj"} or len(names) > len(parts) or () in shapes:
+        raise WrongFileError(
+            f"{describe_path(file.path)} holds one tensor under several names, {' and '.join(sorted(names)[:2])}: it "
+            f"is damaged. Download it again."
+        )
+    return [parts[f"{part}_proj"] for part in "qkv"]
 
 
 def _published(name: str) -> str:

@@ -47,7 +47,7 @@ def load_chat(
         return InternVLChatEncoder(chat.train(False).requires_grad_(False), stop_tokens, title, computed_in)
 
     def prompts(embedding_directory=None, tokenizer_data=None):
-        return ChatPrompts(tokenizer, file.config, title, file.config_json.get("system_message") or SYSTEM)
+        return ChatPrompts(tokenizer, file.config, title, file.system or SYSTEM)
 
     kept, computed_in = weights["language_model.model.norm.weight"].dtype, dtype
     options = {"load_device": torch.device("cpu"), "offload_device": torch.device("cpu")} if device == "cpu" else {}

@@ -283,11 +283,9 @@ def test_an_encoder_without_one_of_its_tensors(lost, tmp_path):
         HEADS,
         lambda weights: {name: t for name, t in weights.items() if name != lost},
     )
-    assert (
-        refusal(open_text_encoder, path)
-        == f"encoder.safetensors (in {tmp_path}) is incomplete: 1 tensors are missing, the first is {lost}. Download "
-        "it again."
-    )
+    message = refusal(open_text_encoder, path)
+    assert message.startswith(f"encoder.safetensors (in {tmp_path}) is incomplete: ")
+    assert message.endswith(f" {lost}. Download it again.")
 
 
 def test_an_encoder_without_its_tokenizer(tmp_path):
@@ -315,16 +313,15 @@ def test_a_folder_without_its_tokenizer(sharded):
 @pytest.mark.parametrize(
     "config, words",
     [
-        ("{", "its metadata `config`, which holds the number of attention heads, cannot be read ("),
-        ("[]", "its metadata `config`, which holds the number of attention heads, cannot be read ("),
+        ("{", "its metadata `config` is not valid JSON ("),
+        ("[]", "its metadata `config` holds a list, expected an object"),
         (
             '{"num_attention_heads": "many"}',
-            "its metadata `config`, which holds the number of attention heads, cannot be read (invalid literal for "
-            "int() with base 10: 'many')",
+            "its metadata `config`: num_attention_heads is 'many', expected a whole number from 1 to 1024",
         ),
-        ('{"num_attention_heads": 5}', "which 5 attention heads cannot share"),
-        ('{"num_attention_heads": 0}', "which 0 attention heads cannot share"),
-        ("{}", "attention heads cannot share. Put their number into the metadata, `config`"),
+        ('{"num_attention_heads": 5}', "num_attention_heads is 5, expected a divisor of "),
+        ('{"num_attention_heads": 0}', "num_attention_heads is 0, expected a whole number"),
+        ("{}", "num_attention_heads is missing, expected a whole number"),
     ],
 )
 def test_an_encoder_whose_number_of_heads_is_unknown(config, words, tmp_path):
@@ -335,7 +332,7 @@ def test_an_encoder_whose_number_of_heads_is_unknown(config, words, tmp_path):
 def test_a_damaged_config_of_a_folder(sharded):
     (sharded / "config.json").write_text('{"qllama_config": ', "utf-8")
     message = refusal(open_text_encoder, sharded)
-    assert "its config.json, which holds the number of attention heads, cannot be read (" in message
+    assert "its config.json is not valid JSON (" in message
 
 
 # --- adapters ---

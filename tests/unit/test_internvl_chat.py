@@ -465,12 +465,12 @@ WRONG = {
     ),
     "a first tensor is missing": (
         dict(tensors=without("mlp1.0.weight")),
-        "there is no mlp1.0.weight in it or its config.json",
+        "is incomplete: it has no tensor mlp1.0.weight",
     ),
-    "no entry": (dict(config={"vision_config": 3}), "cannot be used"),
+    "no entry": (dict(config={"vision_config": 3}), "vision_config is 3, expected an object"),
     "another shape": (
         dict(tensors=lambda tensors: {**tensors, "mlp1.3.weight": torch.zeros(5, 5)}),
-        "mlp1.3.weight ([5, 5]) cannot be mlp1.3.weight",
+        "mlp1.3.weight [5, 5] cannot be mlp1.3.weight [48, 48]",
     ),
     "heads of another model": (
         dict(config={"llm_config": {"num_attention_heads": 4}}),
@@ -478,12 +478,12 @@ WRONG = {
     ),
     "InternLM3": (
         dict(config={"llm_config": {"model_type": "internlm3"}}),
-        "its language model is 'internlm3', expected one of qwen2, qwen3, llama, internlm2",
+        "llm_config.model_type is 'internlm3', expected one of 'qwen2', 'qwen3', 'llama', 'internlm2'",
     ),
-    "an older template": (dict(config={"template": "Hermes-2"}), "its chat template is 'Hermes-2'"),
+    "an older template": (dict(config={"template": "Hermes-2"}), "template is 'Hermes-2', expected 'internvl2_5'"),
     "another scaling": (
         dict(config={"llm_config": {"rope_scaling": {"rope_type": "yarn"}}}),
-        "scales positions by 'yarn'",
+        "llm_config.rope_scaling.rope_type is 'yarn', expected one of 'default', 'dynamic'",
     ),
 }
 

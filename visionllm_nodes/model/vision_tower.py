@@ -29,6 +29,10 @@ class TowerConfig:
     hidden_act: str = "quick_gelu"
 
     @property
+    def patch_size(self) -> int:
+        return PATCH_SIZE
+
+    @property
     def num_patches(self) -> int:
         """Tokens per image, without the class token."""
         return (self.image_size // PATCH_SIZE) ** 2

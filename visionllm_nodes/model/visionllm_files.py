@@ -7,9 +7,8 @@ with their scales.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,21 +16,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...mulan.checkpoints.config import Config, read_config
 from ...mulan.checkpoints.tensor_files import (
     CONFIG,
     TensorFile,
     WrongFileError,
     describe_path,
     open_tensors,
-    read_config,
+    read_beside,
+    read_object,
 )
+from ...mulan.checkpoints.weight_check import check_weights
 from ...mulan.checkpoints.weight_source import MARK, WeightSource, with_scales
 from ...mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 from ...mulan.internvl import intern_vit_keys
 from ...mulan.internvl.intern_vit import InternViT, InternViTConfig
 from .bridge import Bridge, BridgeConfig
 from .grounding_decoder import GroundingConfig
-from .keys import bridge, clip, grounding, internlm2, llama, mappers, pose, region_encoder, super_link
+from .image_inputs import ImageSettings
+from .keys import below, bridge, clip, grounding, internlm2, llama, mappers, pose, region_encoder, super_link
 from .language_model import LanguageConfig, LanguageModel
 from .llama_tokenizer import VisionTokenizer
 from .pose_decoder import PoseConfig
@@ -39,6 +42,7 @@ from .region_encoder import RegionConfig, RegionEncoder
 from .super_link import SuperLink, SuperLinkConfig
 from .vision_tower import TowerConfig, VisionTower
 from .visionllm import VisionLLM
+from .visionllm_config import check_widths, image_settings, tower_layer
 
 SOURCE = "OpenGVLab/VisionLLMv2 on Hugging Face"
 TOKENIZER = "tokenizer"  # in the configuration of a converted file: the tokenizer's json files by name
@@ -63,11 +67,16 @@ class Part:
 
 @dataclass(frozen=True)
 class VisionLLMFile:
-    """An open checkpoint; nothing of its weights is read yet. `config`: config.json's dict."""
+    """An open checkpoint; nothing of its weights is read yet. `config`: config.json's dict.
+
+    tower_layer: whose hidden states the bridge reads.
+    """
 
     file: TensorFile
     config: Mapping[str, Any]
     parts: Mapping[str, Part]
+    tower_layer: int
+    settings: ImageSettings
 
     def build(self, *, operations: Any, language_operations: Any = None, dtype=None, device=None) -> VisionLLM:
         """Return the model without values. `language_operations`: for a language model whose weights are quantized."""
@@ -82,9 +91,8 @@ class VisionLLMFile:
                 return module(config, operations=language_operations, dtype=dtype, device="cpu")
             return module(config, operations=operations, dtype=dtype, device=device)
 
-        layer = self.config.get("vis_output_layer", -2 if self.parts["tower"].names is clip else -1)
         parts: dict[str, Any] = {name: build_part(name) for name in _PARTS}
-        return VisionLLM(tower_layer=layer, **parts)
+        return VisionLLM(tower_layer=self.tower_layer, **parts)
 
     def sources(self) -> dict[str, WeightSource]:
         """Return the published tensors of each of ours, the scales of 8-bit weights included."""
@@ -113,10 +121,10 @@ class VisionLLMFile:
         """
         folder = self._folder
         if SPIECE in self.file.shapes:
-            where, model = f"its tensor {SPIECE}", self.file.read(SPIECE).numpy().tobytes()
-        elif (folder / TOKENIZER_NAME).is_file():
-            where, model = TOKENIZER_NAME, (folder / TOKENIZER_NAME).read_bytes()
+            where, model = f"its tensor {SPIECE}", self.file.read_bytes(SPIECE)
         else:
+            where, model = TOKENIZER_NAME, read_beside(folder, TOKENIZER_NAME)
+        if model is None:
             raise WrongFileError(
                 f"{describe_path(self.file.path)} has no tokenizer: neither a tensor {SPIECE} nor {TOKENIZER_NAME} "
                 f"beside it. Take {TOKENIZER_NAME} from {SOURCE} and keep it with the checkpoint."
@@ -142,18 +150,14 @@ class VisionLLMFile:
 
         They are in a converted file's configuration, else beside the weights.
         """
-        config = self.config.get(TOKENIZER, {})
         if TOKENIZER in self.config or CONFIG in self.file.metadata:
-            return config
-        for name in TOKENIZER_JSONS:
-            if (self._folder / name).is_file():
-                try:
-                    config[name] = json.loads((self._folder / name).read_text("utf-8"))
-                except ValueError as error:
-                    raise WrongFileError(
-                        f"{name} (in {self._folder}) is not valid JSON ({error}). Download it again."
-                    ) from error
-        return config
+            return self.config.get(TOKENIZER) or {}
+        contents = {name: read_beside(self._folder, name) for name in TOKENIZER_JSONS}
+        return {
+            name: read_object(content, f"{name} (in {self._folder})")
+            for name, content in contents.items()
+            if content is not None
+        }
 
 
 def _one_of(prefix: str, *choices: tuple[str, ModuleType]) -> Callable[[Mapping], tuple[str, ModuleType] | None]:
@@ -170,27 +174,27 @@ def _optional(prefix: str, names: ModuleType) -> Callable[[Mapping], tuple[str, 
     return lambda shapes: (prefix, names) if any(name.startswith(prefix) for name in shapes) else None
 
 
-# Our part -> how to find it, and its entry of config.json.
-_PARTS: dict[str, tuple[Callable, Callable[[Mapping], Mapping]]] = {
+# Our part -> how to find it, and its entry of config.json: empty where its tensors tell all of its sizes.
+_PARTS: dict[str, tuple[Callable, str]] = {
     "tower": (
         _one_of(
             "vis_encoder.",
             ("vision_model.embeddings.class_embedding", clip),
             ("embeddings.class_embedding", intern_vit_keys),
         ),
-        lambda config: config.get("vis_encoder_config") or {},
+        "vis_encoder_config",
     ),
-    "bridge": (_one_of("vl_bridge.", ("weight", bridge), ("0.weight", bridge)), lambda config: {}),
+    "bridge": (_one_of("vl_bridge.", ("weight", bridge), ("0.weight", bridge)), ""),
     "language": (
         _one_of("llm.", ("model.embed_tokens.weight", llama), ("model.tok_embeddings.weight", internlm2)),
-        lambda config: config.get("llm_config") or {},
+        "llm_config",
     ),
-    "super_link": (_one_of(super_link.PREFIX, ("det.weight", super_link)), lambda config: {}),
-    "region_encoder": (_optional("region_encoder.", region_encoder), lambda config: {}),
-    "grounding": (_optional("gdino.", grounding), lambda config: config.get("gdino_config") or {}),
-    "pose": (_optional("unipose.", pose), lambda config: config.get("unipose_config") or {}),
-    "generate": (_optional("sd.", mappers), lambda config: config.get("sd_config") or {}),
-    "edit": (_optional("ip2p.", mappers), lambda config: config.get("ip2p_config") or {}),
+    "super_link": (_one_of(super_link.PREFIX, ("det.weight", super_link)), ""),
+    "region_encoder": (_optional("region_encoder.", region_encoder), ""),
+    "grounding": (_optional("gdino.", grounding), "gdino_config"),
+    "pose": (_optional("unipose.", pose), "unipose_config"),
+    "generate": (_optional("sd.", mappers), ""),
+    "edit": (_optional("ip2p.", mappers), ""),
 }
 
 _MODULES = {
@@ -225,54 +229,42 @@ def visionllm_from_tensors(file: TensorFile) -> VisionLLMFile:
             f"(its tensors begin with {', '.join(list(file.shapes)[:3])}). It comes from {SOURCE}."
         )
     parts = {}
-    for name, (find, config_of) in _PARTS.items():
+    for name, (find, entry) in _PARTS.items():
         found = find(file.shapes)
         if found is None:
             continue
         prefix, names = found
-        shapes = {
-            published.removeprefix(prefix): shape
-            for published, shape in file.shapes.items()
-            if published.startswith(prefix)
-        }
+        entries = config.section(entry) if entry else Config({})
         try:
-            parts[name] = Part(prefix, names, names.configuration(shapes, config_of(config)))
+            parts[name] = Part(prefix, names, names.configuration(below(prefix, file.shapes), entries))
         except KeyError as error:
             raise WrongFileError(
                 f"{describe_path(path)} is incomplete: its {name.replace('_', ' ')} has no tensor "
                 f"{prefix}{error.args[0]}. Download it again."
             ) from error
+        except WrongFileError:
+            raise
         except ValueError as error:
             raise WrongFileError(
-                f"{describe_path(path)}: its {name.replace('_', ' ')} cannot be used: {error}."
+                f"{describe_path(path)}: its {name.replace('_', ' ')} cannot be used: {error}. Download it again."
             ) from error
-    opened = VisionLLMFile(file, config, parts)
+    sizes = {name: part.config for name, part in parts.items()}
+    try:
+        check_widths(sizes)
+    except ValueError as error:
+        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Download it again.") from error
+    layer, settings = tower_layer(config, sizes["tower"]), image_settings(config, sizes)
+    opened = VisionLLMFile(file, config.entries, parts, layer, settings)
     check_tensors(opened)
     return opened
 
 
 def check_tensors(opened: VisionLLMFile) -> None:
-    """Raise WrongFileError where a tensor is missing, has another shape than the model's, or belongs to no part."""
-    shapes, path = opened.file.shapes, opened.file.path
-    sources = opened.sources()
-    used = {name for source in sources.values() for name in source.names}
-    missing = sorted(used - shapes.keys())
-    if missing:
-        raise WrongFileError(
-            f"{describe_path(path)} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. "
-            f"Download it again."
-        )
+    """Raise WrongFileError where a tensor is missing, holds no weights, or has another shape than the model's."""
     with torch.device("meta"):
         model = opened.build(operations=nn, device="meta")
-    for ours, tensor in model.state_dict().items():
-        if ours not in sources:
-            raise WrongFileError(f"{describe_path(path)} is incomplete: nothing in it gives {ours}. Download it again.")
-        given = sources[ours].read(lambda name: torch.empty(shapes[name], device="meta"))
-        if given.shape != tensor.shape:
-            raise WrongFileError(
-                f"{describe_path(path)}: {', '.join(sources[ours].names)} give the shape {tuple(given.shape)}, "
-                f"but {ours} is {tuple(tensor.shape)}: its configuration is another checkpoint's."
-            )
+    expected = {ours: tuple(tensor.shape) for ours, tensor in model.state_dict().items()}
+    check_weights(opened.file, opened.sources(), expected, in_8_bits="language.")
 
 
 def unused_tensors(opened: VisionLLMFile) -> list[str]:
@@ -302,5 +294,4 @@ def _with_shared(file: TensorFile) -> TensorFile:
             known = prefix + names.shared(name.removeprefix(prefix)) if name.startswith(prefix) else name
             if known not in file.shapes:
                 stored.setdefault(known, name)
-    shapes = {**file.shapes, **{known: file.shapes[name] for known, name in stored.items()}}
-    return replace(file, shapes=shapes, read=lambda name: file.read(stored.get(name, name)))
+    return file.renamed({name: name for name in file.shapes} | stored)

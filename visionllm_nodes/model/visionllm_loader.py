@@ -14,11 +14,11 @@ import torch
 from ...mulan.checkpoints.devices import choose_devices, choose_dtype
 from ...mulan.checkpoints.finite import first_not_finite
 from ...mulan.checkpoints.tensor_files import WrongFileError, describe_path
-from ...mulan.internvl import intern_vit_keys
 from . import prompt_templates
-from .image_inputs import ImageSettings
-from .keys import internlm2
+from .keys import internlm2, super_link
 from .prefix_cache import PrefixCache
+from .special_tokens import DETECT, PERCEPTION_COUNT, POSE
+from .super_link import TABLE_OF
 from .visionllm import VisionLLM
 from .visionllm_files import VisionLLMFile, open_visionllm, unused_tensors
 
@@ -41,7 +41,7 @@ class LoadedVisionLLM:
         self.dtype = dtype
         self.tokenizer = file.tokenizer()
         self.token_ids = self.tokenizer.ids
-        self.settings = ImageSettings(**{**_tower_settings(file), **file.config.get("picture_settings", {})})
+        self.settings = file.settings
         uses_internlm2 = file.parts["language"].names is internlm2
         self.template = prompt_templates.INTERNLM2 if uses_internlm2 else prompt_templates.VICUNA
         self.prefix_cache = PrefixCache()
@@ -89,6 +89,7 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
     dtype = dtype or choose_dtype(devices.load, torch.bfloat16, torch.float16)
     quantized_ops = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if file.is_quantized else None
     model = file.build(operations=comfy.ops.manual_cast, language_operations=quantized_ops, device="meta")
+    _check_embeddings(file)
     _check_decoders(file)
     model.load_state_dict(dict(file.tensors()), assign=True)
     model.train(False).requires_grad_(False)
@@ -104,6 +105,16 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
     return LoadedVisionLLM(file, model, patcher, dtype)
 
 
+def _check_embeddings(file: VisionLLMFile) -> None:
+    """Raise WrongFileError where the file has not as many embeddings behind a decoder's tool token as prompts have."""
+    for table, rows in file.parts["super_link"].config.rows.items():
+        if table in (TABLE_OF[DETECT], TABLE_OF[POSE]) and rows != PERCEPTION_COUNT:
+            raise WrongFileError(
+                f"{describe_path(file.file.path)}: {super_link.PREFIX}{table}.weight has {rows} rows, expected "
+                f"{PERCEPTION_COUNT}. Download it again."
+            )
+
+
 def _check_decoders(file: VisionLLMFile) -> None:
     """Raise WrongFileError where a weight is NaN or infinite that results would not show."""
     names = {
@@ -115,9 +126,3 @@ def _check_decoders(file: VisionLLMFile) -> None:
             f"{describe_path(file.file.path)} is damaged: its {damaged} contains NaN or infinity. "
             f"Download it, or convert it, again."
         )
-
-
-def _tower_settings(file: VisionLLMFile) -> dict:
-    """Return upstream's settings of the two vision towers: CLIP sees up to 4 tiles, InternViT up to 6."""
-    tower = file.parts["tower"]
-    return {"tower": tower.config.image_size, "tiles": 6 if tower.names is intern_vit_keys else ImageSettings.tiles}

@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from ....mulan.checkpoints.config import Config
+from ....mulan.checkpoints.weight_check import count_layers, shape_of
 from ....mulan.checkpoints.weight_source import WeightSource
-from ..fusion import EncoderConfig
 from ..grounding_decoder import GroundingConfig, GroundingDecoder
-from . import PACKED, Rename, backbone, below, count, sources_of
+from . import PACKED, TEMPERATURE_RANGE, Rename, backbone, below, encoder_configuration, sources_of
 
 BACKBONE = "model.backbone.conv_encoder.model."
 HEADS = 8
-TEMPERATURE = 20
+TEMPERATURE = 20.0
 
 RENAMES: tuple[Rename, ...] = (
     PACKED,
@@ -31,39 +32,38 @@ _SHARED = re.compile(r"(?:model\.decoder\.)?(bbox_embed|mask_embed)\.\d+\.")
 _DISCARDED = "model.mask_embed."  # a head for the learned queries whose result upstream throws away
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> GroundingConfig:
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Config) -> GroundingConfig:
     """Return the sizes, from the tensors' shapes.
 
     The numbers of heads and the temperature are those of `config` (config.json's `gdino_config`), else the published
-    ones. Raises KeyError where a tensor is missing.
+    ones. Raises KeyError where a tensor is missing, ValueError where the shapes do not agree, WrongFileError for
+    `config`.
     """
-    num_levels, hidden_size = shapes["model.level_embed"]
-    encoder_heads = config.get("encoder_attention_heads", HEADS)
-    num_heads = config.get("decoder_attention_heads", HEADS)
+    num_levels, hidden_size = shape_of(shapes, "model.level_embed", 2)
+    num_heads = config.heads("decoder_attention_heads", hidden_size, HEADS)
     encoder, decoder = "model.encoder.layers.0.", "model.decoder.layers.0."
     return GroundingConfig(
-        backbone=backbone.configuration(below(BACKBONE, shapes), config.get("backbone_config") or {}),
-        encoder=EncoderConfig(
-            hidden_size=hidden_size,
-            num_layers=count(shapes, "model.encoder.layers."),
-            num_heads=encoder_heads,
-            intermediate_size=shapes[f"{encoder}deformable_layer.fc1.weight"][0],
-            text_num_heads=encoder_heads // 2,
-            text_intermediate_size=shapes[f"{encoder}text_enhancer_layer.fc1.weight"][0],
-            fusion_num_heads=encoder_heads // 2,
-            fusion_hidden_size=shapes[f"{encoder}fusion_layer.attn.vision_proj.weight"][0],
-            num_levels=num_levels,
-            num_points=shapes[f"{encoder}deformable_layer.self_attn.attention_weights.weight"][0]
-            // (encoder_heads * num_levels),
+        backbone=backbone.configuration(below(BACKBONE, shapes), config.section("backbone_config")),
+        encoder=encoder_configuration(
+            config,
+            "encoder_attention_heads",
+            HEADS,
+            level_embed=(num_levels, hidden_size),
+            num_layers=count_layers(shapes, "model.encoder.layers."),
+            intermediate_size=shape_of(shapes, f"{encoder}deformable_layer.fc1.weight", 2)[0],
+            text_intermediate_size=shape_of(shapes, f"{encoder}text_enhancer_layer.fc1.weight", 2)[0],
+            fusion_hidden_size=shape_of(shapes, f"{encoder}fusion_layer.attn.vision_proj.weight", 2)[0],
+            attention_weights=shape_of(shapes, f"{encoder}deformable_layer.self_attn.attention_weights.weight", 2)[0],
         ),
-        query_hidden_size=shapes["patch2query.layers.0.weight"][1],
-        num_queries=shapes["model.query_position_embeddings.weight"][0],
-        num_layers=count(shapes, "model.decoder.layers."),
+        query_hidden_size=shape_of(shapes, "patch2query.layers.0.weight", 2)[1],
+        num_queries=shape_of(shapes, "model.query_position_embeddings.weight", 2)[0],
+        num_layers=count_layers(shapes, "model.decoder.layers."),
         num_heads=num_heads,
-        intermediate_size=shapes[f"{decoder}fc1.weight"][0],
-        num_points=shapes[f"{decoder}encoder_attn.attention_weights.weight"][0] // (num_heads * num_levels),
-        mask_channels=shapes["model.mask_features.weight"][0],
-        temperature=config.get("positional_embedding_temperature", TEMPERATURE),
+        intermediate_size=shape_of(shapes, f"{decoder}fc1.weight", 2)[0],
+        num_points=shape_of(shapes, f"{decoder}encoder_attn.attention_weights.weight", 2)[0]
+        // (num_heads * num_levels),
+        mask_channels=shape_of(shapes, "model.mask_features.weight", 4)[0],
+        temperature=config.number("positional_embedding_temperature", TEMPERATURE, **TEMPERATURE_RANGE),
     )
 
 

@@ -9,12 +9,13 @@ and three of its names differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
+from ....mulan.checkpoints.config import Config
+from ....mulan.checkpoints.weight_check import count_layers, shape_of
 from ....mulan.checkpoints.weight_source import WeightSource
-from ....mulan.conditioning.adapter import AdapterShape, LanguageAdapter, count_layers
+from ....mulan.conditioning.adapter import NUM_HEADS, AdapterShape, LanguageAdapter
 from . import PACKED, Rename, sources_of
 
 RENAMES: tuple[Rename, ...] = (
@@ -25,14 +26,16 @@ RENAMES: tuple[Rename, ...] = (
 )
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> AdapterShape:
-    """Return the sizes, from the tensors' shapes. Raises KeyError where a tensor is missing."""
-    _, num_queries, context_dim = shapes["llm2sd_mapper_queries"]
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Config) -> AdapterShape:
+    """Return the sizes, from the tensors' shapes. Raises KeyError where a tensor is missing, ValueError for shapes."""
+    _, num_queries, context_dim = shape_of(shapes, "llm2sd_mapper_queries", 3)
+    if context_dim % NUM_HEADS:
+        raise ValueError(f"llm2sd_mapper_queries has {context_dim} channels, expected a multiple of {NUM_HEADS}")
     return AdapterShape(
-        text_hidden_size=shapes["emb_proj.0.weight"][1],
+        text_hidden_size=shape_of(shapes, "emb_proj.0.weight", 2)[1],
         context_dim=context_dim,
         num_queries=num_queries,
-        intermediate_size=shapes["llm2sd_mapper.encoder.layers.0.linear1.weight"][0],
+        intermediate_size=shape_of(shapes, "llm2sd_mapper.encoder.layers.0.linear1.weight", 2)[0],
         num_encoder_layers=count_layers(shapes, "llm2sd_mapper.encoder.layers."),
         num_decoder_layers=count_layers(shapes, "llm2sd_mapper.decoder.layers."),
     )

@@ -11,13 +11,15 @@ from typing import Any
 
 from torch import nn
 
+from ....mulan.checkpoints.config import Config
+from ....mulan.checkpoints.weight_check import count_layers, shape_of
 from ....mulan.checkpoints.weight_source import WeightSource
-from ..fusion import EncoderConfig
 from ..pose_decoder import PoseConfig, PoseDecoder
-from . import PACKED, Rename, backbone, below, count, sources_of
+from . import PACKED, TEMPERATURE_RANGE, Rename, backbone, below, encoder_configuration, sources_of
 
 BACKBONE = "backbone.0."
 HEADS = ("bbox_embed", "pose_embed", "pose_hw_embed")
+NUM_HEADS, TEMPERATURE, NUM_BOX_LAYERS, NUM_POSE_GROUPS = 8, 20.0, 2, 50  # where the configuration does not say
 NAMED_SIZES = 17  # rows of `hw`, those of COCO's keypoints; the rest are in `hw_append`
 
 RENAMES: tuple[Rename, ...] = (
@@ -49,42 +51,47 @@ _LETTER = {"vision": "v", "text": "l"}  # l for language
 _SHARED = re.compile(rf"(?:transformer\.decoder\.)?({'|'.join(HEADS)})\.\d+\.")
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> PoseConfig:
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Config) -> PoseConfig:
     """Return the sizes, from the tensors' shapes and from `config` (config.json's `unipose_config`).
 
     `config` has heads, box layers and temperature, which no tensor tells; and `num_groups`, which upstream has in its
-    code (50) and models trained here write there. Raises KeyError where a tensor is missing, ValueError where the sizes
-    do not agree.
+    code (50) and models trained here write there. Raises KeyError where a tensor is missing, ValueError where the
+    shapes do not agree, WrongFileError for `config`.
     """
-    num_levels, hidden_size = shapes["transformer.level_embed"]
-    num_heads = config.get("nheads", 8)
+    num_levels, hidden_size = shape_of(shapes, "transformer.level_embed", 2)
+    num_heads = config.heads("nheads", hidden_size, NUM_HEADS)
     encoder, decoder = "transformer.encoder.", "transformer.decoder."
+    num_layers = count_layers(shapes, f"{decoder}layers.")
+    num_queries = shape_of(shapes, "transformer.tgt_embed.weight", 2)[0]
     return PoseConfig(
-        backbone=backbone.configuration(below(BACKBONE, shapes), {}),
-        query_hidden_size=shapes["projection_llava.layers.0.weight"][1],
-        encoder=EncoderConfig(
-            hidden_size=hidden_size,
-            num_layers=count(shapes, f"{encoder}layers."),
-            num_heads=num_heads,
-            intermediate_size=shapes[f"{encoder}layers.0.linear1.weight"][0],
-            text_num_heads=num_heads // 2,
-            text_intermediate_size=shapes[f"{encoder}text_layers.0.linear1.weight"][0],
-            fusion_num_heads=num_heads // 2,
-            fusion_hidden_size=shapes[f"{encoder}fusion_layers.0.attn.v_proj.weight"][0],
-            num_levels=num_levels,
-            num_points=shapes[f"{encoder}layers.0.self_attn.attention_weights.weight"][0] // (num_heads * num_levels),
+        backbone=backbone.configuration(below(BACKBONE, shapes), config.section("backbone_config")),
+        query_hidden_size=shape_of(shapes, "projection_llava.layers.0.weight", 2)[1],
+        encoder=encoder_configuration(
+            config,
+            "nheads",
+            NUM_HEADS,
+            level_embed=(num_levels, hidden_size),
+            num_layers=count_layers(shapes, f"{encoder}layers."),
+            intermediate_size=shape_of(shapes, f"{encoder}layers.0.linear1.weight", 2)[0],
+            text_intermediate_size=shape_of(shapes, f"{encoder}text_layers.0.linear1.weight", 2)[0],
+            fusion_hidden_size=shape_of(shapes, f"{encoder}fusion_layers.0.attn.v_proj.weight", 2)[0],
+            attention_weights=shape_of(shapes, f"{encoder}layers.0.self_attn.attention_weights.weight", 2)[0],
         ),
-        temperature=config.get("pe_temperatureH", 20),
-        num_layers=count(shapes, f"{decoder}layers."),
+        temperature=config.number("pe_temperatureH", TEMPERATURE, **TEMPERATURE_RANGE),
+        num_layers=num_layers,
         num_heads=num_heads,
-        intermediate_size=shapes[f"{decoder}layers.0.linear1.weight"][0],
-        num_points=shapes[f"{decoder}layers.0.cross_attn.attention_weights.weight"][0] // (num_heads * num_levels),
-        num_queries=shapes["transformer.tgt_embed.weight"][0],
+        intermediate_size=shape_of(shapes, f"{decoder}layers.0.linear1.weight", 2)[0],
+        num_points=shape_of(shapes, f"{decoder}layers.0.cross_attn.attention_weights.weight", 2)[0]
+        // (num_heads * num_levels),
+        num_queries=num_queries,
         num_slots=sum(
-            shapes[name][0] for name in (f"{decoder}hw.weight", f"{decoder}hw_append.weight") if name in shapes
+            shape_of(shapes, name, 2)[0]
+            for name in (f"{decoder}hw.weight", f"{decoder}hw_append.weight")
+            if name in shapes
         ),
-        num_box_layers=config.get("num_box_decoder_layers", 2),
-        num_groups=config.get("num_groups", 50),
+        # The last layer is one of groups
+        num_box_layers=config.integer("num_box_decoder_layers", NUM_BOX_LAYERS, high=num_layers - 1),
+        num_groups=config.integer("num_groups", NUM_POSE_GROUPS, high=num_queries),
     )
 
 

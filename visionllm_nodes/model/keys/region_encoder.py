@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
+from ....mulan.checkpoints.config import Config
+from ....mulan.checkpoints.weight_check import shape_of
 from ....mulan.checkpoints.weight_source import WeightSource
 from ..region_encoder import RegionConfig, RegionEncoder
 from . import sources_of
 
 
-def configuration(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> RegionConfig:
+def configuration(shapes: Mapping[str, tuple[int, ...]], config: Config) -> RegionConfig:
     """Return the sizes, from the tensors' shapes. Raises KeyError where a tensor is missing."""
-    first, second, vision_hidden_size = (shapes[f"mask_embedding.{conv}.weight"][0] for conv in (0, 3, 6))
-    return RegionConfig((first, second), vision_hidden_size, hidden_size=shapes["up_dim.weight"][0])
+    first, second, vision_hidden_size = (shape_of(shapes, f"mask_embedding.{conv}.weight", 4)[0] for conv in (0, 3, 6))
+    return RegionConfig((first, second), vision_hidden_size, hidden_size=shape_of(shapes, "up_dim.weight", 2)[0])
 
 
 def sources(config: RegionConfig) -> dict[str, WeightSource]:

@@ -1,0 +1,128 @@
+"""What a file's header tells of its tensors, checked before any is read: names, numbers of layers, shapes, dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ..boundary.files import parse_json
+from .tensor_files import TensorFile, WrongFileError, describe_path
+from .weight_source import MARK, SCALE, WeightSource
+
+Shape = tuple[int, ...]
+
+# ComfyUI's format of a layer in 8 bits -> the dtype that its weight is stored in
+STORED_IN = {"int8_tensorwise": "int8", "float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
+PACKED = ("nvfp4", "mxfp8", "convrot_w4a4")  # formats of ComfyUI's whose weights have shapes of their own
+FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+
+
+def shape_of(shapes: Mapping[str, Shape], name: str, dimensions: int) -> Shape:
+    """Return the shape of a tensor that has so many dimensions. Raises KeyError where it is missing, ValueError where
+    it has other dimensions or none of its numbers.
+    """
+    shape = tuple(shapes[name])
+    if len(shape) != dimensions or min(shape) < 1:
+        raise ValueError(f"{name} has the shape {list(shape)}, expected {dimensions} dimensions")
+    return shape
+
+
+def count_layers(names: Iterable[str], prefix: str) -> int:
+    """Return how many modules are numbered behind `prefix` ("encoder.layers."), from 0 without a gap; 0 for none.
+
+    Raises ValueError where a name has no number there, or a number is left out.
+    """
+    indices = {name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)}
+    expected = {str(index) for index in range(len(indices))}
+    odd = sorted(indices - expected)
+    if odd:
+        lacking = min(expected - indices, key=int)
+        raise ValueError(f"it has tensors of {prefix}{odd[0][:40]}, but none of {prefix}{lacking}")
+    return len(indices)
+
+
+def check_weights(
+    file: TensorFile, sources: Mapping[str, WeightSource], expected: Mapping[str, Shape], in_8_bits: str | None = ""
+) -> None:
+    """Raise WrongFileError where a tensor that a model reads is missing, holds no weights, or has another shape.
+
+    sources: those of each tensor of the model, of its 8-bit layers' scales and marks too. expected: the shape of each
+    tensor of the model. in_8_bits: the part of the model (the beginning of its names) that may have 8-bit layers, None
+    where no part may. Of the values only the marks are read.
+    """
+    where = describe_path(file.path)
+    missing = sorted({name for source in sources.values() for name in source.names} - file.shapes.keys())
+    if missing:
+        raise WrongFileError(
+            f"{where} is incomplete: {len(missing)} tensors are missing, the first is {missing[0]}. Download it again."
+        )
+    for ours, shape in expected.items():
+        if ours not in sources:
+            raise WrongFileError(f"{where} is incomplete: nothing in it gives {ours}. Download it again.")
+        _check_weight(file, ours, sources, shape, in_8_bits)
+
+
+def check_dtype(file: TensorFile, name: str, stored_in: str | None = None) -> None:
+    """Raise WrongFileError where a tensor's dtype cannot hold weights. `stored_in`: that of its 8-bit format."""
+    dtype = file.dtypes.get(name)
+    if dtype is None or dtype == stored_in or stored_in is None and dtype in FLOATS:
+        return
+    expected = stored_in or "floating-point numbers"
+    raise WrongFileError(
+        f"{describe_path(file.path)}: {name} holds {dtype}, expected {expected}: these are no weights that can be "
+        f"loaded. Download it, or convert it, again."
+    )
+
+
+def layer_format(file: TensorFile, mark: str) -> str:
+    """Return the 8-bit format that a layer's mark names. Raises WrongFileError where it names none."""
+    try:
+        content: Any = parse_json(file.read_bytes(mark))
+    except ValueError:
+        content = None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found in STORED_IN or found in PACKED:
+        return found
+    raise WrongFileError(
+        f"{describe_path(file.path)}: {mark} names no quantization that is known here "
+        f"({', '.join(STORED_IN)}). Convert it again."
+    )
+
+
+def _check_weight(
+    file: TensorFile, ours: str, sources: Mapping[str, WeightSource], shape: Shape, in_8_bits: str | None
+) -> None:
+    source, layer = sources[ours], ours.removesuffix("weight")
+    stored_in = None
+    if f"{layer}{MARK}" in sources:
+        if in_8_bits is None or not ours.startswith(in_8_bits) or len(shape) != 2:
+            raise WrongFileError(
+                f"{describe_path(file.path)}: {source.names[0]} is marked as quantized, and such a tensor cannot be. "
+                f"Convert it again."
+            )
+        stored_in = STORED_IN.get(layer_format(file, sources[f"{layer}{MARK}"].names[0]), "another format")
+        for scale, weight in zip(sources[f"{layer}{SCALE}"].names, source.names, strict=True):
+            _check_scale(file, scale, file.shapes[weight])
+    for name in source.names:
+        check_dtype(file, name, stored_in)
+    try:
+        given = tuple(source.read(lambda name: torch.empty(file.shapes[name], device="meta")).shape)
+    except (RuntimeError, ValueError, IndexError):  # rows that cannot be put together, or divided among the heads
+        given = None
+    if given != shape:
+        shapes = " and ".join(f"{name} {list(file.shapes[name])}" for name in source.names)
+        raise WrongFileError(
+            f"{describe_path(file.path)}: {shapes} cannot be {ours} {list(shape)}. "
+            f"The file is damaged, or its config.json is another checkpoint's."
+        )
+
+
+def _check_scale(file: TensorFile, name: str, weight: Shape) -> None:
+    check_dtype(file, name)
+    if file.shapes[name] not in ((), (weight[0] if weight else 1, 1)):
+        raise WrongFileError(
+            f"{describe_path(file.path)}: {name} has the shape {list(file.shapes[name])}, expected one scale, or one "
+            f"for each row. Convert it again."
+        )
