@@ -162,6 +162,13 @@ class ControlNet:
     pass
 
 
+def deep(levels: int) -> list:
+    value: list = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     "values, words",
     [
@@ -170,6 +177,15 @@ class ControlNet:
         ({"scale": {1: 2}}, r"contains `scale`, a dict"),
         ({"call": print}, r"contains `call`, a builtin_function"),
         ({"mask": torch.tensor([float("nan")])}, r"2\.mask .*contains NaN"),
+        (
+            {"mask": torch.zeros(3, 3).to_sparse()},
+            r"2\.mask .*cannot hold \(torch.float32, torch.sparse_coo",
+        ),
+        ({"mask": torch.zeros(3, dtype=torch.complex64)}, r"2\.mask .*that a file cannot hold \(torch.complex64"),
+        ({"mask": torch.zeros(3, device="meta")}, r"2\.mask .*that a file cannot hold .*on meta"),
+        ({"mask": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)}, r"2\.mask .*cannot hold .*qint8"),
+        ({"seed": 10**5000}, r"2\.seed .*is a number of more than 64 bits"),
+        ({"deep": deep(100_000)}, r"nested more than 50 deep: 2\.deep\.0\.0"),
     ],
 )
 def test_what_a_file_cannot_hold_is_refused_by_its_name(values, words, tmp_path):
@@ -183,6 +199,17 @@ def test_nothing_is_no_conditioning(tmp_path):
         save_conditioning(tmp_path / "x.safetensors", [], VERSIONS)
     with pytest.raises(UnsaveableError, match="entry 1 .* NoneType where its context should be"):
         save_conditioning(tmp_path / "x.safetensors", [[None, {}]], VERSIONS)
+    for entry in (None, 5, [], [random(1, 2, 3)], (random(1, 2, 3), {}, 1), [random(1, 2, 3), []], "ab"):
+        with pytest.raises(UnsaveableError, match="entry 2 of this conditioning is not a context with its values"):
+            save_conditioning(tmp_path / "x.safetensors", [*text(), entry], VERSIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_characters_and_foreign_marks_are_kept_or_left_out(tmp_path):
+    """Keys and texts of other packs: a name of a tensor has to be text, what another pack calls "mulan" is not ours."""
+    wanted = text(prompt=None, **{"half \ud83d": random(2), "mulan": {"prompt": 5, "family": ["sd15"]}})
+    assert_same(there_and_back(wanted, tmp_path), wanted)
+    assert there_and_back(text(prompt="half \ud83d"), tmp_path)[0][1]["mulan"]["prompt"] == "half \ud83d"
 
 
 @pytest.fixture
