@@ -28,7 +28,7 @@ def run(comfyui: Path, options: argparse.Namespace, out: Path) -> int:
             server.start()
             return server
 
-        runner = Runner(start, models, ComfyServer.stop)
+        runner = Runner(start, models)
         try:
             return _run(runner, options, out)
         finally:

@@ -1,6 +1,6 @@
 """Cases for every node of the pack, from what the server tells of it: a graph that works, with one input gone wrong.
 
-An id is node/kind/input/name, and makes its case again. Names that begin with "random:" hold the seed of what was drawn.
+An id is node/kind/input/name, and makes its case again. Names with "random:" hold the seed of what was drawn.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ KINDS = tuple(SHARES)
 
 @dataclass(frozen=True)
 class Case:
-    """`answers`: False where an answer would be wrong without a word. `file`: its place below models/, and the damage."""
+    """`answers`: False where an answer would be wrong without a word. `file`: its place in models/, and the damage."""
 
     id: str
     graph: Graph
@@ -442,6 +442,7 @@ def _spoil(record, what: str):
 
 _RECORDS = {"CONDITIONING": values.CONDITIONINGS, "VIDEO": values.VIDEOS, "INTERNVL_EMBEDDINGS": values.EMBEDDINGS}
 _SEGS = "((64, 64), [])"
+_CANVAS = "{'canvas_width': 64, 'canvas_height': 64"
 _MANY_BOXES = "[[{'x': 4., 'y': 4., 'width': 20., 'height': 20., 'label': 'a', 'score': .9}] * 3000]"
 WHOLE: dict[str, dict[str, str]] = {
     "BOUNDING_BOX": {
@@ -472,21 +473,20 @@ WHOLE: dict[str, dict[str, str]] = {
         "whole:huge": repr([{**values.KEYPOINTS, "width": 10**6, "height": 10**6}]),
         "whole:boxes": repr([values.BOXES]),
         "whole:pose": repr([values.POSE]),
-        "whole:triples": "[{'width': 64, 'height': 64, 'skeleton': [[0, 1]], 'objects': [{'label': 'a', 'score': 1, 'box': {'x': 1, "
-        "'y': 1, 'width': 5, 'height': 5}, 'keypoints': [[1, 2, 3]]}]}]",
+        "whole:triples": repr([values.with_part(values.KEYPOINTS, ("objects", 0, "keypoints"), [[1, 2, 3]])]),
     },
     "POSE_KEYPOINT": {
         "whole:one_dict": repr(values.POSE),
         "whole:two_images": repr([values.POSE] * 2),
         "whole:too_deep": repr([[values.POSE]]),
         "whole:no_people": repr([{**values.POSE, "people": []}]),
-        "whole:animals": "[{'canvas_width': 64, 'canvas_height': 64, 'animals': [[[1., 2., 1.]] * 17]}]",
-        "whole:animals_none": "[{'canvas_width': 64, 'canvas_height': 64, 'animals': [None]}]",
+        "whole:animals": f"[{_CANVAS}, 'animals': [[[1., 2., 1.]] * 17]}}]",
+        "whole:animals_none": f"[{_CANVAS}, 'animals': [None]}}]",
         "whole:tuple": repr((values.POSE,)),
         "whole:tensor": "torch.zeros(1, 18, 3)",
         "whole:keypoints": repr([values.KEYPOINTS]),
-        "whole:kp_tensor": "[{'canvas_width': 64, 'canvas_height': 64, 'people': [{'pose_keypoints_2d': torch.zeros(54)}]}]",
-        "whole:scores_list": "[{'canvas_width': 64, 'canvas_height': 64, 'people': [{'pose_keypoints_2d': [1., 1., 1.], 'scores': [1]}]}]",
+        "whole:kp_tensor": f"[{_CANVAS}, 'people': [{{'pose_keypoints_2d': torch.zeros(54)}}]}}]",
+        "whole:scores_list": f"[{_CANVAS}, 'people': [{{'pose_keypoints_2d': [1., 1., 1.], 'scores': [1]}}]}}]",
     },
 }
 

@@ -1,9 +1,9 @@
 """What the server did with a case, as one of a few classes.
 
-ok: it finished. clear: one sentence that says what to do, from a `raise` of ours or from ComfyUI's own check of a value.
-unclear: a message of Python or torch. silent: it finished where it had to refuse, or its numbers are not finite. slow:
-longer than `SLOW` seconds, but Stop ended it within `STOP`. hang: Stop did not. crash: the server is gone. comfyui: a
-fault of ComfyUI's own that no node can mend (`COMFYUI`).
+ok: it finished. clear: a sentence that says what to do, of a `raise` of ours or of ComfyUI's own check of a value.
+unclear: a message of Python or torch. silent: it finished where it had to refuse, or with numbers that are not finite.
+slow: longer than `SLOW` seconds, but Stop ended it within `STOP`. hang: Stop did not. crash: the server is gone.
+comfyui: a fault of ComfyUI's own that no node can mend (`COMFYUI`).
 """
 
 from __future__ import annotations
@@ -64,9 +64,13 @@ CHECKS = (
 )
 # Faults of ComfyUI's own: what is found in "file: message", and why no node can mend it
 COMFYUI: dict[str, str] = {
-    r"execution\.py: list index out of range": "an empty list on a wire: ComfyUI takes its last item before any node runs",
-    r"execution\.py: .*Exceeds the limit \(4300 digits\)": "ComfyUI prints the inputs of a failed node, and a huge integer has no print",
-    r"HTTP 5\d\d": "the request itself was not understood, no node was asked",
+    r"^execution\.py: list index out of range": (
+        "an empty list on a wire: ComfyUI takes its last item before any node runs"
+    ),
+    r"^execution\.py: Exceeds the limit \(4300 digits\)": (
+        "a huge integer: ComfyUI prints the inputs of a node that failed, and Python prints no integer of this size"
+    ),
+    r"^HTTP 5\d\d": "ComfyUI could not read the request; no node was asked",
 }
 
 
@@ -125,13 +129,10 @@ def of_failure(failure: GraphFailed, comfyui: Path) -> Verdict:
 
 def _is_ours(file: str, comfyui: Path) -> bool:
     path = Path(file)
-    packs = comfyui / "custom_nodes"
-    return (
-        path.is_relative_to(ROOT)
-        and not path.is_relative_to(ROOT / ".venv")
-        and not path.is_relative_to(ROOT / "tests")
-        and (path.is_relative_to(packs) or not path.is_relative_to(comfyui))
-        or path.is_relative_to(packs)
+    if path.is_relative_to(comfyui / "custom_nodes"):
+        return True
+    return path.is_relative_to(ROOT) and not any(
+        path.is_relative_to(folder) for folder in (ROOT / ".venv", ROOT / "tests", comfyui)
     )
 
 

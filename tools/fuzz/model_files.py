@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import struct
 import zlib
@@ -87,7 +86,7 @@ TARGETS = (
     Target("InternVLChatLoader", "checkpoint", "internvl_chat", "tiny_internvl_chat.safetensors"),
     Target("VisionLLMLoader", "checkpoint", "visionllm", "tiny_visionllm.safetensors"),
 )
-Make = Callable[["Tiny", Path, random.Random], None]  # writes the file or folder at the path
+Make = Callable[["Tiny", Path], object]  # writes the file or folder at the path
 
 
 class Tiny:
@@ -108,7 +107,10 @@ class Tiny:
         told = {**self.metadata, **metadata}
         if config is not None:
             told["config"] = config if isinstance(config, str) else json.dumps(config)
-        kept = {name: tensor.contiguous() for name, tensor in (self.tensors if tensors is None else tensors).items()}
+        kept = {
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in (self.tensors if tensors is None else tensors).items()
+        }
         save_file(kept, path, told)
 
     def publish(self, folder: Path, config=None) -> None:
@@ -141,22 +143,22 @@ class Damage:
 
 def damages(target: Target, tiny: Tiny) -> dict[str, Damage]:
     """All damages of one file, by name."""
-    found: dict[str, Damage] = {"file:right": Damage(".safetensors", lambda tiny, path, _: tiny.save(path))}
+    found: dict[str, Damage] = {"file:right": Damage(".safetensors", lambda tiny, path: tiny.save(path))}
     for name, content in _contents(tiny).items():
         for suffix in (".safetensors", ".pth"):
             found[f"bytes:{name}{suffix}"] = Damage(suffix, _writes(content), answers=False)
     for name, header in _headers().items():
         found[f"header:{name}"] = Damage(".safetensors", _writes(header), answers=False)
     found |= _tensors(tiny) | _pickles(tiny) | _configs(tiny)
-    found["file:folder"] = Damage(".safetensors", lambda tiny, path, _: path.mkdir(), answers=False)
-    found["file:link_loop"] = Damage(".safetensors", lambda tiny, path, _: path.symlink_to(path.name), answers=False)
+    found["file:folder"] = Damage(".safetensors", lambda tiny, path: path.mkdir(), answers=False)
+    found["file:link_loop"] = Damage(".safetensors", lambda tiny, path: path.symlink_to(path.name), answers=False)
     if target.folders:
         found |= _folders(tiny)
     return found
 
 
 def _writes(content: bytes) -> Make:
-    return lambda tiny, path, _: path.write_bytes(content) and None
+    return lambda tiny, path: path.write_bytes(content)
 
 
 def _contents(tiny: Tiny) -> dict[str, bytes]:
@@ -207,7 +209,7 @@ def _headers() -> dict[str, bytes]:
 
 
 def _changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Make:
-    return lambda tiny, path, _: tiny.save(path, {**tiny.tensors, name: change(tiny.tensors[name])})
+    return lambda tiny, path: tiny.save(path, {**tiny.tensors, name: change(tiny.tensors[name])})
 
 
 def _with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
@@ -235,7 +237,7 @@ def _tensors(tiny: Tiny) -> dict[str, Damage]:
         for kind, change in SHAPES.items():
             found[f"shape:{kind}:{name}"] = Damage(".safetensors", _changed(name, change), answers=False)
 
-        def without(tiny, path, _, name=name):
+        def without(tiny, path, name=name):
             tiny.save(path, {other: tensor for other, tensor in tiny.tensors.items() if other != name})
 
         found[f"missing:{name}"] = Damage(".safetensors", without)
@@ -249,16 +251,16 @@ def _tensors(tiny: Tiny) -> dict[str, Damage]:
             found[f"{kind}:{name}"] = Damage(".safetensors", _changed(name, change), answers=False)
     for kind, dtype in DTYPES.items():
 
-        def all_of(tiny, path, _, dtype=dtype):
+        def all_of(tiny, path, dtype=dtype):
             tiny.save(path, {name: t.to(dtype) if name in tiny.floats else t for name, t in tiny.tensors.items()})
 
         found[f"all_dtype:{kind}"] = Damage(".safetensors", all_of, answers=dtype.is_floating_point)
 
     def extra(**tensors):
-        return lambda tiny, path, _: tiny.save(path, {**tiny.tensors, **tensors})
+        return lambda tiny, path: tiny.save(path, {**tiny.tensors, **tensors})
 
     def renamed(change):
-        return lambda tiny, path, _: tiny.save(path, {change(name): tensor for name, tensor in tiny.tensors.items()})
+        return lambda tiny, path: tiny.save(path, {change(name): tensor for name, tensor in tiny.tensors.items()})
 
     one, first = torch.zeros(1), sorted(tiny.tensors)[0]
     found["extra:tensor"] = Damage(".safetensors", extra(**{"not.known": one}))
@@ -270,10 +272,8 @@ def _tensors(tiny: Tiny) -> dict[str, Damage]:
     found["names:prefixed"] = Damage(".safetensors", renamed("module.".__add__))
     found["names:upper"] = Damage(".safetensors", renamed(str.upper), answers=False)
     found["names:numbers"] = Damage(".safetensors", renamed(lambda name: str(zlib.crc32(name.encode()))), answers=False)
-    found["names:odd"] = Damage(
-        ".safetensors", lambda tiny, path, _: tiny.save(path, {"": one, ".": one}), answers=False
-    )
-    found["tensors:none"] = Damage(".safetensors", lambda tiny, path, _: tiny.save(path, {}), answers=False)
+    found["names:odd"] = Damage(".safetensors", lambda tiny, path: tiny.save(path, {"": one, ".": one}), answers=False)
+    found["tensors:none"] = Damage(".safetensors", lambda tiny, path: tiny.save(path, {}), answers=False)
     return found
 
 
@@ -281,7 +281,7 @@ def _pickles(tiny: Tiny) -> dict[str, Damage]:
     first = tiny.floats[0]
 
     def saves(change: Callable[[dict], object]) -> Make:
-        return lambda tiny, path, _: torch.save(change(dict(tiny.tensors)), path)
+        return lambda tiny, path: torch.save(change(dict(tiny.tensors)), path)
 
     made: dict[str, tuple[Callable[[dict], object], bool]] = {
         "right": (lambda tensors: tensors, True),
@@ -334,11 +334,11 @@ def _configs(tiny: Tiny) -> dict[str, Damage]:
         return found
     for name, content in JSON_BYTES.items():
         text = content.decode("utf-8", "replace")
-        make = lambda tiny, path, _, text=text: tiny.save(path, config=text or " ")
+        make = lambda tiny, path, text=text: tiny.save(path, config=text or " ")
         found[f"config:{name}"] = Damage(".safetensors", make)
     for place in paths(tiny.config):
         for name, leaf in CONFIG_LEAVES.items():
-            make = lambda tiny, path, _, place=place, leaf=leaf: tiny.save(
+            make = lambda tiny, path, place=place, leaf=leaf: tiny.save(
                 path, config=with_part(tiny.config, place, leaf)
             )
             found[f"config:{'/'.join(map(str, place))}={name}"] = Damage(".safetensors", make)
@@ -346,14 +346,14 @@ def _configs(tiny: Tiny) -> dict[str, Damage]:
 
 
 def _folders(tiny: Tiny) -> dict[str, Damage]:
-    found: dict[str, Damage] = {"folder:right": Damage("", lambda tiny, path, _: tiny.publish(path))}
+    found: dict[str, Damage] = {"folder:right": Damage("", lambda tiny, path: tiny.publish(path))}
     names = ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"]
     names += [name for tensor, name in TOKENIZER_TENSORS.items() if tensor in tiny.tensors]
     if "tokenizer" in tiny.config:
         names += ["tokenizer_config.json", "added_tokens.json"]
 
     def spoilt(name: str, change: Callable[[Path], object]) -> Make:
-        def make(tiny: Tiny, path: Path, _) -> None:
+        def make(tiny: Tiny, path: Path) -> None:
             tiny.publish(path)
             (path / name).unlink(missing_ok=True)
             change(path / name)
@@ -385,26 +385,25 @@ def _folders(tiny: Tiny) -> dict[str, Damage]:
     for place in paths(tiny.config):
         for name, leaf in CONFIG_LEAVES.items():
 
-            def make(tiny, path, _, place=place, leaf=leaf):
+            def make(tiny, path, place=place, leaf=leaf):
                 tiny.publish(path, with_part(tiny.config, place, leaf))
 
             if place[0] != "tokenizer":
                 found[f"folder:config:{'/'.join(map(str, place))}={name}"] = Damage("", make)
-    found["folder:empty"] = Damage("", lambda tiny, path, _: path.mkdir(), answers=False)
+    found["folder:empty"] = Damage("", lambda tiny, path: path.mkdir(), answers=False)
     return found
 
 
-def remove(models: Path) -> None:
-    """Remove what a case wrote."""
-    for path in models.glob(f"*/{STEM}*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def remove(path: Path) -> None:
+    """Remove the file, link or folder of a case, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def write(damage: Damage, tiny: Tiny, path: Path, seed: str) -> None:
+def write(damage: Damage, tiny: Tiny, path: Path) -> None:
     """Write beside and rename, as downloads do."""
     part = path.with_name(path.name + ".part")
-    damage.make(tiny, part, random.Random(seed))
+    damage.make(tiny, part)
     os.replace(part, path)

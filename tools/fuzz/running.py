@@ -32,10 +32,17 @@ class Result:
 
 
 class Runner:
-    """`start`: makes a server that is running. Files of models go into `models`."""
+    """`start` gives a server that is running, `stop` ends it. Files of models go into `models`. `limit`: of memory."""
 
-    def __init__(self, start: Callable[[], ComfyServer], models: Path, stop: Callable[[ComfyServer], None]):
-        self._start, self._stop, self._models = start, stop, models
+    def __init__(
+        self,
+        start: Callable[[], ComfyServer],
+        models: Path,
+        stop: Callable[[ComfyServer], object] = ComfyServer.stop,
+        *,
+        limit: bool = True,
+    ):
+        self._start, self._stop, self._models, self._limit = start, stop, models, limit
         self._server: ComfyServer | None = None
 
     @property
@@ -43,7 +50,8 @@ class Runner:
         if self._server is None:
             self._server = self._start()
             self._server.socket.settimeout(0.5)
-            _limit_memory(self._server.process.pid)
+            if self._limit:
+                _limit_memory(self._server.process.pid)
         return self._server
 
     def close(self) -> None:
@@ -62,15 +70,15 @@ class Runner:
 
     def run_one(self, case: Case) -> Result:
         server = self.server
-        model_files.remove(self._models)
         if case.file:
             place, damage, tiny = case.file
-            model_files.write(damage, tiny, self._models / place, case.id)
+            model_files.write(damage, tiny, self._models / place)
         before, start = _forget_peak(server.process.pid), time.monotonic()
         try:
             verdict = self._verdict(server, case)
         finally:
-            model_files.remove(self._models)
+            if case.file:
+                model_files.remove(self._models / case.file[0])
         if case.kind == "right" and verdict.result == "clear":
             verdict = Verdict("unclear", f"the graph that works was refused: {verdict.message}", verdict.where)
         peak = max(0, _memory(server.process.pid, "VmHWM") - before) if self._server else 0

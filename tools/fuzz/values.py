@@ -1,5 +1,5 @@
-"""Values that a person, a broken client or another pack could send, by name. Texts are Python expressions where they are
-long; tensors and records are expressions that the test node FuzzValue evaluates.
+"""Values that a person, a broken client or another pack could send, by name. Tensors and records are expressions that
+the test node FuzzValue evaluates.
 """
 
 from __future__ import annotations
@@ -395,17 +395,19 @@ CONDITIONINGS: dict[str, str] = {
     "many": "[[torch.zeros(1, 77, 768), {}]] * 300",
     "loop": "(lambda d: (d.update(x=d), [[torch.zeros(1, 77, 768), d]])[1])({})",
 }
+_VIDEO = "type('V', (), {{'get_components': lambda self: {}}})()"
+_FRAMES = "type('C', (), {{'images': {}, 'frame_rate': 8, 'audio': None}})()"
 VIDEOS: dict[str, str] = {
-    "components_none": "type('V', (), {'get_components': lambda self: None})()",
-    "components_raise": "type('V', (), {'get_components': lambda self: 1 / 0})()",
-    "no_frames": (
-        "type('V', (), {'get_components': lambda self: type('C', (), {'images': torch.zeros(0, 8, 8, 3), "
-        "'frame_rate': 8, 'audio': None})()})()"
-    ),
-    "frames_none": "type('V', (), {'get_components': lambda self: type('C', (), {'images': None, 'frame_rate': 8})()})()",
+    "components_none": _VIDEO.format("None"),
+    "no_frames": _VIDEO.format(_FRAMES.format("torch.zeros(0, 8, 8, 3)")),
+    "frames_none": _VIDEO.format(_FRAMES.format("None")),
+    "frames_chw": _VIDEO.format(_FRAMES.format("torch.zeros(2, 3, 64, 64)")),
+    "frames_nan": _VIDEO.format(_FRAMES.format("torch.full((2, 64, 64, 3), nan)")),
 }
 EMBEDDINGS: dict[str, str] = {
-    "fake": "type('Embeddings', (), {'vectors': torch.ones(2, 3), 'names': ('a', 'b'), 'kind': 'image', 'identity': 'x'})()"
+    "fake": (
+        "type('Embeddings', (), {'vectors': torch.ones(2, 3), 'names': ('a', 'b'), 'kind': 'image', 'identity': 'x'})()"
+    )
 }
 
 # Of a widget with numbers; `name: value` as JSON carries it
