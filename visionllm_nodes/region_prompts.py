@@ -124,7 +124,7 @@ def _regions(
     height, width = size
     parts = []
     if masks is not None:
-        masks = masks.cpu() >= MASK_THRESHOLD
+        masks = _pixels_of(masks)
         marks = with_field_name("mask", regions.masks_from_masks, masks, tower)
         covered = torch.empty(len(masks), height, width, dtype=torch.bool)
         around = torch.empty(len(masks), 4)
@@ -151,6 +151,14 @@ def _regions(
         )
     marks, covered_boxes, covered_masks = (torch.cat(part) for part in zip(*parts, strict=True))
     return Regions(size, marks[:, 0], covered_boxes, covered_masks)
+
+
+def _pixels_of(masks: torch.Tensor) -> torch.Tensor:
+    """Return masks float [N, H, W] as bool on the CPU."""
+    pixels = torch.empty(masks.shape, dtype=torch.bool)
+    for row, mask in enumerate(interruptible(masks)):
+        pixels[row] = mask.cpu() >= MASK_THRESHOLD
+    return pixels
 
 
 def _box_of_mask(mask: torch.Tensor) -> torch.Tensor:
