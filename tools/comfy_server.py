@@ -59,7 +59,10 @@ class GraphRejected(RuntimeError):
 
 
 class GraphFailed(RuntimeError):
-    """A node raised while the graph ran: `node` is its id; `node_class`, `exception`, `message` and `traceback` say the rest."""
+    """A node raised while the graph ran.
+
+    `node` is its id; `node_class`, `exception`, `message` and `traceback` say the rest.
+    """
 
     def __init__(self, event: dict):
         self.node = event.get("node_id")
@@ -236,7 +239,7 @@ class ComfyServer:
     def post(self, graph: dict) -> str:
         """Queue a graph in API format; its prompt id, or GraphRejected."""
         try:
-            return self._json("/prompt", {"prompt": graph, "client_id": self._client})["prompt_id"]
+            return self.ask("/prompt", {"prompt": graph, "client_id": self._client})["prompt_id"]
         except urllib.error.HTTPError as refusal:
             if refusal.code != 400:
                 raise
@@ -277,7 +280,7 @@ class ComfyServer:
     def _outputs(self, prompt_id: str) -> Outputs:
         # The history gets its entry a moment after the socket tells the end.
         deadline = time.monotonic() + 30
-        while not (entry := self._json(f"/history/{prompt_id}").get(prompt_id)):
+        while not (entry := self.ask(f"/history/{prompt_id}").get(prompt_id)):
             if time.monotonic() > deadline:
                 raise self._error(f"No history of the graph {prompt_id}")
             time.sleep(0.02)
@@ -296,17 +299,18 @@ class ComfyServer:
 
     def object_info(self, node_class: str) -> dict:
         """The schema of a node as the editor gets it; KeyError where the server does not know it."""
-        return self._json(f"/object_info/{node_class}")[node_class]
+        return self.ask(f"/object_info/{node_class}")[node_class]
 
     def free(self) -> None:
         """Ask the server to unload every model; it does so within a second, between graphs."""
-        self._json("/free", {"unload_models": True, "free_memory": True})
+        self.ask("/free", {"unload_models": True, "free_memory": True})
 
     def interrupt(self) -> None:
         """Stop the graph that runs, as the editor's button does."""
-        self._json("/interrupt", {})
+        self.ask("/interrupt", {})
 
-    def _json(self, path: str, body: dict | None = None) -> Any:
+    def ask(self, path: str, body: dict | None = None) -> Any:
+        """Return the answer to a request, as JSON; with a `body` it is posted."""
         data = None if body is None else json.dumps(body).encode()
         text = self._open(urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}))
         return json.loads(text) if text else None

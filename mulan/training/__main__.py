@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         _train(options)
-    except (ValueError, FileExistsError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"Training failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
