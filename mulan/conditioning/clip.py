@@ -14,6 +14,8 @@ import comfy.utils
 import torch
 from comfy.supported_models_base import ClipTarget
 
+from ..boundary.interrupts import interruptible
+from ..boundary.limits import MAX_WINDOWS
 from ..checkpoints.tensor_files import TensorFile, fingerprint
 from .adapter import LanguageAdapter
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL
@@ -79,15 +81,26 @@ def encode_prompts(clip: comfy.sd.CLIP, prompts: list[str], negatives: Sequence[
     """Return the CONDITIONING of each prompt, then of each negative, as CLIPTextEncode gives it (negatives on
     `negative_view`).
 
-    MuLan's CLIP encodes all in one go. Any other, or one with scheduled hooks, encodes one after another.
+    MuLan's CLIP encodes all in one go. Any other, or one with scheduled hooks, encodes one after another. Stops when
+    the user interrupts. Raises ValueError where all together are too long.
     """
-    tokens = [clip.tokenize(text) for text in prompts] + [
-        clip.tokenize(text, tokenizer_options={NEGATIVE: True}) for text in negatives
-    ]
+    options = [{}] * len(prompts) + [{"tokenizer_options": {NEGATIVE: True}}] * len(negatives)
+    texts = zip([*prompts, *negatives], options, strict=True)
+    tokens = [clip.tokenize(text, **more) for text, more in interruptible(texts)]
     if not tokens or clip.use_clip_schedule or not isinstance(clip.cond_stage_model, MulanTextEncoder):
-        return [clip.encode_from_tokens_scheduled(prompt_tokens) for prompt_tokens in tokens]
+        progress = comfy.utils.ProgressBar(len(tokens))
+        encoded = []
+        for prompt_tokens in interruptible(tokens):
+            encoded.append(clip.encode_from_tokens_scheduled(prompt_tokens))
+            progress.update(1)
+        return encoded
     keys = clip.cond_stage_model.family.token_keys
     together = {key: [window for prompt_tokens in tokens for window in prompt_tokens[key]] for key in keys}
+    if (count := len(together[keys[0]])) > MAX_WINDOWS:
+        raise ValueError(
+            f"the {len(tokens)} prompts take {count} windows of the text encoder, and at most {MAX_WINDOWS} are "
+            "encoded at once. Use fewer or shorter ones"
+        )
     together[PROMPT_SPANS] = [
         PromptSpan(len(prompt_tokens[keys[0]]), is_negative=NEGATIVE in prompt_tokens) for prompt_tokens in tokens
     ]

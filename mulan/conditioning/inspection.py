@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..images.unicode_text import WITHOUT_SPACES, is_mark, script
+from .prompt_syntax import quoted
 from .prompt_tokenizer import PromptTokenizer, Token, TokenizedPrompt
 from .tokenizer import PREFIX, SPACE, UNK, InternVLTokenizer, units
 
@@ -278,7 +279,7 @@ def _notes(prompts: PromptTokenizer, text: str, prompt: TokenizedPrompt, windows
     if not boxes:
         notes.append("the prompt is empty")
     if found.inversions:
-        notes.append(f"taken out, textual inversions are made for CLIP: {_quoted(found.inversions)}")
+        notes.append(f"taken out, textual inversions are made for CLIP: {quoted(found.inversions)}")
     if upstream and "embedding:" in text:
         notes.append("embedding: is text in the upstream style")
     if upstream and re.search(r"[()]", text):
@@ -289,12 +290,14 @@ def _notes(prompts: PromptTokenizer, text: str, prompt: TokenizedPrompt, windows
         notes.append(f"{plural(found.lone_brackets, 'bracket')} without a partner: read as text")
     if not upstream and _FULL_WIDTH_WEIGHT.search(text):
         notes.append("full-width （ ） and ： are text: weights are written (words:1.2)")
+    if "embedding：" in text:
+        notes.append("embedding： with a full-width colon is text")
     if found.limited_weights:
         notes.append("weights past 100 are limited to 100")
     if found.surrogates:
         notes.append(f"{plural(found.surrogates, 'lone surrogate')} (half a character): replaced by U+FFFD")
     if literals:
-        notes.append(f"special tokens written out in the prompt act as such: {_quoted(literals)}")
+        notes.append(f"special tokens written out in the prompt act as such: {quoted(literals)}")
     if any(UNK in box.token_ids for box in boxes if box.is_literal):
         notes.append("<unk> is masked: the encoder does not see it")
     if in_bytes:
@@ -304,8 +307,3 @@ def _notes(prompts: PromptTokenizer, text: str, prompt: TokenizedPrompt, windows
     elif len(windows) > 1:
         notes.append(f"{len(windows)} windows: each is encoded on its own, their contexts follow one another")
     return notes
-
-
-def _quoted(names: Sequence[str], limit: int = 8) -> str:
-    shown = ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

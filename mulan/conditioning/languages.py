@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import comfy.sd
 
+from ..boundary.limits import MAX_PROMPTS
+from ..boundary.texts import split_lines
 from .clip import encode_prompts
 
 # ISO 639-1, and three longer codes that people write in its place. Closed on purpose: "cat: sleeping" is a prompt, not
@@ -22,8 +24,8 @@ LANGUAGE_CODES = frozenset(
 """.split()
 )
 
-# The code in lower case, script or region as in zh-Hant, pt-BR, es-419, then at once a colon, also a full-width one.
-# full-width one.
+# The code in lower case, script or region as in zh-Hant, pt-BR, es-419, then at once a colon, which
+# may be a full-width one.
 _LABEL = re.compile(r"([a-z]{2,3})((?:[-_](?:[A-Za-z]{2,4}|\d{3}))*)[:：]")
 
 
@@ -38,11 +40,13 @@ def parse_labeled_prompts(texts: list[str]) -> list[LabeledPrompt]:
     """Split one text into a prompt per line, without empty lines; of several texts each is a prompt, even an empty one.
 
     ``zh: 一只猫`` is the prompt ``一只猫`` with the label ``zh``. A prompt without a label gets its number, from 1.
-    Raises ValueError where there is no prompt.
+    Raises ValueError where there is no prompt, or too many are.
     """
-    prompts = [line.strip() for line in texts[0].splitlines() if line.strip()] if len(texts) == 1 else texts
+    prompts = split_lines(texts[0]) if len(texts) == 1 else texts
     if not prompts:
         raise ValueError("there is no prompt: write one per line, such as 'zh: 一只猫', or connect a list of texts.")
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"there are {len(prompts)} prompts, and at most {MAX_PROMPTS} are encoded at once.")
     return [_split_label(prompt, number) for number, prompt in enumerate(prompts, 1)]
 
 

@@ -2,7 +2,8 @@ r"""What a prompt's brackets, BREAK and `embedding:` say: parts of plain text, e
 
 Brackets as in ComfyUI: `(words:1.2)` weighs 1.2, `(words)` 1.1 times what stands around it, `\(` is a bracket. Two
 deviations, both for prompts that are broken there: an unpaired bracket is text and changes nothing else, and a weight
-that is not a finite number is text. The time is linear in the prompt's length, however deep brackets are nested.
+that is not a finite number is text. Full-width brackets and colons are text, as there: Chinese and Japanese sentences
+have them, "（比例1：2）". The time is linear in the prompt's length, however deep brackets are nested.
 """
 
 from __future__ import annotations
@@ -10,8 +11,14 @@ from __future__ import annotations
 import logging
 import math
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from ..boundary.interrupts import interruptible
+from ..boundary.texts import is_blank, is_foreign_punctuation, whole_characters
+from ..images.unicode_text import WITHOUT_SPACES, is_mark, script
 
 BRACKET_WEIGHT = 1.1
 MAX_WEIGHT = 100.0  # a thousand nested brackets would overflow float32
@@ -19,8 +26,12 @@ MAX_WEIGHT = 100.0  # a thousand nested brackets would overflow float32
 _BRACKET = re.compile(r"\\[()]|[()]")
 _BREAK = re.compile(r"(?<![\w\\])BREAK(?!\w)")
 _ESCAPED = re.compile(r"\\([()]|BREAK(?!\w))")
-_EMBEDDING = re.compile(r"(?<![^\s(,])embedding:[^\s,:()]+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_EMBEDDING = "embedding:"
+# Around `embedding:name`, beside white space and all punctuation outside ASCII. Names have dots and hyphens.
+_SEPARATORS = frozenset(',;:()[]{}<>|"\u200b')
+# At the ends the zero-width space and the word joiner are white space too; inside a text they say something.
+_OUTER_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060"
+_ODD_SPACE = re.compile(r"\s{2,}|[^\S ]")  # anything but a single space
 
 
 class Segment(NamedTuple):
@@ -36,7 +47,7 @@ class Notes:
 
     inversions: list[str] = field(default_factory=list)  # taken out of the text
     lone_brackets: int = 0  # read as text
-    limited_weights: int = 0  # segments whose weight was brought down to LARGEST_WEIGHT
+    limited_weights: int = 0  # segments whose weight was brought down to MAX_WEIGHT
     surrogates: int = 0  # halves of characters, replaced by U+FFFD
 
 
@@ -54,7 +65,18 @@ class Prompt:
 def plain_prompt(text: str) -> Prompt:
     """Read the prompt as it is, all of weight 1."""
     notes = Notes()
-    return Prompt([_non_empty([Segment(_whole_characters(text, notes), 1.0)])], notes)
+    text = _whole_characters(text, notes)
+    return Prompt([[Segment(text, 1.0)] if text else []], notes)
+
+
+def with_plain_spaces(prompt: Prompt) -> Prompt:
+    """Return the prompt with one space for any run of white space, and none at the ends of a part.
+
+    White space is Unicode's, line breaks with it. Between characters of scripts that are written without spaces only a
+    space that was typed as such stays. A part in which nothing can be seen goes.
+    """
+    parts = [spaced for part in interruptible(prompt.parts) if (spaced := _plainly_spaced(part))]
+    return Prompt(parts or [[]], prompt.notes)
 
 
 def parse_prompt(text: str) -> Prompt:
@@ -62,32 +84,22 @@ def parse_prompt(text: str) -> Prompt:
     notes = Notes()
     text = _whole_characters(text, notes)
     parts: list[list[Segment]] = [[]]
-    for segment in _weighted(text, notes):
+    for segment in interruptible(_weighted(text, notes)):
         first, *others = _BREAK.split(_without_inversions(segment.text, notes))
         parts[-1].append(Segment(first, segment.weight))
         parts += [[Segment(other, segment.weight)] for other in others]
-    if len(parts) > 1:
-        last = len(parts) - 1
-        parts = [_stripped(part, left=index > 0, right=index < last) for index, part in enumerate(parts)]
-        parts = [part for part in parts if any(segment.text.strip() for segment in part)] or [[]]
     if notes.inversions:
         logging.warning(
             "MuLan: ignored textual inversions, which are made for CLIP and mean nothing to InternVL: %s",
-            ", ".join(notes.inversions),
+            quoted(notes.inversions),
         )
     if notes.limited_weights:
         logging.warning("MuLan: the prompt has weights beyond %g, which are limited to it", MAX_WEIGHT)
-    return Prompt(
-        [_non_empty([Segment(_ESCAPED.sub(r"\1", text), weight) for text, weight in part]) for part in parts], notes
-    )
+    return Prompt([_unescaped(part) for part in interruptible(parts)], notes)
 
 
 def _whole_characters(text: str, notes: Notes) -> str:
-    """Replace pairs of surrogates by their character, lone ones by U+FFFD: neither has an encoding in UTF-8."""
-    if not _SURROGATE.search(text):
-        return text
-    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")  # joins the pairs
-    text, notes.surrogates = _SURROGATE.subn("\ufffd", text)
+    text, notes.surrogates = whole_characters(text)
     if notes.surrogates:
         logging.warning(
             "MuLan: replaced %d halves of characters (lone surrogates) in the prompt by U+FFFD", notes.surrogates
@@ -105,7 +117,7 @@ def _weighted(text: str, notes: Notes) -> list[Segment]:
         notes.limited_weights += weight != weights[-1] and begin < end
         segments.append(Segment(text[begin:end], weight))
 
-    for position, (given, end) in sorted(groups.items()):
+    for position, (given, end) in interruptible(sorted(groups.items())):
         emit(end)
         if text[position] == "(":
             weights.append(weights[-1] * BRACKET_WEIGHT if given is None else given)
@@ -117,11 +129,9 @@ def _weighted(text: str, notes: Notes) -> list[Segment]:
 
 
 def _groups(text: str, notes: Notes) -> dict[int, tuple[float | None, int]]:
-    """Return position of each paired bracket -> (the weight its group names, where the text before the bracket "
-    "ends).
-    """
+    """Return position of each paired bracket -> (the weight its group names, where the text before it ends)."""
     groups, open_brackets, behind_bracket = {}, [], 0
-    for match in _BRACKET.finditer(text):
+    for match in interruptible(_BRACKET.finditer(text)):
         position = match.start()
         if match[0] == "(":
             open_brackets.append(position)
@@ -151,27 +161,65 @@ def _named_weight(text: str, begin: int, end: int) -> tuple[float | None, int]:
 
 
 def _without_inversions(text: str, notes: Notes) -> str:
-    if "embedding:" not in text:
-        return text
-    notes.inversions += _EMBEDDING.findall(text)
-    return _EMBEDDING.sub("", text)
+    """Take out every `embedding:name` that stands between separators or the text's ends."""
+    kept, behind, start = [], 0, text.find(_EMBEDDING)
+    while start >= 0:
+        name = end = start + len(_EMBEDDING)
+        if start == 0 or _separates(text[start - 1]):
+            while end < len(text) and not _separates(text[end]):
+                end += 1
+        if end > name:
+            notes.inversions.append(text[start:end])
+            kept.append(text[behind:start])
+            behind = end
+        start = text.find(_EMBEDDING, end)
+    return "".join([*kept, text[behind:]])
 
 
-def _stripped(part: list[Segment], left: bool, right: bool) -> list[Segment]:
-    """Strip the spaces at the ends that touch a BREAK."""
-    part = [segment for segment in part if segment.text]
-    while left and part:
-        part[0] = Segment(part[0].text.lstrip(), part[0].weight)
-        if part[0].text:
-            break
-        part = part[1:]
-    while right and part:
-        part[-1] = Segment(part[-1].text.rstrip(), part[-1].weight)
-        if part[-1].text:
-            break
-        part = part[:-1]
-    return part
+def _separates(character: str) -> bool:
+    return character.isspace() or character in _SEPARATORS or is_foreign_punctuation(character)
 
 
-def _non_empty(segments: list[Segment]) -> list[Segment]:
-    return [segment for segment in segments if segment.text]
+def _plainly_spaced(part: list[Segment]) -> list[Segment]:
+    text = "".join(segment.text for segment in part)
+    if is_blank(text):
+        return []
+    begin, end = len(text) - len(text.lstrip(_OUTER_SPACE)), len(text.rstrip(_OUTER_SPACE))
+    spaced, offset = [], 0
+    for segment in interruptible(part):
+        first, last = max(offset, begin), min(offset + len(segment.text), end)
+        offset += len(segment.text)
+        while begin < first < last and text[first].isspace() and text[first - 1].isspace():
+            first += 1
+        kept = []
+        for run in interruptible(_ODD_SPACE.finditer(text, first, last)):
+            kept += text[first : run.start()], _plain_space(text, run)
+            first = run.end()
+        if whole := "".join([*kept, text[first:last]]):
+            spaced.append(Segment(whole, segment.weight))
+    return spaced
+
+
+def _plain_space(text: str, run: re.Match) -> str:
+    """Return what a run of white space inside the text is: a space, or nothing between scripts without spaces."""
+    typed = run[0].strip(" ") == ""
+    return " " if typed or not all(map(_needs_no_space, (text[run.start() - 1], text[run.end()]))) else ""
+
+
+def _needs_no_space(character: str) -> bool:
+    """Return whether a line may end beside a character without a space being meant, as in Chinese or Thai."""
+    if is_foreign_punctuation(character):
+        return unicodedata.east_asian_width(character) in ("W", "F")
+    if is_mark(character):  # such as a vowel sign of Thai or Burmese
+        return unicodedata.name(character, "").partition(" ")[0].title() in WITHOUT_SPACES
+    return script(character) in WITHOUT_SPACES
+
+
+def quoted(names: Sequence[str], limit: int = 8) -> str:
+    """Return the first names, shortened, for a person to read."""
+    shown = ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _unescaped(part: list[Segment]) -> list[Segment]:
+    return [Segment(_ESCAPED.sub(r"\1", text), weight) for text, weight in interruptible(part) if text]

@@ -7,7 +7,11 @@ Two styles. ``upstream`` repeats mulankit 1.0.2 token by token. ``default`` is t
 - characters that merge with the prefix's colon ("1girl", "(red") are kept; upstream cuts them away;
 - text past one window (75 tokens for SD1.5 and SD2.1, 78 for the others) goes on in another (windows.py); upstream
   drops it;
-- `embedding:name` is taken out with a warning: textual inversions of CLIP mean nothing to this encoder.
+- `embedding:name` is taken out with a warning: textual inversions of CLIP mean nothing to this encoder. White space,
+  brackets, commas, colons and all punctuation outside ASCII end the name;
+- any run of white space is one space, line breaks with it, and none stands at the ends, as for CLIP; between Chinese
+  characters and others of scripts without spaces it is nothing, but for spaces typed as such (as CSS does with line
+  breaks); a prompt or part in which nothing can be seen is empty; byte order marks go. Upstream makes tokens of them;
 In both, lone surrogates (halves of characters) become U+FFFD; upstream fails on them.
 """
 
@@ -19,13 +23,16 @@ from typing import NamedTuple
 
 import torch
 
+from ..boundary.interrupts import interruptible
+from ..boundary.limits import MAX_PROMPT_WINDOWS, MAX_TEXT_LENGTH
 from . import windows
 from .families import Family
-from .model_files import SAVED_CONFIG
-from .prompt_syntax import Notes, Segment, parse_prompt, plain_prompt
+from .prompt_syntax import Notes, Segment, parse_prompt, plain_prompt, with_plain_spaces
+from .text_config import SAVED_CONFIG
 from .tokenizer import BOS, EOS, PAD, InternVLTokenizer, Piece
 
 STYLES = ("default", "upstream")
+BYTE_ORDER_MARK = "\ufeff"
 NEGATIVE = "negative"  # the tokenizer option of the CLIP for negatives, and the key that marks them for SDXL's encoder
 
 
@@ -52,8 +59,9 @@ class TokenizedPrompt:
     notes: Notes
 
     def rows(self, window: list[Token]) -> list[tuple[int, float, int]]:
-        """Return (id, weight, word id) of all rows: bos, prefix, text, eos, padding. The word id of all but text is "
-        "0.
+        """Return (id, weight, word id) of all rows: bos, prefix, text, eos, padding.
+
+        The word id of all but text is 0.
         """
         head = [(BOS, 1.0, 0)] + [(piece.id, 1.0, 0) for piece in self.prefix]
         rows = head + [(token.piece.id, token.weight, token.word_id) for token in window] + [(EOS, 1.0, 0)]
@@ -61,7 +69,11 @@ class TokenizedPrompt:
 
 
 class PromptTokenizer:
-    """Text -> {token key: windows}; every window is padded to the length the family's adapter was trained with."""
+    """Text -> {token key: windows}; every window is padded to the length the family's adapter was trained with.
+
+    Nodes of other packs look for CLIP's own tokenizer under names such as `clip_l`: there is a `KeyTokenizer` for each
+    of the family's keys.
+    """
 
     def __init__(self, tokenizer: InternVLTokenizer, family: Family, style: str, config: torch.Tensor | None = None):
         if style not in STYLES:
@@ -70,6 +82,8 @@ class PromptTokenizer:
         self.family = family
         self.style = style
         self._config = config
+        for key in family.token_keys:
+            setattr(self, f"clip_{key}", KeyTokenizer(self, key))
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, tokenizer_options: dict | None = None, **options
@@ -83,13 +97,25 @@ class PromptTokenizer:
         negative = bool((tokenizer_options or {}).get(NEGATIVE, False))
         prompt = self.tokenize(text, negative, options.get("disable_weights", False))
         columns = 3 if return_word_ids else 2
-        rows = [[row[:columns] for row in prompt.rows(window)] for window in prompt.windows]
+        rows = [[row[:columns] for row in prompt.rows(window)] for window in interruptible(prompt.windows)]
         tokens = {key: list(rows) for key in self.family.token_keys}
         return {**tokens, NEGATIVE: []} if negative and not self.family.bare_negative else tokens
 
     def tokenize(self, text: str, negative: bool = False, disable_weights: bool = False) -> TokenizedPrompt:
-        """Return all that is known of a prompt before it is encoded. Never raises, whatever the text holds."""
-        prompt = plain_prompt(text) if self.style == "upstream" or disable_weights else parse_prompt(text)
+        """Return all that is known of a prompt before it is encoded.
+
+        Raises ValueError where it is no text or too long; whatever else it holds can be read.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"a prompt is text, and this is a value of type {type(text).__name__}")
+        if len(text) > MAX_TEXT_LENGTH:
+            raise ValueError(f"the prompt is {len(text)} characters long, and at most {MAX_TEXT_LENGTH} are read")
+        if self.style == "upstream":
+            prompt = plain_prompt(text)
+        else:
+            text = text.replace(BYTE_ORDER_MARK, "")
+            prompt = with_plain_spaces(plain_prompt(text) if disable_weights else parse_prompt(text))
+        _check_length(len(prompt.parts))
         empty = self.style == "default" and not any(prompt.parts)
         prefixed = not (self.family.bare_negative and (negative or empty))
         length = self.family.prefixed_window if prefixed else self.family.bare_window
@@ -97,7 +123,7 @@ class PromptTokenizer:
         capacity = length - count - 2
 
         texts = ["".join(segment.text for segment in part) for part in prompt.parts]
-        encoded = [self._pieces(part, prefixed) for part in texts]
+        encoded = [self._pieces(part, prefixed) for part in interruptible(texts)]
         prefix = encoded[0][:count]
         tokens = _tokens([pieces[count:] for pieces in encoded], prompt.parts)
         merged, dropped = "", []
@@ -108,8 +134,9 @@ class PromptTokenizer:
             if prefix and prefix[-1].end:
                 merged = part.encode()[: prefix[-1].end].decode(errors="replace")
         else:
-            chunks = [_split(part, capacity) for part in tokens]
+            chunks = [_split(part, capacity) for part in interruptible(tokens)]
             kept = [window for part in chunks for window in part]
+            _check_length(len(kept))
             part_of_window = [index for index, part in enumerate(chunks) for _ in part]
         return TokenizedPrompt(texts, prefix, kept, part_of_window, length, capacity, merged, dropped, prompt.notes)
 
@@ -134,13 +161,46 @@ class PromptTokenizer:
         )
 
 
+class KeyTokenizer:
+    """One of a `PromptTokenizer`'s keys, as nodes of other packs know CLIP's tokenizer.
+
+    It is no `SDTokenizer`: a count would include the prefix, and a textual inversion would be looked for.
+    """
+
+    pad_to_max_length = True  # so a BREAK can begin a window
+    embedding_directory = None
+    start_token, end_token, pad_token = BOS, EOS, PAD
+    tokens_start = 1
+
+    def __init__(self, tokenizer: PromptTokenizer, key: str):
+        self.embedding_key = f"clip_{key}"
+        self.max_length = tokenizer.family.prefixed_window
+        self._tokenizer, self._key = tokenizer, key
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> list[list[tuple]]:
+        """Return the windows of a prompt under this key."""
+        return self._tokenizer.tokenize_with_weights(text, return_word_ids, **options)[self._key]
+
+    def untokenize(self, tokens) -> list[tuple]:
+        """Return (row, piece) of each row of a window."""
+        return self._tokenizer.untokenize(tokens)
+
+
+def _check_length(num_windows: int) -> None:
+    if num_windows > MAX_PROMPT_WINDOWS:
+        raise ValueError(
+            f"the prompt takes {num_windows} windows of the text encoder or more, and at most {MAX_PROMPT_WINDOWS} are "
+            f"encoded. Shorten it"
+        )
+
+
 def _tokens(parts: list[list[Piece]], segments: list[list[Segment]]) -> list[list[Token]]:
     """Join each part's pieces with their weights; words are counted through all parts."""
     tokens, word_id = [], 0
     for pieces, weighted in zip(parts, segments, strict=True):
         weights = _Weights(weighted)
         rows = []
-        for index, piece in enumerate(pieces):
+        for index, piece in enumerate(interruptible(pieces)):
             word_id += index == 0 or piece.starts_word
             rows.append(Token(piece, weights.at(piece.offset), word_id))
         tokens.append(rows)

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import sentencepiece
 
+from ..boundary.interrupts import interruptible
+from ..boundary.limits import MAX_PROMPT_TOKENS
+
 UNK = PAD = 0
 BOS = 1
 EOS = 2
@@ -96,13 +99,17 @@ class InternVLTokenizer:
         `offset`.
 
         The literals split the text; each part between them is encoded on its own and so gets its own leading space.
+        Raises ValueError for a text of more than `MAX_PROMPT_TOKENS`.
         """
-        pieces = []
-        for part in self._split.split(text):
+        pieces: list[Piece] = []
+        for part in interruptible(self._split.split(text)):
             if part in self.literals:
+                _check_length(len(pieces) + 1)
                 pieces.append(Piece(self.literals[part], part, offset, offset + len(part)))
             elif part:
-                pieces += self._align(self.sentencepiece.encode(part), part, offset)
+                token_ids = self.sentencepiece.encode(part)
+                _check_length(len(pieces) + len(token_ids))
+                pieces += self._align(token_ids, part, offset)
             offset += len(part.encode())
         return pieces
 
@@ -112,7 +119,7 @@ class InternVLTokenizer:
         Three prefix pieces come first; offsets count from the start of the text.
 
         Upstream cuts rows 1..3 away, and where the text's first characters merge with the colon ("1girl" -> ":1") it
-        loses them. ``keep_first`` keeps them: the text is then encoded behind a newline, which leaves it without a
+        loses them. ``keep_merged`` keeps them: the text is then encoded behind a newline, which leaves it without a
         leading space just as the colon does.
         """
         pieces = self.encode(PREFIX + text, -len(PREFIX.encode()))
@@ -144,7 +151,7 @@ class InternVLTokenizer:
         raw = text.encode()
         position: int | None = -1  # sentencepiece puts one space before the text
         pieces = []
-        for token_id, name in zip(token_ids, self.sentencepiece.id_to_piece(token_ids), strict=True):
+        for token_id, name in interruptible(zip(token_ids, self.sentencepiece.id_to_piece(token_ids), strict=True)):
             span = None if position is None or token_id == UNK else _consume(raw, position, name)
             if span is None:
                 position = None
@@ -153,6 +160,13 @@ class InternVLTokenizer:
                 first, position = span
                 pieces.append(Piece(token_id, name, start + first, start + position))
         return pieces
+
+
+def _check_length(num_tokens: int) -> None:
+    if num_tokens > MAX_PROMPT_TOKENS:
+        raise ValueError(
+            f"the text takes {num_tokens} tokens or more, and at most {MAX_PROMPT_TOKENS} are read. Shorten it"
+        )
 
 
 def _consume(raw: bytes, position: int, name: str) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
+from ..boundary.interrupts import interruptible
 from ..images.unicode_text import joined
 from .tokenizer import Piece, Unit, units
 
@@ -12,7 +13,7 @@ from .tokenizer import Piece, Unit, units
 INSIDE, CHARACTER, PIECE, WORD, PHRASE = range(5)
 
 _ENDS_BEFORE_SPACE = frozenset(",.;:!?)]}")  # "3.5" and "f(x)y" go on
-_ENDS = frozenset("，。、；：！？｡…）」』】》〉”»।॥؛،؟۔։።፣፤፥፦፧፨།၊။។៕៖\n")
+_ENDS = frozenset("，。、；：！？｡…）」』】》〉”»।॥؛،؟۔։።፣፤፥፦፧፨།၊။។៕៖")
 _ENDS_WORD = frozenset("་፡\u200b")  # Tibetan, Ethiopic, and the zero-width space of Khmer, Burmese and Thai
 _OPENS = frozenset("([{（「『【《〈“«")
 
@@ -26,7 +27,7 @@ def split_windows(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
         return [list(pieces)]
     whole = units(pieces)
     starts = list(accumulate((len(unit.pieces) for unit in whole), initial=0))
-    cuts = [PHRASE] + [_cut_quality(before, after) for before, after in pairwise(whole)]
+    cuts = [PHRASE] + [_cut_quality(before, after) for before, after in interruptible(pairwise(whole))]
     chunks, first, last = [], 0, 0
     while starts[-1] - starts[first] > size:
         while starts[last + 1] - starts[first] <= size:
@@ -55,7 +56,7 @@ def _cut_quality(before: Unit, after: Unit) -> int:
     last, first = before.text[-1:], after.text[:1]
     if not last or not first or joined(last, first):
         return INSIDE
-    if last == "\n" or last in _ENDS and first not in _ENDS:
+    if last in _ENDS and first not in _ENDS:
         return PHRASE
     if first.isspace() or last in _ENDS_WORD:
         return PHRASE if last in _ENDS_BEFORE_SPACE else WORD

@@ -18,6 +18,7 @@ _SCRIPTS = {
     "Ideographic": "Han",
     "Fullwidth": "Latin",
     "Halfwidth": "Katakana",
+    "Katakana-Hiragana": "Katakana",
     "Canadian": "Canadian Syllabics",
     "Egyptian": "Egyptian Hieroglyphs",
     "Micro": "Greek",

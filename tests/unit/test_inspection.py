@@ -50,14 +50,14 @@ def test_a_report(default):
         format_report(inspect_prompt(default, "a (red:1.3) cat BREAK 𓀀 ሰማ embedding:Bad"))
         == """\
 Stable Diffusion 1.5, prompt, style default, prefix summarize:
-15 tokens of text in 2 windows of 80 rows, 75 of them for text
-3.00 tokens per word, 1.50 per character; Latin 70%, Ethiopic 20%, Egyptian Hieroglyphs 10%
+14 tokens of text in 2 windows of 80 rows, 75 of them for text
+2.80 tokens per word, 1.40 per character; Latin 70%, Ethiopic 20%, Egyptian Hieroglyphs 10%
 
 window 1: 3 of 75 tokens
 a ▁red×1.3 ▁cat
 
-window 2 (BREAK): 12 of 75 tokens
-𓀀[4] ▁ ሰ[3] ማ[3] ▁
+window 2 (BREAK): 11 of 75 tokens
+𓀀[4] ▁ ሰ[3] ማ[3]
 
 note: taken out, textual inversions are made for CLIP: embedding:Bad
 note: 3 characters not in the vocabulary: read byte by byte
