@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..boundary.files import parse_json
+from ..boundary.limits import MAX_CONDITIONING_BYTES
 from ..boundary.texts import whole_characters
 from ..checkpoints.identify import identify
 from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec, is_storable
@@ -148,6 +149,12 @@ def load_conditioning(path: Path) -> SavedConditioning:
         raise WrongFileError(
             f"{describe_path(path)} is a saved conditioning of layout {file.metadata[FORMAT_KEY]}, "
             f"and this MuLan Nodes knows {FORMAT_VERSION}: update MuLan Nodes, or save the conditioning again."
+        )
+    size = path.stat().st_size
+    if size > MAX_CONDITIONING_BYTES:
+        raise WrongFileError(
+            f"{describe_path(path)} has {size / 1e9:.1f} GB, and saved conditionings of up to "
+            f"{MAX_CONDITIONING_BYTES / 1e9:.1f} GB are loaded. Save fewer prompts in a file."
         )
     try:
         # Copies: the file may be replaced or cut while its conditioning lives on.

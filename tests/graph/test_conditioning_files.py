@@ -266,9 +266,45 @@ def test_a_controlnet_is_not_lost_silently(server, folder):
     assert not list(folder.glob("controlled*"))
 
 
-def test_nothing_is_written_outside_the_folder(server):
+@pytest.mark.parametrize(
+    "prefix, words",
+    [
+        ("../outside", "'../outside' is not the name of a file below"),
+        ("sub/../../outside", "'../outside' is not the name of a file below"),
+        ("/outside", "'/outside' is not the name of a file below"),
+        ("..", "'..' is not the name of a file below"),
+        ("a" * 300, "the file name would be 319 bytes long, and at most 255 are possible"),
+        ("猫" * 100 + "/a", "the file name would be 300 bytes long"),
+        ("nul\0", "a file name cannot contain '\\x00'"),
+        ("two\nlines", "a file name cannot contain '\\n'"),
+        ("here/a_file/b", "b cannot be written to .*a_file: a part of the folder's path is a file"),
+    ],
+)
+def test_a_prefix_that_is_no_file_name_is_refused(prefix, words, server, folder):
+    (folder / "here").mkdir(parents=True, exist_ok=True)
+    (folder / "here" / "a_file").touch()
+    before = sorted(folder.rglob("*"))
     graph = graphs.load("mulan_save_conditioning")
     graph = {id: graph[id] for id in ("1", "2", "3", "5")}
-    with pytest.raises(GraphFailed):
-        server.run(graphs.change(graph, "MuLanSaveConditioning", filename_prefix="../outside"))
-    assert not list((server.folder / "output").glob("outside*"))
+    with pytest.raises(GraphFailed, match=f"ValueError: filename_prefix: .*{words}"):
+        server.run(graphs.change(graph, "MuLanSaveConditioning", filename_prefix=prefix))
+    assert sorted(folder.rglob("*")) == before and not list((server.folder / "output").glob("outside*"))
+
+
+def test_prefixes_in_any_script_and_half_an_emoji_are_file_names(server, folder):
+    graph = graphs.load("mulan_save_conditioning")
+    graph = {id: graph[id] for id in ("1", "2", "3", "5")} | {
+        "20": {"class_type": "PreviewAny", "inputs": {"source": ["5", 1]}}
+    }
+    for prefix, name in (
+        ("猫/🐈 é", "猫/🐈 é"),
+        ("half \ud83d", "half \ufffd"),
+        ("folder/", "folder"),
+        ("a/../b", "b"),
+    ):
+        for count in (1, 2):
+            outputs = server.run(graphs.change(graph, "MuLanSaveConditioning", filename_prefix=prefix))
+            (told,) = outputs.nodes["20"]["text"]
+            assert told == f"conditioning/{name}_{count:05}_.safetensors [output]"
+            graph["3"]["inputs"]["text"] += "!"  # else nothing runs
+            assert told in options(server)

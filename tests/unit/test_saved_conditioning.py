@@ -177,10 +177,7 @@ def deep(levels: int) -> list:
         ({"scale": {1: 2}}, r"contains `scale`, a dict"),
         ({"call": print}, r"contains `call`, a builtin_function"),
         ({"mask": torch.tensor([float("nan")])}, r"2\.mask .*contains NaN"),
-        (
-            {"mask": torch.zeros(3, 3).to_sparse()},
-            r"2\.mask .*cannot hold \(torch.float32, torch.sparse_coo",
-        ),
+        ({"mask": torch.zeros(3, 3).to_sparse()}, r"2\.mask .*cannot hold \(torch.float32, torch.sparse_coo"),
         ({"mask": torch.zeros(3, dtype=torch.complex64)}, r"2\.mask .*that a file cannot hold \(torch.complex64"),
         ({"mask": torch.zeros(3, device="meta")}, r"2\.mask .*that a file cannot hold .*on meta"),
         ({"mask": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)}, r"2\.mask .*cannot hold .*qint8"),
@@ -351,3 +348,19 @@ def test_a_model_that_fits_is_not(width, told, kind, tmp_path):
 def test_the_version_is_the_project_s():
     project = Path(mulan.__file__).resolve().parents[1] / "pyproject.toml"
     assert re.search(r'^version = "([^"]+)"', project.read_text("utf-8"), re.M)[1] == mulan.VERSION
+
+
+def test_a_file_too_large_to_read_whole_is_refused(saved):
+    with open(saved, "r+b") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+        described = json.loads(file.read(header - 8))
+        data = max(tensor["data_offsets"][1] for name, tensor in described.items() if name != "__metadata__")
+        described["more"] = {"dtype": "U8", "shape": [2**33], "data_offsets": [data, data + 2**33]}
+        text = json.dumps(described).encode()
+        file.seek(0)
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + data + 2**33)  # takes no room on the disk
+    with pytest.raises(
+        WrongFileError, match="has 8.6 GB, and saved conditionings of up to 4.3 GB are loaded"
+    ):
+        load_conditioning(saved)
