@@ -194,6 +194,10 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text.lstrip("\ufeff"))
     except RecursionError:
         raise ValueError("its lists and objects are nested too deep") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's own limit
+        raise ValueError("a number in it has too many digits") from None
 
 
 def _create(path: Path):
