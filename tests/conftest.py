@@ -11,6 +11,12 @@ TESTS = Path(__file__).resolve().parent
 
 def pytest_addoption(parser):
     parser.addoption("--goldens", type=Path, metavar="DIR", help="upstream's numbers (default: tests/parity/goldens)")
+    parser.addoption(
+        "--manifests",
+        type=Path,
+        metavar="DIR",
+        help="names and shapes of full-size models (default: `manifests` beside the goldens, else tests/parity's)",
+    )
 
 
 def pytest_configure(config):

@@ -4,6 +4,8 @@ embedding's weights.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -15,20 +17,30 @@ from mulan_nodes.mulan.conditioning.families import SDXL, ZEROING, Zeroing
 from mulan_nodes.mulan.conditioning.model_files import open_adapter
 
 VARIANTS = ("sdxl_embed_attnpool", "sdxl_embed_textproj", "sdxl_noembed_attnpool", "sdxl_noembed_textproj")
-FLAG_SETS = {"default": "all pooled, empty negative", "examples_sdxl_py": "negative pooled", "all_off": "nothing"}
+CASES = pytest.mark.cases("sdxl", keys=("text_encoder_output", "text_embeds", "context", "pooled"))
+NOTHING = ZEROING["nothing"]
+
+
+def zeroing_of(flags: str) -> Zeroing:
+    """What a golden says of upstream's flags: all are True but for those it sets."""
+    flag = dict.fromkeys(
+        ("zero_pool_prompt", "zero_empty_prompt", "zero_negative_pool_prompt"), "all three" not in flags
+    )
+    flag |= {name: value == "True" for name, value in re.findall(r"(zero_\w+)=(True|False)", flags)}
+    return Zeroing(*flag.values())
 
 
 @pytest.fixture(scope="module")
 def clips(checkpoint, adapter_files):
-    """clips(variant, zeroing) -> (CLIP, CLIP for negatives) in upstream's style."""
+    """clips(case, variant, zeroing) -> (CLIP, CLIP for negatives) in upstream's style."""
     made = {}
 
-    def get(variant: str, zeroing: Zeroing):
-        if variant not in made:
-            clip = load_clip(checkpoint, adapter_files(variant), "upstream", family=SDXL)
-            made[variant] = clip, negative_view(clip)
-        made[variant][0].cond_stage_model.zeroing = zeroing
-        return made[variant]
+    def get(case: str, variant: str, zeroing: Zeroing):
+        if (case, variant) not in made:
+            clip = load_clip(checkpoint, adapter_files(case, variant), "upstream", family=SDXL)
+            made[case, variant] = clip, negative_view(clip)
+        made[case, variant][0].cond_stage_model.zeroing = zeroing
+        return made[case, variant]
 
     return get
 
@@ -37,10 +49,11 @@ def encode(clip, text):
     return clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
 
 
+@CASES
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_contexts_and_pooled_vectors(variant, facts, clips, tensors, close):
-    clip, negative = clips(variant, ZEROING["nothing"])
-    cases = facts("cases_sdxl")
+def test_contexts_and_pooled_vectors(case, variant, facts, clips, tensors, close):
+    clip, negative = clips(case, variant, NOTHING)
+    cases = facts(f"cases_{case}")
     for side, entries in ((clip, cases["positives"]), (negative, cases["negatives"])):
         for entry in entries:
             context, pooled = encode(side, entry["prompt"])
@@ -51,11 +64,12 @@ def test_contexts_and_pooled_vectors(variant, facts, clips, tensors, close):
             close(pooled[0], reference.reshape(-1), "sdxl.safetensors (pooled)")
 
 
-def test_text_embeds(facts, clips, tensors, close):
-    clip, _ = clips("sdxl_noembed_textproj", ZEROING["nothing"])
+@CASES
+def test_text_embeds(case, facts, clips, tensors, close):
+    clip, _ = clips(case, "sdxl_noembed_textproj", NOTHING)
     clip.load_model()
     encoder = clip.cond_stage_model.internvl
-    for entry in facts("cases_sdxl")["positives"]:
+    for entry in facts(f"cases_{case}")["positives"]:
         (states,) = encoder.hidden_states([entry["input_ids"]])
         close(
             encoder.text_embeds(entry["input_ids"], states)[0],
@@ -64,15 +78,22 @@ def test_text_embeds(facts, clips, tensors, close):
         )
 
 
-@pytest.mark.parametrize("flags", FLAG_SETS)
-def test_upstreams_runs(flags, facts, clips, tensors, close):
-    """What four calls of upstream's pipeline hand to the UNet, per setting of its zeroing flags."""
-    cases = facts("cases_sdxl")
+FLAG_SETS = {"default": "all pooled, empty negative", "examples_sdxl_py": "negative pooled", "all_off": "nothing"}
+
+
+def test_the_flag_sets_are_settings_of_the_node(folder):
+    for cases in folder.mulan_cases.values():
+        for name, flags in cases.get("flag_sets", {}).items():
+            assert name not in FLAG_SETS or zeroing_of(flags) == ZEROING[FLAG_SETS[name]], flags
+
+
+@CASES
+def test_upstreams_runs(case, facts, clips, tensors, close):
+    """What calls of upstream's pipeline hand to the UNet, per setting of its zeroing flags."""
+    cases = facts(f"cases_{case}")
     prompts = {entry["id"]: entry["prompt"] for entry in cases["positives"]}
-    runs = [run for run in cases["runs"] if run["flags"] == flags]
-    assert len(runs) == 16
-    for run in runs:
-        clip, negative = clips(run["adapter"], ZEROING[FLAG_SETS[flags]])
+    for run in cases.get("runs", ()):
+        clip, negative = clips(case, run["adapter"], zeroing_of(cases["flag_sets"][run["flags"]]))
         names = "prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds"
         ours = dict(
             zip(
@@ -89,10 +110,11 @@ def test_upstreams_runs(flags, facts, clips, tensors, close):
                 close(ours[name].reshape(golden.shape), golden, "sdxl.safetensors (runs)")
 
 
-def test_the_whole_truth_table_of_upstreams_flags(facts, clips):
-    for row in facts("cases_sdxl")["zeroing_truth_table"]:
+@CASES
+def test_the_whole_truth_table_of_upstreams_flags(case, facts, clips):
+    for row in facts(f"cases_{case}").get("zeroing_truth_table", ()):
         zeroing = Zeroing(row["zero_pool_prompt"], row["zero_empty_prompt"], row["zero_negative_pool_prompt"])
-        clip, negative = clips("sdxl_noembed_textproj", zeroing)
+        clip, negative = clips(case, "sdxl_noembed_textproj", zeroing)
         ours = zip(
             ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds"),
             (*encode(clip, "a cat"), *encode(negative, row["negative"] or "")),
@@ -112,9 +134,10 @@ def size_embedding(patch: dict[str, torch.Tensor]) -> nn.Module:
     return module
 
 
-def test_size_embedding(facts, adapter_files, tensors, close):
-    module = size_embedding(open_adapter(adapter_files("sdxl_embed_attnpool"), SDXL).model_patch())
-    for entry in facts("cases_sdxl")["add_embedding"]:
+@pytest.mark.cases("sdxl", keys=("add_embedding_input", "add_embedding_output"))
+def test_size_embedding(case, facts, adapter_files, tensors, close):
+    module = size_embedding(open_adapter(adapter_files(case, "sdxl_embed_attnpool"), SDXL).model_patch())
+    for entry in facts(f"cases_{case}").get("add_embedding", ()):
         golden = tensors(entry["add_embedding_output"])
         with torch.no_grad():
             close(
@@ -124,12 +147,12 @@ def test_size_embedding(facts, adapter_files, tensors, close):
             )
 
 
-@pytest.mark.parametrize("name", ("sdxl_embed_attnpool", "sdxl_noembed_textproj"))
-def test_full_size(name, full_size, whole):
+@pytest.mark.full_size("sdxl")
+def test_full_size(full, full_size, whole):
     """The published sizes with the recipe's weights: context, pooled vector, and the size embedding where the adapter
     brings one.
     """
-    entry, published, given = full_size(name)
+    entry, published, given = full_size(full)
     adapter = LanguageAdapterXL(AdapterShapeXL.from_state_dict(published))
     embedding = {n: t for n, t in published.items() if n.startswith("add_embedding.")}
     adapter.load_state_dict(from_published({n: t for n, t in published.items() if n not in embedding}))

@@ -1,11 +1,13 @@
 """The grounding decoder against upstream's numbers, and the full-size ones' tensors."""
 
+import re
+
 import pytest
 import torch
 
+from mulan_nodes.mulan.checkpoints.config import Config
 from mulan_nodes.visionllm_nodes.model.keys import grounding
 
-CASES = ["gdino_swin", "gdino_internimage", "gdino_fullwidth"]
 BOXES, MASKS, STATES = 1e-5, 2e-4, 5e-5
 PUBLISHED_WIDTH = 256
 
@@ -17,7 +19,7 @@ def upstream_config(facts):
 def loaded(case):
     tensors = case.weights()
     config = grounding.configuration(
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, upstream_config(case.facts)
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, Config(upstream_config(case.facts))
     )
     decoder = grounding.build(config, operations=torch.nn, device="meta")
     decoder.load_state_dict(
@@ -35,10 +37,13 @@ def given(case):
     for index, (h, w) in enumerate(inputs["image_sizes"]):
         images[index, :, :h, :w] = case.inputs(f"pixel_values.{index}", (3, h, w))
     counts, embeddings = inputs["text_lens"], case.facts["config"]["num_embs"]
-    queries = torch.zeros(len(counts), max(counts), embeddings, width)
+    # upstream's batch may be wider than its longest sample; what stands there takes part in its mistake
+    told = re.search(r"zeros \[B,\s*(\d+)", str(inputs.get("text_query")))
+    rows = max(*counts, int(told[1]) if told else 0)
+    queries = torch.zeros(len(counts), rows, embeddings, width)
     for index, count in enumerate(counts):
         queries[index, :count] = case.inputs(f"text_query.{index}", (count, embeddings, width))
-    return images, images[:, 0] != 0, queries, torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    return images, images[:, 0] != 0, queries, torch.arange(rows) < torch.tensor(counts)[:, None]
 
 
 class Intermediate:
@@ -58,21 +63,13 @@ class Intermediate:
 
 
 @pytest.fixture(scope="module")
-def answered(vision_case):
-    """answered(name) -> case, decoder, its output, what its parts returned."""
-    made = {}
-
-    @torch.no_grad()
-    def get(name):
-        if name not in made:
-            case = vision_case(name)
-            decoder = loaded(case)
-            intermediate, inputs = Intermediate(decoder), given(case)
-            with upstream_text_masks(decoder, inputs[3]):
-                made[name] = case, decoder, decoder(*inputs), intermediate
-        return made[name]
-
-    return get
+def answered(golden):
+    """case, decoder, its output, what its parts returned: with upstream's mistake in batches."""
+    with torch.no_grad():
+        decoder, inputs = loaded(golden), given(golden)
+        intermediate = Intermediate(decoder)
+        with upstream_text_masks(decoder, inputs[3]):
+            return golden, decoder, decoder(*inputs), intermediate
 
 
 class upstream_text_masks:
@@ -104,101 +101,107 @@ class upstream_text_masks:
 
 
 def logits_tolerance(case):
-    return 1e-3 if case.facts["config"]["d_model"] >= PUBLISHED_WIDTH else 2e-4
+    return case.tolerance("logits", 1e-3 if case.facts["config"]["d_model"] >= PUBLISHED_WIDTH else 2e-4)
 
 
-def close_where_finite(close, ours, golden, label, tolerance):
-    assert torch.equal(ours.isneginf(), golden.isneginf()), f"{label}: other columns are closed"
-    close(ours.nan_to_num(neginf=0), golden.nan_to_num(neginf=0), label, tolerance)
+@pytest.fixture(scope="module")
+def against(golden, close):
+    """against({key: ours}, tolerance, over): those that the golden has.
+
+    Where a golden is large it has figures of a tensor instead: `<key>_mean` and `<key>_std` over the dimensions `over`.
+    """
+
+    def check(ours: dict[str, torch.Tensor], suggested: float, over: dict[str, tuple[int, ...]] | None = None, **how):
+        for key, dims in (over or {}).items():
+            ours |= {f"{key}_mean": ours[key].mean(dims), f"{key}_std": ours[key].std(dims)}
+        for key in ours.keys() & golden.stored.keys():
+            name = key.removesuffix("_mean").removesuffix("_std")
+            close(ours[key], golden.stored[key], f"{golden.name} {name}", golden.tolerance(name, suggested), **how)
+
+    return check
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.golden("gdino")
 @torch.no_grad()
-def test_intermediate_results(answered, close, name):
-    case, decoder, found, intermediate = answered(name)
-    stored, counts = case.stored, case.facts["inputs"]["text_lens"]
-    close(intermediate.patch_query, stored["patch_query"], f"{name} patch_query", STATES)
-    close(intermediate.enc_text, stored["enc_text"], f"{name} enc_text", STATES)
-    if "enc_vision" in stored:
-        close(intermediate.enc_vision, stored["enc_vision"], f"{name} enc_vision", STATES)
-        close(found.mask_features, stored["mask_features"], f"{name} mask_features", STATES)
-        close(
-            found.all_hidden_states.transpose(0, 1),
-            stored["intermediate_hidden_states"],
-            f"{name} hidden states",
-            STATES,
-        )
-        for level in range(
-            len(intermediate.pyramid.shapes) - 1
-        ):  # upstream's level 0 is the finest map, which is not in the pyramid
+def test_intermediate_results(answered, against, close):
+    case, decoder, found, intermediate = answered
+    stored, rows = case.stored, given(case)[3].shape[1]
+    kept = stored["enc_text"].shape[1] if "enc_text" in stored else rows
+    against({"patch_query": intermediate.patch_query[:, :kept], "enc_text": intermediate.enc_text[:, :kept]}, STATES)
+    against({"enc_vision": intermediate.enc_vision}, STATES, {"enc_vision": (1,)})
+    against({"mask_features": found.mask_features}, STATES, {"mask_features": (2, 3)})
+    against({"intermediate_hidden_states": found.all_hidden_states.transpose(0, 1)}, STATES)
+    # upstream's level 0 is the finest map, which is not in the pyramid
+    for level in range(len(intermediate.pyramid.shapes)):
+        if f"backbone_mask_{level + 1}" in stored:
             assert torch.equal(intermediate.pyramid.level_mask(level), stored[f"backbone_mask_{level + 1}"])
-    else:
-        close(intermediate.enc_vision.mean(1), stored["enc_vision_mean"], f"{name} enc_vision", STATES)
-        close(intermediate.enc_vision.std(1), stored["enc_vision_std"], f"{name} enc_vision", STATES)
-        close(found.mask_features.mean((2, 3)), stored["mask_features_mean"], f"{name} mask_features", STATES)
-    count = stored["topk_logits"].shape[1]
-    query_mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    query_mask = given(case)[3]
     scores = (
         (intermediate.cells @ intermediate.enc_text.transpose(1, 2))
         .masked_fill(~query_mask[:, None], float("-inf"))
         .amax(-1)
     )
-    close(scores.topk(count).values, stored["topk_logits"], f"{name} proposals' logits", logits_tolerance(case))
-    assert torch.equal(found.proposals.index, stored["topk_index"])
-    assert torch.equal(found.proposals.logits.amax(-1), scores.topk(count - 1).values)
-    close(found.proposals.boxes, stored["init_reference_points"], f"{name} proposals' boxes", BOXES)
+    if "topk_logits" in stored:
+        best = scores.topk(stored["topk_logits"].shape[1]).values
+        close(best, stored["topk_logits"], f"{case.name} proposals' logits", logits_tolerance(case))
+    if "topk_index" in stored:
+        assert torch.equal(found.proposals.index, stored["topk_index"])
+    queries = found.proposals.index.shape[1]
+    assert torch.equal(found.proposals.logits.amax(-1), scores.topk(queries).values)
+    against({"init_reference_points": found.proposals.boxes}, BOXES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.golden("gdino")
 @torch.no_grad()
-def test_outputs_of_every_layer(answered, close, name):
-    case, decoder, found, _ = answered(name)
-    stored = case.stored
-    close_where_finite(close, found.all_logits, stored["all_logits"], f"{name} logits", logits_tolerance(case))
-    close_where_finite(close, found.logits, stored["logits"], f"{name} logits", logits_tolerance(case))
-    close(found.all_boxes, stored["all_boxes"], f"{name} boxes", BOXES)
-    close(found.boxes, stored["pred_boxes"], f"{name} boxes", BOXES)
+def test_outputs_of_every_layer(answered, against):
+    case, decoder, found, _ = answered
+    against({"all_logits": found.all_logits, "logits": found.logits}, logits_tolerance(case), columns=True)
+    against({"all_boxes": found.all_boxes, "pred_boxes": found.boxes}, BOXES)
+    assert {"logits", "pred_boxes"} <= case.stored.keys(), "the golden has no answer"
     every = torch.arange(found.logits.shape[1]).expand(len(found.logits), -1)
     masks = decoder.masks(found, every)
-    if "pred_masks" in stored:
-        close(masks, stored["pred_masks"], f"{name} masks", MASKS)
-        for states, golden in zip(found.all_hidden_states, stored["all_masks"], strict=True):
-            close(decoder.mask_logits(states, found.mask_features), golden, f"{name} masks", MASKS)
-    else:
-        first = stored["pred_masks_first8"]
-        close(masks[:, : first.shape[1]], first, f"{name} masks", MASKS)
-        close(masks.mean((2, 3)), stored["pred_masks_mean"], f"{name} masks", MASKS)
-        close(masks.std((2, 3)), stored["pred_masks_std"], f"{name} masks", MASKS)
+    against({"pred_masks": masks}, MASKS, {"pred_masks": (2, 3)})
+    for key in (key for key in case.stored if re.fullmatch(r"pred_masks_first\d+", key)):
+        against({key: masks[:, : int(key.split("first")[1])]}, case.tolerance("pred_masks", MASKS))
+    if "all_masks" in case.stored:
+        layers = [decoder.mask_logits(states, found.mask_features) for states in found.all_hidden_states]
+        against({"all_masks": torch.stack(layers)}, MASKS)
     some = every[:, [3, 0]]
     assert torch.allclose(decoder.masks(found, some), masks[:, [3, 0]], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.golden("gdino")
 @torch.no_grad()
-def test_a_sample_in_a_batch_is_answered_as_alone(answered, close, name):
-    case, decoder, _, _ = answered(name)
+def test_a_sample_in_a_batch_is_answered_as_alone(answered, against, folder):
+    """Upstream's own batch differs where the samples have other numbers of names; `single*` is right."""
+    case, decoder, _, _ = answered
     inputs = given(case)
-    counts = case.facts["inputs"]["text_lens"]
-    if "single0_logits" not in case.stored:
-        assert len(counts) == 1 or len(set(counts)) == 1
-        return
     found = decoder(*inputs)
-    masks = decoder.masks(found, torch.arange(found.logits.shape[1]).expand(len(counts), -1))
-    for index in range(len(counts)):
-        row, key = slice(index, index + 1), f"single{index}"
-        close_where_finite(
-            close, found.logits[row], case.stored[f"{key}_logits"], f"{name} {key}", logits_tolerance(case)
+    masks = decoder.masks(found, torch.arange(found.logits.shape[1]).expand(len(found.logits), -1))
+    alone = len(found.logits) == 1 or len(set(case.facts["inputs"]["text_lens"])) == 1
+    if not alone and "single0_logits" not in case.stored:
+        folder.absent[f"visionllm/{case.name}.safetensors#single0_logits"] = (
+            "missing, and the batch has upstream's fault"
         )
-        close(found.boxes[row], case.stored[f"{key}_boxes"], f"{name} {key} boxes", BOXES)
-        close(masks[row], case.stored[f"{key}_masks"], f"{name} {key} masks", MASKS)
+    for index in range(len(found.logits)):
+        row, key = slice(index, index + 1), f"single{index}"
+        against({f"{key}_logits": found.logits[row]}, logits_tolerance(case), columns=True)
+        against({f"{key}_boxes": found.boxes[row]}, BOXES)
+        against({f"{key}_masks": masks[row]}, MASKS)
+    if alone:
+        against({"logits": found.logits}, logits_tolerance(case), columns=True)
+        against({"pred_boxes": found.boxes}, BOXES)
 
 
-@pytest.mark.parametrize("name", ["gdino_swin_t", "gdino_internimage_h"])
-def test_every_published_tensor_is_read(vision_manifest, name):
-    manifest = vision_manifest(name)
-    prefix = manifest["prefix"]
-    shapes = {tensor.removeprefix(prefix): tuple(shape) for tensor, shape in manifest["tensors"].items()}
-    config = grounding.configuration(shapes, {})
+@pytest.mark.manifests_of("gdino.")
+def test_every_published_tensor_is_read(vision_manifest, manifest_name):
+    manifest, prefix = vision_manifest(manifest_name), "gdino."
+    shapes = {
+        tensor.removeprefix(prefix): tuple(shape)
+        for tensor, shape in manifest["tensors"].items()
+        if tensor.startswith(prefix)
+    }
+    config = grounding.configuration(shapes, Config({}))
     sources = grounding.sources(config)
     made = grounding.build(config, operations=torch.nn, device="meta").state_dict()
     given = {
@@ -214,9 +217,10 @@ def test_every_published_tensor_is_read(vision_manifest, name):
     assert aliases.isdisjoint(used)
 
 
+@pytest.mark.golden("gdino")
 @torch.no_grad()
 def test_features_of_lower_precision_keep_boxes_in_float32(answered):
-    case, decoder, exact, _ = answered("gdino_internimage")
+    case, *_ = answered
     images, pixel_mask, queries, query_mask = given(case)
     low = loaded(case).to(torch.bfloat16)
     found = low(images.bfloat16(), pixel_mask, queries.bfloat16(), query_mask)
@@ -225,9 +229,9 @@ def test_features_of_lower_precision_keep_boxes_in_float32(answered):
     assert not torch.equal(found.boxes, found.boxes.bfloat16().float())
 
 
-def test_gradients_reach_every_weight(vision_case):
-    case = vision_case("gdino_internimage")
-    decoder = loaded(case)
+@pytest.mark.golden("gdino")
+def test_gradients_reach_every_weight(golden):
+    case, decoder = golden, loaded(golden)
     for weight in decoder.parameters():
         weight.requires_grad_(True)
     found = decoder(*given(case))

@@ -14,8 +14,6 @@ from mulan_nodes.visionllm_nodes.model.internimage import InternImageConfig
 from mulan_nodes.visionllm_nodes.model.swin import SwinConfig
 from mulan_nodes.visionllm_nodes.model.visionllm_files import unused_tensors, visionllm_from_tensors
 
-PARTS = {"tower", "bridge", "language", "super_link", "region_encoder", "grounding", "pose"}
-
 
 @pytest.fixture
 def opened_manifest(vision_manifest, tmp_path):
@@ -38,34 +36,65 @@ def opened_manifest(vision_manifest, tmp_path):
     return opened
 
 
-@pytest.mark.parametrize(
-    "manifests, parts, width, backbone",
-    [
-        (("visionllmv2_7b_swin_t",), PARTS | {"generate", "edit"}, 4096, SwinConfig),
-        (
-            ("visionllmv2_7b_swin_t", "gdino_internimage_h", "unipose_internimage_h"),
-            PARTS | {"generate", "edit"},
-            4096,
-            InternImageConfig,
-        ),
-        (("visionllmv2_26b_swin_t",), PARTS, 6144, SwinConfig),
-    ],
-    ids=["7b", "7b internimage", "26b"],
-)
-def test_nothing_is_missing_and_nothing_unexpected(manifests, parts, width, backbone, opened_manifest, vision_manifest):
-    opened = opened_manifest(*manifests)
-    assert opened.parts.keys() == parts and unused_tensors(opened) == []
-    assert opened.parts["language"].config.hidden_size == width
-    assert type(opened.parts["grounding"].config.backbone) is type(opened.parts["pose"].config.backbone) is backbone
-    aliases = {alias for manifest in map(vision_manifest, manifests) for alias in manifest["aliases"]}
+MODEL = pytest.mark.manifests_of("llm.", "vl_bridge.")
+PUBLISHED = pytest.mark.manifests("visionllm", "visionllmv2_")
+FOUND_BY = {
+    "vis_encoder.": "tower",
+    "vl_bridge.": "bridge",
+    "llm.": "language",
+    "emb_embeddings_": "super_link",
+    "region_encoder.": "region_encoder",
+    "gdino.": "grounding",
+    "unipose.": "pose",
+    "sd.": "generate",
+    "ip2p.": "edit",
+}
+READ_FIRST = {  # the language model's states
+    "gdino.": "gdino.patch2query.layers.0.weight",
+    "unipose.": "unipose.projection_llava.layers.0.weight",
+}
+WIDTHS = {"visionllmv2_7b_swin_t": 4096, "visionllmv2_26b_swin_t": 6144}
+
+
+def whole(opened, manifests):
+    """No tensor is missing (opening would fail) and none is left over."""
+    names = opened.file.shapes
+    assert opened.parts.keys() == {part for mark, part in FOUND_BY.items() if any(n.startswith(mark) for n in names)}
+    assert unused_tensors(opened) == []
+    aliases = {alias for manifest in manifests for alias in manifest["aliases"]}
     used = {name for source in opened.sources().values() for name in source.names}
     assert not used & aliases, "a tensor is read under its second name, which a converted file lacks"
 
 
-@pytest.mark.parametrize("name", ["visionllmv2_7b_swin_t", "visionllmv2_26b_swin_t"])
-def test_modules_have_the_published_names(name, opened_manifest):
+@MODEL
+def test_nothing_is_missing_and_nothing_unexpected(manifest_name, opened_manifest, vision_manifest):
+    opened = opened_manifest(manifest_name)
+    whole(opened, [vision_manifest(manifest_name)])
+    width = opened.parts["language"].config.hidden_size
+    assert width == WIDTHS.get(manifest_name, width)
+    for part in opened.parts.keys() & {"grounding", "pose"}:
+        assert type(opened.parts[part].config.backbone) is SwinConfig or "swin" not in manifest_name
+
+
+@MODEL
+def test_other_decoders_in_a_model(manifest_name, opened_manifest, vision_manifest, folder):
+    """Each manifest of a decoder alone, in the place of the model's own, where they fit its width."""
+    for other in folder.manifest_names("visionllm"):
+        prefix = vision_manifest(other).get("prefix")
+        first = READ_FIRST.get(prefix)
+        widths = {vision_manifest(name)["tensors"].get(first, [0, 0])[1] for name in (manifest_name, other)}
+        if not first or len(widths) > 1:
+            continue
+        changed, part = opened_manifest(manifest_name, other), FOUND_BY[prefix]
+        whole(changed, map(vision_manifest, (manifest_name, other)))
+        if "internimage" in other:
+            assert type(changed.parts[part].config.backbone) is InternImageConfig
+
+
+@PUBLISHED
+def test_modules_have_the_published_names(manifest_name, opened_manifest):
     """A key map holds only what differs: these parts have none, and no part's map changes most of its names."""
-    parts = opened_manifest(name).parts
+    parts = opened_manifest(manifest_name).parts
     for part in ("tower", "bridge", "super_link", "region_encoder"):
         assert all(source.names == (parts[part].prefix + key,) for key, source in parts[part].sources().items()), part
     sources = parts["grounding"].sources()
@@ -74,17 +103,20 @@ def test_modules_have_the_published_names(name, opened_manifest):
     assert len(kept) > 0.85 * len(own)
 
 
-@pytest.mark.parametrize("name, count", [("visionllmv2_7b_swin_t", 686), ("visionllmv2_26b_swin_t", 0)])
-def test_the_unet_that_edits_is_the_host_s(name, count, opened_manifest):
-    names = convert.comfy_unet(opened_manifest(name).file)
-    assert len(names) == count and all(stored.startswith("ip2p.sd_unet.") for stored in names.values())
+@MODEL
+def test_the_unet_that_edits_is_comfyui_s(manifest_name, opened_manifest):
+    file = opened_manifest(manifest_name).file
+    names = convert.comfy_unet(file)
+    assert len(names) == sum(name.startswith("ip2p.sd_unet.") for name in file.shapes) and all(
+        stored.startswith("ip2p.sd_unet.") for stored in names.values()
+    )
 
 
 @pytest.mark.parametrize("format", ["int8", "fp8"])
-@pytest.mark.parametrize("name", ["visionllmv2_7b_swin_t", "visionllmv2_26b_swin_t"])
-def test_in_8_bits_the_scales_fit_the_weights(name, format, opened_manifest, tmp_path):
+@MODEL
+def test_in_8_bits_the_scales_fit_the_weights(manifest_name, format, opened_manifest, tmp_path):
     """Those of InternLM2's packed queries, keys and values too, of which the model takes rows apart."""
-    published = opened_manifest(name)
+    published = opened_manifest(manifest_name)
     form = convert.FORMATS[format]
     packed = convert.language_matrices(published, form)
     used = {name for source in published.sources().values() for name in source.names}

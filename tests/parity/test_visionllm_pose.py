@@ -1,11 +1,12 @@
 """The pose decoder against upstream's UniPose, and its mask against the rule upstream's loops follow."""
 
-from collections import defaultdict
+import re
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from mulan_nodes.mulan.checkpoints.config import Config
 from mulan_nodes.visionllm_nodes.model.keys import pose as published
 from mulan_nodes.visionllm_nodes.model.pose_decoder import EPS
 from mulan_nodes.visionllm_nodes.model.pose_groups import (
@@ -18,13 +19,14 @@ from mulan_nodes.visionllm_nodes.model.pose_groups import (
 LOGITS = 2e-4
 COORDINATES = 1e-5
 STATES = 5e-5
-STORED_GROUPS = 3
 VISIBILITY = torch.sigmoid(torch.ones(()))  # upstream's third keypoint channel, whatever it sees
 
 
 def built(tensors, upstream_config):
     """The decoder with upstream's `tensors`."""
-    config = published.configuration({name: tuple(tensor.shape) for name, tensor in tensors.items()}, upstream_config)
+    config = published.configuration(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, Config(upstream_config)
+    )
     decoder = published.build(config, operations=torch.nn, device="meta")
     decoder.load_state_dict(
         {ours: source.read(tensors.__getitem__) for ours, source in published.sources(config).items()},
@@ -60,9 +62,7 @@ def inputs_of(case):
     return (images, pixels, *stacked("obj", facts["inputs"]["n_obj"]), *stacked("kpt", facts["inputs"]["n_kpt"]))
 
 
-@pytest.fixture(scope="module")
-def golden(vision_case):
-    return vision_case("unipose_swin")
+GOLDEN = pytest.mark.golden("unipose")
 
 
 @pytest.fixture(scope="module")
@@ -91,55 +91,82 @@ def keypoints_as_upstream(keypoints):
     return torch.cat((keypoints.flatten(2), VISIBILITY.expand(keypoints.shape[:3])), dim=-1)
 
 
-def test_outputs_are_upstreams(golden, answer, close):
+def fault(golden) -> bool:
+    """Whether upstream's batch has its mistake: the samples' numbers of objects differ, and masks of text mix."""
+    return len(set(golden.facts["inputs"]["n_obj"])) > 1
+
+
+@pytest.fixture(scope="module")
+def against(golden, close):
+    """against(key, ours, tolerance): if the golden has it."""
+
+    def check(key: str, ours: torch.Tensor, suggested: float, **how):
+        if key in golden.stored:
+            of = re.sub(r"^single\d+_|_first\d+groups$", "", key)
+            tolerance = max(golden.tolerance(name, suggested) for name in (key, of, f"pred_{of}"))
+            close(ours, golden.stored[key], f"{golden.name} {of}", tolerance, **how)
+
+    return check
+
+
+@GOLDEN
+def test_outputs_are_upstreams(golden, answer, against):
     pose, _ = answer
-    keypoints = golden.facts["inputs"]["n_kpt"]
-    close(pose.logits, golden.stored["pred_logits"], "unipose_swin logits", LOGITS)
-    close(pose.boxes, golden.stored["pred_boxes"], "unipose_swin boxes", COORDINATES)
-    close(
-        keypoints_as_upstream(pose.layers[-1].keypoints),
-        golden.stored["pred_keypoints"],
-        "unipose_swin keypoints",
-        COORDINATES,
-    )
-    assert torch.equal(pose.keypoints, pose.layers[-1].keypoints[:, :, : max(keypoints)])
+    assert torch.equal(pose.keypoints, pose.layers[-1].keypoints[:, :, : max(golden.facts["inputs"]["n_kpt"])])
+    if fault(golden):
+        return  # compared through `single*_*`, below
+    assert {"pred_logits", "pred_boxes", "pred_keypoints"} <= golden.stored.keys(), "the golden has no answer"
+    against("pred_logits", pose.logits, LOGITS, columns=True)
+    against("pred_boxes", pose.boxes, COORDINATES)
+    against("pred_keypoints", keypoints_as_upstream(pose.layers[-1].keypoints), COORDINATES)
 
 
-def test_intermediate_results_are_upstreams(golden, answer, close):
+@GOLDEN
+def test_a_sample_in_a_batch_is_answered_as_alone(golden, answer, against, folder):
+    """Upstream's own batch differs where the samples have other numbers of objects; `single*` is right."""
+    pose, _ = answer
+    if fault(golden) and not any(key.startswith("single") for key in golden.stored):
+        folder.absent[f"visionllm/{golden.name}.safetensors#single0_*"] = "missing, and the batch has upstream's fault"
+    for index in range(len(pose.logits)):
+        row = slice(index, index + 1)
+        for key in (f"single{index}_", f"single{index}_pred_"):
+            against(f"{key}logits", pose.logits[row], LOGITS, columns=True)
+            against(f"{key}boxes", pose.boxes[row], COORDINATES)
+            against(f"{key}keypoints", keypoints_as_upstream(pose.layers[-1].keypoints[row]), COORDINATES)
+
+
+@GOLDEN
+def test_intermediate_results_are_upstreams(golden, answer, against, folder):
     pose, parts = answer
-    stored, slots = golden.stored, pose.layers[-1].keypoints.shape[2]
+    stored = golden.stored
     vision, text = parts["encoder"]
-    objects = min(
-        *golden.facts["inputs"]["n_obj"], stored["memory_text"].shape[1]
-    )  # beyond them upstream keeps rows of padding
-    close(vision, stored["memory"], "unipose_swin encoder", STATES)
-    close(text[:, :objects], stored["memory_text"][:, :objects], "unipose_swin encoder", STATES)
-    assert torch.equal(pose.proposals.index, stored["topk_encoder"])
-    assert torch.equal(pose.chosen, stored["topk_groups"].T)
-    for level in range(3):
-        close(parts["backbone"][1 + level], stored[f"backbone_feat_{level}"], "unipose_swin backbone", STATES)
-        assert torch.equal(~parts["pyramid"].level_mask(level), stored[f"backbone_mask_{level}"])
-
-    compared = defaultdict(int)
-    for number, layer in enumerate(pose.layers):
-        for name, ours, tolerance in (("hs", layer.hidden_states, STATES), ("ref", layer.references, COORDINATES)):
-            if f"{name}{number}" in stored:
-                close(ours, stored[f"{name}{number}"], f"unipose_swin {name}", tolerance)
-            elif f"{name}{number}_first3groups" in stored:
-                close(
-                    ours[:, : STORED_GROUPS * (1 + slots)],
-                    stored[f"{name}{number}_first3groups"],
-                    f"unipose_swin {name}",
-                    tolerance,
-                )
-            else:
-                continue
-            compared[name] += 1
-    assert dict(compared) == {
-        name: sum(key.startswith(name) and key[len(name)].isdigit() for key in stored) for name in ("hs", "ref")
-    }
+    for level, features in enumerate(parts["backbone"][1:]):
+        against(f"backbone_feat_{level}", features, STATES)
+    for level in range(len(parts["pyramid"].shapes)):
+        if f"backbone_mask_{level}" in stored:
+            assert torch.equal(~parts["pyramid"].level_mask(level), stored[f"backbone_mask_{level}"])
+    if fault(golden):
+        return  # what follows has read the mixed masks
+    against("memory", vision, STATES)
+    if "memory_text" in stored:  # upstream keeps rows of padding
+        objects = min(*golden.facts["inputs"]["n_obj"], stored["memory_text"].shape[1])
+        ours = torch.cat((text[:, :objects], stored["memory_text"][:, objects:]), 1)
+        against("memory_text", ours, STATES)
+    if "topk_encoder" in stored:
+        assert torch.equal(pose.proposals.index, stored["topk_encoder"])
+    if "topk_groups" in stored:
+        assert torch.equal(pose.chosen, stored["topk_groups"].T)
+    for key in stored:
+        found = re.fullmatch(r"(hs|ref)(\d+)(?:_first(\d+)groups)?", key)
+        if not found:
+            continue
+        layer = pose.layers[int(found[2])]
+        ours, tolerance = (layer.hidden_states, STATES) if found[1] == "hs" else (layer.references, COORDINATES)
+        tokens = int(found[3]) * (1 + pose.layers[-1].keypoints.shape[2]) if found[3] else None
+        against(key, ours[:, :tokens], tolerance)
 
 
+@GOLDEN
 def test_more_padding_changes_nothing(golden, decoder, answer, close):
     """Upstream pads both lists to 100.
 
@@ -151,15 +178,15 @@ def test_more_padding_changes_nothing(golden, decoder, answer, close):
     more_keypoints = F.pad(keypoints, (0, 0, 0, 0, 0, slots), value=1.0), F.pad(keypoint_mask, (0, slots))
     with torch.no_grad():
         pose = decoder(images, pixels, *more, *more_keypoints)
-    close(pose.logits[..., : objects.shape[1]], answer[0].logits, "unipose_swin padding", LOGITS)
-    close(pose.keypoints[:, :, : keypoints.shape[1]], answer[0].keypoints, "unipose_swin padding", COORDINATES)
-    assert torch.isinf(pose.logits[..., objects.shape[1] :]).all()
+    close(pose.logits, answer[0].logits, f"{golden.name} padding", LOGITS, columns=True)
+    close(pose.keypoints[:, :, : keypoints.shape[1]], answer[0].keypoints, f"{golden.name} padding", COORDINATES)
 
 
+@GOLDEN
 def test_batch_is_the_single_answers(golden, decoder, close):
     """Two images of one size, with other numbers of objects and of keypoints."""
     images, pixels, objects, object_mask, keypoints, keypoint_mask = (rows[:1] for rows in inputs_of(golden))
-    fewer = 1, keypoints.shape[1] // 2
+    fewer = 1, max(keypoints.shape[1] // 2, 1)
     other = torch.ones_like(pixels)
     with torch.no_grad():
         batch = decoder(
@@ -180,11 +207,12 @@ def test_batch_is_the_single_answers(golden, decoder, close):
             keypoint_mask[:, : fewer[1]],
         )
     for row, single, names, points in ((0, first, objects.shape[1], keypoints.shape[1]), (1, second, *fewer)):
-        close(batch.logits[row, :, :names], single.logits[0], "unipose_swin batch", LOGITS)
-        close(batch.boxes[row], single.boxes[0], "unipose_swin batch", COORDINATES)
-        close(batch.keypoints[row, :, :points], single.keypoints[0], "unipose_swin batch", COORDINATES)
+        close(batch.logits[row, :, :names], single.logits[0], f"{golden.name} batch", LOGITS)
+        close(batch.boxes[row], single.boxes[0], f"{golden.name} batch", COORDINATES)
+        close(batch.keypoints[row, :, :points], single.keypoints[0], f"{golden.name} batch", COORDINATES)
 
 
+@GOLDEN
 def test_every_weight_learns_that_upstream_teaches(golden):
     """From the answers of all layers and the proposals, as a trainer uses them.
 
@@ -205,6 +233,7 @@ def test_every_weight_learns_that_upstream_teaches(golden):
     }
 
 
+@GOLDEN
 def test_half_precision_keeps_coordinates_in_float32(golden):
     halved = built({name: tensor.bfloat16() for name, tensor in golden.weights().items()}, golden.facts["config"])
     images, pixels, objects, object_mask, keypoints, keypoint_mask = inputs_of(golden)
@@ -242,6 +271,7 @@ def test_mask_is_upstreams(groups, slots, keypoints):
     assert torch.equal(~ours[0], literal_mask(keypoints, groups, slots))
 
 
+@GOLDEN
 def test_mask_leaks_as_many_pairs_as_upstreams(golden, decoder):
     config = decoder.config
     group = torch.arange(config.num_groups * (1 + config.num_slots)) // (1 + config.num_slots)
@@ -260,7 +290,7 @@ def test_every_published_tensor_is_read(vision_manifest, name):
     manifest = vision_manifest(name)
     prefix = manifest["prefix"]
     shapes = {tensor.removeprefix(prefix): tuple(shape) for tensor, shape in manifest["tensors"].items()}
-    config = published.configuration(shapes, {})
+    config = published.configuration(shapes, Config({}))
     decoder = published.build(config, operations=torch.nn, device="meta")
     sources = published.sources(config)
     read = {
@@ -279,13 +309,14 @@ def test_every_published_tensor_is_read(vision_manifest, name):
     } - {*used}
 
 
+@GOLDEN
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"num_groups": 10_000}, "groups"),
         ({"num_groups": 0}, "groups"),
-        ({"num_box_decoder_layers": 0}, "for boxes"),
-        ({"num_box_decoder_layers": 99}, "for boxes"),
+        ({"num_box_decoder_layers": 0}, "box"),
+        ({"num_box_decoder_layers": 99}, "box"),
         ({"nheads": 3}, "heads"),
         ({"nheads": 1}, "heads"),
     ],
@@ -293,9 +324,10 @@ def test_every_published_tensor_is_read(vision_manifest, name):
 def test_sizes_that_cannot_be_are_refused(golden, change, said):
     shapes = {name: tuple(tensor.shape) for name, tensor in golden.weights().items()}
     with pytest.raises(ValueError, match=said):
-        published.configuration(shapes, golden.facts["config"] | change)
+        published.configuration(shapes, Config(golden.facts["config"] | change))
 
 
+@GOLDEN
 def test_too_many_keypoints_are_refused(golden, decoder):
     images, pixels, objects, object_mask, keypoints, _ = inputs_of(golden)
     many = keypoints[:, :1].expand(-1, decoder.config.num_slots + 1, -1, -1)
@@ -303,6 +335,7 @@ def test_too_many_keypoints_are_refused(golden, decoder):
         decoder(images, pixels, objects, object_mask, many, torch.ones(many.shape[:2], dtype=torch.bool))
 
 
+@GOLDEN
 def test_small_model_has_few_groups_and_slots(golden):
     """8 groups of 10 slots, the keypoint table in `hw` alone: no size is fixed in the code."""
     tensors = golden.weights()
@@ -312,6 +345,11 @@ def test_small_model_has_few_groups_and_slots(golden):
     images, pixels, objects, object_mask, keypoints, keypoint_mask = inputs_of(golden)
     with torch.no_grad():
         pose = decoder(images, pixels, objects, object_mask, keypoints[:, :4], keypoint_mask[:, :4])
-    assert pose.logits.shape[:2] == (len(images), 8) and pose.keypoints.shape == (len(images), 8, 4, 2)
+    assert pose.logits.shape[:2] == (len(images), 8) and pose.keypoints.shape == (
+        len(images),
+        8,
+        min(4, keypoints.shape[1]),
+        2,
+    )
     boxes, slots = split(pose.layers[-1].references, 10)
     assert boxes.shape[1] == 8 and slots.shape[2] == 10

@@ -23,14 +23,17 @@ from mulan_nodes.visionllm_nodes.model.special_tokens import ADDED, IMAGE
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def case(vision_case):
-    return vision_case("preprocess")
+GOLDEN = pytest.mark.golden("preprocess")
 
 
 @pytest.fixture(scope="module")
-def templates(vision_case):
-    return json.loads((vision_case("preprocess").folder / "eval_templates.json").read_text("utf-8"))
+def case(golden):
+    return golden
+
+
+@pytest.fixture(scope="module")
+def templates(folder):
+    return json.loads((folder.side("visionllm") / "eval_templates.json").read_text("utf-8"))
 
 
 def listed(text: str, pattern: str) -> list[str]:
@@ -43,7 +46,7 @@ def answered(entry: dict, tool: str) -> list[str]:
     return [name for name in re.findall(r"(?:^|, )([^\[]*)" + re.escape(tool), text)]
 
 
-def asked_again(name: str, entry: dict) -> prompt_templates.Turn:
+def asked_again(name: str, entry: dict) -> prompt_templates.Turn | None:
     """The same question put by our functions, from the words that the golden's text was made of."""
     user, task = entry.get("human", ""), name.split("_")[0]
     if task == "det":
@@ -52,9 +55,9 @@ def asked_again(name: str, entry: dict) -> prompt_templates.Turn:
         return prompt_templates.salient()
     if task == "cod":
         return prompt_templates.salient(prompt_templates.CAMOUFLAGE)
-    if name == "grd_refcoco":
+    if name.startswith("grd_refcoco"):
         return prompt_templates.grounding(re.search("locate the (.*) in the image", user)[1])
-    if name == "grd_reasonseg":
+    if name.startswith("grd_reasonseg"):
         return prompt_templates.reasoning(user.removeprefix(prompt_templates.IMAGE_LINE))
     if task == "seg":
         return prompt_templates.semantic_segmentation(answered(entry, "[SEG]"))
@@ -65,28 +68,34 @@ def asked_again(name: str, entry: dict) -> prompt_templates.Turn:
         return prompt_templates.interactive(entry["human"].count("<region>"))
     if task == "t2i":
         return prompt_templates.generation(user.removeprefix("Generate image with caption: "))
-    assert task == "edit", f"the golden has a task that this test does not know: {name}"
+    if task != "edit":
+        return None
     return prompt_templates.editing(user.removeprefix(prompt_templates.IMAGE_LINE))
 
 
-def open_question(name: str, entry: dict) -> prompt_templates.Turn:
+def open_question(name: str, entry: dict) -> prompt_templates.Turn | None:
     if name == "vqa_short":
         return prompt_templates.short_answer(re.search(r"<image>\n(.*) Answer the question", entry["prompt"])[1])
     return {
         "caption": prompt_templates.caption(),
         "region_recognition_coco": prompt_templates.region_category(coco=True),
         "region_caption_vg": prompt_templates.region_caption(),
-    }[name]
+    }.get(name)
 
 
-def test_questions_and_answers_are_upstreams(case):
+@GOLDEN
+def test_questions_and_answers_are_upstreams(case, folder):
     for name, entry in case.facts["prompts"].items():
-        if "human" in entry:
-            assert asked_again(name, entry) == (entry["human"], entry["gpt"]), name
+        ours = asked_again(name, entry) if "human" in entry else open_question(name, entry)
+        if ours is None:
+            folder.absent[f"visionllm/{case.name}.json#{name}"] = "a task that the tests do not know"
+        elif "human" in entry:
+            assert ours == (entry["human"], entry["gpt"]), name
         else:
-            assert prompt_templates.VICUNA.prompt([open_question(name, entry)]) == entry["prompt"], name
+            assert prompt_templates.VICUNA.prompt([ours]) == entry["prompt"], name
 
 
+@pytest.mark.needs("visionllm", "eval_templates.json")
 def test_system_prompt_and_skeletons(templates):
     assert prompt_templates.VICUNA.system == templates["system"] + " "
     assert list(skeletons.COCO_17) == templates["coco17"] and list(skeletons.CROWDPOSE_14) == templates["crowdpose14"]
@@ -96,6 +105,7 @@ def ids_of(golden: list, patch: int) -> list[int]:
     return [id for item in golden for id in ([patch] * item["imp"] if isinstance(item, dict) else [item])]
 
 
+@GOLDEN
 def test_every_id_of_every_prompt_in_both_modes(case):
     """On LLaMA's own file where it lies beside the goldens or the repository; elsewhere the images' places and the
     tokens' order must hold.
@@ -141,6 +151,7 @@ def trained(case) -> bytes:
         sentence_iterator=iter(words),
         model_writer=made,
         vocab_size=600,
+        hard_vocab_limit=False,
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,
@@ -152,6 +163,7 @@ def trained(case) -> bytes:
     return made.getvalue()
 
 
+@GOLDEN
 def test_tiling(case):
     columns = [
         tuple(int(number) for number in re.findall(r"=(\d+)", column)) for column in case.facts["tiling_columns"][2:]
@@ -178,21 +190,24 @@ def settings(case) -> ImageSettings:
     )
 
 
-def summary(case, name: str, kind: str, images: torch.Tensor, every: int, close):
+def summary(case, name: str, kind: str, images: torch.Tensor, close):
     """A sparse grid of the pixels, and mean and deviation of all of them."""
-    close(images[..., ::every, ::every], case.stored[f"{name}.{kind}_sub{every}"], f"preprocess {kind}", 2e-6)
+    for key in (key for key in case.stored if key.startswith(f"{name}.{kind}_sub")):
+        every = int(key.rsplit("_sub", 1)[1])
+        close(images[..., ::every, ::every], case.stored[key], f"preprocess {kind}", 2e-6)
     std, mean = torch.std_mean(images.double(), (-2, -1), correction=1)
     close(mean, case.stored[f"{name}.{kind}_mean"], f"preprocess {kind} mean", 2e-6)
     close(std, case.stored[f"{name}.{kind}_std"], f"preprocess {kind} std", 2e-6)
 
 
+@GOLDEN
 def test_tower_and_decoder_images(case, settings, close):
     for name in case.facts["image_of"]:
         entry, image = case.facts["prompts"][name], image_of(case, name)
         aspect = next((mode for mode in ("pad", "square") if name.endswith(mode)), "anyres")
         tiles = tower_images(image, settings, aspect)
         assert list(tiles.shape) == ([1] * (4 - len(entry["images_shape"])) + entry["images_shape"]), name
-        summary(case, name, "clip", tiles, 24, close)
+        summary(case, name, "clip", tiles, close)
         shown = (
             pose_image(image, settings)
             if name.startswith("pose")
@@ -200,14 +215,15 @@ def test_tower_and_decoder_images(case, settings, close):
         )
         assert list(shown.shape) == entry["image_aug_shape"], name
         assert entry["ori_shape"][:2] == list(image.shape[:2]) and entry["img_shape"][:2] == list(shown.shape[1:]), name
-        summary(case, name, "aug", shown, 32, close)
+        summary(case, name, "aug", shown, close)
 
 
+@GOLDEN
 def test_regions_are_filled_boxes_and_survive_as_masks(case, settings):
     """Upstream's regions are rectangles at the tower's size; as boxes and as masks of that size they come out again."""
-    golden = case.stored["interactive.regions"]
     size = settings.tower
-    places = [(mask.any(0).nonzero().flatten(), mask.any(1).nonzero().flatten()) for mask in golden]
-    boxes = torch.tensor([[x[0], y[0], x[-1], y[-1]] for x, y in places], dtype=torch.float32)
-    assert torch.equal(masks_from_boxes(boxes, size, size, size)[:, 0], golden)
-    assert torch.equal(masks_from_masks(golden, size)[:, 0], golden)
+    for golden in (masks for name, masks in case.stored.items() if name.endswith(".regions")):
+        places = [(mask.any(0).nonzero().flatten(), mask.any(1).nonzero().flatten()) for mask in golden]
+        boxes = torch.tensor([[x[0], y[0], x[-1], y[-1]] for x, y in places], dtype=torch.float32)
+        assert torch.equal(masks_from_boxes(boxes, size, size, size)[:, 0], golden)
+        assert torch.equal(masks_from_masks(golden, size)[:, 0], golden)

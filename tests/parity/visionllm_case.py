@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ class Case:
         self.name = name
         self.facts = json.loads((folder / f"{name}.json").read_text("utf-8"))
         self.stored = load_file(folder / f"{name}.safetensors")
-        self.seed = self.facts["seed"]
+        self.seed = self.facts.get("seed", 0)
 
     def weights(self, manifest: dict | None = None, seed: int | None = None) -> dict[str, torch.Tensor]:
         """Upstream-named tensors, float32, of `manifest` (default: the golden's own)."""
@@ -29,6 +30,17 @@ class Case:
 
     def inputs(self, name: str, shape, scale: float = 1.0, offset: float = 0.0) -> torch.Tensor:
         return torch.from_numpy(recipe.inputs(name, shape, self.seed, scale, offset))
+
+    def described(self, text: str) -> list[torch.Tensor]:
+        """The inputs that a golden's words name: "fill.inputs('a', (3,56,56), seed)" -> [one of shape [3, 56, 56]]."""
+        return [
+            self.inputs(name, [int(side) for side in shape.split(",") if side.strip()])
+            for name, shape in re.findall(r"inputs\('([^']+)',\s*\(([\d,\s]+)\)", text)
+        ]
+
+    def tolerance(self, name: str, suggested: float) -> float:
+        """Upstream's own float32 may be further off than usual: ours and its may differ by twice that."""
+        return max(suggested, 2 * self.facts.get("fp32_vs_fp64_max_abs", {}).get(name, 0.0))
 
     def uniform(self, name: str, shape) -> torch.Tensor:
         """float64 in [0, 1)."""
