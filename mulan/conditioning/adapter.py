@@ -53,7 +53,7 @@ class AdapterShape:
             num_queries=num_queries,
             intermediate_size=tensor_shape(state_dict, f"{encoder}0.linear1.weight", 2)[0],
             num_encoder_layers=count_layers(state_dict, encoder),
-            num_decoder_layers=count_layers(state_dict, decoder),
+            num_decoder_layers=count_layers(state_dict, decoder) or 1,  # where all are gone, the first is missed
         )
 
 

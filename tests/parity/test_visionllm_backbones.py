@@ -39,20 +39,21 @@ def grounding_maps(case):
 
 
 @pytest.mark.golden("gdino")
-def test_maps_of_the_grounding_decoder(golden, close):
+def test_maps_of_the_grounding_decoder(golden, close, folder):
     channels, maps = grounding_maps(golden)
     assert tuple(each.shape[1] for each in maps) == channels
     for level, features in enumerate(maps):
         key = f"backbone_feat_{level}"
         answers = {key: features, f"{key}_mean": features.mean((2, 3)), f"{key}_std": features.std((2, 3))}
-        assert not golden.stored.keys().isdisjoint(answers), f"nothing of level {level} is stored"
+        if golden.stored.keys().isdisjoint(answers):
+            folder.absent[f"visionllm/{golden.name}.safetensors#{key}"] = "missing"
         for name in answers.keys() & golden.stored.keys():
             close(answers[name], golden.stored[name], f"{golden.name} {key}", golden.tolerance(key, TOLERANCE))
 
 
 @torch.no_grad()
 @pytest.mark.golden("unipose")
-def test_maps_of_the_pose_decoder(golden, close):
+def test_maps_of_the_pose_decoder(golden, close, folder):
     case = golden
     module = loaded(below(POSE, case.weights()), {}, hugging_face=False)
     if "swin" in case.facts:
@@ -65,7 +66,10 @@ def test_maps_of_the_pose_decoder(golden, close):
         images[index, :, :h, :w] = case.inputs(f"image.{index}", (3, h, w))
     for level, features in enumerate(module(images)[1:]):
         key = f"backbone_feat_{level}"
-        close(features, case.stored[key], f"{case.name} {key}", case.tolerance(key, TOLERANCE))
+        if key in case.stored:
+            close(features, case.stored[key], f"{case.name} {key}", case.tolerance(key, TOLERANCE))
+        else:
+            folder.absent[f"visionllm/{case.name}.safetensors#{key}"] = "missing"
 
 
 @pytest.mark.manifests_of(f"gdino.{GROUNDING}")

@@ -37,7 +37,7 @@ def configuration(shapes: Mapping[str, tuple[int, ...]], config: Config) -> Adap
         num_queries=num_queries,
         intermediate_size=shape_of(shapes, "llm2sd_mapper.encoder.layers.0.linear1.weight", 2)[0],
         num_encoder_layers=count_layers(shapes, "llm2sd_mapper.encoder.layers."),
-        num_decoder_layers=count_layers(shapes, "llm2sd_mapper.decoder.layers."),
+        num_decoder_layers=count_layers(shapes, "llm2sd_mapper.decoder.layers.") or 1,  # as in the adapter
     )
 
 
