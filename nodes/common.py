@@ -142,8 +142,10 @@ def show_text(node: type[io.ComfyNode], text: str, record: str | None = None) ->
 
 
 def show_progress(node: type[io.ComfyNode], text: str) -> None:
-    """Show `text` below the node while it runs."""
-    PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
+    """Show `text` below the node while it runs, to the client that asked for the run."""
+    server = PromptServer.instance
+    if server.client_id is not None:  # to None it would go to every client
+        server.send_progress_text(text, node.hidden.unique_id, server.client_id)
 
 
 # --- model files ---
