@@ -11,10 +11,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import sentencepiece
-
 from ..boundary.interrupts import interruptible
 from ..boundary.limits import MAX_PROMPT_TOKENS
+from ..checkpoints.tokenizer_files import load_pieces
 
 UNK = PAD = 0
 BOS = 1
@@ -80,12 +79,7 @@ class InternVLTokenizer:
 
     def __init__(self, model: bytes):
         self.model = model
-        try:
-            self.sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the text encoder's sentencepiece model ({len(model)} bytes) cannot be read: {error}"
-            ) from error
+        self.sentencepiece = load_pieces(model)
         self.literals = {"<s>": BOS, "</s>": EOS, "<unk>": UNK}
         pad = self.sentencepiece.piece_to_id("[PAD]")
         if pad != self.sentencepiece.unk_id():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
-import sentencepiece
-
+from ..boundary.files import parse_json
+from ..checkpoints.tokenizer_files import load_pieces, read_added_tokens, read_vocabulary
 from .chat_template import END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, START
 
 REQUIRED_TOKENS = (START, END, IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
@@ -59,11 +58,17 @@ class BytePairTokenizer:
     def from_json(cls, text: str) -> BytePairTokenizer:
         """Read what tokenizer.json holds. Raises ValueError for anything else."""
         from tokenizers import Tokenizer
+        from tokenizers.models import BPE
 
         try:
-            return cls(Tokenizer.from_str(text))
+            tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"not a tokenizer that the library `tokenizers` reads ({error})") from error
+            raise ValueError(f"not a tokenizer that the library `tokenizers` reads ({str(error)[:100]})") from error
+        if not isinstance(tokenizer.model, BPE) or not tokenizer.get_vocab(with_added_tokens=True):
+            raise ValueError("tokenizer.json holds another kind of tokenizer than a byte-pair encoding")
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return cls(tokenizer)
 
     @classmethod
     def from_vocabulary(
@@ -81,7 +86,7 @@ class BytePairTokenizer:
         try:
             tokenizer = Tokenizer(BPE(dict(vocabulary), pairs, fuse_unk=False, byte_fallback=False))
         except Exception as error:
-            raise ValueError(f"the merges do not fit the vocabulary ({error})") from error
+            raise ValueError(f"the merges do not fit the vocabulary ({str(error)[:100]})") from error
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -114,13 +119,10 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, model: bytes, added: Mapping[str, int]):
-        try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise ValueError(f"not a sentencepiece model ({error})") from error
-        if not len(self._pieces):
-            raise ValueError("not a sentencepiece model (it is empty)")
+        self._pieces = load_pieces(model)
         unknown = self._pieces.unk_id()
+        if min(unknown, self._pieces.bos_id()) < 0:
+            raise ValueError("its sentencepiece model has no <s> or <unk>")
         own = {
             name: id
             for name in ("<s>", "</s>", "<unk>")
@@ -144,10 +146,12 @@ class SentencePieceTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(
-            self._pieces.decode(list(run))
-            for is_added, run in groupby(token_ids, self._names.__contains__)
-            if not is_added
+            self._pieces.decode(list(run)) for is_piece, run in groupby(token_ids, self._is_piece) if is_piece
         )
+
+    def _is_piece(self, token_id: int) -> bool:
+        """Return whether an id stands for text: the embedding table may have rows that no token has."""
+        return token_id < len(self._pieces) and token_id not in self._names
 
 
 def load_tokenizer(read: Callable[[str], bytes | None]) -> Tokenizer:
@@ -160,11 +164,11 @@ def load_tokenizer(read: Callable[[str], bytes | None]) -> Tokenizer:
     whole, vocabulary, merges, model = (contents[name] for name in TOKENIZER_FILES[:4])
     tokenizer: Tokenizer
     if whole:
-        used, tokenizer = "tokenizer.json", BytePairTokenizer.from_json(whole.decode("utf-8", "replace"))
+        used, tokenizer = "tokenizer.json", BytePairTokenizer.from_json(whole.decode("utf-8-sig", "replace"))
     elif vocabulary and merges:
         used = "vocab.json"
         tokenizer = BytePairTokenizer.from_vocabulary(
-            _json(used, vocabulary), merges.decode("utf-8", "replace"), _added(contents)
+            read_vocabulary(_json(used, vocabulary), used), merges.decode("utf-8", "replace"), _added(contents)
         )
     elif model is not None:
         used = "tokenizer.model"
@@ -184,21 +188,12 @@ def _added(files: Mapping[str, bytes | None]) -> dict[str, dict]:
         _json(name, content) if (content := files[name]) else {}
         for name in ("tokenizer_config.json", "added_tokens.json")
     )
-    try:
-        plain_tokens = {name: {"id": int(id)} for name, id in plain.items()}
-        return plain_tokens | {
-            token["content"]: {**token, "id": int(id)}
-            for id, token in (config.get("added_tokens_decoder") or {}).items()
-        }
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise ValueError(
-            f"the added tokens in tokenizer_config.json or added_tokens.json are not as published ({error!r})"
-        ) from error
+    return read_added_tokens(config, plain)
 
 
 def _json(name: str, content: bytes) -> dict:
     try:
-        parsed = json.loads(content)
+        parsed = parse_json(content)
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON ({error})") from error
     if not isinstance(parsed, dict):

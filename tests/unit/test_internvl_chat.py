@@ -135,7 +135,7 @@ def test_the_sentencepiece_tokenizer_of_internlm2(tmp_path):
             {"added_tokens.json": b'{"<img>": 9}', "tokenizer_config.json": None},
             "<img> must have the id 9, but behind this vocabulary it has 400",
         ),
-        ({"tokenizer_config.json": b'{"added_tokens_decoder": {"x": 1}}'}, "not as published"),
+        ({"tokenizer_config.json": b'{"added_tokens_decoder": {"x": 1}}'}, "expected a token with its `content`"),
         ({"vocab.json": None, "tokenizer.model": b""}, "not a sentencepiece model"),
         ({"vocab.json": None, "tokenizer.model": b"nonsense"}, "not a sentencepiece model"),
     ],

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-import sentencepiece
-
+from ...mulan.checkpoints.tokenizer_files import load_pieces, read_added_tokens
 from .special_tokens import ADDED, BASE, IMAGE, PATCH
 
 SPACE = "\u2581"
@@ -30,15 +29,8 @@ class VisionTokenizer:
     def __init__(self, model: bytes, added: Mapping[str, int] | Sequence[str] | None = None, legacy: bool = True):
         self.model = model
         self.legacy = legacy
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self._part_model = (
-                self._model if legacy else sentencepiece.SentencePieceProcessor(model_proto=model + _NO_PREFIX)
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                f"VisionLLM's tokenizer model ({len(model)} bytes) is not a sentencepiece model: {error}"
-            ) from error
+        self._model = load_pieces(model)
+        self._part_model = self._model if legacy else load_pieces(model + _NO_PREFIX)
         self.base_size = len(self._model)
         self.bos, self.eos, self.unk = self._model.bos_id(), self._model.eos_id(), self._model.unk_id()
         if min(self.bos, self.eos, self.unk) < 0:
@@ -56,15 +48,14 @@ class VisionTokenizer:
     def from_files(cls, model: bytes, config: Mapping | None, added: Mapping[str, int] | None) -> VisionTokenizer:
         """Return the tokenizer of tokenizer.model and of what its JSON files hold.
 
-        Those are tokenizer_config.json and added_tokens.json (None: there is no such file).
+        Those are tokenizer_config.json and added_tokens.json (None: there is no such file). Raises ValueError.
         """
         config = config or {}
-        decoder = config.get("added_tokens_decoder") or {}
-        tokens = {
-            entry["content"] if isinstance(entry, Mapping) else str(entry): int(id) for id, entry in decoder.items()
-        } | dict(added or {})
+        tokens = {name: token["id"] for name, token in read_added_tokens(config, added or {}).items()}
         legacy = config.get("legacy")
-        return cls(model, tokens if tokens.keys() - set(BASE) else None, True if legacy is None else bool(legacy))
+        if legacy is not None and not isinstance(legacy, bool):
+            raise ValueError(f"its `legacy` is {legacy!r:.40}, expected true or false")
+        return cls(model, tokens if tokens.keys() - set(BASE) else None, legacy is not False)
 
     def __len__(self) -> int:
         """Return how many rows the vocabulary needs."""
@@ -132,7 +123,7 @@ class VisionTokenizer:
 
     def _added(self, added: Mapping[str, int] | Sequence[str]) -> dict[str, int]:
         if isinstance(added, Mapping):
-            return {name: int(id) for name, id in added.items()}
+            return dict(added)
         ids, following = {}, self.base_size
         for name in added:
             id = self._model.piece_to_id(name)

@@ -151,7 +151,8 @@ class VisionLLMFile:
         They are in a converted file's configuration, else beside the weights.
         """
         if TOKENIZER in self.config or CONFIG in self.file.metadata:
-            return self.config.get(TOKENIZER) or {}
+            inside = Config(self.config, describe_path(self.file.path)).section(TOKENIZER)
+            return {name: inside.section(name).entries for name in TOKENIZER_JSONS if name in inside}
         contents = {name: read_beside(self._folder, name) for name in TOKENIZER_JSONS}
         return {
             name: read_object(content, f"{name} (in {self._folder})")
