@@ -170,7 +170,8 @@ class GoldenFolder:
 
     def manifests_of(self, *prefixes: str) -> list[str]:
         """The VisionLLM manifests that have tensors below each of the prefixes ("gdino.", "llm.")."""
-        told = {name: read(self.manifest_file("visionllm", name)) for name in self.manifest_names("visionllm")}
+        files = {name: self.manifest_file("visionllm", name) for name in self.manifest_names("visionllm")}
+        told = {name: read(file) for name, file in files.items() if file is not None}
         return [
             name
             for name, facts in told.items()
