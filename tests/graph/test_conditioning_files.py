@@ -162,7 +162,7 @@ def test_what_the_nodes_say(server, drawn, folder):
     name = "conditioning/told_00001_.safetensors [output]"
     holds = [
         "told_00001_.safetensors: a conditioning for Stable Diffusion 1.5",
-        "'一个蓝色的大五角星': 1 x 120 x 768, float32",
+        "'一个蓝色的大五角星': 1 x 120 x 768, float32; pooled_output",
         "text encoder: tiny_internvl.safetensors",
         "adapter: tiny_sd15_adapter.safetensors",
     ]
@@ -277,7 +277,7 @@ def test_a_controlnet_is_not_lost_silently(server, folder):
         ("猫" * 100 + "/a", "the file name would be 300 bytes long"),
         ("nul\0", "a file name cannot contain '\\x00'"),
         ("two\nlines", "a file name cannot contain '\\n'"),
-        ("here/a_file/b", "b cannot be written to .*a_file: a part of the folder's path is a file"),
+        ("here/a_file/b", "a_file: a part of the folder's path is a file"),
     ],
 )
 def test_a_prefix_that_is_no_file_name_is_refused(prefix, words, server, folder):
@@ -286,8 +286,9 @@ def test_a_prefix_that_is_no_file_name_is_refused(prefix, words, server, folder)
     before = sorted(folder.rglob("*"))
     graph = graphs.load("mulan_save_conditioning")
     graph = {id: graph[id] for id in ("1", "2", "3", "5")}
-    with pytest.raises(GraphFailed, match=f"ValueError: filename_prefix: .*{words}"):
+    with pytest.raises(GraphFailed, match="ValueError: filename_prefix: ") as refused:
         server.run(graphs.change(graph, "MuLanSaveConditioning", filename_prefix=prefix))
+    assert words in refused.value.message
     assert sorted(folder.rglob("*")) == before and not list((server.folder / "output").glob("outside*"))
 
 
