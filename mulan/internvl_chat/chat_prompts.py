@@ -83,6 +83,14 @@ class ChatPrompts:
         Raises ValueError where the model cannot read that much, before the images are prepared.
         """
         max_length = min(self.config.language.max_position_embeddings, MAX_CONTEXT_TOKENS)
+        size = self.config.vision.image_size
+        tiles = sum(count_tiles(image.shape[1], image.shape[0], size, most) for image, most in images)
+        of_images = tiles * self.config.tokens_per_tile
+        if of_images >= max_length:
+            raise ValueError(
+                f"{len(images)} images in {tiles} tiles take {of_images} tokens, but {self.title} reads {max_length}: "
+                "use fewer images or tiles"
+            )
         if len(prompt) > MAX_CHARACTERS * max_length:
             raise ValueError(
                 f"the prompt is {len(prompt)} characters long, but {self.title} reads {max_length} tokens: use a "
@@ -92,9 +100,6 @@ class ChatPrompts:
         context_id = self.tokenizer.token_to_id(IMAGE_CONTEXT)
         if context_id is None or input_ids.count(context_id) != len(images):
             raise ValueError(f"a text must not contain {IMAGE_CONTEXT}: it stands for an image")
-        size = self.config.vision.image_size
-        tiles = sum(count_tiles(image.shape[1], image.shape[0], size, most) for image, most in images)
-        of_images = tiles * self.config.tokens_per_tile
         length = len(input_ids) - len(images) + of_images
         if length >= max_length:
             raise ValueError(
