@@ -21,6 +21,8 @@ SINK = "sink"
 IMAGE = values.IMAGES["right"][0]
 BOXES, KEYPOINTS, POSE = (repr(values.RECORDS[name]) for name in ("BOUNDING_BOX", "KEYPOINTS", "POSE_KEYPOINT"))
 
+SAVED = "fuzz"  # the file of conditioning that the first graph leaves
+
 Graph = dict[str, dict]
 
 
@@ -73,6 +75,11 @@ NODES: Graph = {
 }
 # Inputs of the graph that works, where the defaults are not enough or take long
 CHOSEN: dict[str, dict] = {
+    "MuLanLoader": MULAN["inputs"],
+    "InternVLLoader": INTERNVL["inputs"],
+    "InternVLChatLoader": NODES["chat"]["inputs"],
+    "VisionLLMLoader": NODES["visionllm"]["inputs"],
+    "MuLanLoadConditioning": {"file": f"conditioning/{SAVED}_00001_.safetensors [output]"},
     "MuLanEncodeLanguages": {"prompts": "en: a red circle\nde: ein roter Kreis"},
     "MuLanPromptInspector": {"text": "a (red:1.2) circle"},
     "InternVLZeroShotClassify": {"labels": "a red circle\na dog", "image": ["image", 0]},
@@ -89,7 +96,7 @@ CHOSEN: dict[str, dict] = {
     "VisionLLMDetect": {"names": "circle, square", "threshold": 0.1, "top_k": 5},
     "VisionLLMSegment": {"names": "circle, square", "top_k": 5},
     "VisionLLMGround": {"sentence": "the circle"},
-    "VisionLLMPose": {"objects": "person", "top_k": 5},
+    "VisionLLMPose": {"objects": "star", "skeleton": "own keypoints", "keypoints": "top, left, right", "top_k": 5},
     "VisionLLMRegion": {"bboxes": ["boxes", 0], "top_k": 5},
     "VisionLLMAsk": {"question": "what is it?", "max_tokens": 8, "images.image_1": ["image", 0]},
     "VisionLLMInstruct": {"sentence": "find the circle", "max_tokens": 8, "image": ["image", 0]},
@@ -137,6 +144,7 @@ USES: dict[str, tuple[dict, ...]] = {
         ),
     ),
 }
+NO_MODEL = ("VisionLLMGenerateConditioning", "VisionLLMEditConditioning")  # the tiny VisionLLM has no mappers
 TENSORS = {"IMAGE": values.IMAGES, "MASK": values.MASKS}
 WIDGETS = ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
 # Of a hundred cases; what is left is drawn
@@ -157,11 +165,15 @@ KINDS = tuple(SHARES)
 
 @dataclass(frozen=True)
 class Case:
-    """`answers`: False where an answer would be wrong without a word. `file`: its place in models/, and the damage."""
+    """`answers`: False where an answer would be wrong without a word. `finite`: whether its numbers must be.
+
+    `file`: its place in models/, and the damage.
+    """
 
     id: str
     graph: Graph
     answers: bool = True
+    finite: bool = True
     file: tuple[str, Damage, Tiny] | None = None
 
     @property
@@ -221,7 +233,8 @@ class Cases:
         return sorted(taken, key=lambda case: (case.split("/")[0], order.get(case, len(order)), case))
 
     def _of_node(self, node: str) -> Iterator[str]:
-        yield "right/-/right"
+        if node not in NO_MODEL:
+            yield "right/-/right"
         for each in self._inputs(node):
             if each.required:
                 yield f"missing/{each.name}/gone"
@@ -312,7 +325,7 @@ class Cases:
         expression, answers = self._expression(kind, each, what)
         graph = self.graph(node, name, ["fuzz", 0])
         graph["fuzz"] = build("FuzzList" if what.startswith("list:") else "FuzzValue", expr=expression)
-        return Case(id, graph, answers)
+        return Case(id, graph, answers, finite=each.type != "CONDITIONING")
 
     def _expression(self, kind: str, each: Input, what: str) -> tuple[str, bool]:
         if kind == "tensor" and what.startswith("list:"):
@@ -356,7 +369,7 @@ class Cases:
         graph[UNDER_TEST] = copy.deepcopy(USES[node][0])
         graph[SINK] = build("FuzzSink", value_0=[UNDER_TEST, 0])
         return Case(
-            id, _without_loose(graph), damage.answers, (f"{target.folder}/{file}", damage, self._tiny[target.file])
+            id, _without_loose(graph), damage.answers, file=(f"{target.folder}/{file}", damage, self._tiny[target.file])
         )
 
     def damages(self, target: model_files.Target) -> dict[str, Damage]:

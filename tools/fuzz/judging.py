@@ -18,7 +18,7 @@ from ..comfy_server import ROOT, GraphFailed, GraphRejected
 
 SLOW, STOP = 20.0, 2.0
 CLASSES = ("ok", "clear", "unclear", "silent", "slow", "hang", "crash", "comfyui")
-FAULTS = ("unclear", "silent", "slow", "hang", "crash")
+FAULTS = ("unclear", "silent", "hang", "crash")
 
 # What Python, torch and their libraries say, and a person cannot act on
 RAW = re.compile(
@@ -40,7 +40,7 @@ RAW = re.compile(
             r"non-empty TensorList|size mismatch for|loading state_dict|structure and input must",
             r"can't allocate memory|DefaultCPUAllocator|out of memory",
             r"is not a mapping|can only concatenate|not all arguments converted",
-            r" object at 0x|Traceback|<class '|NoneType",
+            r"Traceback",
             r"codec can't|surrogates not allowed",
             r"maximum recursion depth",
             r"[Tt]ensor\.|torch\.Size|must match the size of tensor|shapes cannot be multiplied|at non-singleton",

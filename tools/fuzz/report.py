@@ -12,6 +12,8 @@ from .cases import Case
 from .judging import CLASSES, COMFYUI, FAULTS
 from .running import LARGE, Result
 
+TOLD = (*FAULTS, "slow")
+
 
 def table(results: Sequence[Result]) -> str:
     counts: dict[str, Counter] = defaultdict(Counter)
@@ -28,10 +30,10 @@ def faults(results: Sequence[Result]) -> str:
     """Each distinct fault once, the frequent ones first."""
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
-        if result.verdict.result in FAULTS:
+        if result.verdict.result in TOLD:
             groups[result.verdict.result, result.verdict.signature].append(result)
     lines = []
-    for (kind, _), found in sorted(groups.items(), key=lambda group: (FAULTS.index(group[0][0]), -len(group[1]))):
+    for (kind, _), found in sorted(groups.items(), key=lambda group: (TOLD.index(group[0][0]), -len(group[1]))):
         first = found[0]
         lines.append(
             f"- {len(found)}x {kind} {first.verdict.message[:240]!r} at {first.verdict.where or '-'}: {first.id[:160]}"

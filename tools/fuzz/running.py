@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..comfy_server import ComfyServer, GraphFailed, GraphRejected, ServerError, pack_name
 from . import model_files
-from .cases import NODES, SINK, Case, Cases, build
+from .cases import NODES, SAVED, SINK, Case, Cases, build
 from .judging import SLOW, STOP, Verdict, of_failure, of_rejection
 
 MEMORY = 8 * 2**30  # address space that the server may take beside what it has when it is ready
@@ -104,7 +104,7 @@ class Runner:
         told = outputs.nodes.get(SINK, {})
         if not case.answers:
             return Verdict("silent", "answered: " + "".join(told.get("told", []))[:300], case.id.split("/")[0])
-        if not all(told.get("finite", [True])):
+        if case.finite and not all(told.get("finite", [True])):
             return Verdict("silent", "not finite: " + "".join(told.get("told", []))[:300], case.id.split("/")[0])
         return Verdict("ok")
 
@@ -135,7 +135,7 @@ def prepare(server: ComfyServer) -> None:
     graph = {
         "mulan": NODES["mulan"],
         "conditioning": NODES["conditioning"],
-        "save": build("MuLanSaveConditioning", conditioning=["conditioning", 0], filename_prefix="conditioning/fuzz"),
+        "save": build("MuLanSaveConditioning", conditioning=["conditioning", 0], filename_prefix=SAVED),
     }
     server.run(graph)
 
