@@ -14,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class ComfyServer:
     comfyui: its folder; of its custom nodes only this pack is loaded. extra_models: a folder with the layout of
     models/ that is searched too. extra_nodes: a folder with the layout of custom_nodes/ whose packs are loaded too.
     port: 0 takes a free one. What the server writes goes to a temporary folder, except its log; or to `folder`, which
-    stays, and which several servers may share.
+    stays, and which several servers may share. environment: variables besides our own.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class ComfyServer:
         extra_nodes: Path | None = None,
         log: Path | None = None,
         folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
         start_within: float = 300.0,
     ):
         self.comfyui, self.cpu, self.start_within = Path(comfyui), cpu, start_within
@@ -118,7 +119,7 @@ class ComfyServer:
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
         self._extra_models, self._extra_nodes, self._given_log = extra_models, extra_nodes, log
-        self._given_folder = folder
+        self._given_folder, self._environment = folder, environment or {}
         self._ended: dict[str, tuple[str, dict]] = {}  # prompt id -> (ending, its data), until somebody waits for it
         self._process: subprocess.Popen | None = None
         self._socket: websocket.WebSocket | None = None
@@ -143,6 +144,7 @@ class ComfyServer:
                 self._process = subprocess.Popen(
                     self._command(),
                     cwd=self.comfyui,
+                    env={**os.environ, **self._environment},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

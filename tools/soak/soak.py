@@ -2,14 +2,18 @@
 
 The server is killed in the first part of the run only: the second part is one life of it, whose memory is measured
 each time the queue is empty and the models are unloaded. Histories are deleted once they are read, so that what grows
-is not ComfyUI's record of the run.
+is not ComfyUI's record of the run; and the C library is told to give large blocks back to the system at once, so that
+it is not the allocator's own store.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import random
+import statistics
 import time
 import urllib.error
 import uuid
@@ -17,7 +21,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import psutil
 import websocket
 
@@ -48,16 +51,21 @@ class Report:
     lost: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     samples: list[tuple[int, float]] = field(default_factory=list)  # graphs done in this life, MB
+    held: list[tuple[float, int]] = field(default_factory=list)  # MB that malloc has given out, Python objects
     seconds: float = 0.0
 
     def growth(self) -> float | None:
-        """Return the slope of memory after the warm-up, in MB for 1,000 graphs; None where the run was too short."""
+        """Return the slope of memory after the warm-up, in MB for 1,000 graphs; None where the run was too short.
+
+        It is the median of the slopes between all pairs of samples: one that was taken before models were unloaded
+        does not count.
+        """
         last = self.samples[-1][0] if self.samples else 0
         points = [point for point in self.samples if point[0] >= WARM_UP * last]
         if len(points) < 5:
             return None
-        done, memory = np.array(points).T
-        return float(np.polyfit(done, memory, 1)[0] * 1000)
+        slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.combinations(points, 2) if b[0] > a[0]]
+        return statistics.median(slopes) * 1000
 
     def passed(self) -> bool:
         growth = self.growth()
@@ -73,7 +81,9 @@ class Report:
             ("lost", f"{len(self.lost)} {'; '.join(self.lost[:5])}".strip()),
             ("damaged or left over files", f"{len(self.damaged)} {'; '.join(self.damaged[:5])}".strip()),
             *((f"error: {message}", str(count)) for message, count in self.errors.most_common()),
-            ("memory when idle, MB", f"{' '.join(memory[:: max(1, len(memory) // 12)])}"),
+            ("memory when idle, MB", f"{' '.join(memory)}"),
+            ("given out by malloc, MB", " ".join(f"{held:.0f}" for held, _ in self.held)),
+            ("Python objects, thousands", " ".join(f"{objects / 1000:.0f}" for _, objects in self.held)),
             ("growth, MB per 1,000 graphs", "too short to tell" if growth is None else f"{growth:.1f}"),
             ("passed", "yes" if self.passed() else "no"),
         ]
@@ -89,7 +99,14 @@ class Soak:
         killed = max(1, int(prompts * KILLED_PART))
         self._kills = {killed * (kill + 1) // (kills + 1) for kill in range(kills)}
         self._files = folder / f"run_{os.getpid()}"
-        self._server = ComfyServer(comfyui, cpu=cpu, log=folder / "server.log", folder=self._files)
+        self._server = ComfyServer(
+            comfyui,
+            cpu=cpu,
+            extra_nodes=Path(__file__).parent / "nodes",
+            log=folder / "server.log",
+            folder=self._files,
+            environment={"MALLOC_MMAP_THRESHOLD_": "131072"},
+        )
         self._waiting: dict[str, tuple[str, float]] = {}  # prompt id -> template, when it was posted
         self._deleted: set[str] = set()
         self._done_in_life = 0
@@ -121,6 +138,7 @@ class Soak:
         self._server.socket.close()  # results are read from the history
         self._done_in_life = 0
         self.report.samples.clear()
+        self.report.held.clear()
         self._post("mulan_save_conditioning", templates.load("mulan_save_conditioning"))
         self._drain()
 
@@ -202,9 +220,27 @@ class Soak:
     def _sample(self) -> None:
         self._drain()
         self._server.free()
-        time.sleep(2.5)  # the server unloads between graphs, looking once a second
-        memory = psutil.Process(self._server.process.pid).memory_info().rss / 1e6
+        server = psutil.Process(self._server.process.pid)
+        memory, calm = math.inf, 0
+        for _ in range(60):  # the server unloads between graphs, looking once a second
+            time.sleep(0.25)
+            now = server.memory_info().rss / 1e6
+            memory, calm = now, calm + 1 if now == memory else 0
+            if calm == 10:
+                break
         self.report.samples.append((self._done_in_life, memory))
+        self.report.held.append(self._held())
+
+    def _held(self) -> tuple[float, int]:
+        """Return what malloc has given out in the server, in MB, and its number of Python objects."""
+        number = len(self.report.samples)
+        graph = {"1": {"class_type": "SoakMemory", "inputs": {"number": number}}}
+        prompt = self._server.ask("/prompt", {"prompt": graph})["prompt_id"]
+        while not (entry := self._server.ask(f"/history/{prompt}").get(prompt)):
+            time.sleep(0.05)
+        self._server.ask("/history", {"delete": [prompt]})
+        told = json.loads(entry["outputs"]["1"]["text"][0])
+        return told["held"], told["objects"]
 
     def _kill(self) -> None:
         """Kill the server while graphs run, start another one, and look at what the first left."""
