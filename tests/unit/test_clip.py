@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import comfy.model_management
+import numpy as np
 import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
 from mulan_nodes.mulan.checkpoints import tensor_files
+from mulan_nodes.mulan.conditioning import clip as clip_module
 from mulan_nodes.mulan.conditioning import internvl_llama, text_encoder
 from mulan_nodes.mulan.conditioning.clip import FrozenTextEncoder, encode_prompts, load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import SD15, SDXL
@@ -138,6 +140,88 @@ def test_prompts_encoded_together_are_what_each_is_alone(clip):
     assert alone[text_encoder.BATCH_SIZE].shape[1] > 120
     for ((context, _),), wanted in zip(together, alone, strict=True):
         assert torch.allclose(context, wanted, atol=2e-5) and context.untyped_storage().nbytes() == 4 * context.numel()
+
+
+def test_a_context_is_the_same_in_runs_of_any_size(clip, monkeypatch):
+    """Hidden states are kept for a run of windows at a time."""
+    prompts = [f"{number} (cats:1.2)" for number in range(7)] + ["", "a cat and " * 60]
+    wanted = encode_prompts(clip, prompts, ["", "blurry"])
+    monkeypatch.setattr(text_encoder, "RUN_SIZE", 3)
+    for ((context, values),), ((other, others),) in zip(
+        encode_prompts(clip, prompts, ["", "blurry"]), wanted, strict=True
+    ):
+        assert torch.allclose(context, other, atol=2e-5) and values["mulan"] == others["mulan"]
+
+
+def test_a_pooled_vector_of_zeros_as_wide_as_the_context(clip):
+    """Packs that make a batch of prompts concatenate it without looking: FizzNodes, AnimateDiff-Evolved."""
+    for view in (clip, negative_view(clip)):
+        for text in ("a cat", "", "a (cat:-1)", "a BREAK b", "word " * 200):
+            context, pooled = view.encode_from_tokens(view.tokenize(text), return_pooled=True)
+            assert pooled.shape == (1, context.shape[-1]) and pooled.dtype == context.dtype and not pooled.any()
+    for ((context, values),) in encode_prompts(clip, ["a", "b"], ["c"]):
+        assert values["pooled_output"].shape == (1, context.shape[-1]) and not values["pooled_output"].any()
+
+
+def test_who_reads_clip_s_own_pooled_vector_is_told(clip):
+    """GLIGEN would run on zeros without a word."""
+    with pytest.raises(ValueError, match="GLIGEN.*connect the checkpoint's CLIP"):
+        clip.encode_from_tokens(clip.tokenize("a cat"), return_pooled="unprojected")
+    assert clip.encode("a cat").isfinite().all()
+
+
+def changed(window, index, row) -> list:
+    return [*window[:index], row, *window[index + 1 :]]
+
+
+FOREIGN_TOKENS = {
+    "another key": (lambda w: {"g": [w]}, r"no key 'l', which MuLan's CLIP for Stable Diffusion 1.5 reads; .* 'g'"),
+    "no key": (lambda w: {"negative": []}, "no key 'l'.* 'negative'"),
+    "a list": (lambda w: [[w]], "no key 'l'.*have none"),
+    "no windows": (lambda w: {"l": []}, "no windows under 'l'"),
+    "None": (lambda w: {"l": None}, "no windows under 'l'"),
+    "an empty window": (lambda w: {"l": [[]]}, "another CLIP: 0 in a window"),
+    "a flat list": (lambda w: {"l": w}, "a int where"),
+    "ids alone": (lambda w: {"l": [[id for id, _ in w]]}, "a int where"),
+    "numbers": (lambda w: {"l": [1, 2]}, "no windows under 'l'"),
+    "CLIP-L's": (lambda w: {"l": [[(496, 1.0), (320, 1.0)] + [(497, 1.0)] * 75]}, r"another CLIP: 77 .*\[496, 320"),
+    "another family's": (lambda w: {"l": [[*w, (0, 1.0), (0, 1.0), (0, 1.0)]]}, "another CLIP: 83 in a window"),
+    "without the prefix": (lambda w: {"l": [[w[0], *w[4:], *[(0, 1.0)] * 3]]}, "another CLIP: 80 in a window"),
+    "without eos": (lambda w: {"l": [[row for row in w if row[0] != 2] + [(0, 1.0)]]}, "another CLIP"),
+    "an unknown id": (lambda w: {"l": [changed(w, 5, (10**9, 1.0))]}, "the id 1000000000"),
+    "a negative id": (lambda w: {"l": [changed(w, 5, (-1, 1.0))]}, "the id -1"),
+    "a text": (lambda w: {"l": [changed(w, 5, ("cat", 1.0))]}, "a str where an id belongs"),
+    "an inversion": (lambda w: {"l": [changed(w, 5, (torch.zeros(768), 1.0))]}, "an embedding where an id belongs"),
+    "a weight NaN": (lambda w: {"l": [changed(w, 5, (7, float("nan")))]}, "a weight among the tokens is nan"),
+    "a huge weight": (lambda w: {"l": [changed(w, 5, (7, 1e300))]}, "a weight among the tokens is 1e.300"),
+    "no weight": (lambda w: {"l": [changed(w, 5, (7, None))]}, "a weight among the tokens is None"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_TOKENS)
+def test_tokens_that_are_not_this_clip_s_are_refused(name, clip):
+    change, message = FOREIGN_TOKENS[name]
+    (window,) = clip.tokenize("a cat by the river")["l"]
+    with pytest.raises(ValueError, match=message):
+        clip.encode_from_tokens(change(window))
+
+
+def test_tokens_as_other_packs_hand_them_over(clip):
+    """Rows of three, lists in place of tuples, numbers of numpy, windows of several prompts in one list."""
+    tokens = clip.tokenize("a (cat:1.5) by the river", return_word_ids=True)
+    wanted = clip.encode("a (cat:1.5) by the river")
+    assert torch.equal(clip.encode_from_tokens(tokens), wanted)
+    (window,) = tokens["l"]
+    rows = [[np.int64(id), np.float32(weight)] for id, weight, _ in window]
+    assert torch.equal(clip.encode_from_tokens({"l": [rows]}), wanted)
+    both = clip.encode_from_tokens({"l": [*clip.tokenize("a cat")["l"], *clip.tokenize("a dog")["l"]]})
+    assert torch.allclose(both, clip.encode("a cat BREAK a dog"), atol=2e-5)
+
+
+def test_too_many_windows_at_once_are_refused(clip, monkeypatch):
+    monkeypatch.setattr(clip_module, "MAX_WINDOWS", 3)
+    with pytest.raises(ValueError, match="the 3 prompts take 4 windows .* at most 3 are encoded at once"):
+        encode_prompts(clip, ["a", "b BREAK c"], [""])
 
 
 def test_every_lora_name_has_one_common_prefix(clip):

@@ -52,6 +52,12 @@ def test_each_of_several_texts_is_a_prompt():
     ]
 
 
+@pytest.mark.parametrize("texts", [["\n".join(map(str, range(10001)))], list(map(str, range(10001)))])
+def test_too_many_prompts_are_an_error(texts):
+    with pytest.raises(ValueError, match="there are 10001 prompts, and at most 10000 are encoded at once"):
+        parse_labeled_prompts(texts)
+
+
 @pytest.mark.parametrize("texts", [[""], [" \n\t\n"], []])
 def test_no_prompt_is_an_error(texts):
     with pytest.raises(ValueError, match="there is no prompt: write one per line"):
