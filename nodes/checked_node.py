@@ -132,7 +132,7 @@ def _checked_value(node: type[CheckedNode], given: io.Input, value):
     if isinstance(given, (io.Int.Input, io.Float.Input)):
         return _check_number(given, value)
     if isinstance(given, io.Combo.Input):
-        return value if given.id in node.files else _check_choice(given.options, value)
+        return _check_text(value, MAX_TEXT_LENGTH) if given.id in node.files else _check_choice(given.options, value)
     check = node.checks.get(given.io_type)
     return check(value) if check else value
 

@@ -57,6 +57,10 @@ class EchoLists(Echo):
         return schema
 
 
+class EchoFiles(Echo):
+    files = ("kind",)
+
+
 def got(**values):
     (value,) = Echo.execute(**values).values()
     return value
@@ -184,6 +188,9 @@ def test_choices_and_models():
     assert got(kind="b") == "b"
     assert error(kind="c") == "kind: 'c' is not one of a, b"
     assert error(kind=["a"]).startswith("kind: ")
+    assert EchoFiles.execute(kind="gone") == {"kind": "gone"}  # the node itself looks for it
+    with pytest.raises(ValueError, match="^kind: expected a text, got a value of type dict"):
+        EchoFiles.execute(kind={"a": 1})
     assert error(needed="x") == "needed: expected a MODEL, got a value of type str"
     assert error(needed=None).startswith("needed: expected a MODEL, got nothing (None)")
     assert "a value of type int" in error(clip=1)
