@@ -34,6 +34,7 @@ QUICK = (
     "visionllm_segment",
 )
 TEXTS = ("text", "prompt", "question", "sentence", "query")
+CHOICES = ("VisionLLMRegion",)  # whose `question` is one of a few
 SEEDS = ("seed", "noise_seed")
 STEPS = 2  # of a sampler
 
@@ -47,7 +48,13 @@ def mixed(dice: random.Random) -> tuple[str, dict]:
         for key, value in inputs.items():
             if key in SEEDS and isinstance(value, int):
                 inputs[key] = dice.randrange(10**6)
-            elif key in TEXTS and isinstance(value, str) and value and dice.random() < 0.7:
+            elif (
+                key in TEXTS
+                and node["class_type"] not in CHOICES
+                and isinstance(value, str)
+                and value
+                and dice.random() < 0.7
+            ):
                 inputs[key] = f"{value} {dice.randrange(1000)}"
             elif key == "steps" and isinstance(value, int):
                 inputs[key] = min(value, STEPS)
