@@ -19,7 +19,7 @@ from ..mulan.boundary.texts import clean_text
 Check = Callable[[Any], Any]
 
 
-def instance_of(kind: type, expected: str) -> Check:
+def instance_of(kind: type | tuple[type, ...], expected: str) -> Check:
     """Return a check that a value is a `kind`; `expected` says what it should be and where to get it."""
 
     def check(value):
@@ -131,6 +131,8 @@ def _checked_value(node: type[CheckedNode], given: io.Input, value):
         return _check_text(value, MAX_JSON_LENGTH if given.id == "json" else MAX_TEXT_LENGTH)
     if isinstance(given, (io.Int.Input, io.Float.Input)):
         return _check_number(given, value)
+    if isinstance(given, io.Boolean.Input):
+        return instance_of((bool, int, float), "true or false")(value)
     if isinstance(given, io.Combo.Input):
         return _check_text(value, MAX_TEXT_LENGTH) if given.id in node.files else _check_choice(given.options, value)
     check = node.checks.get(given.io_type)
@@ -155,7 +157,9 @@ def _check_number(given: io.Int.Input | io.Float.Input, value) -> int | float:
         number = math.nan
     if low <= number <= high and not (whole and number != int(number)):
         return number if whole else float(number)
-    raise ValueError(f"expected a {'whole ' if whole else ''}number from {low} to {high}, got {str(value)[:60]}")
+    # half a character in an error ends ComfyUI's queue: its log cannot be written
+    shown = clean_text(str(value))[:60]
+    raise ValueError(f"expected a {'whole ' if whole else ''}number from {low} to {high}, got {shown}")
 
 
 def _check_choice(options: list, value) -> Any:

@@ -127,6 +127,8 @@ class Runner:
         code = server.process.poll()
         end = [line for line in str(error).splitlines() if line.strip()][-1:]
         self.close()
+        if code is None:
+            return Verdict("hang", "the server did not answer")
         return Verdict("crash", f"code {code}: {' '.join(end).strip()[:200]}")
 
 
