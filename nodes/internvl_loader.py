@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
-from ..mulan.checkpoints.tensor_files import describe_path
+from ..mulan.boundary.files import parse_json
+from ..mulan.checkpoints.tensor_files import describe_path, read_beside
 from ..mulan.conditioning.model_files import ENCODER_SOURCE, open_text_encoder
 from ..mulan.internvl.internvl_files import MODES, SOURCE, open_internvl
 from ..mulan.internvl.internvl_loader import check_pair, load_internvl
@@ -149,7 +149,7 @@ def _checkpoints() -> list[str]:
 
 def _is_published(folder: str) -> bool:
     try:
-        config = json.loads((locate_model(ENCODERS, folder, SOURCE) / "config.json").read_bytes())
+        config = parse_json(read_beside(locate_model(ENCODERS, folder, SOURCE), "config.json") or b"")
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "qllama_config" in config

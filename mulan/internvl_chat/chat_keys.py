@@ -169,14 +169,20 @@ def _language(shapes: Shapes, config: Config) -> LanguageConfig:
 def _in_order(file: TensorFile, names: Sequence[str]) -> list[str]:
     """Return the names of queries, keys and values that are one tensor together.
 
-    Raises WrongFileError where other names, or other shapes, stand for one tensor.
+    Raises WrongFileError where other names stand for one tensor, or the three differ in shape or dtype.
     """
     parts = {name.rsplit(".", 1)[0][-len("q_proj") :]: name for name in names}
-    shapes = {file.shapes[name] for name in names}
-    if parts.keys() != {"q_proj", "k_proj", "v_proj"} or len(names) > len(parts) or () in shapes:
+    if parts.keys() != {"q_proj", "k_proj", "v_proj"} or len(names) > len(parts):
         raise WrongFileError(
             f"{describe_path(file.path)} holds one tensor under several names, {' and '.join(sorted(names)[:2])}: it "
             f"is damaged. Download it again."
+        )
+    forms = {(file.shapes[name], file.dtypes.get(name)) for name in names}
+    if len(forms) > 1 or not file.shapes[names[0]]:
+        found = " and ".join(f"{dtype} {list(shape)}" for shape, dtype in sorted(forms, key=str))
+        raise WrongFileError(
+            f"{describe_path(file.path)}: {sorted(names)[0]} and its like hold {found}, expected one dtype and one "
+            f"shape for queries, keys and values. Download it again."
         )
     return [parts[f"{part}_proj"] for part in "qkv"]
 
