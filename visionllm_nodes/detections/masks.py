@@ -49,7 +49,7 @@ def union_mask(detections: Sequence[Detections]) -> torch.Tensor:
 
     Detections without masks fill their boxes. All images must have one size.
     """
-    return torch.stack([_union(_masks(detection), detection.size) for detection in detections])
+    return torch.stack([_union(_masks(detection), detection.size).float() for detection in interruptible(detections)])
 
 
 def object_masks(detections: Sequence[Detections]) -> torch.Tensor:
@@ -57,7 +57,12 @@ def object_masks(detections: Sequence[Detections]) -> torch.Tensor:
 
     Where there is none, a single empty mask.
     """
-    return _at_least_one(torch.cat([_masks(detection) for detection in detections]), detections[0].size)
+    masks = torch.zeros(max(1, sum(map(len, detections))), *detections[0].size)
+    first = 0
+    for detection in interruptible(detections):
+        masks[first : first + len(detection)] = _masks(detection)
+        first += len(detection)
+    return masks
 
 
 def boxes_to_masks(frames: Sequence[Sequence[dict]], height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,7 +137,7 @@ def masks_to_boxes(masks: torch.Tensor, apart: bool, smallest: int = 1) -> list[
 def _masks(detection: Detections) -> torch.Tensor:
     if detection.masks is None:
         return _filled(to_bounding_boxes([detection])[0], *detection.size)
-    return detection.masks.float()
+    return detection.masks
 
 
 def _filled(boxes: Sequence[dict], height: int, width: int) -> torch.Tensor:
@@ -151,7 +156,3 @@ def _fill(mask: torch.Tensor, box: dict) -> None:
 
 def _union(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return masks.amax(0) if len(masks) else torch.zeros(size)
-
-
-def _at_least_one(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return masks if len(masks) else torch.zeros(1, *size)
