@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import reprlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import comfy.sd
@@ -18,6 +20,8 @@ from ..mulan.boundary.texts import clean_text
 
 Check = Callable[[Any], Any]
 
+MAX_INTEGER = 10**100  # of an integer that is taken as a text: Python refuses to write much longer ones
+
 
 def instance_of(kind: type | tuple[type, ...], expected: str) -> Check:
     """Return a check that a value is a `kind`; `expected` says what it should be and where to get it."""
@@ -28,6 +32,13 @@ def instance_of(kind: type | tuple[type, ...], expected: str) -> Check:
         return value
 
     return check
+
+
+def shorten(value) -> str:
+    """Return a value as Python writes it, shortened, for errors."""
+    if isinstance(value, int) and abs(value) >= MAX_INTEGER:
+        return f"an integer of {value.bit_length()} bits"
+    return reprlib.repr(value) if isinstance(value, (str, int, float)) else describe(value)
 
 
 def describe(value) -> str:
@@ -74,12 +85,30 @@ def _checked_execute(execute: Callable) -> Callable:
     @functools.wraps(execute)
     def checked(cls: type[CheckedNode], **values):
         schema = cls.define_schema()
-        for given in schema.inputs:
-            if given.id in values:
-                values[given.id] = _checked_input(cls, given, values[given.id], schema.is_input_list)
-        return execute(cls, **values)
+        with _encodable_errors():
+            for given in schema.inputs:
+                if given.optional and _is_nothing(values.get(given.id)):
+                    values.pop(given.id, None)  # the connected node gave no value: the default of `execute` stands
+                elif given.id in values:
+                    values[given.id] = _checked_input(cls, given, values[given.id], schema.is_input_list)
+            return execute(cls, **values)
 
     return checked
+
+
+@contextmanager
+def _encodable_errors():
+    """Replace half characters in an error: ComfyUI's log cannot be written with one, and its queue would stop for good.
+
+    They come in by file names of another encoding.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = str(error)
+        if (cleaned := clean_text(message)) == message:
+            raise
+        raise ValueError(cleaned) from None
 
 
 def _checked_validation(validate: Callable) -> Callable:
@@ -94,10 +123,15 @@ def _checked_validation(validate: Callable) -> Callable:
             name: [_usable(each) for each in value] if in_lists and isinstance(value, (list, tuple)) else _usable(value)
             for name, value in values.items()
         }
-        return validate(cls, **{name: unknown for name in required} | values)
+        result = validate(cls, **{name: unknown for name in required} | values)
+        return clean_text(result) if isinstance(result, str) else result
 
     checked.__signature__ = inspect.signature(validate)  # by which ComfyUI chooses what to pass  # pyright: ignore
     return checked
+
+
+def _is_nothing(value) -> bool:
+    return value is None or (isinstance(value, (list, tuple)) and len(value) > 0 and all(one is None for one in value))
 
 
 def _usable(value):
@@ -111,8 +145,6 @@ def _checked_input(node: type[CheckedNode], given: io.Input, value, in_list: boo
         template = given.template.input
         return {name: _named(name, _checked_value, node, template, each) for name, each in (value or {}).items()}
     if in_list and isinstance(value, (list, tuple)):
-        if given.optional and all(each is None for each in value):
-            return None
         return [_named(given.id, _checked_value, node, given, each) for each in value]
     return _named(given.id, _checked_value, node, given, value)
 
@@ -125,8 +157,6 @@ def _named(name: str, check: Callable, *values):
 
 
 def _checked_value(node: type[CheckedNode], given: io.Input, value):
-    if value is None and given.optional:
-        return None
     if isinstance(given, io.String.Input):
         return _check_text(value, MAX_JSON_LENGTH if given.id == "json" else MAX_TEXT_LENGTH)
     if isinstance(given, (io.Int.Input, io.Float.Input)):
@@ -140,7 +170,7 @@ def _checked_value(node: type[CheckedNode], given: io.Input, value):
 
 
 def _check_text(value, limit: int) -> str:
-    if not isinstance(value, (str, int, float)):
+    if not isinstance(value, (str, bool, float)) and not (isinstance(value, int) and abs(value) < MAX_INTEGER):
         raise ValueError(f"expected a text, got {describe(value)}")
     text = clean_text(str(value))
     if len(text) > limit:
@@ -157,12 +187,10 @@ def _check_number(given: io.Int.Input | io.Float.Input, value) -> int | float:
         number = math.nan
     if low <= number <= high and not (whole and number != int(number)):
         return number if whole else float(number)
-    # half a character in an error ends ComfyUI's queue: its log cannot be written
-    shown = clean_text(str(value))[:60]
-    raise ValueError(f"expected a {'whole ' if whole else ''}number from {low} to {high}, got {shown}")
+    raise ValueError(f"expected a {'whole ' if whole else ''}number from {low} to {high}, got {shorten(value)}")
 
 
 def _check_choice(options: list, value) -> Any:
     if not any(type(value) is type(option) and value == option for option in options):
-        raise ValueError(f"{str(value)[:60]!r} is not one of {', '.join(map(str, options))}")
+        raise ValueError(f"{shorten(value)} is not one of {', '.join(map(str, options))}")
     return value

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from ..boundary.files import parse_json
+
 ROLES = ("user", "assistant")
 
 Exchange = tuple[str, str]  # question, answer
@@ -17,8 +19,8 @@ def parse_history(text: str) -> list[Exchange]:
     if not text.strip():
         return []
     try:
-        turns = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        turns = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(turns, list):
         raise ValueError(f'expected a list of {{"role", "content"}}, not a {type(turns).__name__}')
