@@ -367,7 +367,9 @@ class Cases:
         graph = {"l": copy.deepcopy(self.graph(node)[UNDER_TEST]), "image": NODES["image"]}
         graph["l"]["inputs"][name] = file
         graph[UNDER_TEST] = copy.deepcopy(USES[node][0])
-        graph[SINK] = build("FuzzSink", value_0=[UNDER_TEST, 0])
+        used = graph[UNDER_TEST]["class_type"]
+        outputs = range(len(self.info[used]["output"])) if used in self.info else (0,)
+        graph[SINK] = build("FuzzSink", **{f"value_{number}": [UNDER_TEST, number] for number in outputs})
         return Case(
             id, _without_loose(graph), damage.answers, file=(f"{target.folder}/{file}", damage, self._tiny[target.file])
         )

@@ -101,6 +101,8 @@ class Runner:
             if server.process.poll() is not None:
                 return self._fallen(server, error)
             return self._stopped(server, prompt)
+        if SINK in case.graph and SINK not in outputs.nodes:
+            return Verdict("clear", "ComfyUI refused a value and ran the other output nodes", "validation")
         told = outputs.nodes.get(SINK, {})
         if not case.answers:
             return Verdict("silent", "answered: " + "".join(told.get("told", []))[:300], case.id.split("/")[0])
