@@ -14,6 +14,7 @@ import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import Input, io
 
+from ..mulan.boundary.interrupts import uninterrupted
 from ..mulan.boundary.limits import MAX_JSON_LENGTH, MAX_TEXT_LENGTH
 from ..mulan.boundary.tensors import check_images, check_masks
 from ..mulan.boundary.texts import clean_text
@@ -123,7 +124,8 @@ def _checked_validation(validate: Callable) -> Callable:
             name: [_usable(each) for each in value] if in_lists and isinstance(value, (list, tuple)) else _usable(value)
             for name, value in values.items()
         }
-        result = validate(cls, **{name: unknown for name in required} | values)
+        with uninterrupted():
+            result = validate(cls, **{name: unknown for name in required} | values)
         return clean_text(result) if isinstance(result, str) else result
 
     checked.__signature__ = inspect.signature(validate)  # by which ComfyUI chooses what to pass  # pyright: ignore

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import comfy.model_management
@@ -11,6 +13,21 @@ import comfy.model_management
 INTERVAL = 0.1  # seconds between two looks
 
 Item = TypeVar("Item")
+
+_uninterrupted = ContextVar("uninterrupted", default=False)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let loops run to their end: Stop is meant for another prompt, which runs while this one is validated.
+
+    Whoever looks at ComfyUI's flag takes it away from the prompt that should stop.
+    """
+    token = _uninterrupted.set(True)
+    try:
+        yield
+    finally:
+        _uninterrupted.reset(token)
 
 
 def interruptible(items: Iterable[Item]) -> Iterator[Item]:
@@ -20,5 +37,6 @@ def interruptible(items: Iterable[Item]) -> Iterator[Item]:
         now = time.monotonic()
         if now - last > INTERVAL:
             last = now
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            if not _uninterrupted.get():
+                comfy.model_management.throw_exception_if_processing_interrupted()
         yield item

@@ -8,8 +8,10 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from comfy import model_management
 from comfy_api.latest import io
 
+from mulan_nodes.mulan.boundary import interrupts
 from mulan_nodes.nodes.checked_node import CheckedNode
 from mulan_nodes.nodes.node_list import NODES as OURS
 from mulan_nodes.visionllm_nodes.node_list import NODES as VISIONLLM
@@ -232,6 +234,27 @@ def test_validation_leaves_to_comfyui_what_comfyui_reports():
     assert Echo.validate_inputs(text="\ufeffx", count=2, kind="b") == ("x", 2, "b")
     assert EchoLists.validate_inputs(text=(None,), kind=[["a", "b", "c"]]) == ([None], [None], [None])
     assert inspect.getfullargspec(Echo.validate_inputs).args == ["cls", "text", "count", "kind"]
+
+
+def test_validation_leaves_stop_to_the_prompt_that_runs(monkeypatch):
+    monkeypatch.setattr(interrupts, "INTERVAL", 0.0)
+
+    class Loops(Echo):
+        @classmethod
+        def execute(cls, **values):
+            return sum(interrupts.interruptible(range(9)))
+
+        @classmethod
+        def validate_inputs(cls, text):
+            return sum(interrupts.interruptible(range(9)))
+
+    try:
+        model_management.interrupt_current_processing(True)
+        assert Loops.validate_inputs(text="a") == 36 and model_management.processing_interrupted()
+        with pytest.raises(model_management.InterruptProcessingException):
+            Loops.execute(text="a")
+    finally:
+        model_management.interrupt_current_processing(False)
 
 
 @pytest.mark.parametrize("node", ALL, ids=lambda node: node.__name__)
