@@ -136,7 +136,15 @@ def _is_ours(file: str, comfyui: Path) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=200)
+def remember_sources(pack: Path) -> None:
+    """Read where the pack raises, as it is while a server starts: somebody may edit it during a campaign."""
+    _raises.cache_clear()
+    for folder in ("nodes", "mulan", "visionllm_nodes"):
+        for file in (pack / folder).rglob("*.py"):
+            _raises(str(file))
+
+
+@functools.cache
 def _raises(file: str) -> frozenset[int]:
     try:
         tree = ast.parse(Path(file).read_text("utf-8"))

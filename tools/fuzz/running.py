@@ -14,7 +14,7 @@ from pathlib import Path
 from ..comfy_server import ComfyServer, GraphFailed, GraphRejected, ServerError, pack_name
 from . import model_files
 from .cases import NODES, SAVED, SINK, Case, Cases, build
-from .judging import SLOW, STOP, Verdict, of_failure, of_rejection
+from .judging import SLOW, STOP, Verdict, of_failure, of_rejection, remember_sources
 
 MEMORY = 8 * 2**30  # address space that the server may take beside what it has when it is ready
 LARGE = 2 * 2**30  # a case that takes this much more memory is told
@@ -49,6 +49,7 @@ class Runner:
     def server(self) -> ComfyServer:
         if self._server is None:
             self._server = self._start()
+            remember_sources(self._server.comfyui / "custom_nodes" / pack_name(self._server.comfyui))
             self._server.socket.settimeout(0.5)
             if self._limit:
                 _limit_memory(self._server.process.pid)
