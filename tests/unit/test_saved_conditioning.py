@@ -360,7 +360,5 @@ def test_a_file_too_large_to_read_whole_is_refused(saved):
         file.seek(0)
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + data + 2**33)  # takes no room on the disk
-    with pytest.raises(
-        WrongFileError, match="has 8.6 GB, and saved conditionings of up to 4.3 GB are loaded"
-    ):
+    with pytest.raises(WrongFileError, match="has 8.6 GB, and saved conditionings of up to 4.3 GB are loaded"):
         load_conditioning(saved)
