@@ -9,7 +9,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..nodes.common import validate, with_field_name
 from .model import prompt_templates
 from .model.contexts import editing_context, generation_context
-from .node_io import VisionLLMNode, for_each_image, model_input
+from .node_io import VisionLLMNode, for_each_image, model_input, to_conditioning
 
 CATEGORY = "conditioning"
 CLIP_TOOLTIP = (
@@ -63,7 +63,7 @@ class VisionLLMGenerateConditioning(VisionLLMNode):
     @classmethod
     def execute(cls, visionllm, prompt, clip=None, negative="") -> io.NodeOutput:
         with_field_name("prompt", prompt_templates.generation, prompt)
-        return io.NodeOutput(_conditioning(generation_context(visionllm, prompt)), _negative(clip, negative))
+        return io.NodeOutput(to_conditioning(generation_context(visionllm, prompt)), _negative(clip, negative))
 
 
 class VisionLLMEditConditioning(VisionLLMNode):
@@ -113,7 +113,7 @@ class VisionLLMEditConditioning(VisionLLMNode):
     def execute(cls, visionllm, image, instruction, clip=None, negative="") -> io.NodeOutput:
         with_field_name("instruction", prompt_templates.editing, instruction)
         contexts = for_each_image(image, lambda frame: editing_context(visionllm, frame, instruction))
-        return io.NodeOutput(_conditioning(torch.cat(contexts)), _negative(clip, negative))
+        return io.NodeOutput(to_conditioning(torch.cat(contexts)), _negative(clip, negative))
 
 
 def _negative_inputs() -> list[io.Input]:
@@ -135,10 +135,6 @@ def _outputs() -> list[io.Output]:
         io.Conditioning.Output(display_name="positive", tooltip=POSITIVE_TOOLTIP),
         io.Conditioning.Output(display_name="negative", tooltip=NEGATIVE_TOOLTIP),
     ]
-
-
-def _conditioning(context: torch.Tensor) -> list:
-    return [[context, {"pooled_output": None}]]
 
 
 def _negative(clip, text: str):

@@ -26,6 +26,7 @@ from .node_io import (
     json_masks_input,
     model_input,
     threshold_input,
+    to_conditioning,
     top_k_input,
 )
 
@@ -169,4 +170,4 @@ def _with_keypoints(boxes: dict, keypoints: dict) -> dict:
 def _conditioning(contexts: list[torch.Tensor | None]):
     """Return [B, 77, 768] of the images whose answer has one; block the branch silently where none has."""
     given = [context for context in contexts if context is not None]
-    return [[torch.cat(given), {"pooled_output": None}]] if given else ExecutionBlocker(None)
+    return to_conditioning(torch.cat(given)) if given else ExecutionBlocker(None)

@@ -159,3 +159,11 @@ def summarize(detections: Detections) -> str:
     """Return the number of detections per name, as one line."""
     counts = Counter(detections.names[label] for label in detections.labels.tolist())
     return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "nothing found"
+
+
+def to_conditioning(context: torch.Tensor) -> list:
+    """Return CONDITIONING of a context [B, 77, 768], with a pooled vector of zeros: SD1.5 reads none.
+
+    Every CLIP gives one, and nodes that schedule or join prompts expect it.
+    """
+    return [[context, {"pooled_output": context.new_zeros(len(context), context.shape[-1])}]]
