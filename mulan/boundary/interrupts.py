@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-import comfy.model_management
-
 INTERVAL = 0.1  # seconds between two looks
 
 Item = TypeVar("Item")
@@ -38,5 +36,7 @@ def interruptible(items: Iterable[Item]) -> Iterator[Item]:
         if now - last > INTERVAL:
             last = now
             if not _uninterrupted.get():
-                comfy.model_management.throw_exception_if_processing_interrupted()
+                from comfy import model_management  # which chooses the device: commands do so first
+
+                model_management.throw_exception_if_processing_interrupted()
         yield item

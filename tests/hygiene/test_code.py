@@ -188,6 +188,8 @@ def is_entry(path: Path) -> bool:
         path.name.startswith("test_") or path.name == "conftest.py" or parts[1] == "custom_nodes"
     ):
         return True
+    if parts[:3] == ("tools", "soak", "nodes"):  # custom nodes of the soak's server
+        return True
     if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in syntax(path).body):
         return True
     return path.stem in PROGRAMS
