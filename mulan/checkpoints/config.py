@@ -15,6 +15,7 @@ from .tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, rea
 MAX_HEADS = 1024
 EPS_RANGE = {"low": 1e-12, "high": 0.1}  # of what a norm adds to the variance
 ROPE_RANGE = {"low": 1.0, "high": 1e12}  # of the longest wavelength of positions
+ADVICE = "Correct it, or download the file again."
 MAX_SHOWN = 60  # characters of a value in an error
 
 
@@ -78,12 +79,12 @@ class Config:
             raise self.wrong(name, f"a divisor of {width}, the model's width" + (f", with an even {even}" * bool(even)))
         return heads
 
-    def choice(self, name: str, choices: Sequence[str], default: str | None = None) -> str:
-        """Return one of several texts."""
+    def choice(self, name: str, choices: Sequence[str], default: str | None = None, advice: str = ADVICE) -> str:
+        """Return one of several texts; `advice` is what to do where it is another."""
         expected = "one of " + ", ".join(map(repr, choices)) if len(choices) > 1 else repr(choices[0])
         value = self._get(name, default, expected)
         if not isinstance(value, str) or value not in choices:
-            raise self.wrong(name, expected)
+            raise self.wrong(name, expected, advice)
         return value
 
     def text(self, name: str, default: str = "") -> str:
@@ -112,13 +113,11 @@ class Config:
         told = {name: value for name, value in self.entries.items() if value is not None}
         return Config({**defaults, **told}, self._where, self._path)
 
-    def wrong(self, name: str, expected: str) -> WrongFileError:
+    def wrong(self, name: str, expected: str, advice: str = ADVICE) -> WrongFileError:
         """Return the error for an entry that is not what was expected."""
         value = self.entries.get(name)
         found = "is missing" if value is None else f"is {_shown(value)}"
-        return WrongFileError(
-            f"{self._where}: {self._path}{name} {found}, expected {expected}. Correct it, or download the file again."
-        )
+        return WrongFileError(f"{self._where}: {self._path}{name} {found}, expected {expected}. {advice}")
 
     def __contains__(self, name: str) -> bool:
         return self.entries.get(name) is not None

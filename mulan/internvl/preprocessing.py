@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..images.tiling import ImageLike, resize_image, to_pixels
 
-MAX_RATIO = 64  # of an image's sides: what lies further from the center is cut before the image is enlarged
+MAX_RATIO = 2048  # of an image's sides: what lies further from the center is cut before the image is enlarged
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FRAMINGS = ("crop", "whole")  # the center square of the image; all of it, squeezed into the square
 

@@ -129,7 +129,7 @@ def unused(name: str) -> bool:
 
 
 def _language(shapes: Shapes, config: Config) -> LanguageConfig:
-    kind = config.choice("model_type", tuple(LANGUAGES))
+    kind = config.choice("model_type", tuple(LANGUAGES), advice="Choose another size, such as InternVL3-1B, -2B, -8B.")
     rope = config.section("rope_parameters")
     scaling = config.section("rope_scaling") if "rope_scaling" in config else rope
     scaling.choice("rope_type" if "rope_type" in scaling else "type", PLAIN_ROPE, PLAIN_ROPE[0])

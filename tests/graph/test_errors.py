@@ -81,7 +81,7 @@ WRONG_FILES = {
     ),
     "without a tensor": (
         {"text_encoder": "wrong_layer.safetensors"},
-        ["incomplete: 1 tensors are missing", "model.layers.0.mlp.up_proj.weight"],
+        ["is incomplete: it has no tensor model.layers.0.mlp.up_proj.weight"],
     ),
     "absent": ({"text_encoder": "gone.safetensors"}, ["'gone.safetensors' is not in", "text_encoders", ENCODER_SOURCE]),
     "climbing": ({"text_encoder": "../../secret.safetensors"}, ["is not in"]),

@@ -253,7 +253,7 @@ REJECTED = {
     "InternLM3": (
         chat("InternVL3-9B"),
         "1",
-        ["InternVL3-9B (in ", "its language model is 'internlm3'", "InternVL3-1B, -2B, -8B"],
+        ["InternVL3-9B (in ", "llm_config.model_type is 'internlm3'", "InternVL3-1B, -2B, -8B"],
     ),
     "a folder that is gone": (chat("gone"), "1", ["'gone' is not in", "internvl_chat", "OpenGVLab"]),
 }

@@ -444,7 +444,7 @@ def test_a_text_of_another_node_is_read(server):
         ({"file": "the text below", "json": "{"}, "json: this is not valid JSON"),
         (
             {"file": "the text below", "json": written([thing(0, 0, -1, 1)])},
-            "json: frames[0].objects[0].box of this document must be four numbers",
+            "json: frames[0].objects[0].box.width of this document must be 0 or above",
         ),
         ({"file": "gone.json", "json": ""}, "file: 'gone.json' is neither in"),
         ({"file": "../secret.json", "json": ""}, "file: '../secret.json' is neither in"),

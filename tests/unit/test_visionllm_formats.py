@@ -355,9 +355,7 @@ def test_a_pose_converted_and_back_keeps_every_point_its_score_and_the_label(ske
     found = {point["name"].removeprefix("right hand "): (point["x"], point["y"], point["score"]) for point in there}
     found.pop("neck", None) if skeleton is PERSON else None
     assert found == {
-        point["name"]: (point["x"], point["y"], 0.6)
-        for point in frame["objects"][0]["keypoints"]
-        if point["score"] > 0
+        point["name"]: (point["x"], point["y"], 0.6) for point in frame["objects"][0]["keypoints"] if point["score"] > 0
     }
     assert all(max(bone) < len(thing["keypoints"]) for bone in back["skeleton"]) and len(back["skeleton"]) >= 16
     (again,) = pose_keypoint.to_pose_keypoint([back])
