@@ -25,7 +25,7 @@ RAW = re.compile(
     "|".join(
         (
             r"object has no attribute",
-            r"object (is not|does not support|cannot be)",
+            r"(?<!of type )object (is not|does not support|cannot be)",
             r"unsupported operand type",
             r"not supported between instances",
             r"has no len\(\)|len\(\) of|unsized object",
