@@ -167,4 +167,4 @@ def _joined(texts: str | Sequence[str]) -> str:
 
 
 def _is_known(values) -> bool:
-    return values is not None and (isinstance(values, str) or None not in values)
+    return values is not None and not (isinstance(values, (list, tuple)) and None in values)

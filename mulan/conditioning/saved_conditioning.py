@@ -118,6 +118,8 @@ def save_conditioning(
 
     Raises UnsaveableError, and UnwritableError where the disk refuses.
     """
+    if not isinstance(conditioning, (list, tuple)):
+        raise UnsaveableError(f"a conditioning is a list of entries, and this is a {type(conditioning).__name__}.")
     if not conditioning:
         raise UnsaveableError("this conditioning has no entries: there is nothing to save.")
     tensors = _Tensors()

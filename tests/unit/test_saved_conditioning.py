@@ -362,3 +362,9 @@ def test_a_file_too_large_to_read_whole_is_refused(saved):
         file.truncate(8 + len(text) + data + 2**33)  # takes no room on the disk
     with pytest.raises(WrongFileError, match="has 8.6 GB, and saved conditionings of up to 4.3 GB are loaded"):
         load_conditioning(saved)
+
+
+@pytest.mark.parametrize("value", [3, "text", torch.ones(2, 2), {"a": 1}])
+def test_what_is_no_list_of_entries_is_refused(value, tmp_path):
+    with pytest.raises(UnsaveableError, match="a conditioning is a list of entries, and this is a "):
+        save_conditioning(tmp_path / "file.safetensors", value, {})
