@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ..boundary.interrupts import interruptible
-from ..checkpoints.tensor_files import fingerprint
+from ..checkpoints.tensor_files import WrongFileError, describe_path, fingerprint
 from ..conditioning.internvl_llama import InternVLEncoder, last_token_state
 from ..conditioning.prompt_syntax import plain_prompt
 from ..conditioning.tokenizer import BOS, EOS, PAD, PREFIX, InternVLTokenizer
@@ -69,6 +69,11 @@ class LoadedInternVL:
         # The last labels and their vectors (zeroshot.py): the next images are often classified by the same.
         self.label_cache: tuple[tuple, torch.Tensor] | None = None
         self.logit_scale = self.model.logit_scale.float().exp().item()
+        if not 0 < self.logit_scale < math.inf:
+            raise WrongFileError(
+                f"{describe_path(path)}: its logit_scale is {self.model.logit_scale.item():g}, so no score can be "
+                "computed. Download it, or convert it, again."
+            )
         lora = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
         origins = fingerprint(path), clip.cond_stage_model.fingerprint, lora, self.mode, str(dtype)
         self.identity = hashlib.sha256("\n".join(origins).encode()).hexdigest()[:16]

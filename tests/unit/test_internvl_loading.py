@@ -113,6 +113,16 @@ def test_the_single_pth_is_mode_c(tmp_path):
         load_internvl(file)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 200.0])
+def test_a_logit_scale_that_gives_no_scores_is_refused(value, tmp_path):
+    file = random_internvl.single(tmp_path / "internvl_c_small.pth", **DEFAULT_SIZES)
+    tensors = torch.load(file, weights_only=True)
+    tensors["logit_scale"] = torch.full_like(tensors["logit_scale"], value)
+    torch.save(tensors, file)
+    with pytest.raises(WrongFileError, match=r"internvl_c_small.pth \(in .*\): its logit_scale is "):
+        load_internvl(file)
+
+
 # --- images ---
 
 
