@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import reprlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from ..mulan.boundary.interrupts import uninterrupted
 from ..mulan.boundary.limits import MAX_JSON_LENGTH, MAX_TEXT_LENGTH
 from ..mulan.boundary.tensors import check_images, check_masks
 from ..mulan.boundary.texts import clean_text
+from ..mulan.boundary.values import describe, shown
 
 Check = Callable[[Any], Any]
 
@@ -33,20 +33,6 @@ def instance_of(kind: type | tuple[type, ...], expected: str) -> Check:
         return value
 
     return check
-
-
-def shorten(value) -> str:
-    """Return a value as Python writes it, shortened, for errors."""
-    if isinstance(value, int) and abs(value) >= MAX_INTEGER:
-        return f"an integer of {value.bit_length()} bits"
-    return reprlib.repr(value) if isinstance(value, (str, int, float)) else describe(value)
-
-
-def describe(value) -> str:
-    """Name a value that is of a wrong type, for errors."""
-    if value is None:
-        return "nothing (None): the connected node gave no value"
-    return f"a value of type {type(value).__name__}"
 
 
 def _check_clip(value):
@@ -189,10 +175,10 @@ def _check_number(given: io.Int.Input | io.Float.Input, value) -> int | float:
         number = math.nan
     if low <= number <= high and not (whole and number != int(number)):
         return number if whole else float(number)
-    raise ValueError(f"expected a {'whole ' if whole else ''}number from {low} to {high}, got {shorten(value)}")
+    raise ValueError(f"expected a {'whole ' if whole else ''}number from {low} to {high}, got {shown(value)}")
 
 
 def _check_choice(options: list, value) -> Any:
     if not any(type(value) is type(option) and value == option for option in options):
-        raise ValueError(f"{shorten(value)} is not one of {', '.join(map(str, options))}")
+        raise ValueError(f"{shown(value)} is not one of {', '.join(map(str, options))}")
     return value

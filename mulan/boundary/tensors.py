@@ -7,6 +7,7 @@ import math
 import torch
 
 from .limits import MAX_IMAGE_PIXELS
+from .values import describe
 
 CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 MAX_VALUE = 16.0  # of a pixel: some HDR and upscaled images go past 1, images of 0 to 255 go far past it
@@ -64,7 +65,7 @@ def check_masks(value) -> torch.Tensor:
 
 def _tensor(value, kind: str, form: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"expected {kind} {form}, got {_article(value)}")
+        raise ValueError(f"expected {kind} {form}, got {describe(value)}")
     if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type == "meta":
         raise ValueError(f"expected {kind} {form}, got a tensor that holds no plain numbers ({_form(value)})")
     return value.detach()
@@ -98,7 +99,3 @@ def _form(tensor: torch.Tensor) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _article(value) -> str:
-    return "nothing (None)" if value is None else f"a value of type {type(value).__name__}"

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from ...mulan.boundary.interrupts import interruptible
-from .checks import is_number, number, shown, text
+from ...mulan.boundary.values import shown
+from .checks import is_number, number, text
 from .results import Detections
 
 SIDES = ("x", "y", "width", "height")

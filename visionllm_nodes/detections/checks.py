@@ -15,6 +15,7 @@ import torch
 
 from ...mulan.boundary.limits import MAX_IMAGE_PIXELS, MAX_POSITION
 from ...mulan.boundary.texts import clean_text
+from ...mulan.boundary.values import shown
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,6 @@ def fields(value, what: object, expected: str = "an object") -> dict:
     """Return a dict as it is."""
     require(isinstance(value, dict), what, expected, value)
     return value
-
-
-def shown(value) -> str:
-    """Return a value for an error, shortened."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, (str, bytes)):
-        return repr(value) if len(value) <= 40 else f"{value[:40]!r}..."
-    return str(value) if isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
 
 
 def _plain(value) -> Any:

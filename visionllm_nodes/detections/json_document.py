@@ -22,8 +22,9 @@ import torch
 
 from ...mulan.boundary.files import parse_json
 from ...mulan.boundary.interrupts import interruptible
+from ...mulan.boundary.values import shown
 from .bounding_boxes import SIDES
-from .checks import Place, entries, fields, image_size, require, shown, text
+from .checks import Place, entries, fields, image_size, require, text
 from .keypoints import check_bones, check_object
 from .masks import MASK_THRESHOLD, check_mask_pixels, fit_masks
 

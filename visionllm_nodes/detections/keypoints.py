@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull, QhullError
 
 from ...mulan.boundary.interrupts import interruptible
+from ...mulan.boundary.values import shown
 from .bounding_boxes import SIDES, bounding_box, pixel_bounds
-from .checks import Place, entries, fields, image_size, number, position, require, shown, text, whole_number
+from .checks import Place, entries, fields, image_size, number, position, require, text, whole_number
 from .masks import NO_SIZE, check_mask_pixels
 from .names import normalize_name
 from .results import Keypoints
