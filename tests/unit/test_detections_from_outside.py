@@ -9,7 +9,6 @@ import copy
 import json
 import random
 import re
-import resource
 import time
 from collections.abc import Iterator
 
@@ -21,6 +20,7 @@ from mulan_nodes.mulan.boundary.limits import MAX_MASK_PIXELS, MAX_POSITION
 from mulan_nodes.mulan.boundary.texts import COMMAS, SEMICOLONS
 from mulan_nodes.mulan.images.fonts import Fonts
 from mulan_nodes.mulan.images.text_drawing import TextRenderer
+from mulan_nodes.tools.fuzz import values
 from mulan_nodes.visionllm_nodes.detections import bounding_boxes, json_document, keypoints, masks, pose_keypoint, segs
 from mulan_nodes.visionllm_nodes.detections.drawing import BY_NAME, ColorMap, Style, draw
 from mulan_nodes.visionllm_nodes.detections.names import split_names
@@ -57,28 +57,9 @@ POSE = [
         "animal_details": [{"label": "dog", "scores": {"object": 0.9, "animals": [0.25] * 17}}],
     }
 ]
-DOCUMENT = {
-    "format": json_document.FORMAT,
-    "task": "detect",
-    "prompt": "circle",
-    "frames": [
-        {
-            "width": 64,
-            "height": 48,
-            "text": "one circle",
-            "skeleton": [[0, 1]],
-            "objects": [
-                {
-                    "label": "circle",
-                    "score": 0.9,
-                    "box": [4, 4, 20, 20],
-                    "mask": {"size": [48, 64], "counts": [260, 20, 2792]},
-                    "keypoints": POINTS,
-                }
-            ],
-        }
-    ],
-}
+DOCUMENT = copy.deepcopy(values.DOCUMENT)
+DOCUMENT["frames"][0]["height"] = 48  # not a square, and the keypoints of the records above
+DOCUMENT["frames"][0]["objects"][0] |= {"mask": {"size": [48, 64], "counts": [260, 20, 2792]}, "keypoints": POINTS}
 LEAVES = (
     *(None, "a", "", "64", "\ud83d", "\x00\x1c\u2028\u2029\x85", b"a", True, False, 0, 1, -1, 64, 64.0, 1.5, -0.0, NAN),
     *(INF, -INF, 1e30, -1e30, 1e308, 10**6, 10**20, 10**400, 5e-324, 2**31, -(2**31), 1 + 2j, [], {}, (), [None]),
@@ -282,6 +263,8 @@ def document(width: int, height: int, objects: int = 1, frames: int = 1, mask: t
     ],
 )
 def test_a_small_record_cannot_ask_for_much_memory(make, words):
+    import resource  # not on Windows
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=words):
         make()

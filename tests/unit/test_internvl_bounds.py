@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import threading
 import time
 import zlib
 from types import SimpleNamespace
@@ -36,21 +35,6 @@ from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 def loaded(tiny_models):
     vision, encoder = (tiny_models[name] for name in ("tiny_internvl_vision.safetensors", "tiny_internvl.safetensors"))
     return load_internvl(vision, "C", encoder)
-
-
-@pytest.fixture
-def stop_soon():
-    """Press Stop in a moment; the list gets the time."""
-    pressed = []
-
-    def press():
-        pressed.append(time.monotonic())
-        comfy.model_management.interrupt_current_processing(True)
-
-    timer = threading.Timer(0.3, press)
-    yield timer, pressed
-    timer.cancel()
-    comfy.model_management.interrupt_current_processing(False)
 
 
 def png_that_claims(width: int, height: int) -> bytes:

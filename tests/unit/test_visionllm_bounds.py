@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import comfy.model_management
@@ -202,21 +201,6 @@ def test_images_of_any_shape_are_prepared(loaded, height, width):
 
 
 # --- Stop ---
-
-
-@pytest.fixture
-def stop_soon():
-    """Press Stop in a moment; the list gets the time."""
-    pressed = []
-
-    def press():
-        pressed.append(time.monotonic())
-        comfy.model_management.interrupt_current_processing(True)
-
-    timer = threading.Timer(0.3, press)
-    yield timer, pressed
-    timer.cancel()
-    comfy.model_management.interrupt_current_processing(False)
 
 
 @pytest.mark.parametrize("what", ["names", "regions", "similar", "masks of regions"])

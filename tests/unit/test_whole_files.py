@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -163,6 +163,8 @@ def test_an_error_leaves_the_old_file(tmp_path):
 
 
 def test_a_file_that_grows_too_large_is_named_and_goes(tmp_path):
+    import resource  # not on Windows, where none of these tests runs
+
     def work():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         with pytest.raises(UnwritableError) as refused:
@@ -173,44 +175,81 @@ def test_a_file_that_grows_too_large_is_named_and_goes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 100 kB; only where the system lets tests mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount, umount = shutil.which("mount"), shutil.which("umount")
-    if not (mount and umount):
-        pytest.skip("no mount")
-    made = subprocess.run([mount, "-t", "tmpfs", "-o", "size=100k", "none", folder], capture_output=True)
-    if made.returncode:
-        pytest.skip("no right to mount")
-    yield folder
-    subprocess.run([umount, folder], check=True)
+class SmallDisk:
+    """A disk of 100 kB: a mounted one, or where a test may not mount, a folder whose files refuse like one's."""
+
+    size = 100_000
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.read_only = folder, False
+        folder.mkdir()
+        self._mount = shutil.which("mount")
+        made = self._mount and subprocess.run(
+            [self._mount, "-t", "tmpfs", "-o", f"size={self.size}", "none", folder], capture_output=True
+        )
+        self.mounted = bool(made) and made.returncode == 0
+        if not self.mounted:
+            usage = shutil._ntuple_diskusage(self.size, 0, self.size)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+            monkeypatch.setattr(files, "open", self._open, raising=False)
+
+    def make_read_only(self) -> None:
+        self.read_only = True
+        if self.mounted:
+            subprocess.run([self._mount, "-o", "remount,ro", self.folder], check=True)
+
+    def unmount(self) -> None:
+        if self.mounted:
+            subprocess.run(["umount", self.folder], check=True)  # noqa: S607
+
+    def _open(self, path, mode, **options):
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return SmallDiskFile(path, mode.replace("b", ""))
+
+
+class SmallDiskFile(io.FileIO):
+    def write(self, data) -> int:
+        room = SmallDisk.size - self.tell()
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(data)[:room])
+
+
+@pytest.fixture(params=["mounted where allowed", "stands in"])
+def small_disk(request, tmp_path, monkeypatch):
+    if request.param == "stands in":
+        monkeypatch.setattr(shutil, "which", lambda _: None)
+    disk = SmallDisk(tmp_path / "disk", monkeypatch)
+    yield disk
+    disk.unmount()
 
 
 def test_a_full_disk_is_named_and_nothing_stays(small_disk, monkeypatch):
+    folder = small_disk.folder
     with pytest.raises(UnwritableError) as refused:
-        write_text(numbered(small_disk), "x" * 200_000)
-    assert str(refused.value) == (f"x_00001_.txt cannot be written to {small_disk}: the disk is full. Make room on it")
+        write_text(numbered(folder), "x" * 200_000)
+    assert str(refused.value) == (f"x_00001_.txt cannot be written to {folder}: the disk is full. Make room on it")
     assert refused.value.errno == errno.ENOSPC
     spec = {"a": TensorSpec(torch.uint8, (200_000,))}
     with pytest.raises(UnwritableError, match=r"a.safetensors takes .* but the disk of .*: make room"):
-        SafetensorsWriter(small_disk / "a.safetensors", spec, {}).__enter__()
+        SafetensorsWriter(folder / "a.safetensors", spec, {}).__enter__()
     monkeypatch.setattr("mulan_nodes.mulan.checkpoints.safetensors_writer.check_disk_space", lambda *_: None)
     with (
         pytest.raises(UnwritableError, match=r"a\.safetensors cannot be written to .*: the disk is full"),
-        SafetensorsWriter(small_disk / "a.safetensors", spec, {}) as file,
+        SafetensorsWriter(folder / "a.safetensors", spec, {}) as file,
     ):
         file.write("a", torch.ones(200_000, dtype=torch.uint8))
-    assert not list(small_disk.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_a_read_only_folder_is_named(small_disk):
-    write_text(small_disk / "a.txt", "old")
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)  # noqa: S607
+    folder = small_disk.folder
+    write_text(folder / "a.txt", "old")
+    small_disk.make_read_only()
     with pytest.raises(UnwritableError, match=r"a\.txt cannot be written to .*disk: the folder is read-only\. Make"):
-        write_text(small_disk / "a.txt", "new")
-    assert [file.read_text() for file in small_disk.iterdir()] == ["old"]
+        write_text(folder / "a.txt", "new")
+    assert [file.read_text() for file in folder.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize(

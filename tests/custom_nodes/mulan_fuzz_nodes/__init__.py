@@ -55,12 +55,8 @@ class FuzzSink:
         return {"ui": {"told": [json.dumps(told)], "finite": [all(map(is_finite, values.values()))]}}
 
 
-class ProbeJson:
+class ProbeJson(FuzzValue):
     """The value of a JSON text."""
-
-    RETURN_TYPES = (ANY,)
-    FUNCTION = "give"
-    CATEGORY = "tests"
 
     @classmethod
     def INPUT_TYPES(cls):
