@@ -74,7 +74,7 @@ def _checked_execute(execute: Callable) -> Callable:
         schema = cls.define_schema()
         with _encodable_errors():
             for given in schema.inputs:
-                if given.optional and _is_nothing(values.get(given.id)):
+                if given.optional and _is_nothing(values.get(given.id), schema.is_input_list):
                     values.pop(given.id, None)  # the connected node gave no value: the default of `execute` stands
                 elif given.id in values:
                     values[given.id] = _checked_input(cls, given, values[given.id], schema.is_input_list)
@@ -118,8 +118,10 @@ def _checked_validation(validate: Callable) -> Callable:
     return checked
 
 
-def _is_nothing(value) -> bool:
-    return value is None or (isinstance(value, (list, tuple)) and len(value) > 0 and all(one is None for one in value))
+def _is_nothing(value, in_list: bool) -> bool:
+    if in_list and isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(each is None for each in value)
+    return value is None
 
 
 def _usable(value):

@@ -153,6 +153,7 @@ def test_masks_come_in_one_form(value, expected):
         (torch.ones(1, 8, 0), "0 x 8 pixels"),
         (None, None),
         ({}, "a value of type dict"),
+        ([None], "a value of type list"),
     ],
 )
 def test_what_is_no_mask_is_refused(value, words):
