@@ -70,6 +70,9 @@ COMFYUI: dict[str, str] = {
     r"^execution\.py: Exceeds the limit \(4300 digits\)": (
         "a huge integer: ComfyUI prints the inputs of a node that failed, and Python prints no integer of this size"
     ),
+    r"^<frozen abc>: maximum recursion depth": (
+        "a record that holds itself: ComfyUI looks for models in what a node gave before the next one runs"
+    ),
     r"^HTTP 5\d\d": "ComfyUI could not read the request; no node was asked",
 }
 

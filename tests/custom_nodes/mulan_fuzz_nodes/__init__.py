@@ -94,7 +94,7 @@ def told_of(value, depth: int = 0) -> str:
 
 def is_finite(value) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.is_meta or not value.is_floating_point() or bool(torch.isfinite(value).all())
+        return value.is_meta or not value.is_floating_point() or bool(torch.isfinite(value.float()).all())
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, dict):
