@@ -442,13 +442,13 @@ def child(code: str, *arguments) -> subprocess.CompletedProcess:
 
 
 def test_memory_does_not_grow_with_the_model(comfyui_folder, tmp_path):
-    """Over 300 MB of weights, the largest of 23 MB, 101 MB a layer: the conversion holds a part of them, the comparison
-    a layer.
+    """Over 500 MB of weights, the largest of 23 MB, 101 MB a layer: the conversion holds a part of them, the comparison
+    two layers at most. Busy machines give pages back later.
 
     All resident pages count, those of the mapped source too; the conversion opens it anew more often here than it does
     for large models.
     """
-    width, feed_forward, layers = 2048, 5504, 3
+    width, feed_forward, layers = 2048, 5504, 5
     block = torch.randn(feed_forward * width, generator=torch.Generator().manual_seed(6)).half() * 0.02
     shapes = {"model.embed_tokens.weight": (VOCABULARY, width), "model.norm.weight": (width,)}
     for at in (f"model.layers.{layer}." for layer in range(layers)):
@@ -509,8 +509,13 @@ def test_memory_does_not_grow_with_the_model(comfyui_folder, tmp_path):
     )
     assert measured.returncode == 0, measured.stderr
     grown = json.loads(measured.stdout.splitlines()[-1])
-    assert size > 300e6
-    bounds = {"int8": 150e6, "fp8": 150e6, "fp16": 150e6, "states": 260e6}  # measured: 85, 104, 80 and 148 MB
+    assert size > 500e6
+    bounds = {
+        "int8": 200e6,
+        "fp8": 200e6,
+        "fp16": 200e6,
+        "states": 330e6,
+    }  # measured: 85 to 136, 104, 80, 148 to 260 MB
     assert not {what: f"{grown[what] / 1e6:.0f} MB" for what, most in bounds.items() if grown[what] > most}, grown
 
 
