@@ -141,8 +141,8 @@ def read_object(content: str | bytes, where: str) -> dict[str, Any]:
 
 def _open_safetensors(path: Path) -> TensorFile:
     try:
-        file = safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
+        file = _safe_open(path)
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise WrongFileError(
             f"{describe_path(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}."
         ) from error
@@ -154,6 +154,27 @@ def _open_safetensors(path: Path) -> TensorFile:
         file.metadata() or {},
         {name: _DTYPES.get(dtype := str(part.get_dtype()), dtype.lower()) for name, part in slices.items()},
     )
+
+
+def _safe_open(path: Path) -> safe_open:
+    """Open a file by its library, which opens the path once for the header and once for the values; do it anew where
+    another file took the path in between.
+    """
+    while True:
+        version = _version(path)
+        try:
+            file = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError, RuntimeError):  # torch's, where the file is shorter than the header says
+            if version == _version(path):
+                raise
+        else:
+            if version == _version(path):
+                return file
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _open_torch(path: Path) -> TensorFile:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mulan_nodes.mulan.boundary import files
 from mulan_nodes.mulan.boundary.files import (
@@ -29,6 +30,7 @@ from mulan_nodes.mulan.boundary.files import (
     remove_abandoned,
     write_text,
 )
+from mulan_nodes.mulan.checkpoints import tensor_files
 from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from mulan_nodes.mulan.internvl.embedding_cache import EmbeddingCache
 
@@ -332,6 +334,26 @@ def test_two_caches_of_one_folder_add_to_each_other(tmp_path):
     first.save()
     left = EmbeddingCache(path, "me")
     assert "a" not in left and "b" in left and torch.equal(left["c"], vector(3))
+
+
+@pytest.mark.parametrize("rows", [3, 300])  # whose header is as long as the other's, or longer
+def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(tmp_path, monkeypatch, rows):
+    path, new = tmp_path / "a.safetensors", tmp_path / "new.safetensors"
+    save_file({"a": torch.zeros(2, 4), "b": torch.zeros(2)}, path)
+    save_file({"a": torch.ones(rows, 4), "b": torch.ones(2)}, new)
+
+    def replacing(*arguments, **options):
+        header = path.read_bytes()
+        if new.exists():
+            os.replace(new, path)
+            torn = tmp_path / "torn.safetensors"  # the old header, and the new values behind it
+            torn.write_bytes(header[:-40] + b"\xff" * 40)
+            return safe_open(torn, *arguments[1:], **options)
+        return safe_open(*arguments, **options)
+
+    monkeypatch.setattr(tensor_files, "safe_open", replacing)
+    file = tensor_files.open_tensors(path)
+    assert file.shapes["a"] == (rows, 4) and torch.equal(file.read("a"), torch.ones(rows, 4))
 
 
 def test_processes_that_store_into_one_cache_lose_nothing(tmp_path):
