@@ -1,5 +1,5 @@
-"""Small changes to graphs in API format, {node id: {"class_type", "inputs", "_meta": {"title"}}}, and the pictures they
-draw.
+"""The graphs of tests in API format, {node id: {"class_type", "inputs", "_meta": {"title"}}}, small changes to them,
+and the images they draw.
 """
 
 import copy
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-FOLDER = Path(__file__).resolve().parent.parent / "workflows" / "api"
+FOLDER = Path(__file__).resolve().parent.parent / "tests" / "graphs"
 
 
 def load(name: str) -> dict:

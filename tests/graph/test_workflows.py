@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mulan_nodes.tools import comfyui
+from mulan_nodes.tools import comfyui, graphs
 from mulan_nodes.tools.comfy_server import GraphFailed
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.tools.shards import shard
@@ -101,7 +101,7 @@ def example_pictures(server):
 @pytest.fixture(scope="module", autouse=True)
 def saved_conditionings(server):
     """mulan_load_conditioning chooses among the files that mulan_save_conditioning writes."""
-    server.run(read(FOLDER / "api" / "mulan_save_conditioning.json"))
+    server.run(graphs.load("mulan_save_conditioning"))
 
 
 def test_there_are_templates():
@@ -110,12 +110,12 @@ def test_there_are_templates():
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_both_formats_say_the_same(name, server):
-    assert as_api(read(FOLDER / f"{name}.json"), server) == read(FOLDER / "api" / f"{name}.json")
+    assert as_api(read(FOLDER / f"{name}.json"), server) == graphs.load(name)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_input_fits_its_node(name, server):
-    graph = read(FOLDER / "api" / f"{name}.json")
+    graph = graphs.load(name)
     for id, node in graph.items():
         info = server.object_info(node["class_type"])
         declared = declared_inputs(info, node["inputs"])
@@ -155,7 +155,7 @@ def test_the_server_offers_the_template_with_its_picture(name, server):
 )  # test_companions.py draws with the refiner
 def test_the_template_draws(name, server):
     """As it is; those for published models, here random and tiny ones under their names, smaller and in one step."""
-    graph = read(FOLDER / "api" / f"{name}.json")
+    graph = graphs.load(name)
     samples = any("steps" in node["inputs"] for node in graph.values())
     for node in graph.values():
         if samples and node["class_type"] in ("EmptyLatentImage", "EmptyImage") and node["inputs"]["width"] > 384:
@@ -171,5 +171,5 @@ def test_the_template_draws(name, server):
 def test_the_template_of_sam3_fails_for_nothing_but_its_weights(server):
     """The file of that name holds none, and the queue takes the graph."""
     with pytest.raises(GraphFailed) as failed:
-        server.run(read(FOLDER / "api" / f"{SAM3}.json"))
+        server.run(graphs.load(SAM3))
     assert failed.value.node_class == "CheckpointLoaderSimple"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
 
 from ..comfy_server import ComfyServer
-from ..comfyui import ROOT, write_example_images, write_tiny_models
+from ..comfyui import write_example_images, write_tiny_models
+from ..graphs import load
 from .measuring import Section
 
 GRAPHS = (
@@ -52,7 +52,7 @@ def graphs(section: Section) -> None:
         try:
             _copy_inputs(section.comfyui / "input", Path(server.folder) / "input")
             for name in GRAPHS[:FEW] if section.quick or flags else GRAPHS:
-                graph = _with_few_steps(json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8")))
+                graph = _with_few_steps(load(name))
                 section.case(f"{name} {title}", lambda server=server, graph=graph: _timed(lambda: server.run(graph)))
         finally:
             server.stop()
