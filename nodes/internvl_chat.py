@@ -10,6 +10,7 @@ from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
 from ..mulan.internvl_chat.chat_loader import load_chat
 from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES
 from ..mulan.internvl_chat.chat_prompts import ChatPrompts
+from . import categories
 from .checked_node import CheckedNode
 from .common import (
     device_input,
@@ -37,7 +38,7 @@ class InternVLChatLoader(CheckedNode):
         return io.Schema(
             node_id="InternVLChatLoader",
             display_name="InternVL Chat Loader",
-            category="loaders",
+            category=categories.INTERNVL,
             description=(
                 "Loads InternVL 2.5, 3 or 3.5, a vision language model (VLM), as a CLIP for Generate "
                 "Text and InternVL Chat."
@@ -107,7 +108,7 @@ class InternVLChat(CheckedNode):
         return io.Schema(
             node_id="InternVLChat",
             display_name="InternVL Chat",
-            category="text",
+            category=categories.INTERNVL,
             description=(
                 "Answers questions about images and videos, describes them, or just chats, with "
                 "InternVL. Connect history to the next node to continue the conversation."

@@ -7,10 +7,10 @@ from comfy_api.latest import io
 from ..mulan.boundary.interrupts import interruptible
 from ..mulan.internvl.ranking import rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
+from . import categories
 from .common import show_text, validation_result
 from .internvl_inputs import (
     ABSENT,
-    CATEGORY,
     CROP,
     NONE,
     SOFTMAX,
@@ -45,7 +45,7 @@ class InternVLZeroShotClassify(InternVLNode):
         return io.Schema(
             node_id="InternVLZeroShotClassify",
             display_name="InternVL Zero-Shot Classify",
-            category=CATEGORY,
+            category=categories.INTERNVL,
             description=(
                 "Finds which of your labels fits each image of a batch or folder, with scores. "
                 "Labels are words or sentences in any language; nothing is trained."

@@ -9,10 +9,10 @@ from comfy_api.latest import io, ui
 from ..mulan.images.text_drawing import TextRenderer
 from ..mulan.internvl.ranking import IMAGE, TEXT, Embeddings, best_pairs, check_same_model
 from ..mulan.internvl.similarity_image import MAX_NAMES, draw_similarity
+from . import categories
 from .common import show_text, validation_result
 from .internvl_inputs import (
     ABSENT,
-    CATEGORY,
     EMBEDDINGS,
     WHOLE,
     InternVLNode,
@@ -35,7 +35,7 @@ class InternVLEmbed(InternVLNode):
         return io.Schema(
             node_id="InternVLEmbed",
             display_name="InternVL Embed",
-            category=CATEGORY,
+            category=categories.INTERNVL,
             description=(
                 "Encodes the images of a batch or folder, or texts, as embeddings for InternVL Rank "
                 "and InternVL Compare: encode once, use as often as you like."
@@ -143,7 +143,7 @@ class InternVLCompare(InternVLNode):
         return io.Schema(
             node_id="InternVLCompare",
             display_name="InternVL Compare",
-            category=CATEGORY,
+            category=categories.INTERNVL,
             description=(
                 "Shows how similar images or texts are to each other, as a matrix and as numbers: "
                 "finds near duplicates, captions that fit, and words with the same meaning in two "

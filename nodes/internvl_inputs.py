@@ -22,7 +22,6 @@ from .checked_node import CheckedNode, instance_of
 from .common import with_field_name
 
 INTERNVL, EMBEDDINGS = io.Custom("INTERNVL"), io.Custom("INTERNVL_EMBEDDINGS")
-CATEGORY = "image/classification"
 CROP, WHOLE = FRAMINGS
 NONE, OWN = "none", "own"
 TEMPLATE_CHOICES = [NONE, *(templates.name for templates in BUILT_IN.values()), OWN]

@@ -12,6 +12,7 @@ from ..mulan.checkpoints.tensor_files import describe_path, read_beside
 from ..mulan.conditioning.model_files import ENCODER_SOURCE, open_text_encoder
 from ..mulan.internvl.internvl_files import MODES, SOURCE, open_internvl
 from ..mulan.internvl.internvl_loader import check_pair, load_internvl
+from . import categories
 from .common import (
     PRECISIONS,
     device_input,
@@ -41,7 +42,7 @@ class InternVLLoader(InternVLNode):
         return io.Schema(
             node_id="InternVLLoader",
             display_name="InternVL Loader",
-            category="loaders",
+            category=categories.INTERNVL,
             description=(
                 "Loads InternVL-C or InternVL-G, a CLIP-like model that scores how well images match "
                 "text in 110+ languages: to classify, search, rank and compare images. It can share "

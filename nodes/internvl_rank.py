@@ -7,10 +7,10 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..mulan.internvl.ranking import Embeddings, check_same_model, mean_embedding, rank
+from . import categories
 from .common import show_text, validation_result
 from .internvl_inputs import (
     ABSENT,
-    CATEGORY,
     EMBEDDINGS,
     WHOLE,
     InternVLNode,
@@ -31,7 +31,7 @@ class InternVLRank(InternVLNode):
         return io.Schema(
             node_id="InternVLRank",
             display_name="InternVL Rank",
-            category=CATEGORY,
+            category=categories.INTERNVL,
             description=(
                 "Sorts the images of a batch or folder by how well they match a sentence in any "
                 "language, or another image. Use it to search a folder, or to keep the best of "

@@ -7,10 +7,10 @@ from comfy_api.latest import io
 from ..mulan.images.video_frames import middle_frames, sample_frames
 from ..mulan.internvl.ranking import mean_embedding, rank
 from ..mulan.internvl.zeroshot import classify, embed_labels
+from . import categories
 from .common import show_text, validation_result
 from .internvl_inputs import (
     ABSENT,
-    CATEGORY,
     CROP,
     NONE,
     SOFTMAX,
@@ -40,7 +40,7 @@ class InternVLVideoClassify(InternVLNode):
         return io.Schema(
             node_id="InternVLVideoClassify",
             display_name="InternVL Video Classify",
-            category=CATEGORY,
+            category=categories.INTERNVL,
             description=(
                 "Finds which of your labels fits a video, with scores. Averages the embeddings of a "
                 "few evenly spaced frames, as InternVL's authors do for action recognition."

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..mulan import VERSION
 from ..mulan.boundary.files import file_digest
 from ..mulan.conditioning.saved_conditioning import load_conditioning, save_conditioning
+from . import categories
 from .checked_node import CheckedNode
 from .common import SavedFiles, show_text, validate
 
@@ -20,7 +21,7 @@ class MulanSaveConditioning(CheckedNode):
         return io.Schema(
             node_id="MuLanSaveConditioning",
             display_name="MuLan Save Conditioning",
-            category="MuLan",
+            category=categories.MULAN,
             description=(
                 "Saves a conditioning (an encoded prompt) to output/conditioning. Later workflows, on "
                 "this or another machine, load it without the text encoder."
@@ -86,7 +87,7 @@ class MulanLoadConditioning(CheckedNode):
         return io.Schema(
             node_id="MuLanLoadConditioning",
             display_name="MuLan Load Conditioning",
-            category="MuLan",
+            category=categories.MULAN,
             description=(
                 "Loads a conditioning that MuLan Save Conditioning saved. The workflow needs no text encoder."
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..mulan.conditioning.languages import encode_unique, parse_labeled_prompts
+from . import categories
 from .checked_node import CheckedNode
 from .common import validate, with_field_name
 
@@ -15,7 +16,7 @@ class MulanEncodeLanguages(CheckedNode):
         return io.Schema(
             node_id="MuLanEncodeLanguages",
             display_name="MuLan Encode Languages",
-            category="MuLan",
+            category=categories.MULAN,
             description=(
                 "Encodes several prompts, one per line and each in any language, in one pass. Returns "
                 "the conditionings as a list: nodes after it, such as KSampler, run once per prompt."

@@ -10,6 +10,7 @@ from ..mulan.conditioning.clip import check_pair, load_clip, negative_view
 from ..mulan.conditioning.families import DEFAULT_ZEROING, PIXART, ZEROING
 from ..mulan.conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, open_adapter, open_text_encoder
 from ..mulan.conditioning.prompt_tokenizer import STYLES
+from . import categories
 from .checked_node import CheckedNode
 from .common import fingerprint_model, list_models, locate_model, validation_result, with_field_name
 
@@ -24,7 +25,7 @@ class MulanLoader(CheckedNode):
         return io.Schema(
             node_id="MuLanLoader",
             display_name="MuLan Loader",
-            category="MuLan",
+            category=categories.MULAN,
             description=(
                 "Adds prompts in 110+ languages to a Stable Diffusion 1.5, 2.1, SDXL or PixArt "
                 "checkpoint. Returns InternVL's text encoder with a MuLan adapter as a CLIP for the "

@@ -10,6 +10,7 @@ from ..mulan.conditioning.inspection import format_report, inspect_prompt
 from ..mulan.conditioning.inspection_image import draw_inspection
 from ..mulan.conditioning.prompt_tokenizer import NEGATIVE, PromptTokenizer
 from ..mulan.images.text_drawing import TextRenderer
+from . import categories
 from .checked_node import CheckedNode
 from .common import show_text
 
@@ -20,7 +21,7 @@ class MulanPromptInspector(CheckedNode):
         return io.Schema(
             node_id="MuLanPromptInspector",
             display_name="MuLan Prompt Inspector",
-            category="MuLan",
+            category=categories.MULAN,
             description=(
                 "Shows how MuLan reads a prompt: tokens, windows, weights, dropped text, and the "
                 "number of tokens the language needs. Only runs the tokenizer, so it takes no time "

@@ -5,12 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
+from ..nodes import categories
 from ..nodes.common import sampling_inputs, show_progress, show_text, validate, with_field_name
 from .detections.json_document import frame_record, write_document
 from .model import prompt_templates
 from .model.answers import MAX_TOKENS, Reply, answer
 from .model.generation import greedy, nucleus_sampler
-from .node_io import CATEGORY, JSON_TOOLTIP, VisionLLMNode, for_each_image, model_input
+from .node_io import JSON_TOOLTIP, VisionLLMNode, for_each_image, model_input
 
 ONE_BY_ONE, TOGETHER = PICTURES = ("one by one", "all together")
 FREE, SHORT, LETTER = STYLES = ("free", "a word or phrase", "a letter")
@@ -24,7 +25,7 @@ class VisionLLMAsk(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMAsk",
             display_name="VisionLLM Ask",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Captions images, answers questions about one or several images, or chats without an image. "
             "Connect history to continue the conversation in another node.",
             search_aliases=[

@@ -6,12 +6,12 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..nodes import categories
 from ..nodes.common import validate, with_field_name
 from .model import prompt_templates
 from .model.contexts import editing_context, generation_context
 from .node_io import VisionLLMNode, for_each_image, model_input, to_conditioning
 
-CATEGORY = "conditioning"
 CLIP_TOOLTIP = (
     "CLIP of the checkpoint, for the negative prompt. If not connected, nodes behind the negative "
     "output do not run; an empty CLIP Text Encode works too."
@@ -26,7 +26,7 @@ class VisionLLMGenerateConditioning(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMGenerateConditioning",
             display_name="VisionLLM Generate Conditioning",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Encodes a prompt for Stable Diffusion 1.5 with the VisionLLM language model instead of CLIP.",
             search_aliases=[
                 "text to image llm",
@@ -72,7 +72,7 @@ class VisionLLMEditConditioning(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMEditConditioning",
             display_name="VisionLLM Edit Conditioning",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Encodes an edit instruction for InstructPix2Pix: the VisionLLM language model reads the "
             "instruction and the image. Connect to InstructPixToPixConditioning.",
             search_aliases=[

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..nodes import categories
 from ..nodes.common import validate
 from .model.perception import NAMES_PER_PROMPT, detect
 from .model.selection import MAX_DETECTIONS
 from .node_io import (
-    CATEGORY,
     VisionLLMNode,
     detection_output,
     detection_outputs,
@@ -30,7 +30,7 @@ class VisionLLMDetect(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMDetect",
             display_name="VisionLLM Detect",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Finds every object that matches one of your names, in any language. Returns a box, a mask "
             "and a score for each.",
             search_aliases=[

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..nodes import categories
 from ..nodes.common import validate, with_field_name
 from .model import prompt_templates
 from .model.perception import ground
 from .node_io import (
-    CATEGORY,
     VisionLLMNode,
     detection_output,
     detection_outputs,
@@ -28,7 +28,7 @@ class VisionLLMGround(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMGround",
             display_name="VisionLLM Ground",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Finds the one object that a phrase or question refers to, such as 'the dog on the left'. "
             "Returns its box, mask and score.",
             search_aliases=[

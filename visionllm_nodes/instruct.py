@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..nodes import categories
 from ..nodes.common import show_progress, show_text, validate, with_field_name
 from .detections.json_document import frame_record, write_document
 from .detections.keypoints import to_keypoints
@@ -16,7 +17,6 @@ from .model.answers import MAX_TOKENS
 from .model.selection import MAX_DETECTIONS, Limits
 from .model.tool_use import Instruction, instruct
 from .node_io import (
-    CATEGORY,
     KEYPOINTS,
     VisionLLMNode,
     detection_frames,
@@ -39,7 +39,7 @@ class VisionLLMInstruct(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMInstruct",
             display_name="VisionLLM Instruct",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Follows an instruction: the model answers and decides itself whether to detect, segment, "
             "find keypoints, generate or edit.",
             search_aliases=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..nodes import categories
 from ..nodes.common import (
     PRECISIONS,
     device_input,
@@ -35,7 +36,7 @@ class VisionLLMLoader(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMLoader",
             display_name="VisionLLM Loader",
-            category="loaders",
+            category=categories.VISIONLLM,
             description="Loads VisionLLM v2, a vision-language model that detects, segments, finds keypoints, "
             "captions and answers questions in any language.",
             search_aliases=[

@@ -27,7 +27,6 @@ from .model.visionllm_loader import LoadedVisionLLM
 VISIONLLM = io.Custom("VISIONLLM")
 KEYPOINTS = io.Custom("KEYPOINTS")
 POSE_KEYPOINT = io.Custom("POSE_KEYPOINT")
-CATEGORY = "image/detection"
 JSON_TOOLTIP = (
     "All results as one JSON string in the format visionllm-nodes/1. Also kept in the history for API clients."
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..nodes import categories
 from ..nodes.common import show_text, validate, with_field_name
 from .detections.json_document import frame_record, write_document
 from .detections.keypoints import to_keypoints
@@ -15,7 +16,6 @@ from .detections.skeletons import PRESETS, bones_of
 from .model import prompt_templates
 from .model.perception import pose
 from .node_io import (
-    CATEGORY,
     JSON_TOOLTIP,
     KEYPOINTS,
     POSE_KEYPOINT,
@@ -37,7 +37,7 @@ class VisionLLMPose(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMPose",
             display_name="VisionLLM Pose",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Finds named keypoints of people, animals, faces, hands or any other object, for ControlNet "
             "and for masks.",
             search_aliases=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..nodes import categories
 from ..nodes.common import show_text, validate
 from .detections.json_document import write_document
 from .detections.results import Detections, no_detections
@@ -13,7 +14,6 @@ from .model.perception import detect_at_regions, detect_similar
 from .model.prefill import progress_share
 from .model.selection import MAX_DETECTIONS, Limits
 from .node_io import (
-    CATEGORY,
     VisionLLMNode,
     detection_frames,
     detection_outputs,
@@ -39,7 +39,7 @@ class VisionLLMRegion(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMRegion",
             display_name="VisionLLM Region",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Segments, counts, describes or names what you mark with a mask, boxes or points, or finds "
             "everything similar.",
             search_aliases=[

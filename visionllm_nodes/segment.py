@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..nodes import categories
 from ..nodes.common import validate
 from .detections.names import unique_names
 from .model.perception import detect, segment
 from .model.selection import MAX_DETECTIONS
 from .node_io import (
-    CATEGORY,
     VisionLLMNode,
     detection_output,
     detection_outputs,
@@ -31,7 +31,7 @@ class VisionLLMSegment(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMSegment",
             display_name="VisionLLM Segment",
-            category=CATEGORY,
+            category=categories.VISIONLLM,
             description="Creates masks of what you name. semantic assigns one name to every pixel (sky, road, wall); "
             "instance returns a separate mask for each object.",
             search_aliases=[

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..node_io import CATEGORY, VisionLLMNode
+from ...nodes import categories
+from ..node_io import VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .masks import boxes_to_masks, masks_to_boxes, split_masks_per_image
 from .nodes_boxes import BOXES
@@ -19,7 +20,7 @@ class VisionLLMBoxesToMask(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMBoxesToMask",
             display_name="Boxes to Mask",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Converts bounding boxes to filled masks, for inpainting, regional prompts or as regions.",
             search_aliases=[
                 "bbox to mask",
@@ -73,7 +74,7 @@ class VisionLLMMaskToBoxes(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMMaskToBoxes",
             display_name="Mask to Boxes",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Finds the bounding boxes of masks, such as painted areas or masks from SAM, for cropping or "
             "as regions.",
             search_aliases=[
@@ -130,7 +131,7 @@ class VisionLLMBoxesToSEGS(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMBoxesToSEGS",
             display_name="Boxes to SEGS",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Converts bounding boxes, with or without masks, to SEGS for the Detailer nodes of the Impact "
             "Pack.",
             search_aliases=[

@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...mulan.boundary.interrupts import interruptible
-from ..node_io import CATEGORY, VisionLLMNode
+from ...nodes import categories
+from ..node_io import VisionLLMNode
 from .bounding_boxes import SIDES, box_score, boxes_per_image, pixel_bounds, sort_boxes
 from .masks import MASK_THRESHOLD, split_masks_per_image
 from .names import split_names
@@ -24,7 +25,7 @@ class VisionLLMFilterBoxes(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMFilterBoxes",
             display_name="Filter Boxes",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Filters bounding boxes by name, score, area, region and rank. Their masks are filtered with "
             "them.",
             search_aliases=[
@@ -143,7 +144,7 @@ class VisionLLMPickBox(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMPickBox",
             display_name="Pick Box",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Picks one bounding box and returns it in whole pixels, for Crop Image, Conditioning (Set "
             "Area) and other nodes that take a single box.",
             search_aliases=[

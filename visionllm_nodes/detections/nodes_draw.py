@@ -8,7 +8,8 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
 from ...mulan.images.text_drawing import TextRenderer
-from ..node_io import CATEGORY, KEYPOINTS, VisionLLMNode
+from ...nodes import categories
+from ..node_io import KEYPOINTS, VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .drawing import COLOR_MODES, ColorMap, Style, draw
 from .masks import check_mask_pixels, fit_masks, split_masks_per_image
@@ -20,7 +21,7 @@ class VisionLLMDrawDetections(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMDrawDetections",
             display_name="Draw Detections",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Draws bounding boxes, masks and keypoints on images, or on black for ControlNet. Labels can "
             "be in any script.",
             search_aliases=[

@@ -10,8 +10,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...mulan.boundary.files import write_text
 from ...mulan.boundary.limits import MAX_JSON_LENGTH
+from ...nodes import categories
 from ...nodes.common import SavedFiles, show_text
-from ..node_io import CATEGORY, KEYPOINTS, VisionLLMNode
+from ..node_io import KEYPOINTS, VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .json_document import Document, frame_record, read_document, write_document
 from .masks import NO_SIZE, boxes_to_masks, split_masks_per_image, too_many_pixels
@@ -42,7 +43,7 @@ class VisionLLMSaveDetections(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMSaveDetections",
             display_name="Save Detections",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Saves boxes, masks and keypoints from any node as a JSON file in output/detections. Also "
             "shows the JSON and keeps it in the history for API clients.",
             search_aliases=[
@@ -118,7 +119,7 @@ class VisionLLMLoadDetections(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMLoadDetections",
             display_name="Load Detections",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Loads boxes, masks, keypoints and texts saved by Save Detections or a VisionLLM node, "
             "without the model.",
             search_aliases=[

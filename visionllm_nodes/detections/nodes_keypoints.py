@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..node_io import CATEGORY, KEYPOINTS, POSE_KEYPOINT, VisionLLMNode
+from ...nodes import categories
+from ..node_io import KEYPOINTS, POSE_KEYPOINT, VisionLLMNode
 from . import keypoints as records
 from .names import split_names
 from .pose_keypoint import from_pose_keypoint, to_pose_keypoint
@@ -16,7 +17,7 @@ class VisionLLMKeypointsToRegions(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMKeypointsToRegions",
             display_name="Keypoints to Boxes, Masks and Points",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Converts selected keypoints to a box, a mask and points for each object, such as a face box "
             "from eyes and nose, or point prompts for SAM.",
             search_aliases=[
@@ -110,7 +111,7 @@ class VisionLLMKeypointsToPose(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMKeypointsToPose",
             display_name="Keypoints to Pose",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Converts keypoints to OpenPose format by their names: body, feet, face, hands and AP-10K "
             "animals. For SDPose Draw Keypoints and comfyui_controlnet_aux.",
             search_aliases=[
@@ -155,7 +156,7 @@ class VisionLLMPoseToKeypoints(VisionLLMNode):
         return io.Schema(
             node_id="VisionLLMPoseToKeypoints",
             display_name="Pose to Keypoints",
-            category=CATEGORY,
+            category=categories.DETECTIONS,
             description="Converts poses from SDPose, DWPose, OpenPose or AnimalPose nodes to named keypoints, for "
             "boxes, masks, drawing and saving.",
             search_aliases=[
