@@ -17,9 +17,8 @@ from mulan_nodes.tests.hygiene.tree import ROOT, build_shipped, python_files, sh
 
 DEVELOPER = "## For developers"  # the README's section for a clone of the repository
 OF_DEVELOPERS = re.compile(r"\bdev\.py\b|\btests/|\btools/|\.venv\b|\.comfyui\b|CONTRIBUTING\.md|ARCHITECTURE\.md")
-DOCUMENTS = sorted(
-    path for path in [*ROOT.glob("*.md"), *(ROOT / "web" / "docs").rglob("*.md")] if path.name != "LICENSE"
-)
+DOCS = ROOT / "web" / "docs"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
 
 def for_users(path: Path) -> str:
@@ -57,7 +56,8 @@ def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
         if target.startswith(("http://", "https://", "mailto:")):
             continue
-        file = (path.parent / target).resolve()
+        # the editor looks for a help page's images beside the English pages
+        file = ((DOCS if path.is_relative_to(DOCS) else path.parent) / target).resolve()
         there = (
             file in exist or any(other.is_relative_to(file) for other in exist) if exist is not None else file.exists()
         )

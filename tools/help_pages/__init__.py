@@ -1,0 +1,163 @@
+"""The help pages in web/docs: prose that a person writes, tables that the schemas give.
+
+<lang>/<NodeId>.md holds the prose: Markdown without a title, with {inputs} and {outputs} on lines of their own. Title,
+description and tables come from the node's schema, in other languages from locales/<lang>/nodeDefs.json. The first line
+of a translation is <!-- en XXXXXXXX -->, the first digits of the SHA-256 of the English prose it was made from.
+The editor asks for docs/<NodeId>/<lang>.md, then for docs/<NodeId>.md, the English page; images of both lie in docs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..comfyui import ROOT
+
+PROSE = Path(__file__).resolve().parent
+PAGES = ROOT / "web" / "docs"
+LANGUAGES = ("en", "zh", "ja", "ko", "es", "fr", "ru")
+WORDS = {
+    # inputs, outputs, input, output, description, optional, default, values
+    "en": ("Inputs", "Outputs", "input", "output", "description", "Optional", "Default", "Values"),
+    "zh": ("输入", "输出", "输入", "输出", "说明", "可选", "默认", "可选值"),
+    "ja": ("入力", "出力", "入力", "出力", "説明", "任意", "既定値", "選択肢"),
+    "ko": ("입력", "출력", "입력", "출력", "설명", "선택 사항", "기본값", "선택지"),
+    "es": ("Entradas", "Salidas", "entrada", "salida", "descripción", "Opcional", "Por defecto", "Valores"),
+    "fr": ("Entrées", "Sorties", "entrée", "sortie", "description", "Facultatif", "Par défaut", "Valeurs"),
+    "ru": ("Входы", "Выходы", "вход", "выход", "описание", "Необязательно", "По умолчанию", "Значения"),
+}
+REPOSITORY = re.compile(r"\b(?:OpenGVLab|mulanai)/[\w.-]*\w")
+LARGEST = 1_000_000  # a maximum above this is no limit that a person meets
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+
+def node_classes() -> list[type]:
+    """This pack's nodes. ComfyUI's command line must have been read."""
+    import mulan_nodes
+
+    async def load() -> list[type]:
+        extension = await mulan_nodes.comfy_entrypoint()
+        await extension.on_load()
+        return await extension.get_node_list()
+
+    return asyncio.run(load())
+
+
+def pages() -> dict[Path, str]:
+    """Return every help page and its text: each prose file gives one."""
+    found = {}
+    for language in LANGUAGES:
+        locale = ROOT / "locales" / language / "nodeDefs.json"
+        texts = json.loads(locale.read_text("utf-8")) if locale.is_file() else {}
+        for node in node_classes():
+            id = node.GET_SCHEMA().node_id
+            prose = PROSE / language / f"{id}.md"
+            if prose.is_file():
+                path = PAGES / (f"{id}.md" if language == "en" else f"{id}/{language}.md")
+                found[path] = page(node, prose.read_text("utf-8"), language, texts.get(id, {}))
+    return found
+
+
+def page(node: type, prose: str, language: str, texts: dict) -> str:
+    """Return one page: title and description, then the prose with its tables. `texts` are a locale's of this node."""
+    info = node.GET_NODE_INFO_V1()
+    words = WORDS[language]
+    tables = {
+        "{inputs}": table(words[0], words[2], words[4], input_rows(node, info, words, texts.get("inputs", {}))),
+        "{outputs}": table(words[1], words[3], words[4], output_rows(info, texts.get("outputs", {}))),
+    }
+    body = re.sub(r"\A<!-- en \w+ -->\n+", "", prose)
+    body = re.sub(r"^(\{inputs\}|\{outputs\})$", lambda marker: tables[marker[0]], body, flags=re.MULTILINE)
+    title, description = (texts.get(name, info[name]) for name in ("display_name", "description"))
+    return f"# {title}\n\n{in_markdown(description)}\n\n{body.strip()}\n"
+
+
+def table(heading: str, name: str, about: str, rows: list[str]) -> str:
+    return "\n".join([f"## {heading}", "", f"| {name} | {about} |", "|---|---|", *rows]) if rows else ""
+
+
+def input_rows(node: type, info: dict, words: tuple, texts: dict) -> list[str]:
+    """A row for each input, in the editor's order: name, tooltip, what it may be."""
+    rows = []
+    for part in ("required", "optional"):
+        for key, (kind, *rest) in info["input"].get(part, {}).items():
+            options, known = (rest[0] if rest else {}), texts.get(key, {})
+            tooltip = known.get("tooltip", options["tooltip"])
+            values = [] if key in getattr(node, "files", ()) else options.get("options", [])
+            facts = value_facts(kind, options, values, words)
+            if part == "optional" and (kind not in WIDGETS or options.get("forceInput")):
+                facts.insert(0, words[5])
+            rows.append(row(key, known.get("name"), in_markdown(tooltip, values), facts))
+    return rows
+
+
+def output_rows(info: dict, texts: dict) -> list[str]:
+    rows = []
+    for index, (key, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True)):
+        known = texts.get(str(index), {})
+        rows.append(row(key, known.get("name"), in_markdown(known.get("tooltip", tooltip)), []))
+    return rows
+
+
+def row(key: str, name: str | None, about: str, facts: list[str]) -> str:
+    title = f"`{key}`" if name in (None, key) else f"**{name}** `{key}`"
+    return f"| {title} | {'<br>'.join([about, *([' · '.join(facts)] if facts else [])])} |"
+
+
+def value_facts(kind: str, options: dict, values: list, words: tuple) -> list[str]:
+    """What a widget may be: its values, where its English tooltip does not name them all; its default and range."""
+    facts = []
+    if any(str(value) not in options["tooltip"] for value in values):
+        facts.append(f"{words[7]}: " + ", ".join(f"`{value}`" for value in values))
+    default = options.get("default", values[0] if values else None)
+    if kind in WIDGETS and not options.get("multiline") and default not in (None, ""):
+        facts.append(f"{words[6]}: `{json.dumps(default) if kind == 'BOOLEAN' else default}`")
+    if kind in ("INT", "FLOAT") and options.get("max", LARGEST + 1) <= LARGEST:
+        facts.append(f"{options['min']:g} … {options['max']:g}")
+    return facts
+
+
+def in_markdown(text: str, values: Iterable = ()) -> str:
+    """Return plain text as Markdown that shows it as it is: repositories on Hugging Face become links, and `values`
+    that the text explains (value: ...) code.
+    """
+    text = re.sub(r"([\\*`|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    for value in sorted(map(str, values), key=len, reverse=True):
+        text = re.sub(rf"(?<![\w`]){re.escape(value)}(?=[:：])", f"`{value}`", text)
+    return REPOSITORY.sub(lambda name: f"[{name[0]}](https://huggingface.co/{name[0]})", text)
+
+
+def english_hash(id: str) -> str:
+    """What the first line of a translation of this node's prose names: the English prose it was made from."""
+    return hashlib.sha256((PROSE / "en" / f"{id}.md").read_text("utf-8").encode()).hexdigest()[:8]
+
+
+def write() -> list[Path]:
+    """Write every page that changed, and return those."""
+    changed = []
+    for path, text in pages().items():
+        if not path.is_file() or path.read_text("utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8", newline="\n")
+            changed.append(path)
+    return changed
+
+
+def stale() -> list[str]:
+    """What a person has to do: prose that lacks a marker, translations of an older English prose."""
+    found = []
+    for prose in sorted(PROSE.glob("*/*.md")):
+        name, text = prose.relative_to(PROSE).as_posix(), prose.read_text("utf-8")
+        if not (PROSE / "en" / prose.name).is_file():
+            found.append(f"{name}: no English prose")
+        elif prose.parent.name != "en" and text.split("\n")[0] != f"<!-- en {english_hash(prose.stem)} -->":
+            found.append(
+                f"{name}: translate the present English prose, then let it begin with "
+                f"<!-- en {english_hash(prose.stem)} -->"
+            )
+    return found
