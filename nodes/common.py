@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -149,6 +149,16 @@ def show_progress(node: type[io.ComfyNode], text: str) -> None:
 
 
 # --- model files ---
+
+
+FILES_EVENT = "mulan_nodes.files"
+
+
+def announce_files(files: Iterable[Path]) -> None:
+    """Tell the asking client's editor that model files were written, so that its lists show them."""
+    server = PromptServer.instance
+    if server.client_id is not None:
+        server.send_sync(FILES_EVENT, {"files": [str(file) for file in files]}, server.client_id)
 
 
 def list_models(kind: str) -> list[str]:

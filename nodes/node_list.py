@@ -10,9 +10,11 @@ from .mulan_conditioning_files import MulanLoadConditioning, MulanSaveConditioni
 from .mulan_encode_languages import MulanEncodeLanguages
 from .mulan_loader import MulanLoader
 from .mulan_prompt_inspector import MulanPromptInspector
+from .mulan_tiny_models import MulanTinyModels
 
 NODES = [
     MulanLoader,
+    MulanTinyModels,
     MulanEncodeLanguages,
     MulanSaveConditioning,
     MulanLoadConditioning,

@@ -6,21 +6,12 @@ command line.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
 OUTPUT = ROOT / "output"
-TINY_MODELS = [
-    *(
-        ROOT / "tools" / "tinyworld" / f"tiny_{name}.safetensors"
-        for name in ("world", "companions", "internvl", "internvl_chat")
-    ),
-    ROOT / "tools" / "tinyworld_visionllm" / "tiny_visionllm.safetensors",
-]
 
 
 def open_comfyui(*arguments: str) -> None:
@@ -58,12 +49,13 @@ def has_accelerator() -> bool:
 
 def write_tiny_models(models: Path) -> list[Path]:
     """Write all tiny models below a ComfyUI's models folder; return their files."""
-    from .tinyworld import pack, whole_packs
+    from mulan_nodes.mulan.boundary.interrupts import uninterrupted
+    from mulan_nodes.mulan.tiny_models.unpacking import TINY_MODELS, write_tiny_models
 
-    return [
-        *pack.expand(models),
-        *(whole.expand(models) for whole in (whole_packs.INTERNVL, whole_packs.CHAT, whole_packs.VISIONLLM)),
-    ]
+    paths = {model: models / model.folder / model.name for model in TINY_MODELS}
+    with uninterrupted():  # nobody presses Stop here, and ComfyUI has not read its command line yet
+        write_tiny_models(paths)
+    return list(paths.values())
 
 
 def write_example_images(inputs: Path) -> list[Path]:
@@ -75,20 +67,5 @@ def write_example_images(inputs: Path) -> list[Path]:
 
 def refresh_tiny_models(comfyui: Path) -> None:
     """Write the tiny models and the templates' images into a ComfyUI, unless they are there already."""
-    for file in TINY_MODELS:
-        if not file.is_file():
-            sys.exit(
-                f"The tiny models are missing: there is no {file.relative_to(ROOT)}. python dev.py train-tiny makes it."
-            )
-    record = CACHE / "tiny_models.json"
-    known = json.loads(record.read_text("utf-8")) if record.is_file() else {}
-    key = hashlib.sha256(b"".join(file.read_bytes() for file in TINY_MODELS)).hexdigest()
-    written = known.get(str(comfyui), {})
-    if written.get("key") == key and all(Path(file).is_file() for file in written["files"]):
-        return
-    print(f"writing the tiny models to {comfyui / 'models'} ...", flush=True)
-    files = [*write_tiny_models(comfyui / "models"), *write_example_images(comfyui / "input")]
-    CACHE.mkdir(exist_ok=True)
-    record.write_text(
-        json.dumps({**known, str(comfyui): {"key": key, "files": [str(file) for file in files]}}, indent=2), "utf-8"
-    )
+    write_tiny_models(comfyui / "models")
+    write_example_images(comfyui / "input")

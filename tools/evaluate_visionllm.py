@@ -10,18 +10,18 @@ from pathlib import Path
 from .comfyui import open_comfyui
 
 
-def evaluation(cpu: bool, output: Path, count: int) -> None:
+def evaluation(comfyui: Path, cpu: bool, output: Path, count: int) -> None:
     """`count` scenes of things that were trained, then a quarter as many of those that never were; writes
     output/visionllm_scores.md.
     """
     open_comfyui(*(["--cpu"] if cpu else []))
+    from mulan_nodes.mulan.tiny_models.unpacking import VISIONLLM
     from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
-    from .tinyworld.whole_packs import VISIONLLM
     from .tinyworld_visionllm import scenes
     from .tinyworld_visionllm.examination import GOALS, examine, held_out_scenes
 
-    loaded, start = load_visionllm(VISIONLLM.pack), time.monotonic()
+    loaded, start = load_visionllm(comfyui / "models" / VISIONLLM.folder / VISIONLLM.name), time.monotonic()
     columns = {"trained things": (scenes.SEEN, count), "things never trained": (scenes.UNSEEN, count // 4)}
     found = {}
     for title, (things, number) in columns.items():

@@ -30,7 +30,7 @@ LAYERS = (
     ("mulan/__init__.py",),
     ("mulan/boundary",),
     ("mulan/checkpoints", "mulan/images"),
-    ("mulan/conditioning",),
+    ("mulan/conditioning", "mulan/tiny_models"),
     ("mulan/internvl",),
     ("mulan/internvl_chat",),
     ("visionllm_nodes/detections",),

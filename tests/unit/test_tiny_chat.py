@@ -15,7 +15,6 @@ from mulan_nodes.tools.tinyworld import captions, chat_training, talks, world
 from mulan_nodes.tools.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, examine, reply
 from mulan_nodes.tools.tinyworld.chat_training import Seeing, Talker, prompt_of, train_tokenizer
 from mulan_nodes.tools.tinyworld.talks import KINDS, MOST, QUESTIONS, Exchange, Talk, ask, draw_talk, draw_talk_of_two
-from mulan_nodes.tools.tinyworld.whole_packs import CHAT
 
 WEAK = {"whether", OF_TWO}  # below the goal, as web/docs/measured.md tells
 RED_STAR = world.Thing("red", "star", "big")
@@ -61,7 +60,7 @@ def test_the_file_is_a_chat_checkpoint(tiny_models):
         and opened.config.language.q_norm
         and not opened.config.vision.rms_norm
     )
-    assert opened.tokenizer().encode("<|im_start|>user\n<img>") and CHAT.pack.stat().st_size < 5e6
+    assert opened.tokenizer().encode("<|im_start|>user\n<img>")
 
 
 # --- what it is trained on ---

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published, to_published
+from mulan_nodes.mulan.tiny_models import full_width
+from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 from mulan_nodes.tools.tinyworld import (
     captions,
     companion_training,
@@ -130,7 +131,7 @@ def loaded(stored):
     import comfy.sd
 
     model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
-        pack.checkpoint(stored), te_model_options={"dtype": torch.float32}
+        full_width.checkpoint(stored), te_model_options={"dtype": torch.float32}
     )
     return model, clip, vae
 
@@ -169,7 +170,7 @@ def test_the_full_autoencoder_equals_the_narrow_one(models, loaded):
 
 
 def test_the_full_adapter_equals_the_narrow_one(models, stored):
-    tensors = from_published(pack.adapter(stored))
+    tensors = from_published(full_width.adapter(stored))
     shape = AdapterShape.from_state_dict(tensors)
     assert shape == AdapterShape(text_hidden_size=128, context_dim=768, num_queries=120, intermediate_size=3072)
     full = LanguageAdapter(shape)
@@ -225,7 +226,7 @@ def test_the_full_lora_equals_the_narrow_one(models, companion_models, loaded, s
     import comfy.lora
 
     model = loaded[0].clone()
-    file = pack.lora(companion_models["stored"], stage)
+    file = full_width.lora(companion_models["stored"], f"{stage}.")
     patches = comfy.lora.load_lora(file, comfy.lora.model_lora_keys_unet(model.model, {}))
     assert len(patches) == len(companion_models[stage]) == len(file) / 3 == 47
     model.add_patches(patches)
@@ -247,7 +248,8 @@ def test_the_full_lora_equals_the_narrow_one(models, companion_models, loaded, s
 def test_the_full_controlnet_equals_the_narrow_one(models, companion_models, loaded, caplog):
     import comfy.controlnet
 
-    net = comfy.controlnet.load_controlnet_state_dict(pack.controlnet(companion_models["stored"])).control_model.float()
+    file = full_width.controlnet(companion_models["stored"])
+    net = comfy.controlnet.load_controlnet_state_dict(file).control_model.float()
     assert not caplog.records  # ComfyUI names what it misses
     x, t, context, hints = (
         torch.randn(2, 4, 8, 8),
@@ -304,22 +306,11 @@ def test_a_teachers_path_begins_at_its_start_and_goes_on_with_guidance():
     torch.testing.assert_close(points[2:, -1], (x[2:] - (1 - alpha).sqrt() * predicted) / alpha.sqrt())
 
 
-def test_expand_writes_six_files_once(tmp_path):
-    written = []
-    paths = pack.expand(tmp_path, written.append)
-    assert written == paths and len(paths) == 6 and all(path.is_file() for path in paths)
-    assert pack.PACK.stat().st_size < 4_900_000 and pack.COMPANIONS.stat().st_size < 3_000_000
-    paths[2].write_bytes(b"damaged")
-    again = []
-    assert pack.expand(tmp_path, again.append) == paths and again == [paths[2]]
-    assert not list(tmp_path.rglob("*.unfinished"))
-
-
-def test_the_prefix_is_always_three_pieces(tmp_path):
+def test_the_prefix_is_always_three_pieces():
     import sentencepiece
 
-    with safe_open(pack.PACK, "pt") as file:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.get_tensor("spiece_model").numpy().tobytes())
+    stored, _ = read_pack(pack_path("world"))
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=stored["spiece_model"].numpy().tobytes())
     ours = [captions.full_caption(world.THINGS[0], language) for language in captions.LANGUAGES]
     for text in ["", ":", "//", ")", "1girl", "size", "e", " a", *ours]:
         assert tokenizer.encode("summarize:" + text, out_type=str)[:3] == PREFIX

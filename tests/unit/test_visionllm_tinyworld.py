@@ -225,12 +225,11 @@ def test_other_scores():
     assert evaluation.exact_match(" Red. ", "red") and not evaluation.exact_match("dark red", "red")
 
 
-def test_the_packed_model_sees():
-    from mulan_nodes.tools.tinyworld.whole_packs import VISIONLLM
+def test_the_packed_model_sees(tiny_models):
     from mulan_nodes.tools.tinyworld_visionllm import examination
     from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
-    assert VISIONLLM.pack.stat().st_size <= 5e6
-    found = examination.examine(load_visionllm(VISIONLLM.pack, device="cpu"), examination.held_out_scenes(20)).scores
+    loaded = load_visionllm(tiny_models["tiny_visionllm.safetensors"], device="cpu")
+    found = examination.examine(loaded, examination.held_out_scenes(20)).scores
     few = 0.06  # twenty pictures tell no more
     assert all(found[name] >= goal - few for name, goal in examination.GOALS.items()), found

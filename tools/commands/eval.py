@@ -51,7 +51,7 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
     if "mulan" in wanted:
         evaluate_mulan.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed)
     if "visionllm" in wanted:
-        evaluate_visionllm.evaluation(cpu, OUTPUT, options.scenes)
+        evaluate_visionllm.evaluation(comfyui, cpu, OUTPUT, options.scenes)
     if "zeroshot" in wanted:
         evaluate_zeroshot.evaluation(comfyui, cpu, OUTPUT, options)
     return 0

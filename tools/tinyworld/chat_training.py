@@ -38,9 +38,9 @@ from mulan_nodes.mulan.internvl_chat.chat_tokenizer import SPLIT_PATTERN
 
 from . import world
 from .contrastive_training import as_seen, begin_tower, draw_anywhere
+from .pack import pack_file
 from .stages import SEED, draw_corpus, is_finished, train_stage
 from .talks import MOST, Talk, all_words, draw_talk, draw_talk_of_two
-from .whole_packs import CHAT
 
 ESTIMATE = (
     "Training the tiny InternVL that talks takes about twenty minutes of one CPU core; interrupted, it goes "
@@ -71,7 +71,6 @@ METADATA = {
     "title": "MuLan Nodes: the tiny InternVL that talks",
     "description": "A tiny InternVL chat model of a world of coloured shapes, trained from nothing on pictures drawn "
     "by a program",
-    "made_by": "python dev.py train-tiny",
     "license": "MIT",
 }
 
@@ -221,7 +220,7 @@ def train_chat(work_dir: Path, seeing_steps: int = 1500, steps: int = 3000) -> P
     seeing.tower.requires_grad_(False)
     seeing.heads.requires_grad_(False)
     _train("chat_talking", work_dir, talker, lambda: _talking_loss(talker), steps, 2e-3)
-    return write(talker, tokenizer, CHAT.pack)
+    return pack_file("internvl_chat", write(talker, tokenizer, work_dir / "tiny_internvl_chat.safetensors"))
 
 
 def _train(stage: str, work_dir: Path, model: nn.Module, make_loss, steps: int, learning_rate: float) -> None:

@@ -10,16 +10,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import sentencepiece
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.embeddings import Timesteps
-from safetensors.torch import load_file
 from torch import nn
 
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter, from_published
+from mulan_nodes.mulan.tiny_models.full_width import ADAPTER, AUTOENCODER, CLIP, UNET
+from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 
 from . import narrow, pack
 from .adapter_training import TextStates
@@ -49,10 +49,9 @@ class Shipped:
             return self.adapter(self.text_states([text and PREFIX + text for text in texts]))
 
 
-def read_shipped(path: Path = pack.PACK) -> Shipped:
-    stored = {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
-    }
+def read_shipped() -> Shipped:
+    packed, _ = read_pack(pack_path("world"))
+    stored = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in packed.items()}
 
     def part(prefix: str) -> dict[str, torch.Tensor]:
         return {
@@ -62,11 +61,11 @@ def read_shipped(path: Path = pack.PACK) -> Shipped:
         }
 
     base, autoencoder, adapter, text = Base(), narrow.TinyAutoencoder(), narrow.adapter(), llama()
-    unet = part(pack.UNET)
+    unet = part(UNET)
     base.unet.load_state_dict({name: unet[pack.unet_name(name)] for name in base.unet.state_dict()})
-    base.clip.load_state_dict(part(pack.CLIP))
-    autoencoder.load_state_dict(part(pack.AUTOENCODER))
-    adapter.load_state_dict(from_published(part("adapter.")))
+    base.clip.load_state_dict(part(CLIP))
+    autoencoder.load_state_dict(part(AUTOENCODER))
+    adapter.load_state_dict(from_published(part(ADAPTER)))
     text.load_state_dict(
         {name: tensor for name, tensor in part("model.").items() if not name.startswith("diffusion_model.")}
     )

@@ -35,10 +35,10 @@ from mulan_nodes.mulan.internvl.contrastive import (
 from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig, Layer
 from mulan_nodes.mulan.internvl.internvl_model import text_ids
 from mulan_nodes.mulan.internvl.preprocessing import MEAN, STD
+from mulan_nodes.mulan.tiny_models.unpacking import TEXT_ENCODER, write_tiny_models
 
 from . import captions, pack, scenes, world
 from .stages import SEED, draw_corpus, is_finished, train_stage
-from .whole_packs import INTERNVL
 
 ESTIMATE = "Training the tiny InternVL takes about ten minutes of one CPU core; interrupted, it goes on where it was."
 STAGE = "internvl"
@@ -60,7 +60,6 @@ METADATA = {
     "title": "MuLan Nodes: the tiny InternVL",
     "description": "A tiny InternVL-C and -G of a world of coloured shapes, without its text encoder, trained from "
     "nothing on pictures drawn by a program",
-    "made_by": "python dev.py train-tiny",
     "license": "MIT",
 }
 
@@ -179,16 +178,23 @@ def as_seen(pictures: torch.Tensor) -> torch.Tensor:
     return (pictures.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
+def write_text_encoder(folder: Path) -> Path:
+    """The tiny text encoder alone, as a file."""
+    path = folder / TEXT_ENCODER.name
+    write_tiny_models({TEXT_ENCODER: path})
+    return path
+
+
 def train_internvl(work_dir: Path, steps: int = 2500) -> Path:
     """Trains what is not finished and writes the pack."""
-    text = FrozenText(pack.expand_text_encoder(work_dir / "models"))
+    text = FrozenText(write_text_encoder(work_dir))
     torch.manual_seed(SEED)
     pair = Pair(text.file.config.hidden_size, text.file.config.num_attention_heads, text.file.config.rms_norm_eps)
     if is_finished(STAGE, work_dir):
         pair.load_state_dict(load_file(work_dir / f"{STAGE}.safetensors"))
     else:
         _train(work_dir, pair, text, steps)
-    return write(pair, text, INTERNVL.pack)
+    return pack.pack_file("internvl", write(pair, text, work_dir / "tiny_internvl.safetensors"))
 
 
 def _train(work_dir: Path, pair: Pair, text: FrozenText, steps: int) -> None:

@@ -19,7 +19,6 @@ from mulan_nodes.visionllm_nodes.model.keys import bridge, clip, grounding, llam
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from mulan_nodes.visionllm_nodes.model.visionllm_files import SPIECE, TOKENIZER
 
-from ..tinyworld.whole_packs import VISIONLLM
 from .architecture import (
     BRIDGE,
     GROUNDING,
@@ -38,7 +37,6 @@ METADATA = {
     "title": "VisionLLM Nodes: tiny world",
     "description": "A tiny VisionLLM v2 of a world of coloured shapes, trained from nothing on pictures drawn by a "
     "program",
-    "made_by": "python dev.py train-tiny",
     "license": "MIT",
 }
 
@@ -94,7 +92,7 @@ def _apart(tensor: torch.Tensor, source: WeightSource) -> tuple[torch.Tensor, ..
     return tensor.chunk(len(source.names))
 
 
-def write(parts: Mapping[str, nn.Module], tokenizer: VisionTokenizer, path: Path = VISIONLLM.pack) -> Path:
+def write(parts: Mapping[str, nn.Module], tokenizer: VisionTokenizer, path: Path) -> Path:
     """Writes the file, in float16. It appears complete or not at all."""
     tensors = {name: tensor.half().contiguous().clone() for name, tensor in published(parts, len(tokenizer)).items()}
     tensors[SPIECE] = torch.from_numpy(np.frombuffer(tokenizer.model, np.uint8).copy())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..tinyworld.pack import pack_file
 from ..tinyworld.stages import SEED
 from . import pack
 from .architecture import build_grounding, build_pose
@@ -45,4 +46,4 @@ def train(work_dir: Path) -> Path:
         train_on_stand_ins(name, work_dir, seeing, STAND_IN_STEPS)
         train_on_reader(name, work_dir, seeing, reader, steps)
         parts[name] = seeing.decoder
-    return pack.write(parts, tokenizer)
+    return pack_file("visionllm", pack.write(parts, tokenizer, work_dir / "tiny_visionllm.safetensors"))
