@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -151,16 +151,6 @@ def show_progress(node: type[io.ComfyNode], text: str) -> None:
 # --- model files ---
 
 
-FILES_EVENT = "mulan_nodes.files"
-
-
-def announce_files(files: Iterable[Path]) -> None:
-    """Tell the asking client's editor that model files were written, so that its lists show them."""
-    server = PromptServer.instance
-    if server.client_id is not None:
-        server.send_sync(FILES_EVENT, {"files": [str(file) for file in files]}, server.client_id)
-
-
 def list_models(kind: str) -> list[str]:
     """Return the names of the models in models/<kind>.
 
@@ -206,6 +196,13 @@ def _checkpoint_folder(kind: str, name: str) -> Path | None:
         if any((folder / file).is_file() for file in (*INDEX_NAMES, *single)):
             return folder
     return None
+
+
+def announce_models() -> None:
+    """Tell the client that asked for the run that there are new model files, so that it lists them."""
+    server = PromptServer.instance
+    if server.client_id is not None:  # to None it would go to every client
+        server.send_sync("mulan_nodes.files", {}, server.client_id)
 
 
 # --- saved files ---
