@@ -28,7 +28,7 @@ WORDS = {
     "ja": ("入力", "出力", "入力", "出力", "説明", "任意", "既定値", "選択肢"),
     "ko": ("입력", "출력", "입력", "출력", "설명", "선택 사항", "기본값", "선택지"),
     "es": ("Entradas", "Salidas", "entrada", "salida", "descripción", "Opcional", "Por defecto", "Valores"),
-    "fr": ("Entrées", "Sorties", "entrée", "sortie", "description", "Facultatif", "Par défaut", "Valeurs"),
+    "fr": ("Entrées", "Sorties", "entrée", "sortie", "description", "Facultatif", "Par défaut\u00a0", "Valeurs\u00a0"),
     "ru": ("Входы", "Выходы", "вход", "выход", "описание", "Необязательно", "По умолчанию", "Значения"),
 }
 REPOSITORY = re.compile(r"\b(?:OpenGVLab|mulanai)/[\w.-]*\w")
