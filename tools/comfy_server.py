@@ -98,7 +98,8 @@ class ComfyServer:
     comfyui: its folder; of its custom nodes only this pack is loaded. extra_models: a folder with the layout of
     models/ that is searched too. extra_nodes: a folder with the layout of custom_nodes/ whose packs are loaded too.
     port: 0 takes a free one. What the server writes goes to a temporary folder, except its log; or to `folder`, which
-    stays, and which several servers may share. environment: variables besides our own.
+    stays, and which several servers may share. environment: variables besides our own. arguments: ComfyUI's, besides
+    our own.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class ComfyServer:
         log: Path | None = None,
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
         start_within: float = 300.0,
     ):
         self.comfyui, self.cpu, self.start_within = Path(comfyui), cpu, start_within
@@ -120,6 +122,7 @@ class ComfyServer:
         self.url = f"http://{self.address}"
         self._extra_models, self._extra_nodes, self._given_log = extra_models, extra_nodes, log
         self._given_folder, self._environment = folder, environment or {}
+        self._arguments = arguments
         self._ended: dict[str, tuple[str, dict]] = {}  # prompt id -> (ending, its data), until somebody waits for it
         self._process: subprocess.Popen | None = None
         self._socket: websocket.WebSocket | None = None
@@ -174,7 +177,7 @@ class ComfyServer:
             config = self.folder / "extra_model_paths.yaml"
             config.write_text(json.dumps(folders), "utf-8")  # JSON is YAML
             command += ["--extra-model-paths-config", str(config)]
-        return command
+        return [*command, *self._arguments]
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + self.start_within
