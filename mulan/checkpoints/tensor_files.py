@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ..boundary.files import parse_json
 from ..boundary.limits import MAX_JSON_LENGTH
 from ..boundary.reading import read_file
+from .safetensors_reader import SafetensorsReader
 
 # A part of a library's error -> what it means
 _REASONS = {
@@ -27,11 +28,6 @@ CONFIG = "config"  # metadata of a converted file: config.json
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a folder without shards
 STREAMED_WEIGHTS = 2**28  # weights that `open_streaming` reads between two openings
-_DTYPES = {  # safetensors' names that differ from torch's
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{f"{kind}{bits}": f"{name}int{bits}" for kind, name in (("I", ""), ("U", "u")) for bits in (8, 16, 32, 64)},
-    **{"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "C64": "complex64"},
-}
 
 
 class WrongFileError(ValueError):
@@ -141,40 +137,12 @@ def read_object(content: str | bytes, where: str) -> dict[str, Any]:
 
 def _open_safetensors(path: Path) -> TensorFile:
     try:
-        file = _safe_open(path)
+        file = SafetensorsReader(path)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise WrongFileError(
             f"{describe_path(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}."
         ) from error
-    slices = {name: file.get_slice(name) for name in file.keys()}
-    return TensorFile(
-        path,
-        {name: tuple(part.get_shape()) for name, part in slices.items()},
-        file.get_tensor,
-        file.metadata() or {},
-        {name: _DTYPES.get(dtype := str(part.get_dtype()), dtype.lower()) for name, part in slices.items()},
-    )
-
-
-def _safe_open(path: Path) -> safe_open:
-    """Open a file by its library, which opens the path once for the header and once for the values; do it anew where
-    another file took the path in between.
-    """
-    while True:
-        version = _version(path)
-        try:
-            file = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError, RuntimeError):  # torch's, where the file is shorter than the header says
-            if version == _version(path):
-                raise
-        else:
-            if version == _version(path):
-                return file
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return TensorFile(path, file.shapes, file.read, file.metadata, file.dtypes)
 
 
 def _open_torch(path: Path) -> TensorFile:

@@ -30,8 +30,9 @@ from mulan_nodes.mulan.boundary.files import (
     remove_abandoned,
     write_text,
 )
-from mulan_nodes.mulan.checkpoints import tensor_files
+from mulan_nodes.mulan.checkpoints import safetensors_reader
 from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
+from mulan_nodes.mulan.checkpoints.tensor_files import open_tensors
 from mulan_nodes.mulan.internvl.embedding_cache import EmbeddingCache
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are forked")
@@ -351,8 +352,8 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(tmp_path, mo
             return safe_open(torn, *arguments[1:], **options)
         return safe_open(*arguments, **options)
 
-    monkeypatch.setattr(tensor_files, "safe_open", replacing)
-    file = tensor_files.open_tensors(path)
+    monkeypatch.setattr(safetensors_reader, "safe_open", replacing)
+    file = open_tensors(path)
     assert file.shapes["a"] == (rows, 4) and torch.equal(file.read("a"), torch.ones(rows, 4))
 
 
