@@ -2,8 +2,8 @@
 
 The server is killed in the first part of the run only: the second part is one life of it, whose memory is measured
 each time the queue is empty and the models are unloaded. Histories are deleted once they are read, so that what grows
-is not ComfyUI's record of the run; and the C library is told to give large blocks back to the system at once, so that
-it is not the allocator's own store.
+is not ComfyUI's record of the run; and the C library gives large blocks back to the system at once, and free pages
+between small ones when the memory is measured, so that it is not the allocator's own store.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Report:
     lost: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     samples: list[tuple[int, float]] = field(default_factory=list)  # graphs done in this life, MB
+    untrimmed: list[float] = field(default_factory=list)  # MB, before the C library gives free pages back
     held: list[tuple[float, int]] = field(default_factory=list)  # MB that malloc has given out, Python objects
     seconds: float = 0.0
 
@@ -82,6 +83,7 @@ class Report:
             ("damaged or left over files", f"{len(self.damaged)} {'; '.join(self.damaged[:5])}".strip()),
             *((f"error: {message}", str(count)) for message, count in self.errors.most_common()),
             ("memory when idle, MB", f"{' '.join(memory)}"),
+            ("before free pages are given back", " ".join(f"{memory:.0f}" for memory in self.untrimmed)),
             ("given out by malloc, MB", " ".join(f"{held:.0f}" for held, _ in self.held)),
             ("Python objects, thousands", " ".join(f"{objects / 1000:.0f}" for _, objects in self.held)),
             ("growth, MB per 1,000 graphs", "too short to tell" if growth is None else f"{growth:.1f}"),
@@ -139,6 +141,7 @@ class Soak:
         self._done_in_life = 0
         self.report.samples.clear()
         self.report.held.clear()
+        self.report.untrimmed.clear()
         self._post("mulan_save_conditioning", templates.load("mulan_save_conditioning"))
         self._drain()
 
@@ -228,19 +231,20 @@ class Soak:
             memory, calm = now, calm + 1 if now == memory else 0
             if calm == 10:
                 break
-        self.report.samples.append((self._done_in_life, memory))
-        self.report.held.append(self._held())
+        self.report.untrimmed.append(memory)
+        told = self._ask_memory()
+        self.report.samples.append((self._done_in_life, told["resident"]))
+        self.report.held.append((told["held"], told["objects"]))
 
-    def _held(self) -> tuple[float, int]:
-        """Return what malloc has given out in the server, in MB, and its number of Python objects."""
+    def _ask_memory(self) -> dict:
+        """Return what the server's own node tells."""
         number = len(self.report.samples)
         graph = {"1": {"class_type": "SoakMemory", "inputs": {"number": number}}}
         prompt = self._server.ask("/prompt", {"prompt": graph})["prompt_id"]
         while not (entry := self._server.ask(f"/history/{prompt}").get(prompt)):
             time.sleep(0.05)
         self._server.ask("/history", {"delete": [prompt]})
-        told = json.loads(entry["outputs"]["1"]["text"][0])
-        return told["held"], told["objects"]
+        return json.loads(entry["outputs"]["1"]["text"][0])
 
     def _kill(self) -> None:
         """Kill the server while graphs run, start another one, and look at what the first left."""
