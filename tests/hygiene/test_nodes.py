@@ -11,6 +11,15 @@ from mulan_nodes.tools.comfy_server import pack_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = {"MuLan Nodes/MuLan", "MuLan Nodes/VisionLLM", "MuLan Nodes/InternVL", "MuLan Nodes/Detections"}
+IDENTIFIERS = {"C", "G", "bf16", "fp16", "fp32", "cpu", "softmax"}  # values that every language writes alike
+    "C",
+    "G",
+    "bf16",
+    "fp16",
+    "fp32",
+    "cpu",
+    "softmax",
+}  # values of choices that are the same in every language
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 
 
@@ -83,3 +92,16 @@ def test_a_translation_has_the_schema_s_inputs_and_outputs(locale, nodes, server
     served = json.loads(server.get("/i18n"))[locale]
     assert served["nodeDefs"].keys() >= texts.keys()
     assert served["nodeCategories"]["Detections"] not in ("", "Detections")  # the other parts are names
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_a_translation_names_every_value_of_a_choice(locale, nodes):
+    """web/labels.js shows `options` for values and `item` for the inputs of a growing list."""
+    texts = json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text("utf-8"))
+    for id, info in nodes.items():
+        for name, options in inputs(info).items():
+            text = texts[id]["inputs"][name]
+            words = {value for value in options.get("options", []) if not Path(value).suffix} - IDENTIFIERS
+            assert text.get("options", {}).keys() == words, f"{id}: {name}"
+            assert all(text.get("options", {}).values()), f"{id}: {name}"
+            assert ("template" in options) == bool(text.get("item")), f"{id}: {name}"

@@ -89,10 +89,11 @@ def input_rows(node: type, info: dict, words: tuple, texts: dict) -> list[str]:
             options, known = (rest[0] if rest else {}), texts.get(key, {})
             tooltip = known.get("tooltip", options["tooltip"])
             values = [] if key in getattr(node, "files", ()) else options.get("options", [])
-            facts = value_facts(kind, options, values, words)
+            labels = known.get("options", {})
+            facts = value_facts(kind, options, values, words, labels)
             if part == "optional" and (kind not in WIDGETS or options.get("forceInput")):
                 facts.insert(0, words[5])
-            rows.append(row(key, known.get("name"), in_markdown(tooltip, values), facts))
+            rows.append(row(key, known.get("name"), in_markdown(tooltip, [*values, *labels.values()]), facts))
     return rows
 
 
@@ -109,14 +110,20 @@ def row(key: str, name: str | None, about: str, facts: list[str]) -> str:
     return f"| {title} | {'<br>'.join([about, *([' · '.join(facts)] if facts else [])])} |"
 
 
-def value_facts(kind: str, options: dict, values: list, words: tuple) -> list[str]:
-    """What a widget may be: its values, where its English tooltip does not name them all; its default and range."""
+def value_facts(kind: str, options: dict, values: list, words: tuple, labels: dict) -> list[str]:
+    """What a widget may be: its values, where its English tooltip does not name them all; its default and range.
+    `labels` are what the editor shows for the values.
+    """
+
+    def shown(value) -> str:
+        return f"{labels[value]} `{value}`" if labels.get(value, value) != value else f"`{value}`"
+
     facts = []
     if any(str(value) not in options["tooltip"] for value in values):
-        facts.append(f"{words[7]}: " + ", ".join(f"`{value}`" for value in values))
+        facts.append(f"{words[7]}: " + ", ".join(map(shown, values)))
     default = options.get("default", values[0] if values else None)
     if kind in WIDGETS and not options.get("multiline") and default not in (None, ""):
-        facts.append(f"{words[6]}: `{json.dumps(default) if kind == 'BOOLEAN' else default}`")
+        facts.append(f"{words[6]}: {shown(json.dumps(default) if kind == 'BOOLEAN' else default)}")
     if kind in ("INT", "FLOAT") and options.get("max", LARGEST + 1) <= LARGEST:
         facts.append(f"{options['min']:g} … {options['max']:g}")
     return facts
