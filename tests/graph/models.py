@@ -16,6 +16,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.pixart.pixartms import PixArtMS
 from safetensors.torch import load_file, save_file
 
+from mulan_nodes.mulan.checkpoints.quantization import INT8
+from mulan_nodes.mulan.checkpoints.tensor_files import open_tensors
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.adapter_sdxl import AdapterShapeXL, LanguageAdapterXL, TextProjection
 from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
@@ -40,9 +42,7 @@ SMALLEST_UNET = dict(
 
 
 def make_all(folder: Path, tiny: Path) -> Path:
-    """Fills `folder`, laid out as models/; `tiny` is the models folder that holds the tiny world. Published names are
-    those that templates ask for.
-    """
+    """Fills `folder`, laid out as models/; `tiny` is the models folder that holds the tiny world."""
     torch.manual_seed(0)
     for name in MODEL_FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,6 @@ def make_all(folder: Path, tiny: Path) -> Path:
     _controlnet(folder / "controlnet" / "hint.safetensors")
     _hypernetwork(folder / "hypernetworks" / "random.pt")
     _sd15(folder / "checkpoints", tiny / "checkpoints" / "tiny_sd15.safetensors")
-    save_file({}, folder / "checkpoints" / "sam3.1_multiplex_fp16.safetensors")
     _sd21(folder, open_text_encoder(encoder).config.hidden_size)
     _sdxl(folder, tiny, encoder)
     _pixart(folder, encoder)
@@ -64,7 +63,29 @@ def make_all(folder: Path, tiny: Path) -> Path:
     _sharded(folder / "text_encoders" / "Sharded-safetensors", encoder, ".safetensors")
     _sharded(folder / "text_encoders" / "Sharded-bin", encoder, ".bin")
     _wrong(folder, encoder, adapter)
+    _named_by_templates(folder, tiny)
     return folder
+
+
+def _named_by_templates(folder: Path, tiny: Path) -> None:
+    """Tiny models under the names that templates ask for, known to MuLan Get Model by their metadata."""
+    internvl, adapter = "OpenGVLab/InternVL-14B-224px", "mulanai/mulan-lang-adapter/sd15_aesthetic.pth"
+    for name, stands_in, source in (
+        ("text_encoders/InternVL-14B-224px_text_int8", "text_encoders/tiny_internvl", internvl),
+        ("internvl/InternVL-14B-224px_vision_int8", "internvl/tiny_internvl_vision", internvl),
+        ("internvl_chat/InternVL3_5-2B_int8", "internvl_chat/tiny_internvl_chat", "OpenGVLab/InternVL3_5-2B"),
+        ("visionllm/VisionLLMv2_int8", "visionllm/tiny_visionllm", "OpenGVLab/VisionLLMv2"),
+        ("mulan/sd15_aesthetic", "mulan/tiny_sd15_adapter", adapter),
+    ):
+        file = open_tensors(tiny / f"{stands_in}.safetensors")
+        metadata = {**file.metadata, "source": f"{source} on Hugging Face", "quantization": INT8.algorithm}
+        save_file(load_file(tiny / f"{stands_in}.safetensors"), folder / f"{name}.safetensors", metadata)
+    for name, stands_in in (
+        ("loras/lcm-lora-sdv1-5", "loras/tiny_lcm_lora"),
+        ("controlnet/control_v11p_sd15_canny_fp16", "controlnet/tiny_layout_controlnet"),
+        ("controlnet/control_v11p_sd15_openpose_fp16", "controlnet/tiny_layout_controlnet"),
+    ):
+        shutil.copyfile(tiny / f"{stands_in}.safetensors", folder / f"{name}.safetensors")
 
 
 def _random(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -225,7 +246,8 @@ def _sdxl(folder: Path, tiny: Path, encoder: Path) -> None:
         variant = "attnpool" if text_embeds is None else "textproj"
         save_file(to_published(weights), folder / "mulan" / f"random_sdxl_noembed_{variant}.safetensors")
         save_file(to_published(weights | embedding), folder / "mulan" / f"random_sdxl_embed_{variant}.safetensors")
-    torch.save(to_published(_xl_adapter(4096, 768) | embedding), folder / "mulan" / "sdxl_aesthetic.pth")
+    adapters = folder / "mulan"
+    torch.save(load_file(adapters / "random_sdxl_noembed_attnpool.safetensors"), adapters / "sdxl_aesthetic.pth")
     stored = load_file(encoder) | {"text_projection": torch.randn(text.config.hidden_size, 768).half()}
     save_file(stored, folder / "text_encoders" / "projecting.safetensors", metadata=dict(text.file.metadata))
 
@@ -288,7 +310,7 @@ def _pixart(folder: Path, encoder: Path) -> None:
     )
     weights = _random(InternVLEncoder(sizes, dtype=torch.float16).transformer)
     weights |= {"spiece_model": tiny.file.read("spiece_model"), "text_projection": torch.randn(4096, 768).half() / 64}
-    save_file(weights, folder / "text_encoders" / "InternVL-14B-224px_text_int8.safetensors")
+    save_file(weights, folder / "text_encoders" / "random_wide.safetensors")
 
 
 def _diffusers_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

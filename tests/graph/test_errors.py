@@ -17,7 +17,7 @@ from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
 from mulan_nodes.tools.graphs import differ, picture
 
 WHOLE = "none (a whole MuLan PixArt model)"
-WIDE = "InternVL-14B-224px_text_int8.safetensors"
+WIDE = "random_wide.safetensors"
 DOWNLOAD = "download it again"
 ENCODER_SOURCE, ADAPTER_SOURCE = "OpenGVLab/InternVL-14B-224px", "mulanai/mulan-lang-adapter"
 

@@ -24,7 +24,7 @@ def base() -> dict:
         graph,
         "MuLan Loader",
         model=["20", 0],
-        text_encoder="InternVL-14B-224px_text_int8.safetensors",
+        text_encoder="random_wide.safetensors",
         adapter="pixart.pth",
     )
     return graphs.change(graphs.change(graph, "KSampler", steps=1), "Empty Latent Image", width=384, height=384)
