@@ -16,12 +16,11 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.pixart.pixartms import PixArtMS
 from safetensors.torch import load_file, save_file
 
-from mulan_nodes.mulan.checkpoints.quantization import INT8
-from mulan_nodes.mulan.checkpoints.tensor_files import open_tensors
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.adapter_sdxl import AdapterShapeXL, LanguageAdapterXL, TextProjection
 from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
+from mulan_nodes.tools.browser.stand_ins import write_stand_ins
 from mulan_nodes.tools.comfy_server import MODEL_FOLDERS
 from mulan_nodes.tools.shards import save_shards
 
@@ -63,29 +62,8 @@ def make_all(folder: Path, tiny: Path) -> Path:
     _sharded(folder / "text_encoders" / "Sharded-safetensors", encoder, ".safetensors")
     _sharded(folder / "text_encoders" / "Sharded-bin", encoder, ".bin")
     _wrong(folder, encoder, adapter)
-    _named_by_templates(folder, tiny)
+    write_stand_ins(tiny, folder)
     return folder
-
-
-def _named_by_templates(folder: Path, tiny: Path) -> None:
-    """Tiny models under the names that templates ask for, known to MuLan Get Model by their metadata."""
-    internvl, adapter = "OpenGVLab/InternVL-14B-224px", "mulanai/mulan-lang-adapter/sd15_aesthetic.pth"
-    for name, stands_in, source in (
-        ("text_encoders/InternVL-14B-224px_text_int8", "text_encoders/tiny_internvl", internvl),
-        ("internvl/InternVL-14B-224px_vision_int8", "internvl/tiny_internvl_vision", internvl),
-        ("internvl_chat/InternVL3_5-2B_int8", "internvl_chat/tiny_internvl_chat", "OpenGVLab/InternVL3_5-2B"),
-        ("visionllm/VisionLLMv2_int8", "visionllm/tiny_visionllm", "OpenGVLab/VisionLLMv2"),
-        ("mulan/sd15_aesthetic", "mulan/tiny_sd15_adapter", adapter),
-    ):
-        file = open_tensors(tiny / f"{stands_in}.safetensors")
-        metadata = {**file.metadata, "source": f"{source} on Hugging Face", "quantization": INT8.algorithm}
-        save_file(load_file(tiny / f"{stands_in}.safetensors"), folder / f"{name}.safetensors", metadata)
-    for name, stands_in in (
-        ("loras/lcm-lora-sdv1-5", "loras/tiny_lcm_lora"),
-        ("controlnet/control_v11p_sd15_canny_fp16", "controlnet/tiny_layout_controlnet"),
-        ("controlnet/control_v11p_sd15_openpose_fp16", "controlnet/tiny_layout_controlnet"),
-    ):
-        shutil.copyfile(tiny / f"{stands_in}.safetensors", folder / f"{name}.safetensors")
 
 
 def _random(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from ...mulan.checkpoints.quantization import INT8
+from ...mulan.checkpoints.tensor_files import open_tensors
 from ..comfyui import write_tiny_models
 
 # What a template asks for below models/ -> the tiny model that stands in.
 STAND_INS = {
-    "checkpoints/v1-5-pruned-emaonly-fp16.safetensors": "checkpoints/tiny_sd15.safetensors",
-    "loras/lcm-lora-sdv1-5.safetensors": "loras/tiny_lcm_lora.safetensors",
-    "controlnet/control_v11p_sd15_canny_fp16.safetensors": "controlnet/tiny_layout_controlnet.safetensors",
-    "controlnet/control_v11p_sd15_openpose_fp16.safetensors": "controlnet/tiny_layout_controlnet.safetensors",
-    "mulan/sd15_aesthetic.pth": "mulan/tiny_sd15_adapter.safetensors",
-    "text_encoders/InternVL-14B-224px_text_int8.safetensors": "text_encoders/tiny_internvl.safetensors",
-    "internvl/InternVL-14B-224px_vision_int8.safetensors": "internvl/tiny_internvl_vision.safetensors",
-    "internvl_chat/InternVL3_5-2B_int8.safetensors": "internvl_chat/tiny_internvl_chat.safetensors",
-    "visionllm/VisionLLMv2_int8.safetensors": "visionllm/tiny_visionllm.safetensors",
+    "checkpoints/v1-5-pruned-emaonly-fp16": "checkpoints/tiny_sd15",
+    "loras/lcm-lora-sdv1-5": "loras/tiny_lcm_lora",
+    "controlnet/control_v11p_sd15_canny_fp16": "controlnet/tiny_layout_controlnet",
+    "controlnet/control_v11p_sd15_openpose_fp16": "controlnet/tiny_layout_controlnet",
+    "mulan/sd15_aesthetic": "mulan/tiny_sd15_adapter",
+    "text_encoders/InternVL-14B-224px_text_int8": "text_encoders/tiny_internvl",
+    "internvl/InternVL-14B-224px_vision_int8": "internvl/tiny_internvl_vision",
+    "internvl_chat/InternVL3_5-2B_int8": "internvl_chat/tiny_internvl_chat",
+    "visionllm/VisionLLMv2_int8": "visionllm/tiny_visionllm",
+}
+# By its source MuLan Get Model knows what it has downloaded.
+SOURCES = {
+    "mulan": "mulanai/mulan-lang-adapter/sd15_aesthetic.pth",
+    "text_encoders": "OpenGVLab/InternVL-14B-224px",
+    "internvl": "OpenGVLab/InternVL-14B-224px",
+    "internvl_chat": "OpenGVLab/InternVL3_5-2B",
+    "visionllm": "OpenGVLab/VisionLLMv2",
 }
 
 
 def write(models: Path) -> None:
     """Write the tiny models and the stand-ins below a models folder."""
     write_tiny_models(models)
-    for name, tiny in STAND_INS.items():
-        target = models / name
+    write_stand_ins(models, models)
+
+
+def write_stand_ins(tiny: Path, models: Path) -> None:
+    """Write the stand-ins below `models`, from the tiny models below `tiny`."""
+    for name, stands_in in STAND_INS.items():
+        source, target = tiny / f"{stands_in}.safetensors", models / f"{name}.safetensors"
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".pth":
-            torch.save(load_file(models / tiny), target)
-        else:
-            shutil.copyfile(models / tiny, target)
+        metadata = dict(open_tensors(source).metadata)
+        if origin := SOURCES.get(target.parent.name):
+            metadata |= {"source": f"{origin} on Hugging Face", "quantization": INT8.algorithm}
+        save_file(load_file(source), target, metadata)
 
 
 def missing(graph: dict, models: Path) -> list[str]:

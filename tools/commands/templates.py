@@ -7,6 +7,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these templates (default: all)")
     parser.add_argument("--arrange", action="store_true", help="first lay them out anew by what their nodes need")
+    parser.add_argument("--api", action="store_true", help="only write workflows/api and the pack's version anew")
     parser.add_argument(
         "--frontend",
         nargs="*",
@@ -19,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
+    if options.api:
+        from ..api_form import write_all
+
+        write_all(comfyui)
+        return 0
     from ..browser import campaign
     from ..comfyui import OUTPUT
 
