@@ -12,14 +12,6 @@ from mulan_nodes.tools.comfy_server import pack_name
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = {"MuLan Nodes/MuLan", "MuLan Nodes/VisionLLM", "MuLan Nodes/InternVL", "MuLan Nodes/Detections"}
 IDENTIFIERS = {"C", "G", "bf16", "fp16", "fp32", "cpu", "softmax"}  # values that every language writes alike
-    "C",
-    "G",
-    "bf16",
-    "fp16",
-    "fp32",
-    "cpu",
-    "softmax",
-}  # values of choices that are the same in every language
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 
 
