@@ -5,7 +5,7 @@ ComfyUI is imported only when it calls `comfy_entrypoint`: tests and command lin
 
 import os
 
-WEB_DIRECTORY = "./web"  # help pages
+WEB_DIRECTORY = "./web"  # help pages, and scripts of the editor
 MODEL_FOLDERS = ("mulan", "visionllm", "internvl", "internvl_chat")
 
 

@@ -1,4 +1,4 @@
-"""What the nodes share: validation, common inputs, text under a node, model files and saved files."""
+"""What the nodes share: validation, common inputs, text in a node, model files and saved files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import folder_paths
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from server import PromptServer
 
 from ..mulan.boundary.files import check_file_name, naming
@@ -129,23 +129,25 @@ def sampling_inputs(max_tokens: int, limit: int) -> list[io.Input]:
     ]
 
 
-# --- text under a node ---
+# --- text in a node ---
 
 
-def show_text(node: type[io.ComfyNode], text: str, record: str | None = None) -> ui.PreviewText:
-    """Show `text` below the node; return what goes into `NodeOutput(ui=...)`.
+TEXT_EVENT, TEXT_OUTPUT = "mulan_nodes.text", "mulan_text"  # as in web/results.js
 
-    The history gets `record`, if given, in place of the text. The node's schema needs ``io.Hidden.unique_id``.
+
+def show_text(text: str, record: str | None = None) -> dict:
+    """Return what goes into `NodeOutput(ui=...)` to show `text` in the node until its next run.
+
+    The history gets `record`, if given, as the node's text.
     """
-    show_progress(node, text)
-    return ui.PreviewText(text if record is None else record)
+    return {"text": (text if record is None else record,), TEXT_OUTPUT: (text,)}
 
 
 def show_progress(node: type[io.ComfyNode], text: str) -> None:
-    """Show `text` below the node while it runs, to the client that asked for the run."""
+    """Show `text` in the node while it runs, to the client that asked. Needs ``io.Hidden.unique_id`` in the schema."""
     server = PromptServer.instance
-    if server.client_id is not None:  # to None it would go to every client
-        server.send_progress_text(text, node.hidden.unique_id, server.client_id)
+    if server.client_id is not None:
+        server.send_sync(TEXT_EVENT, {"node": node.hidden.unique_id, "text": text}, server.client_id)
 
 
 # --- model files ---

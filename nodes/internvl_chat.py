@@ -283,7 +283,7 @@ class InternVLChat(CheckedNode):
         written = document(
             "chat", model=clip.tokenizer.title, prompt=question, text=text, pictures=sizes, frames=len(video_frames)
         )
-        return io.NodeOutput(text, history_to_json([*rounds, (question, text)]), ui=show_text(cls, text, written))
+        return io.NodeOutput(text, history_to_json([*rounds, (question, text)]), ui=show_text(text, written))
 
 
 def _check(question: str, system: str, thinking: bool) -> None:

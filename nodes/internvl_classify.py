@@ -75,7 +75,6 @@ class InternVLZeroShotClassify(InternVLNode):
             ],
             is_output_node=True,
             is_input_list=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[model_input(), *label_inputs(), image_input(), folder_input(), framing_input(CROP)],
             outputs=[
                 io.String.Output(
@@ -161,5 +160,5 @@ class InternVLZeroShotClassify(InternVLNode):
             [", ".join(parsed.names[label] for label in order) for order in best],
             list(images.names),
             written,
-            ui=show_text(cls, summary_text([*lines, *repeated_note(parsed)], images.unreadable), written),
+            ui=show_text(summary_text([*lines, *repeated_note(parsed)], images.unreadable), written),
         )

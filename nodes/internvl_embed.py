@@ -62,7 +62,6 @@ class InternVLEmbed(InternVLNode):
             ],
             is_output_node=True,
             is_input_list=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 io.String.Input(
@@ -134,7 +133,7 @@ class InternVLEmbed(InternVLNode):
             ],
             unreadable,
         )
-        return io.NodeOutput(embeddings, list(embeddings.names), written, ui=show_text(cls, text, written))
+        return io.NodeOutput(embeddings, list(embeddings.names), written, ui=show_text(text, written))
 
 
 class InternVLCompare(InternVLNode):
@@ -196,7 +195,7 @@ class InternVLCompare(InternVLNode):
                     tooltip=f"{JSON_TOOLTIP} The full matrix is included up to {MOST_IN_JSON:,} scores.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -224,7 +223,7 @@ class InternVLCompare(InternVLNode):
         image = torch.from_numpy(np.asarray(matrix, dtype=np.float32) / 255)[None]
         text = summary_text([f"{score:.3f}  {a.names[row]} - {b.names[column]}" for row, column, score in best])
         return io.NodeOutput(
-            image, written, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **show_text(cls, text, written).as_dict()}
+            image, written, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **show_text(text, written)}
         )
 
 

@@ -64,7 +64,6 @@ class InternVLRank(InternVLNode):
             ],
             is_output_node=True,
             is_input_list=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 io.String.Input(
@@ -191,7 +190,7 @@ class InternVLRank(InternVLNode):
         return io.NodeOutput(
             *(values or [ExecutionBlocker(None)] for values in lists),
             written,
-            ui=show_text(cls, summary_text(lines, candidates.unreadable), written),
+            ui=show_text(summary_text(lines, candidates.unreadable), written),
         )
 
 

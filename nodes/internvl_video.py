@@ -65,7 +65,6 @@ class InternVLVideoClassify(InternVLNode):
                 "clasificar vídeo",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 *label_inputs(),
@@ -143,7 +142,7 @@ class InternVLVideoClassify(InternVLNode):
             shown[order[0]].item(),
             ", ".join(parsed.names[label] for label in order),
             written,
-            ui=show_text(cls, text, written),
+            ui=show_text(text, written),
         )
 
 

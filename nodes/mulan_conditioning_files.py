@@ -44,7 +44,6 @@ class MulanSaveConditioning(CheckedNode):
                 "guardar acondicionamiento",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
@@ -76,7 +75,7 @@ class MulanSaveConditioning(CheckedNode):
         versions = {"MuLan Nodes": VERSION, "ComfyUI": comfyui_version.__version__}
         saved = save_conditioning(FILES.free(filename_prefix.strip() or "MuLan"), conditioning, versions)
         listed = FILES.name(saved.path)
-        return io.NodeOutput(conditioning, listed, ui=show_text(cls, f"{listed}\n{saved.describe()}"))
+        return io.NodeOutput(conditioning, listed, ui=show_text(f"{listed}\n{saved.describe()}"))
 
 
 class MulanLoadConditioning(CheckedNode):
@@ -109,7 +108,6 @@ class MulanLoadConditioning(CheckedNode):
                 "cargar acondicionamiento",
             ],
             has_intermediate_output=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -152,4 +150,4 @@ class MulanLoadConditioning(CheckedNode):
         if model is not None:
             loaded.check_model(model)
         info = loaded.describe()
-        return io.NodeOutput(loaded.conditioning, info, ui=show_text(cls, info))
+        return io.NodeOutput(loaded.conditioning, info, ui=show_text(info))

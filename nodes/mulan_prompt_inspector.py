@@ -69,7 +69,7 @@ class MulanPromptInspector(CheckedNode):
                 io.Image.Output(tooltip="The windows with their tokens, weights and notes, drawn 1024 pixels wide."),
                 io.String.Output(display_name="report", tooltip="The same as text."),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -78,7 +78,7 @@ class MulanPromptInspector(CheckedNode):
         pixels = np.asarray(draw_inspection(inspection, TextRenderer(sample=text)), dtype=np.float32) / 255
         image = torch.from_numpy(pixels).unsqueeze(0)
         written = format_report(inspection)
-        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **show_text(cls, written).as_dict()}
+        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **show_text(written)}
         return io.NodeOutput(image, written, ui=shown)
 
 

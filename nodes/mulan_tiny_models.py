@@ -87,7 +87,7 @@ class MulanTinyModels(CheckedNode):
         model, _, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(paths[CHECKPOINT]), output_clip=False)
         clip = load_clip(paths[TEXT_ENCODER], open_adapter(paths[ADAPTER]), STYLES[0])
         result = _describe("Wrote", written) if written else _describe("Already there:", list(paths.values()))
-        return io.NodeOutput(model, clip, negative_view(clip), vae, ui=show_text(cls, result))
+        return io.NodeOutput(model, clip, negative_view(clip), vae, ui=show_text(result))
 
 
 def _path_of(model: TinyModel) -> Path:

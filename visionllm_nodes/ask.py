@@ -150,7 +150,7 @@ class VisionLLMAsk(VisionLLMNode):
             texts,
             [history_to_json([*rounds, (prompt, text)]) for text in texts],
             record,
-            ui=show_text(cls, "\n\n".join(texts), record),
+            ui=show_text("\n\n".join(texts), record),
         )
 
 

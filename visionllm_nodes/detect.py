@@ -55,7 +55,6 @@ class VisionLLMDetect(VisionLLMNode):
                 "वस्तु पहचान",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 image_input(),
@@ -124,4 +123,4 @@ class VisionLLMDetect(VisionLLMNode):
                 class_agnostic=nms == ACROSS,
             ),
         )
-        return detection_output(cls, "detect", ", ".join(wanted), detections, masks_in_json)
+        return detection_output("detect", ", ".join(wanted), detections, masks_in_json)

@@ -48,7 +48,6 @@ class VisionLLMGround(VisionLLMNode):
                 "поиск по фразе",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 image_input(),
@@ -86,4 +85,4 @@ class VisionLLMGround(VisionLLMNode):
         with_field_name("sentence", prompt_templates.grounding, sentence)
         best = for_each_image(image, lambda frame: ground(visionllm, frame, sentence, reasoning=kind == QUESTION))
         detections = [found.select(found.scores >= threshold) for found in best]
-        return detection_output(cls, "ground", sentence, detections, masks_in_json)
+        return detection_output("ground", sentence, detections, masks_in_json)

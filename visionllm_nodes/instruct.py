@@ -150,7 +150,7 @@ class VisionLLMInstruct(VisionLLMNode):
         record = write_document("instruct", sentence, frames, texts[0] if image is None else None)
         replies = "\n\n".join("\n".join((result.reply.text, *result.notes)) for result in results)
         contexts = (_conditioning([getattr(result, kind) for result in results]) for kind in ("generate", "edit"))
-        return io.NodeOutput(texts, *values, record, keypoints, *contexts, ui=show_text(cls, replies, record))
+        return io.NodeOutput(texts, *values, record, keypoints, *contexts, ui=show_text(replies, record))
 
 
 def _keypoints(result: Instruction, size: tuple[int, int]) -> dict:

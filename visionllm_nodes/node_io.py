@@ -145,13 +145,11 @@ def detection_frames(
     ]
 
 
-def detection_output(
-    node: type[io.ComfyNode], task: str, prompt: str, detections: Sequence[Detections], masks_in_json: bool
-) -> io.NodeOutput:
-    """Return the values of `detection_outputs`, with a summary under the node."""
+def detection_output(task: str, prompt: str, detections: Sequence[Detections], masks_in_json: bool) -> io.NodeOutput:
+    """Return the values of `detection_outputs`, with a summary in the node."""
     values = detection_values(detections)
     record = write_document(task, prompt, detection_frames(detections, values[0], masks_in_json))
-    return io.NodeOutput(*values, record, ui=show_text(node, "\n".join(map(summarize, detections)), record))
+    return io.NodeOutput(*values, record, ui=show_text("\n".join(map(summarize, detections)), record))
 
 
 def summarize(detections: Detections) -> str:

@@ -61,7 +61,6 @@ class VisionLLMPose(VisionLLMNode):
                 "puntos clave",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 image_input(),
@@ -134,7 +133,7 @@ class VisionLLMPose(VisionLLMNode):
         written = write_document("pose", ", ".join(names), frames)
         count = sum(map(len, boxes))
         summary = f"{count} found, {len(points)} keypoints each" if count else "nothing found"
-        return io.NodeOutput(records, openpose, boxes, count, written, ui=show_text(cls, summary, written))
+        return io.NodeOutput(records, openpose, boxes, count, written, ui=show_text(summary, written))
 
 
 def _parse(objects: str, skeleton: str, keypoints: str) -> tuple[list[str], list[str], Sequence[tuple[int, int]]]:

@@ -64,7 +64,6 @@ class VisionLLMRegion(VisionLLMNode):
                 "contar objetos",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 image_input(),
@@ -143,7 +142,7 @@ class VisionLLMRegion(VisionLLMNode):
         values = detection_values(detections)
         record = write_document(question, question, detection_frames(detections, values[0], masks_in_json, texts))
         text = "\n\n".join(texts)
-        return io.NodeOutput(*values, record, text, ui=show_text(cls, text, record))
+        return io.NodeOutput(*values, record, text, ui=show_text(text, record))
 
 
 def _ask(visionllm, image, regions: Regions, question: str, limits: Limits) -> Detections:

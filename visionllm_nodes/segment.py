@@ -52,7 +52,6 @@ class VisionLLMSegment(VisionLLMNode):
                 "segmentación",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input(),
                 image_input(),
@@ -102,7 +101,7 @@ class VisionLLMSegment(VisionLLMNode):
         else:
             areas = for_each_image(image, lambda frame: segment(visionllm, frame, every).to_detections())
             detections = [found.select(found.labels < len(wanted)) for found in areas]
-        return detection_output(cls, f"segment ({mode})", ", ".join(wanted), detections, masks_in_json)
+        return detection_output(f"segment ({mode})", ", ".join(wanted), detections, masks_in_json)
 
 
 def _all_names(names: str, others: str) -> list[str]:

@@ -1,16 +1,16 @@
-"""Texts under nodes go to the client that asked for the run, and to no other."""
+"""Texts in nodes go to the client that asked for the run, and to no other."""
 
 from __future__ import annotations
 
 import json
-import struct
 import time
 import uuid
 
 import pytest
 import websocket
 
-TEXT = 3  # ComfyUI's BinaryEventTypes.TEXT
+from mulan_nodes.nodes.common import TEXT_EVENT, TEXT_OUTPUT
+
 GRAPH = {
     "1": {
         "class_type": "MuLanLoader",
@@ -33,16 +33,21 @@ class Client:
         self.socket = websocket.create_connection(f"ws://{server.address}/ws?clientId={self.id}", timeout=1)
 
     def texts(self) -> list[tuple[str, str]]:
-        """(node, text) of the messages that have come, and of those that come within a second."""
+        """(node, text) of the messages that have come, and of those that come within a second: while a node runs, and
+        as its result.
+        """
         found = []
         while True:
             try:
                 message = self.socket.recv()
             except websocket.WebSocketTimeoutException:
                 return found
-            if isinstance(message, bytes) and struct.unpack(">I", message[:4])[0] == TEXT:
-                (length,) = struct.unpack(">I", message[4:8])
-                found.append((message[8 : 8 + length].decode(), message[8 + length :].decode()))
+            if isinstance(message, str):
+                event = json.loads(message)
+                if event["type"] == TEXT_EVENT:
+                    found.append((event["data"]["node"], event["data"]["text"]))
+                elif event["type"] == "executed" and TEXT_OUTPUT in (event["data"]["output"] or {}):
+                    found.append((event["data"]["node"], *event["data"]["output"][TEXT_OUTPUT]))
 
 
 @pytest.fixture

@@ -60,7 +60,6 @@ class VisionLLMSaveDetections(VisionLLMNode):
                 "сохранить рамки",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input(
                     "json",
@@ -108,7 +107,7 @@ class VisionLLMSaveDetections(VisionLLMNode):
                 "Save fewer images at a time, or leave out the masks"
             )
         file = write_text(FILES.free(filename_prefix.strip() or FILES.folder), json + "\n")
-        return io.NodeOutput(json, FILES.name(file), ui=show_text(cls, json))
+        return io.NodeOutput(json, FILES.name(file), ui=show_text(json))
 
 
 class VisionLLMLoadDetections(VisionLLMNode):
