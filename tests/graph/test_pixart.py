@@ -21,11 +21,7 @@ def base() -> dict:
         "inputs": {"unet_name": "PixArt-XL-2-1024-MS.safetensors", "weight_dtype": "default"},
     }
     graph = graphs.change(
-        graph,
-        "MuLan Loader",
-        model=["20", 0],
-        text_encoder="random_wide.safetensors",
-        adapter="pixart.pth",
+        graph, "MuLan Loader", model=["20", 0], text_encoder="random_wide.safetensors", adapter="pixart.pth"
     )
     return graphs.change(graphs.change(graph, "KSampler", steps=1), "Empty Latent Image", width=384, height=384)
 
