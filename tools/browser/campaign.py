@@ -17,11 +17,12 @@ from ..comfyui import has_accelerator, write_example_images
 from . import frontends, stand_ins
 from .arrange import arrange
 from .editor import Editor, Run, find_browser
-from .geometry import readable
+from .geometry import TITLE, readable
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
 PICTURE = 60  # more height for a node that shows a picture than it takes by itself
+NOTE, TEXT = 2000, 120  # the most that a note, and any other text, is made higher to be seen whole
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,16 @@ def run(comfyui: Path, options: argparse.Namespace, out: Path) -> int:
     browser, versions = find_browser(options.browser), [frontends.pinned(), *options.frontend]
     out.mkdir(parents=True, exist_ok=True)
     if options.arrange:
-        for name, sizes in measure_needs(comfyui, versions, browser, names, out).items():
+        for name, sizes in measure_needs(comfyui, browser, names, out).items():
             file = WORKFLOWS / f"{name}.json"
             graph = stand_ins.read(file)
             arrange(graph, sizes)
             file.write_text(json.dumps(graph, ensure_ascii=False, indent=1) + "\n", "utf-8")
             print(f"arranged {name}", flush=True)
     looks: dict[str, list[Look]] = {name: [] for name in names}
-    for mode, editor, models in editors(comfyui, versions, browser, out):
+    for mode, editor in editors(comfyui, versions, browser, out):
         for name in names:
-            look = examine(editor, mode, name, models, out)
+            look = examine(editor, mode, name, out)
             looks[name].append(look)
             print(f"{mode}: {name}: {'; '.join(look.problems()) or 'good'}", flush=True)
     table = report(looks)
@@ -89,39 +90,37 @@ def run(comfyui: Path, options: argparse.Namespace, out: Path) -> int:
     return 1 if any(look.problems() for each in looks.values() for look in each) else 0
 
 
-def editors(comfyui: Path, versions: list[str], browser: Path | None, out: Path) -> Iterator[tuple[Mode, Editor, Path]]:
+def editors(comfyui: Path, versions: list[str], browser: Path | None, out: Path) -> Iterator[tuple[Mode, Editor]]:
     """Yield an editor of each mode, on a server that has the stand-ins and no network."""
     for version in versions:
-        with serve(comfyui, version, out) as (server, models):
+        with serve(comfyui, version, out) as server:
             for vue in (False, True):
                 with Editor(server.url, vue, browser) as editor:
-                    yield Mode(version, vue), editor, models
+                    yield Mode(version, vue), editor
 
 
 @contextmanager
-def serve(comfyui: Path, version: str, out: Path) -> Iterator[tuple[ComfyServer, Path]]:
+def serve(comfyui: Path, version: str, out: Path) -> Iterator[ComfyServer]:
     static = frontends.folder(version)
     with tempfile.TemporaryDirectory(prefix="templates_") as temporary:
-        folder, models = Path(temporary), Path(temporary) / "models"
-        stand_ins.write(models)
+        folder = Path(temporary)
         shutil.copytree(comfyui / "input", folder / "input", dirs_exist_ok=True)
         write_example_images(folder / "input")
         with ComfyServer(
             comfyui,
             cpu=not has_accelerator(),
-            extra_models=models,
+            extra_models=stand_ins.folder(),
             folder=folder,
             log=out / f"server_{version}.log",
             arguments=["--front-end-root", str(static)] if static else [],
             environment={"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"},
         ) as server:
-            yield server, models
+            yield server
 
 
-def examine(editor: Editor, mode: Mode, name: str, models: Path, out: Path) -> Look:
+def examine(editor: Editor, mode: Mode, name: str, out: Path) -> Look:
     """Open a template, look at it, run it, and look again."""
-    graph, look = stand_ins.read(WORKFLOWS / f"{name}.json"), Look(mode)
-    look.errors += [f"no stand-in for {model}" for model in stand_ins.missing(graph, models)]
+    graph, look = stand_ins.prepare(stand_ins.read(WORKFLOWS / f"{name}.json")), Look(mode)
     view = editor.open(graph, name)
     look.zoom = view["zoom"]
     look.readable = readable(view["zoom"]) and not view["blank"]
@@ -144,26 +143,28 @@ def examine(editor: Editor, mode: Mode, name: str, models: Path, out: Path) -> L
 
 
 def measure_needs(
-    comfyui: Path, versions: list[str], browser: Path | None, names: list[str], out: Path
+    comfyui: Path, browser: Path | None, names: list[str], out: Path
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return by template and node the largest body (width, height) that it needs in any mode, before or after a run."""
+    """Return by template and node the largest body (width, height) that it needs, classic and in Nodes 2.0, before or
+    after a run.
+    """
     needs: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in names}
-    for mode, editor, _ in editors(comfyui, versions, browser, out):
+    for mode, editor in editors(comfyui, [frontends.pinned()], browser, out):
         for name in names:
-            graph = stand_ins.read(WORKFLOWS / f"{name}.json")
+            graph = stand_ins.prepare(stand_ins.read(WORKFLOWS / f"{name}.json"))
             for node in graph["nodes"]:
                 node["size"][1] = 1  # the editor makes it as high as it must be
             editor.open(graph, name)
-            before, texts = editor.layout(), editor.hidden()
-            results = editor.run().results
+            before, texts, run = editor.layout(), editor.hidden(), editor.run()
             for layout in (before, editor.layout()):
                 for node in layout.nodes:
-                    height = node.rectangle.height - 30 + min(texts.get(node.id, 0), 2000 if node.note else 120)
-                    if results.get(node.id, {}).get("pictures"):
+                    height = node.rectangle.height - TITLE
+                    height += min(texts.get(node.id, 0), NOTE if node.note else TEXT)
+                    if run.results.get(node.id, {}).get("pictures"):
                         height += PICTURE
                     known = needs[name].get(node.id, (0.0, 0.0))
                     needs[name][node.id] = max(known[0], node.rectangle.width), max(known[1], height)
-            print(f"{mode}: measured {name}", flush=True)
+            print(f"{mode}: measured {name}: {run.ending} {run.message}", flush=True)
     return needs
 
 

@@ -1,15 +1,19 @@
-"""Tiny models under the names that templates ask for, so that each of them runs."""
+"""Models under the names that templates ask for, tiny ones and random ones, so that each of them runs."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from ...mulan.checkpoints.quantization import INT8
 from ...mulan.checkpoints.tensor_files import open_tensors
-from ..comfyui import write_tiny_models
+from ..comfyui import CACHE, device_arguments, open_comfyui, write_tiny_models
+from ..random_checkpoints import visionllm as random_visionllm
+from ..shards import shard
 
 # What a template asks for below models/ -> the tiny model that stands in.
 STAND_INS = {
@@ -31,12 +35,37 @@ SOURCES = {
     "internvl_chat": "OpenGVLab/InternVL3_5-2B",
     "visionllm": "OpenGVLab/VisionLLMv2",
 }
+# What only one template can use: a text encoder as wide as PixArt's captions, a VisionLLM with the mappers to
+# Stable Diffusion.
+ENCODER, PIXART = "InternVL-14B-224px_text_int8.safetensors", "PixArt"
+KEPT, WIDE = f"{ENCODER}.kept", f"{ENCODER}.wide"
+WITH_MAPPERS, DRAWS_WITH_VISIONLLM = "VisionLLMv2", "VisionLLMGenerateConditioning"
+LARGE, SIDE, STEPS = 256, 384, 2  # an image wider than LARGE is drawn with this side, in so many steps
 
 
-def write(models: Path) -> None:
-    """Write the tiny models and the stand-ins below a models folder."""
-    write_tiny_models(models)
-    write_stand_ins(models, models)
+def folder() -> Path:
+    """Return a models folder with all of them; it is made once."""
+    makers = Path(__file__).resolve().parents[2] / "tests" / "graph" / "models.py"
+    content = makers.read_bytes() + repr((STAND_INS, SOURCES)).encode()
+    models = CACHE / f"stand_ins_{hashlib.sha256(content).hexdigest()[:12]}"
+    if not models.is_dir():
+        for old in CACHE.glob("stand_ins_*"):
+            shutil.rmtree(old)
+        print(f"writing models for the templates to {models} ...", flush=True)
+        unfinished = models.with_name("unfinished_stand_ins")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        open_comfyui(*device_arguments())
+        from ...tests.graph.models import make_all
+
+        write_tiny_models(unfinished)
+        make_all(unfinished, unfinished)
+        shard(random_visionllm.checkpoint(unfinished / "visionllm" / WITH_MAPPERS, mappers=True))
+        encoders = unfinished / "text_encoders"
+        shutil.copyfile(encoders / ENCODER, encoders / KEPT)
+        metadata = dict(open_tensors(encoders / ENCODER).metadata)
+        save_file(load_file(encoders / "random_wide.safetensors"), encoders / WIDE, metadata)
+        unfinished.rename(models)
+    return models
 
 
 def write_stand_ins(tiny: Path, models: Path) -> None:
@@ -50,14 +79,30 @@ def write_stand_ins(tiny: Path, models: Path) -> None:
         save_file(load_file(source), target, metadata)
 
 
-def missing(graph: dict, models: Path) -> list[str]:
-    """Return the models that a template names and that no stand-in has the name of."""
-    named = {
-        f"{model['directory']}/{model['name']}"
-        for node in all_nodes(graph)
-        for model in node.get("properties", {}).get("models", [])
-    }
-    return sorted(name for name in named if not (models / name).is_file())
+def prepare(graph: dict) -> dict:
+    """Put the models of this template in place; return its graph with large images made small."""
+    encoders = folder() / "text_encoders"
+    nodes = all_nodes(graph)
+    wanted = encoders / (WIDE if any(PIXART in str(each) for node in nodes for each in widget_values(node)) else KEPT)
+    if wanted.stat().st_size != (encoders / ENCODER).stat().st_size:
+        shutil.copyfile(wanted, encoders / "unfinished")
+        (encoders / "unfinished").replace(encoders / ENCODER)  # a server may have mapped the other
+    if any(node["type"] == DRAWS_WITH_VISIONLLM for node in nodes):
+        for node in nodes:
+            if node["type"] == "VisionLLMLoader":
+                node["widgets_values"][0] = WITH_MAPPERS
+    for node in nodes:
+        if node["type"].startswith("Empty") and widget_values(node)[:1] > [LARGE]:
+            node["widgets_values"][:2] = [SIDE, SIDE]
+            for sampler in nodes:
+                if sampler["type"] == "KSampler":
+                    sampler["widgets_values"][2] = STEPS
+    return graph
+
+
+def widget_values(node: dict) -> list:
+    values = node.get("widgets_values") or []
+    return list(values.values()) if isinstance(values, dict) else values
 
 
 def all_nodes(graph: dict) -> list[dict]:
