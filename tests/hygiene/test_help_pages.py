@@ -31,10 +31,14 @@ def test_every_node_has_english_prose(nodes):
     assert languages_prose("en") == nodes
 
 
-def test_prose_has_a_place_for_each_table():
-    for prose in help_pages.PROSE.glob("*/*.md"):
-        assert re.findall(r"(?m)^\{\w+\}$", prose.read_text("utf-8")) == ["{inputs}", "{outputs}"], prose
-        assert not re.search(r"(?m)^# ", re.sub(r"(?s)```.*?```", "", prose.read_text("utf-8"))), prose
+def test_prose_has_a_place_for_each_list():
+    for node in help_pages.node_classes():
+        schema = node.GET_SCHEMA()
+        places = [place for place, has in (("{inputs}", schema.inputs), ("{outputs}", schema.outputs)) if has]
+        for prose in help_pages.PROSE.glob(f"*/{schema.node_id}.md"):
+            text = prose.read_text("utf-8")
+            assert re.findall(r"(?m)^\{\w+\}$", text) == places, prose
+            assert not re.search(r"(?m)^# ", re.sub(r"(?s)```.*?```", "", text)), f"{prose}: the title is generated"
 
 
 def test_translations_are_of_the_present_english_prose():

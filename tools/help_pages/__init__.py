@@ -1,8 +1,8 @@
-"""The help pages in web/docs: prose that a person writes, tables that the schemas give.
+"""The help pages in web/docs: prose that a person writes, lists that the schemas give.
 
 <lang>/<NodeId>.md holds the prose: Markdown without a title, with {inputs} and {outputs} on lines of their own. Title,
-description and tables come from the node's schema, in other languages from locales/<lang>/nodeDefs.json. The first line
-of a translation is <!-- en XXXXXXXX -->, the first digits of the SHA-256 of the English prose it was made from.
+description and both lists come from the node's schema, in other languages from locales/<lang>/nodeDefs.json. The first
+line of a translation is <!-- en XXXXXXXX -->, the first digits of the SHA-256 of the English prose it was made from.
 The editor asks for docs/<NodeId>/<lang>.md, then for docs/<NodeId>.md, the English page; images of both lie in docs.
 """
 
@@ -22,16 +22,17 @@ PROSE = Path(__file__).resolve().parent
 PAGES = ROOT / "web" / "docs"
 LANGUAGES = ("en", "zh", "ja", "ko", "es", "fr", "ru")
 WORDS = {
-    # inputs, outputs, input, output, description, optional, default, values
-    "en": ("Inputs", "Outputs", "input", "output", "description", "Optional", "Default", "Values"),
-    "zh": ("输入", "输出", "输入", "输出", "说明", "可选", "默认", "可选值"),
-    "ja": ("入力", "出力", "入力", "出力", "説明", "任意", "既定値", "選択肢"),
-    "ko": ("입력", "출력", "입력", "출력", "설명", "선택 사항", "기본값", "선택지"),
-    "es": ("Entradas", "Salidas", "entrada", "salida", "descripción", "Opcional", "Por defecto", "Valores"),
-    "fr": ("Entrées", "Sorties", "entrée", "sortie", "description", "Facultatif", "Par défaut\u00a0", "Valeurs\u00a0"),
-    "ru": ("Входы", "Выходы", "вход", "выход", "описание", "Необязательно", "По умолчанию", "Значения"),
+    # inputs, outputs, optional, default, values
+    "en": ("Inputs", "Outputs", "Optional", "Default: ", "Values: "),
+    "zh": ("输入", "输出", "可选", "默认：", "可选值："),
+    "ja": ("入力", "出力", "任意", "既定値：", "選択肢："),
+    "ko": ("입력", "출력", "선택 사항", "기본값: ", "선택지: "),
+    "es": ("Entradas", "Salidas", "Opcional", "Por defecto: ", "Valores: "),
+    "fr": ("Entrées", "Sorties", "Facultatif", "Par défaut\u00a0: ", "Valeurs\u00a0: "),
+    "ru": ("Входы", "Выходы", "Необязательно", "По умолчанию: ", "Значения: "),
 }
 REPOSITORY = re.compile(r"\b(?:OpenGVLab|mulanai)/[\w.-]*\w")
+REMARK = re.compile(r"- `(?P<name>[^`]+)`[ \u00a0]?(?P<colon>[:：])?(?P<text>.*\n(?:  .*\n)*)")
 LARGEST = 1_000_000  # a maximum above this is no limit that a person meets
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -64,30 +65,38 @@ def pages() -> dict[Path, str]:
 
 
 def page(node: type, prose: str, language: str, texts: dict) -> str:
-    """Return one page: title and description, then the prose with its tables. `texts` are a locale's of this node."""
-    info = node.GET_NODE_INFO_V1()
-    words = WORDS[language]
-    tables = {
-        "{inputs}": table(words[0], words[2], words[4], input_rows(node, info, words, texts.get("inputs", {}))),
-        "{outputs}": table(words[1], words[3], words[4], output_rows(info, texts.get("outputs", {}))),
-    }
-    body = re.sub(r"\A<!-- en \w+ -->\n+", "", prose)
-    body = re.sub(r"^(\{inputs\}|\{outputs\})$", lambda marker: tables[marker[0]], body, flags=re.MULTILINE)
-    title, description = (texts.get(name, info[name]) for name in ("display_name", "description"))
-    return f"# {title}\n\n{in_markdown(description)}\n\n{body.strip()}\n"
+    """Return one page: title and description, then the prose with its lists. `texts` are a locale's of this node."""
+    info, words = node.GET_NODE_INFO_V1(), WORDS[language]
+    body = re.sub(r"\A<!-- en \w+ -->\n", "", prose)
+    body = fill_in(body, "inputs", words[0], input_items(node, info, words, texts.get("inputs", {})))
+    body = fill_in(body, "outputs", words[1], output_items(info, texts.get("outputs", {})))
+    name, about = (texts.get(field, info[field]) for field in ("display_name", "description"))
+    return f"# {name}\n\n{in_markdown(about)}\n\n{body.strip()}\n"
 
 
-def table(heading: str, name: str, about: str, rows: list[str]) -> str:
-    return "\n".join([f"## {heading}", "", f"| {name} | {about} |", "|---|---|", *rows]) if rows else ""
+def fill_in(prose: str, marker: str, heading: str, items: dict[str, list[str]]) -> str:
+    """Put a list of `items` (name -> its lines) in the marker's place. Remarks that follow, such as
+    - `name`: ..., become part of their items.
+    """
+    if not items:
+        return prose
+    before, after = re.split(rf"(?m)^\{{{marker}\}}\n*", prose, maxsplit=1)
+    while (remark := REMARK.match(after)) and remark["name"] in items:
+        text = " ".join(remark["text"].split())
+        text = text[:1].upper() + text[1:] if remark["colon"] else f"`{remark['name']}` {text}"
+        about = items[remark["name"]]
+        about[1] += ("" if about[1].endswith(("。", "）")) else " ") + text
+        after = after[remark.end() :]
+    listed = f"## {heading}\n\n" + "\n".join("- " + "<br>".join(item) for item in items.values())
+    return "\n\n".join([before.rstrip("\n"), listed, after]).lstrip("\n")
 
 
-def input_rows(node: type, info: dict, words: tuple, texts: dict) -> list[str]:
-    """A row for each input, in the editor's order: name, tooltip, what it may be."""
-    rows = []
+def input_items(node: type, info: dict, words: tuple, texts: dict) -> dict[str, list[str]]:
+    """The lines of each input, in the editor's order: name, tooltip, what it may be."""
+    items = {}
     for part in ("required", "optional"):
         for key, (kind, *rest) in info["input"].get(part, {}).items():
             options, known = (rest[0] if rest else {}), texts.get(key, {})
-            tooltip = known.get("tooltip", options["tooltip"])
             values = [] if key in getattr(node, "files", ()) else options.get("options", [])
             labels = known.get("options", {})
             facts = value_facts(kind, options, values, words, labels)
@@ -97,17 +106,16 @@ def input_rows(node: type, info: dict, words: tuple, texts: dict) -> list[str]:
     return rows
 
 
-def output_rows(info: dict, texts: dict) -> list[str]:
-    rows = []
+def output_items(info: dict, texts: dict) -> dict[str, list[str]]:
+    items = {}
     for index, (key, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True)):
         known = texts.get(str(index), {})
-        rows.append(row(key, known.get("name"), in_markdown(known.get("tooltip", tooltip)), []))
-    return rows
+        items[key] = [title(key, known.get("name")), in_markdown(known.get("tooltip", tooltip))]
+    return items
 
 
-def row(key: str, name: str | None, about: str, facts: list[str]) -> str:
-    title = f"`{key}`" if name in (None, key) else f"**{name}** `{key}`"
-    return f"| {title} | {'<br>'.join([about, *([' · '.join(facts)] if facts else [])])} |"
+def title(key: str, name: str | None) -> str:
+    return f"`{key}`" if name in (None, key) else f"**{name}** `{key}`"
 
 
 def value_facts(kind: str, options: dict, values: list, words: tuple, labels: dict) -> list[str]:
@@ -125,8 +133,15 @@ def value_facts(kind: str, options: dict, values: list, words: tuple, labels: di
     if kind in WIDGETS and not options.get("multiline") and default not in (None, ""):
         facts.append(f"{words[6]}: {shown(json.dumps(default) if kind == 'BOOLEAN' else default)}")
     if kind in ("INT", "FLOAT") and options.get("max", LARGEST + 1) <= LARGEST:
-        facts.append(f"{options['min']:g} … {options['max']:g}")
+        facts.append(f"{shown(options['min'])} … {shown(options['max'])}")
     return facts
+
+
+def shown(value: object) -> str:
+    """Return a value as the editor's widgets write it: true, 0.5, 1."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def in_markdown(text: str, values: Iterable = ()) -> str:
