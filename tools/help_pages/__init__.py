@@ -101,9 +101,10 @@ def input_items(node: type, info: dict, words: tuple, texts: dict) -> dict[str, 
             labels = known.get("options", {})
             facts = value_facts(kind, options, values, words, labels)
             if part == "optional" and (kind not in WIDGETS or options.get("forceInput")):
-                facts.insert(0, words[5])
-            rows.append(row(key, known.get("name"), in_markdown(tooltip, [*values, *labels.values()]), facts))
-    return rows
+                facts.insert(0, words[2])
+            about = in_markdown(known.get("tooltip", options["tooltip"]), [*values, *labels.values()])
+            items[key] = [title(key, known.get("name")), about, *([" · ".join(facts)] if facts else [])]
+    return items
 
 
 def output_items(info: dict, texts: dict) -> dict[str, list[str]]:
@@ -123,15 +124,16 @@ def value_facts(kind: str, options: dict, values: list, words: tuple, labels: di
     `labels` are what the editor shows for the values.
     """
 
-    def shown(value) -> str:
-        return f"{labels[value]} `{value}`" if labels.get(value, value) != value else f"`{value}`"
+    def labelled(value: object) -> str:
+        label = labels.get(value, value)
+        return f"`{shown(value)}`" if label == value else f"{label} `{shown(value)}`"
 
     facts = []
     if any(str(value) not in options["tooltip"] for value in values):
-        facts.append(f"{words[7]}: " + ", ".join(map(shown, values)))
+        facts.append(words[4] + ", ".join(map(labelled, values)))
     default = options.get("default", values[0] if values else None)
     if kind in WIDGETS and not options.get("multiline") and default not in (None, ""):
-        facts.append(f"{words[6]}: {shown(json.dumps(default) if kind == 'BOOLEAN' else default)}")
+        facts.append(words[3] + labelled(default))
     if kind in ("INT", "FLOAT") and options.get("max", LARGEST + 1) <= LARGEST:
         facts.append(f"{shown(options['min'])} … {shown(options['max'])}")
     return facts
