@@ -66,6 +66,8 @@ class WholeFile:
     replaced, whoever else writes there. `path` is the file's path, after the end the real one. Raises UnwritableError.
     """
 
+    held = 0  # bytes that are on the disk before anything is written
+
     def __init__(self, target: Path | Iterator[Path]):
         self._next = None if isinstance(target, Path) else target
         self.path = target if isinstance(target, Path) else next(target)

@@ -27,6 +27,10 @@ class NotFiniteError(ValueError):
     """Weights that are NaN or infinite, or too large for float16."""
 
 
+class TooLargeError(NotFiniteError):
+    """Weights that are finite, but too large for the dtype."""
+
+
 @dataclass(frozen=True)
 class Quantization:
     """One of ComfyUI's 8-bit formats.
@@ -97,8 +101,9 @@ def cast_chunks(
     for rows, first_row in _row_chunks(tensor):
         cast = rows.to(dtype or tensor.dtype)
         if not torch.isfinite(cast).all():
-            too_large = f"values up to {rows.abs().max().item():.3g}, too large for {dtype}"
-            raise NotFiniteError(f"{name} holds {too_large if torch.isfinite(rows).all() else NOT_FINITE}")
+            if not torch.isfinite(rows).all():
+                raise NotFiniteError(f"{name} holds {NOT_FINITE}")
+            raise TooLargeError(f"{name} holds values up to {rows.abs().max().item():.3g}, too large for {dtype}")
         yield name, cast, first_row
 
 
@@ -114,9 +119,9 @@ def _row_chunks(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
 def plain_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:
     """Return the dtype for a tensor that is not quantized: float16, or bfloat16 where a value is too large for it.
 
-    Raises NotFiniteError.
+    One on "meta", whose values are not known yet, is taken to fit. Raises NotFiniteError.
     """
-    if tensor.dtype == PLAIN:
+    if tensor.dtype == PLAIN or tensor.is_meta:
         return PLAIN
     return PLAIN if _finite(name, _max_abs(tensor)) <= torch.finfo(PLAIN).max else torch.bfloat16
 

@@ -19,7 +19,7 @@ import torch
 
 from ..boundary.files import UnwritableError, WholeFile
 
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -58,11 +58,18 @@ class SafetensorsWriter:
 
     `target` is a path, or an iterator of paths of which the first free one is taken: see WholeFile. Whatever ends the
     writing early (an error, Ctrl-C) removes the file. Raises UnwritableError; where the disk has no room, before
-    anything is written.
+    anything is written. A WholeFile of another kind may be the target too; `spare` bytes of the header stay empty.
     """
 
-    def __init__(self, target: Path | Iterator[Path], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
-        self._file = WholeFile(target)
+    def __init__(
+        self,
+        target: Path | Iterator[Path] | WholeFile,
+        specs: Mapping[str, TensorSpec],
+        metadata: Mapping[str, str],
+        spare: int = 0,
+    ):
+        self._file = target if isinstance(target, WholeFile) else WholeFile(target)
+        self._spare = spare
         self._specs = dict(specs)
         self._metadata = dict(metadata)
         # Larger elements first, as the format's own library does: so each tensor lies on a multiple of its element.
@@ -90,8 +97,8 @@ class SafetensorsWriter:
     def __enter__(self) -> SafetensorsWriter:
         with ExitStack() as undo:
             undo.enter_context(self._file)
-            check_disk_space(self.path.parent, self.path.name, self.size)
-            self._file.write(self._header)
+            check_disk_space(self.path.parent, self.path.name, self.size - self._file.held)
+            self._file.write(self._header, 0)
             self._file.truncate(self.size)
             undo.pop_all()
         return self
@@ -113,6 +120,10 @@ class SafetensorsWriter:
         if left:
             self._missing[name] = left
 
+    def keep(self, name: str) -> None:
+        """Count a tensor as written: the file held it before."""
+        self.written += self._missing.pop(name, 0)
+
     def __exit__(self, kind, error, traceback) -> None:
         if kind is None and self._missing:
             error = ValueError(
@@ -128,11 +139,12 @@ class SafetensorsWriter:
         for name in order:
             spec, start = self._specs[name], self._offsets[name]
             header[name] = {
-                "dtype": _DTYPES[spec.dtype],
+                "dtype": DTYPES[spec.dtype],
                 "shape": list(spec.shape),
                 "data_offsets": [start, start + spec.size],
             }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * self._spare
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 

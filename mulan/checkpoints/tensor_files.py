@@ -212,7 +212,7 @@ def _open_folder(path: Path) -> TensorFile:
                 f"it is not a published checkpoint."
             )
         return replace(open_tensors(single), path=path)
-    shard_of = _shards(index)
+    shard_of = read_index(index)
     missing = sorted({shard for shard in shard_of.values() if not (path / shard).is_file()})
     if missing:
         raise WrongFileError(
@@ -235,7 +235,7 @@ def _open_folder(path: Path) -> TensorFile:
     )
 
 
-def _shards(index: Path) -> dict[str, str]:
+def read_index(index: Path) -> dict[str, str]:
     """Return the shard of each tensor. Raises WrongFileError where the index is damaged or names a file elsewhere."""
     content = read_beside(index.parent, index.name)
     try:

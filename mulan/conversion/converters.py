@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..checkpoints.identify import identify
 from ..checkpoints.quantization import FORMATS, NotFiniteError
-from ..checkpoints.tensor_files import WrongFileError, describe_path, open_streaming
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_streaming
 from ..conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE
 from . import adapter, internvl_c, internvl_chat, text_encoder, visionllm
-from .output_files import CannotWriteError, ConversionResult, Progress, Target, write
+from .output_files import CannotWriteError, ConversionResult, Plan, Progress, Target, write
 
 CONVERTERS = (
     visionllm.CONVERTER,
@@ -37,19 +37,27 @@ def convert(
     written, OSError where the disk has no room.
     """
     path = Path(source)
-    if weight_format is not None and weight_format not in FORMATS:
-        raise CannotWriteError(f"the format is {weight_format!r}, expected one of {', '.join(FORMATS)}")
     if not path.exists():
         raise WrongFileError(f"source not found: {path.absolute()}. Name a checkpoint's folder or file")
-    file = open_streaming(path)
+    wanted = Target(path, Path(target) if target is not None else Path.cwd(), overwrite)
+    try:
+        return write(plan_conversion(open_streaming(path), wanted, weight_format), progress)
+    except NotFiniteError as error:
+        raise WrongFileError(f"{describe_path(path)} is damaged: {error}. Download it again.") from error
+
+
+def plan_conversion(file: TensorFile, target: Target, weight_format: str | None = None) -> Plan:
+    """Plan the files of a checkpoint that is open, by the first converter that takes it; see `convert`.
+
+    Raises WrongFileError, CannotWriteError and NotFiniteError.
+    """
+    if weight_format is not None and weight_format not in FORMATS:
+        raise CannotWriteError(f"the format is {weight_format!r}, expected one of {', '.join(FORMATS)}")
     converter = next((each for each in CONVERTERS if each.matches(file)), None)
     if converter is None:
         raise WrongFileError(
-            f"{describe_path(path)} is {identify(file.shapes)}; expected InternVL, from {ENCODER_SOURCE}, an InternVL "
-            f"chat model or VisionLLM v2, from OpenGVLab on Hugging Face, or a MuLan adapter, from {ADAPTER_SOURCE}."
+            f"{describe_path(file.path)} is {identify(file.shapes)}; expected InternVL, from {ENCODER_SOURCE}, an "
+            f"InternVL chat model or VisionLLM v2, from OpenGVLab on Hugging Face, or a MuLan adapter, from "
+            f"{ADAPTER_SOURCE}."
         )
-    wanted = Target(path, Path(target) if target is not None else Path.cwd(), overwrite)
-    try:
-        return write(converter.plan(file, wanted, weight_format or converter.default_format), progress)
-    except NotFiniteError as error:
-        raise WrongFileError(f"{describe_path(path)} is damaged: {error}. Download it again.") from error
+    return converter.plan(file, target, weight_format or converter.default_format)

@@ -48,16 +48,45 @@ class ConversionResult:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A tensor to write: `stored` of the source as `name`, in `precision`."""
+
+    name: str
+    stored: str
+    precision: Precision
+
+    def names(self) -> Iterator[str]:
+        """Return the names of all that is written of it."""
+        quantization = None if isinstance(self.precision, torch.dtype) else self.precision
+        return iter(tensor_layout(self.name, (1,), quantization))
+
+    def chunks(self, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, int]]:
+        """Yield what is written of `stored`: (name, rows, index of the first row). Raises NotFiniteError."""
+        if isinstance(self.precision, torch.dtype):
+            return cast_chunks(self.name, tensor, self.precision)
+        return quantize_chunks(self.name, tensor, self.precision)
+
+
+@dataclass(frozen=True)
 class Output:
-    """A file to write: `tensors` yields (name, rows, index of the first row) for every tensor of `layout`."""
+    """A file to write: the `extra` tensors as they are, and `copies` of what `read` returns; `layout` has them all."""
 
     path: Path
     title: str
     folder: str  # below ComfyUI's models
     layout: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
-    tensors: Callable[[], Iterator[tuple[str, torch.Tensor, int]]]
+    extra: Mapping[str, torch.Tensor]
+    copies: tuple[Copy, ...]
+    read: Callable[[str], torch.Tensor]
     source: TextEncoderFile | None = None
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor, int]]:
+        """Yield (name, rows, index of the first row) for every tensor of `layout`."""
+        for name, tensor in self.extra.items():
+            yield name, tensor, 0
+        for copy in self.copies:
+            yield from copy.chunks(self.read(copy.stored))
 
 
 @dataclass(frozen=True)
@@ -158,18 +187,8 @@ def plan_output(
             layout[name] = TensorSpec(precision, shape)
         else:
             layout |= tensor_layout(name, shape, precision)
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor, int]]:
-        for name, tensor in extra.items():
-            yield name, tensor, 0
-        for name, stored in names.items():
-            tensor, precision = source.read(stored), precisions[stored]
-            if isinstance(precision, torch.dtype):
-                yield from cast_chunks(name, tensor, precision)
-            else:
-                yield from quantize_chunks(name, tensor, precision)
-
-    return Output(path, title, folder, layout, metadata, tensors, text_encoder)
+    copies = tuple(Copy(name, stored, precisions[stored]) for name, stored in names.items())
+    return Output(path, title, folder, layout, metadata, extra, copies, source.read, text_encoder)
 
 
 def plan_precisions(

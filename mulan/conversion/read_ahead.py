@@ -1,0 +1,59 @@
+"""What is read in a thread of its own, ahead of whoever uses it, who can stop at any time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+DEPTH = 512  # items that wait
+LOOK = 0.1  # seconds between two looks whether the user has stopped
+
+Item = TypeVar("Item")
+
+
+def read_ahead(
+    produce: Callable[[threading.Event], Iterator[Item]], idle: Callable[[], None], depth: int = DEPTH
+) -> Iterator[Item]:
+    """Yield what `produce` yields in a thread of its own, up to `depth` items ahead; call `idle` while waiting.
+
+    When the caller ends early, or `idle` raises, the event that `produce` was given is set.
+    """
+    items: queue.Queue = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: tuple[str, Any]) -> bool:
+        while not stopped.is_set():
+            try:
+                items.put(item, timeout=LOOK)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for item in produce(stopped):
+                if not put(("item", item)):
+                    return
+            put(("end", None))
+        except BaseException as error:  # noqa: BLE001  raised again where it is waited for
+            put(("error", error))
+
+    threading.Thread(target=run, daemon=True, name="huggingface reader").start()
+    try:
+        while True:
+            try:
+                kind, item = items.get(timeout=LOOK)
+            except queue.Empty:
+                idle()
+                continue
+            if kind == "item":
+                yield item
+            elif kind == "error":
+                raise item
+            else:
+                return
+    finally:
+        stopped.set()
