@@ -8,11 +8,13 @@ from .internvl_rank import InternVLRank
 from .internvl_video import InternVLVideoClassify
 from .mulan_conditioning_files import MulanLoadConditioning, MulanSaveConditioning
 from .mulan_encode_languages import MulanEncodeLanguages
+from .mulan_get_model import MulanGetModel
 from .mulan_loader import MulanLoader
 from .mulan_prompt_inspector import MulanPromptInspector
 from .mulan_tiny_models import MulanTinyModels
 
 NODES = [
+    MulanGetModel,
     MulanLoader,
     MulanTinyModels,
     MulanEncodeLanguages,

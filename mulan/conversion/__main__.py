@@ -1,4 +1,4 @@
-"""Convert a published checkpoint to .safetensors for ComfyUI.
+"""Convert a published checkpoint, here or on Hugging Face, to .safetensors for ComfyUI.
 
 Run it from ComfyUI's folder, in ComfyUI's Python:
 `python -m custom_nodes.mulan-nodes.mulan.conversion SOURCE TARGET --format int8`.
@@ -9,27 +9,64 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:  # what imports ComfyUI waits until `main` has chosen the device
+    from .download_progress import DownloadProgress
     from .output_files import ConversionResult, Progress
 
 # This module as ComfyUI's folder names it: "custom_nodes.<folder>.mulan.conversion"
 MODULE = ".".join(("custom_nodes", Path(__file__).resolve().parents[2].name, "mulan", "conversion"))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Convert as the command line says; exit with the reason where nothing was written."""
-    options = _parser().parse_args(arguments)
+def main(
+    arguments: list[str] | None = None,
+    folders: Callable[[str], Path] | None = None,
+    program: str = f"python -m {MODULE}",
+) -> int:
+    """Convert as the command line says; exit with the reason where nothing was written.
+
+    `folders` gives the folder for each folder below models/, for results without a target; else it is the current one.
+    """
+    options = _parser(program, folders is not None).parse_args(arguments)
     from comfy.cli_args import args
 
     args.cpu = args.cpu or not (
         torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()
     )
-    from .converters import convert
+    if options.list:
+        return _list()
+    if options.source is None:
+        sys.exit(f"Name a source: {program} --help")
+    target = Path(options.target) if options.target else folders or Path.cwd()
+    try:
+        if Path(options.source).exists():
+            results = _convert(options, target)
+        else:
+            results = _download(options, target)
+    except (ValueError, OSError) as error:
+        sys.exit(f"Nothing was written: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Stopped. What was finished of a download is kept: the same command goes on with it.")
+    for result in results:
+        for file in (result, *result.beside):
+            where = "" if callable(target) else f" Put it into models/{file.folder}."
+            print(f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB.{where}", flush=True)
+        for note in result.notes:
+            print(note, flush=True)
+        if options.check:
+            _compare(result)
+    return 0
+
+
+def _convert(options: argparse.Namespace, target: Path | Callable[[str], Path]) -> list[ConversionResult]:
+    """Convert a file or folder that is here."""
+    from ..checkpoints.safetensors_writer import SafetensorsWriter
+    from .converters import convert, plan_local
 
     start = time.monotonic()
 
@@ -39,36 +76,53 @@ def main(arguments: list[str] | None = None) -> int:
         )
         _show(f"{line}, {time.monotonic() - start:.0f} s", last=done.bytes == done.all_bytes)
 
-    try:
-        result = convert(options.source, options.target, options.format, options.overwrite, show_progress)
-    except (ValueError, OSError) as error:
-        sys.exit(f"Nothing was written: {error}")
-    for file in (result, *result.beside):
-        print(f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB. Put it into models/{file.folder}.", flush=True)
-    for note in result.notes:
-        print(note, flush=True)
-    if options.check:
-        _compare(result)
+    if options.dry_run:
+        for output in plan_local(Path(options.source), target, options.format, options.overwrite).outputs:
+            size = SafetensorsWriter(output.path, output.layout, output.metadata).size
+            print(f"{output.path}: {output.title}, {size / 1e9:.2f} GB")
+        return []
+    return [convert(options.source, target, options.format, options.overwrite, show_progress)]
+
+
+def _download(options: argparse.Namespace, target: Path | Callable[[str], Path]) -> list[ConversionResult]:
+    """Convert a repository while it comes."""
+    from .published import plan_download
+
+    def show_progress(done: DownloadProgress) -> None:
+        _show(f"  {done}", last=done.tensors == done.all_tensors)
+
+    only = (options.only,) if options.only else ()
+    with plan_download(options.source, target, options.format, options.overwrite, only) as download:
+        print(download.describe(), flush=True)
+        return [] if options.dry_run else download.run(show_progress)
+
+
+def _list() -> int:
+    from .published import KNOWN
+
+    for name, known in KNOWN.items():
+        print(f"{name:40} {known.source}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").split("\n")[0])
+def _parser(program: str, knows_folders: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "source",
-        type=Path,
-        metavar="SOURCE",
-        help="the folder InternVL-14B-224px, internvl_c_13b_224px.pth, a text encoder file that MuLan Loader reads, "
-        "an adapter .pth, an InternVL chat folder, or VisionLLM v2's folder",
-    )
-    parser.add_argument(
-        "target",
-        type=Path,
         nargs="?",
-        metavar="TARGET",
-        help="a .safetensors file or a folder (default: the current folder)",
+        metavar="SOURCE",
+        help="a folder or file: InternVL-14B-224px, internvl_c_13b_224px.pth, a text encoder file that MuLan Loader "
+        "reads, an adapter .pth, an InternVL chat folder, VisionLLM v2's folder; or on Hugging Face: "
+        "owner/name[@revision][/file], or a name of --list",
+    )
+    default = "the folder below ComfyUI's models" if knows_folders else "the current folder"
+    parser.add_argument(
+        "target", nargs="?", metavar="TARGET", help=f"a .safetensors file or a folder (default: {default})"
     )
     parser.add_argument("--format", choices=("int8", "fp8", "fp16"), help="of a model's matrices (default: int8)")
+    parser.add_argument("--only", metavar="FOLDER", help="of a repository, what belongs into models/FOLDER only")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be downloaded and written, and stop")
+    parser.add_argument("--list", action="store_true", help="list the models that have a name here, and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
     parser.add_argument(
         "--no-check", dest="check", action="store_false", help="do not compare the result with the source"

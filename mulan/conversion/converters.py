@@ -10,7 +10,7 @@ from ..checkpoints.quantization import FORMATS, NotFiniteError
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_streaming
 from ..conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE
 from . import adapter, internvl_c, internvl_chat, text_encoder, visionllm
-from .output_files import CannotWriteError, ConversionResult, Plan, Progress, Target, write
+from .output_files import CannotWriteError, ConversionResult, Plan, Progress, Target, place, write
 
 CONVERTERS = (
     visionllm.CONVERTER,
@@ -23,27 +23,38 @@ CONVERTERS = (
 
 def convert(
     source: Path | str,
-    target: Path | str | None = None,
+    target: Path | str | Callable[[str], Path] | None = None,
     weight_format: str | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> ConversionResult:
     """Convert a published checkpoint to one or two .safetensors for ComfyUI; return what was written.
 
-    `target` is a file or a folder (the current one by default). `weight_format` is a key of `FORMATS`, for the large
-    matrices: int8 by default; adapters take none. The files appear whole or not at all, and memory stays within about a
-    gigabyte whatever the model's size. `progress` may raise to stop.
+    `target` is a file, a folder (the current one by default), or what gives the folder of each folder below models/.
+    `weight_format` is a key of `FORMATS`, for the large matrices: int8 by default; adapters take none. The files appear
+    whole or not at all, and memory stays within about a gigabyte whatever the model's size. `progress` may raise to
+    stop.
     Raises WrongFileError for a source that no converter takes, CannotWriteError for a target or format that cannot be
     written, OSError where the disk has no room.
     """
     path = Path(source)
-    if not path.exists():
-        raise WrongFileError(f"source not found: {path.absolute()}. Name a checkpoint's folder or file")
-    wanted = Target(path, Path(target) if target is not None else Path.cwd(), overwrite)
     try:
-        return write(plan_conversion(open_streaming(path), wanted, weight_format), progress)
+        return write(plan_local(path, target, weight_format, overwrite), progress)
     except NotFiniteError as error:
         raise WrongFileError(f"{describe_path(path)} is damaged: {error}. Download it again.") from error
+
+
+def plan_local(
+    source: Path, target: Path | str | Callable[[str], Path] | None, weight_format: str | None, overwrite: bool
+) -> Plan:
+    """Plan what `convert` writes."""
+    if not source.exists():
+        raise WrongFileError(f"source not found: {source.absolute()}. Name a checkpoint's folder or file")
+    if callable(target):
+        somewhere = Target(source, target("text_encoders"), overwrite=True)
+        return place(plan_conversion(open_streaming(source), somewhere, weight_format), source, target, overwrite)
+    wanted = Target(source, Path(target) if target is not None else Path.cwd(), overwrite)
+    return plan_conversion(open_streaming(source), wanted, weight_format)
 
 
 def plan_conversion(file: TensorFile, target: Target, weight_format: str | None = None) -> Plan:

@@ -28,6 +28,11 @@ MODEL_FOLDERS = ("text_encoders", "mulan", "internvl", "internvl_chat", "visionl
 Placement = Path | Callable[[str], Path]  # a file, a folder, or the folder for each folder below models/
 
 
+def source_title(id: str, file: str | None) -> str:
+    """Return what the metadata of a converted file says of where it comes from."""
+    return f"{id}{f'/{file}' if file else ''} on Hugging Face"
+
+
 class HubConversion:
     """One checkpoint of `repository`: its file `name`, or all of it where that is None.
 
@@ -59,17 +64,17 @@ class HubConversion:
             raise WrongFileError(str(error).replace(f"(in {path.parent})", f"(of {repository.title})")) from error
         self.notes = plan.notes
         self.outputs: list[Output] = []
+        self.present: list[Path] = []  # outputs that are there already
         for output in plan.outputs:
             if folders and output.folder not in folders:
                 continue
             placed = target(output.folder) if callable(target) else target
             where = output.path if one_file else placed / output.path.name
+            if where.exists() and not overwrite:
+                self.present.append(where)
+                continue
             Target(path, where, overwrite).checked(where)
-            metadata = {
-                **output.metadata,
-                "source": f"{repository.id}{f'/{name}' if name else ''} on Hugging Face",
-                "revision": repository.revision,
-            }
+            metadata = {**output.metadata, "source": source_title(repository.id, name), "revision": repository.revision}
             self.outputs.append(replace(output, path=where, metadata=metadata, source=None))
         self._needed = {
             copy.stored: self.tensors.needed(output.read, copy.stored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -138,6 +138,14 @@ class Converter:
     matches: Callable[[TensorFile], bool]
     plan: Callable[[TensorFile, Target, str], Plan]
     default_format: str = "int8"
+
+
+def place(plan: Plan, source: Path, folders: Callable[[str], Path], overwrite: bool) -> Plan:
+    """Move each file of a plan to where `folders` says, by its folder below models/. Raises CannotWriteError."""
+    outputs = tuple(replace(output, path=folders(output.folder) / output.path.name) for output in plan.outputs)
+    for output in outputs:
+        Target(source, output.path, overwrite).checked(output.path)
+    return Plan(outputs, plan.notes)
 
 
 def write(plan: Plan, progress: Callable[[Progress], None]) -> ConversionResult:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..boundary.files import UnwritableError
-from ..checkpoints.tensor_files import INDEX_NAMES, SINGLE_NAMES
+from ..checkpoints.quantization import FORMATS
+from ..checkpoints.tensor_files import INDEX_NAMES, SINGLE_NAMES, WrongFileError, open_tensors
 from .download_progress import DownloadProgress, Meter, format_size
 from .hub import HubError, Repository, Retry, open_repository, parse_repository
-from .hub_conversion import MODEL_FOLDERS, HubConversion, Placement
+from .hub_conversion import MODEL_FOLDERS, HubConversion, Placement, source_title
 from .hub_tensors import WEIGHTS
 from .output_files import CannotWriteError, ConversionResult, Output
 from .unfinished import journals
@@ -39,16 +40,22 @@ _CHATS = (
 )
 KNOWN: dict[str, Known] = {
     "MuLan text encoder": Known("OpenGVLab/InternVL-14B-224px", ("text_encoders",)),
-    "MuLan adapter SD1.5": Known("mulanai/mulan-lang-adapter/sd15_aesthetic.pth"),
-    "MuLan adapter SD2.1": Known("mulanai/mulan-lang-adapter/sd21_aesthetic.pth"),
-    "MuLan adapter SDXL": Known("mulanai/mulan-lang-adapter/sdxl_aesthetic.pth"),
-    "MuLan adapter PixArt": Known("mulanai/mulan-lang-adapter/pixart.pth"),
-    "MuLan adapters, all": Known("mulanai/mulan-lang-adapter", ("mulan",)),
+    **{
+        f"MuLan adapter {name}": Known(f"mulanai/mulan-lang-adapter/{name}.pth", ("mulan",))
+        for name in (
+            "sd15_aesthetic",
+            "sd15_base",
+            "sd15_512_aesthetic",
+            "sd21_aesthetic",
+            "sd21_base",
+            "sdxl_aesthetic",
+            "pixart",
+        )
+    },
     "InternVL-C and -G": Known("OpenGVLab/InternVL-14B-224px", ("internvl", "text_encoders")),
-    "InternVL-C and -G, vision side": Known("OpenGVLab/InternVL-14B-224px", ("internvl",)),
-    **{name: Known(f"OpenGVLab/{name}") for name in _CHATS},
+    **{name: Known(f"OpenGVLab/{name}", ("internvl_chat",)) for name in _CHATS},
     "VisionLLM v2": Known("OpenGVLab/VisionLLMv2", ("visionllm",)),
-    "VisionLLM v2 with the editing UNet": Known("OpenGVLab/VisionLLMv2"),
+    "VisionLLM v2 with its InstructPix2Pix": Known("OpenGVLab/VisionLLMv2", ("visionllm", "diffusion_models")),
 }
 
 
@@ -83,7 +90,7 @@ class Download:
     @property
     def disk(self) -> int:
         """The bytes of disk that are still needed."""
-        shard = max(each.tensors.largest_shard(each.missing()) for each in self.conversions)
+        shard = max((each.tensors.largest_shard(each.missing()) for each in self.conversions), default=0)
         return shard + sum(
             max(0, writer.size - file.held) for each in self.conversions for writer, file in each.writers()
         )
@@ -91,7 +98,7 @@ class Download:
     @property
     def free(self) -> int:
         """The bytes of disk that are free."""
-        return min(shutil.disk_usage(output.path.parent).free for output in self.outputs)
+        return min((shutil.disk_usage(output.path.parent).free for output in self.outputs), default=0)
 
     def describe(self) -> str:
         """Return the plan in a few lines."""
@@ -100,6 +107,7 @@ class Download:
             f"Download {download} of {all_weights} from {self.repository.title}.",
             f"Disk space: {format_size(self.disk)} needed, {format_size(self.free)} free.",
         ]
+        lines += [f"{path}: already there" for each in self.conversions for path in each.present]
         for each in self.conversions:
             for (writer, file), output in zip(each.writers(), each.outputs, strict=True):
                 begun = f" ({len(file.done)} of {len(output.copies)} tensors from an earlier run)" if file.done else ""
@@ -107,13 +115,13 @@ class Download:
         return "\n".join(lines)
 
     def check_space(self) -> None:
-        """Raise UnwritableError where the disk has too little room."""
+        """Raise UnwritableError, with the plan, where the disk has too little room."""
         disk, free = self.disk, self.free
         if disk > free:
             raise UnwritableError(
                 errno.ENOSPC,
                 f"{format_size(disk)} are needed in {self.outputs[0].path.parent}, and its disk has "
-                f"{format_size(free)} free: make room, or name another folder",
+                f"{format_size(free)} free: make room, or name another folder. The plan:\n{self.describe()}",
             )
 
     def run(self, progress: Callable[[DownloadProgress], None] = lambda _: None) -> list[ConversionResult]:
@@ -124,7 +132,7 @@ class Download:
         """
         self.check_space()
         meter = Meter(progress, self.size, sum(len(output.copies) for output in self.outputs))
-        return [each.run(meter) for each in self.conversions]
+        return [each.run(meter) for each in self.conversions if each.outputs]
 
 
 def plan_download(
@@ -153,9 +161,37 @@ def plan_download(
             HubConversion(repository, name, files, target, weight_format, overwrite, known.folders, on_wait)
             for name in _checkpoints(repository)
         ]
-        if not any(each.outputs for each in conversions):
-            raise CannotWriteError(f"{repository.title} holds nothing for {', '.join(known.folders)}")
-        return Download(repository, tuple(each for each in conversions if each.outputs), undo.pop_all())
+        if not any(each.outputs or each.present for each in conversions):
+            raise CannotWriteError(f"{repository.title} holds nothing for models/{' or models/'.join(known.folders)}")
+        return Download(repository, tuple(conversions), undo.pop_all())
+
+
+def find_made(source: str, weight_format: str | None, folders: Callable[[str], Path]) -> list[Path]:
+    """Return the files that `plan_download` has made of a model of `KNOWN` in this format; [] where one is missing.
+
+    They are known by their metadata, whatever their names are; nothing is asked from the hub.
+    """
+    known = KNOWN[source]
+    id, _, name = parse_repository(known.source) or ("", None, None)
+    quantization = FORMATS[weight_format or "int8"]
+    algorithm = quantization.algorithm if quantization else "none"
+    found = []
+    for folder in known.folders:
+        wanted = {"source": source_title(id, name)}
+        if folder not in ("mulan", "diffusion_models"):  # those keep float16
+            wanted["quantization"] = algorithm
+        made = next((path for path in sorted(folders(folder).glob("*.safetensors")) if _says(path, wanted)), None)
+        if made is None:
+            return []
+        found.append(made)
+    return found
+
+
+def _says(path: Path, wanted: Mapping[str, str]) -> bool:
+    try:
+        return wanted.items() <= open_tensors(path).metadata.items()
+    except WrongFileError:
+        return False
 
 
 def _checkpoints(repository: Repository) -> list[str | None]:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from mulan_nodes.mulan.checkpoints.tensor_files import open_tensors
+from mulan_nodes.mulan.boundary.files import UnwritableError
+from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError, open_tensors
+from mulan_nodes.mulan.conversion import download_progress
 from mulan_nodes.mulan.conversion.converters import convert
-from mulan_nodes.mulan.conversion.hub import Retry
+from mulan_nodes.mulan.conversion.hub import HubError, Retry
 from mulan_nodes.mulan.conversion.published import plan_download
 from mulan_nodes.tests import hub_standin
+from mulan_nodes.tools import comfy_server, comfyui
+from mulan_nodes.tools.bench.weights import sentencepiece_model
 from mulan_nodes.tools.random_checkpoints import internvl, internvl_chat
 
 QUICK = Retry(attempts=3, first=0.01, longest=0.02)
+MANIFESTS = Path(__file__).resolve().parents[1] / "parity" / "manifests" / "mulan"
 ENCODER = "OpenGVLab/InternVL-14B-224px"
 
 
@@ -79,3 +93,321 @@ def test_only_the_bytes_of_what_is_written_come(hub, checkpoints, tmp_path):
     assert wanted == sum(stored.read(name).nbytes for name in text) == hub.sent("-of-") - before
     assert not result.beside and result.folder == "text_encoders"
     assert len(hub.requests) < 60
+
+
+# --- connections that fail ---
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [("-of-", 503)] * 2,
+        [("-of-", (429, {"Retry-After": "1"}))],
+        [("store", "cut")] * 6,
+        [("/api/", 503), ("/api/", (429, {"Retry-After": "0"}))],
+        [("store", 500), ("resolve", 502), ("store", "cut")],
+        [("config.json", "cut"), ("tokenizer.model", 504)],
+    ],
+    ids=str,
+)
+def test_what_fails_is_asked_again_from_where_it_stopped(hub, checkpoints, tmp_path, faults):
+    hub.add(ENCODER, checkpoints["internvl"])
+    (wanted,) = download("MuLan text encoder", _made(tmp_path / "wanted"))
+    sent, hub.faults, hub.cut_after = hub.sent("-of-"), list(faults), 900
+    (result,) = download("MuLan text encoder", _made(tmp_path / "ours"))
+    assert not hub.faults and same(result.path, wanted.path)
+    cut = 900 * sum(what == "cut" for part, what in faults if part == "store")
+    assert hub.sent("-of-") - sent == sent or cut, "nothing comes twice"
+    assert hub.sent("-of-") - sent <= sent + cut
+
+
+def test_as_long_as_the_hub_asks_is_waited(hub, checkpoints, tmp_path):
+    hub.add(ENCODER, checkpoints["internvl"])
+    with plan_download("MuLan text encoder", tmp_path, retry=QUICK) as plan:
+        hub.faults = [("-of-", (429, {"Retry-After": "2"}))]
+        start = time.monotonic()
+        plan.run()
+    assert time.monotonic() - start >= 2
+
+
+@pytest.mark.parametrize(
+    ("faults", "says"),
+    [
+        ([("store", "size")], "not what the hub said: it has"),
+        ([("resolve", "linked")], "not what the hub said: it has"),
+        ([("-of-", "commit")], "revision ffffffffffff came instead"),
+        ([("store", "whole")] * 2, "does not send parts of files"),
+        ([("store", 404)], "status 404"),
+        ([("-of-", (429, {"Retry-After": "7200"}))], "asks to wait 120 minutes"),
+        ([("-of-", 503)] * 3, "status 503, 3 times in a row. Check the connection and start again"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_repaired_is_an_error_that_says_what_happened(hub, checkpoints, tmp_path, faults, says):
+    hub.add(ENCODER, checkpoints["internvl"])
+    with plan_download("MuLan text encoder", tmp_path, retry=QUICK) as plan:
+        hub.faults = list(faults)
+        with pytest.raises(HubError, match=says):
+            plan.run()
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_list_of_files_that_is_wrong_is_refused_before_anything_is_written(hub, checkpoints, tmp_path):
+    hub.add(ENCODER, checkpoints["internvl"])
+    hub.sizes["model-00001-of-00002.safetensors"] = 12345678
+    with pytest.raises(HubError, match="the hub's list says 12,345,678"):
+        plan_download(ENCODER, tmp_path, retry=QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nobody/nothing", "has no repository nobody/nothing, or it is private"),
+        (f"{ENCODER}@abc", "has no revision abc"),
+        (f"{ENCODER}/other.pth", "has no file other.pth"),
+        ("not a repository", "neither a file or folder here nor a repository"),
+    ],
+)
+def test_a_wrong_name_is_refused(hub, checkpoints, tmp_path, source, says):
+    hub.add(ENCODER, checkpoints["internvl"])
+    with pytest.raises(HubError, match=says):
+        plan_download(source, tmp_path, retry=QUICK)
+
+
+def test_a_repository_of_something_else_is_refused_in_words_about_it(hub, tmp_path):
+    folder = _made(tmp_path / "other")
+    save_file({"x": torch.zeros(4)}, folder / "model.safetensors")
+    hub.add("some/thing", folder)
+    with pytest.raises(WrongFileError, match=r"thing \(of some/thing at revision aaaa.*no file this pack knows"):
+        plan_download("some/thing", tmp_path, retry=QUICK)
+
+
+# --- interruptions ---
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("which", ["internvl", "internvl bin", "chat"])
+def test_an_interrupted_download_goes_on_where_it_stopped(hub, checkpoints, tmp_path, which, monkeypatch):
+    source = hub.add(f"OpenGVLab/{checkpoints[which].name}", checkpoints[which])
+    wanted = convert(checkpoints[which], _made(tmp_path / "wanted"))
+    ours, rounds = _made(tmp_path / "ours"), 0
+    monkeypatch.setattr(download_progress, "LOOK", 0)
+    weights = "safetensors" if which != "internvl bin" else ".bin"
+    with plan_download(source, ours, retry=QUICK) as plan:
+        before, size = hub.sent(weights), plan.size
+    headers = hub.sent(weights) if before is None else before
+    while True:
+        rounds += 1
+
+        def stop_later(done, limit=8 * rounds):
+            if limit <= done.tensors < done.all_tensors:
+                raise Stopped
+
+        try:
+            (result,) = download(source, ours, progress=stop_later)
+            break
+        except Stopped:
+            assert not list(ours.glob("*.safetensors")) and rounds < 200
+    assert rounds > 2
+    for mine, theirs in zip((result, *result.beside), (wanted, *wanted.beside), strict=True):
+        assert same(mine.path, theirs.path)
+    assert sorted(path.suffix for path in ours.iterdir()) == [".safetensors"] * (1 + len(result.beside))
+    if which != "internvl bin":  # of tensors that were under way something comes twice, of finished ones nothing
+        assert hub.sent(weights) < size + rounds * (headers + size / 3)
+
+
+def test_a_killed_download_goes_on_and_keeps_its_revision(hub, checkpoints, tmp_path, monkeypatch):
+    hub.add(ENCODER, checkpoints["internvl"], commit="b" * 40)
+    monkeypatch.setattr(download_progress, "LOOK", 0)
+
+    def stop(done):
+        if done.tensors > 8:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        download("MuLan text encoder", tmp_path, progress=stop)
+    asked = len(hub.requests)
+    (part,) = tmp_path.glob("*.part")
+    with plan_download("MuLan text encoder", tmp_path, retry=QUICK) as plan:
+        assert "tensors from an earlier run" in plan.describe()
+        assert any(f"/revision/{'b' * 40}" in each.path for each in hub.requests[asked:])
+        left = plan.size
+    # the repository has moved on, and its old commit is gone: what is there is of no use
+    hub.add(ENCODER, checkpoints["internvl"], commit="c" * 40)
+    with plan_download("MuLan text encoder", tmp_path, retry=QUICK) as plan:
+        assert plan.size > left and plan.repository.revision == "c" * 40
+        (result,) = plan.run()
+    assert not part.exists() and same(result.path, convert(checkpoints["internvl"], _made(tmp_path / "wanted")).path)
+
+
+@pytest.mark.parametrize("state", ["slow", "stalled", "waiting"])
+def test_stop_is_heard_within_half_a_second(hub, checkpoints, tmp_path, state):
+    hub.add(ENCODER, checkpoints["internvl"])
+    start = None
+
+    def stop(_=None):
+        nonlocal start
+        now = time.monotonic()
+        start = start or now
+        if now - start > 1:
+            stop.at = now
+            raise Stopped
+
+    with plan_download("MuLan text encoder", tmp_path, retry=QUICK) as plan:
+        hub.speed = 10000 if state == "slow" else 0
+        hub.faults = {"slow": [], "stalled": [("store", "stall")], "waiting": [("-of-", (429, {"Retry-After": "60"}))]}[
+            state
+        ]
+        with pytest.raises(Stopped):
+            plan.run(stop)
+    assert stop.at - start < 1.5 and time.monotonic() - stop.at < 0.5
+
+
+# --- what is said before ---
+
+
+def test_too_little_room_is_refused_with_the_plan_before_anything_is_downloaded(
+    hub, checkpoints, tmp_path, monkeypatch
+):
+    hub.add(ENCODER, checkpoints["internvl"])
+    with plan_download("MuLan text encoder", tmp_path, retry=QUICK) as plan:
+        sent = hub.sent()
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=plan.disk - 1))
+        with pytest.raises(UnwritableError, match="(?s)make room.*Download .* of .* from OpenGVLab.*needed") as error:
+            plan.run()
+        assert hub.sent() == sent and plan.describe() in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_published_encoder_takes_13_of_28_gigabytes(hub, tmp_path):
+    """The full layout of InternVL-14B-224px in six files that are empty but for their headers."""
+    manifest = json.loads((MANIFESTS / "internvl_14b_full_checkpoint.json").read_text("utf-8"))
+    hub.add(ENCODER, sparse_folder(tmp_path / "InternVL-14B-224px", manifest["tensors"], 6))
+    ours = _made(tmp_path / "ours")
+    with plan_download("MuLan text encoder", ours, "int8", retry=QUICK) as plan:
+        assert plan.repository_size == pytest.approx(27.67e9, rel=1e-3)
+        assert plan.size == 13_368_057_856 + 2 * 4096 * 768
+        assert plan.disk == pytest.approx(6.7e9, rel=0.02)
+        assert "Download 13.37 GB of 27.67 GB" in plan.describe()
+    with plan_download("InternVL-C and -G", lambda _: ours, "int8", retry=QUICK) as plan:
+        assert len(plan.outputs) == 2 and 26e9 < plan.size < 27.67e9
+    assert hub.sent() < 20e6 and not list(ours.iterdir())
+
+
+def sparse_folder(folder: Path, tensors: dict[str, dict], shards: int) -> Path:
+    folder.mkdir()
+    names, index = sorted(tensors), {}
+    for number in range(shards):
+        part = names[len(names) * number // shards : len(names) * (number + 1) // shards]
+        header, at = {}, 0
+        for name in part:
+            end = at + 2 * math.prod(tensors[name]["shape"])
+            header[name] = {"dtype": "F16", "shape": tensors[name]["shape"], "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(header).encode()
+        shard = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        with open(folder / shard, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + at)
+        index |= dict.fromkeys(part, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model(49954))
+    return folder
+
+
+# --- weights ---
+
+
+def test_weights_that_are_no_numbers_are_refused(hub, checkpoints, tmp_path):
+    folder = tmp_path / "InternVL3-1B"
+    shutil.copytree(checkpoints["chat"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["mlp1.1.weight"][3, 3] = torch.nan
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(WrongFileError, match="OpenGVLab/InternVL3-1B at revision.*mlp1.1.weight holds.*NaN"):
+        download(hub.add("OpenGVLab/InternVL3-1B", folder), _made(tmp_path / "ours"))
+
+
+def test_values_too_large_for_float16_become_bfloat16_without_reading_all_twice(hub, checkpoints, tmp_path):
+    folder = tmp_path / "InternVL-14B-224px"
+    shutil.copytree(checkpoints["internvl"], folder)
+    for shard in folder.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name in [name for name in tensors if name.endswith(("ls1", "norm1.weight"))][:2]:
+            tensors[name] = tensors[name].float() + 1e6
+        save_file(tensors, shard)
+    wanted = convert(folder, _made(tmp_path / "wanted"))
+    hub.add(ENCODER, folder)
+    with plan_download(ENCODER, _made(tmp_path / "ours"), retry=QUICK) as plan:
+        headers, size = hub.sent("-of-"), plan.size
+        (result,) = plan.run()
+    assert same(result.beside[0].path, wanted.beside[0].path) and same(result.path, wanted.path)
+    assert torch.bfloat16 in {tensor.dtype for tensor in load_file(result.beside[0].path).values()}
+    assert hub.sent("-of-") - headers < 1.5 * size
+
+
+# --- mirrors, tokens, the cache ---
+
+
+def test_a_token_reaches_the_hub_and_not_the_store(hub, checkpoints, tmp_path, monkeypatch):
+    hub.private = "hf_secret"
+    source = hub.add("OpenGVLab/InternVL3-1B", checkpoints["chat"])
+    with pytest.raises(HubError, match="private"):
+        plan_download(source, tmp_path, retry=QUICK)
+    monkeypatch.setenv("HF_TOKEN", hub.private)
+    download(source, tmp_path)
+    assert all(each.token is None for each in hub.requests if each.path.startswith("/store"))
+
+
+def test_files_in_the_cache_are_not_downloaded(hub, checkpoints, tmp_path, monkeypatch):
+    source = hub.add("OpenGVLab/InternVL3-1B", checkpoints["chat"])
+    snapshot = tmp_path / "cache" / "models--OpenGVLab--InternVL3-1B" / "snapshots" / ("a" * 40)
+    shutil.copytree(checkpoints["chat"], snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    with plan_download(source, tmp_path, retry=QUICK) as plan:
+        assert plan.size == 0
+        (result,) = plan.run()
+    assert hub.sent("resolve") == hub.sent("store") == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (offline,) = download(source, _made(tmp_path / "offline"))
+    assert same(offline.path, result.path)
+    with pytest.raises(HubError, match="offline mode is on .HF_HUB_OFFLINE., and it is not in the cache"):
+        plan_download(ENCODER, tmp_path, retry=QUICK)
+
+
+# --- a command for a person ---
+
+
+def command(*arguments, cwd: Path, **variables) -> subprocess.CompletedProcess:
+    pack = Path(comfyui.folder(), "custom_nodes", comfy_server.pack_name(comfyui.folder()))
+    return subprocess.run(
+        [sys.executable, pack / "convert.py", *map(str, arguments)],
+        cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_command_gets_a_model_from_any_folder_by_a_mirror(hub, checkpoints, tmp_path):
+    source = hub.add("OpenGVLab/InternVL3-1B", checkpoints["chat"])
+    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "CUDA_VISIBLE_DEVICES": ""}
+    planned = command(source, tmp_path, "--dry-run", cwd=tmp_path, **variables)
+    assert planned.returncode == 0, planned.stderr
+    assert "Download" in planned.stdout and "InternVL3-1B_int8.safetensors" in planned.stdout
+    assert not list(tmp_path.glob("*.safetensors"))
+    made = command(source, tmp_path, "--format", "fp16", cwd="/", **variables)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "InternVL3-1B_fp16.safetensors").is_file()
+    local = command(checkpoints["chat"], "--dry-run", cwd=tmp_path, **variables)
+    assert str(comfyui.folder() / "models" / "internvl_chat" / "InternVL3-1B_int8.safetensors") in local.stdout
+    wrong = command("nobody/nothing", tmp_path, cwd=tmp_path, **variables)
+    assert wrong.returncode == 1 and "has no repository nobody/nothing" in wrong.stderr
+    assert "MuLan text encoder" in command("--list", cwd=tmp_path, **variables).stdout
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
