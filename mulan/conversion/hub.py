@@ -28,7 +28,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from .. import VERSION
 from .read_ahead import read_ahead
 
-CHUNK = 2**18  # bytes that one read of a connection returns: `read_ahead` holds 128 MiB of them
+CHUNK = 2**16  # bytes that one read of a connection returns, at most
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as cut
 LONGEST_WAIT = 600.0  # seconds that a hub may ask to wait
 
@@ -249,7 +249,7 @@ def _open(url: str, headers: dict[str, str]) -> Iterator[tuple[Any, Iterator[byt
     session: Any = get_session()
     if callable(getattr(session, "stream", None)):
         with session.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as response:
-            yield response, response.iter_raw(CHUNK)
+            yield response, response.iter_raw()  # as they come: nothing is lost where the connection is cut
     else:
         with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             yield response, response.iter_content(CHUNK)

@@ -108,7 +108,7 @@ class HubConversion:
             while True:
                 try:
                     return self._write(meter)
-                except TooLargeError:  # its file's journal knows it now: the next round writes it in bfloat16
+                except TooLargeError:  # the journals know them now: the next round writes them in bfloat16
                     meter.again()
         except NotFiniteError as error:
             raise WrongFileError(f"{self._repository.title}: {error}, as it is published") from error
@@ -134,6 +134,7 @@ class HubConversion:
             order = sorted(waiting, key=self._position)
             self.tensors.follow([name for stored in order for name in self._needed[stored]])
             read = outputs[0].read
+            too_large: TooLargeError | None = None
             for stored in order:
                 tensor = read(stored)
                 for writer, file, copy in waiting[stored]:
@@ -141,12 +142,15 @@ class HubConversion:
                         for name, rows, first_row in copy.chunks(tensor):
                             writer.write(name, rows, first_row)
                             meter.look()
-                    except TooLargeError:
+                    except TooLargeError as error:
                         file.needs_bfloat16(stored)
-                        raise
+                        too_large = error
+                        continue
                     file.finished(stored)
                     meter.tensors += 1
                 del tensor
+            if too_large is not None:
+                raise too_large
         main, *beside = (
             ConversionResult(output.path, output.title, writer.size, output.folder)
             for output, (writer, _) in zip(outputs, writers, strict=True)

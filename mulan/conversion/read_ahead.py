@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-DEPTH = 512  # items that wait
+DEPTH = 2**11  # items that wait: 128 MiB of network reads
 LOOK = 0.1  # seconds between two looks whether the user has stopped
 
 Item = TypeVar("Item")
