@@ -50,7 +50,7 @@ class TensorSpec(NamedTuple):
 def is_storable(tensor: torch.Tensor) -> bool:
     """Return whether a file can hold the tensor: a dense one, with values, of a dtype that the format has."""
     dense = tensor.layout == torch.strided and not tensor.is_nested
-    return dense and tensor.device.type != "meta" and tensor.dtype in _DTYPES
+    return dense and tensor.device.type != "meta" and tensor.dtype in DTYPES
 
 
 class SafetensorsWriter:

@@ -76,8 +76,13 @@ class HubTensors:
             if lost:
                 raise HubError(f"{repository.title} is damaged: {file.name} does not hold {lost[0]}")
             self.stored |= {name: tensor for name, tensor in tensors.items() if name in wanted or not wanted}
-        shapes = {name: stored.shape for name, stored in self.stored.items()}
-        self.file = TensorFile(folder / name if name else folder, shapes, self._read, metadata if name else {})
+        self.file = TensorFile(
+            folder / name if name else folder,
+            {name: stored.shape for name, stored in self.stored.items()},
+            self._read,
+            metadata if name else {},
+            {name: str(stored.dtype).removeprefix("torch.") for name, stored in self.stored.items()},
+        )
 
     def needed(self, read: Callable[[str], torch.Tensor], name: str) -> list[str]:
         """Return the names that `read(name)` reads, whatever it makes of them."""

@@ -37,11 +37,11 @@ def open_directory(fetch: Callable[[int, int], bytes], size: int, path: Path) ->
             skeleton.write(remote.bytes(directory, size))
         found = open_tensors(path)
         empty = {name: found.read(name).to("meta") for name in found.shapes}
-        shapes = dict(found.shapes)
+        shapes, dtypes = dict(found.shapes), dict(found.dtypes)
         del found  # Windows removes no file that is mapped
     finally:
         path.unlink(missing_ok=True)
-    return TensorFile(path, shapes, empty.__getitem__, {})
+    return TensorFile(path, shapes, empty.__getitem__, {}, dtypes)
 
 
 class _RemoteFile(io.RawIOBase):
