@@ -4,6 +4,7 @@ ComfyUI is imported only when it calls `comfy_entrypoint`: tests and command lin
 """
 
 import os
+from contextlib import suppress
 
 WEB_DIRECTORY = "./web"  # help pages, and scripts of the editor
 MODEL_FOLDERS = ("mulan", "visionllm", "internvl", "internvl_chat")
@@ -28,9 +29,12 @@ async def comfy_entrypoint():
 
 
 def _add_model_folder(name: str) -> None:
-    """Add models/<name> behind the folders of extra_model_paths.yaml, listing model files only."""
+    """Add models/<name> behind the folders of extra_model_paths.yaml, listing model files only; make it."""
     import folder_paths
 
-    folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+    folder = os.path.join(folder_paths.models_dir, name)
+    with suppress(OSError):  # one that cannot be made lists nothing
+        os.makedirs(folder, exist_ok=True)
+    folder_paths.add_model_folder_path(name, folder)
     folders, extensions = folder_paths.folder_names_and_paths[name]
     folder_paths.folder_names_and_paths[name] = (folders, extensions | folder_paths.supported_pt_extensions)

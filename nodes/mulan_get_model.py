@@ -1,7 +1,8 @@
-"""MuLan Get Model: download a published model from Hugging Face, converted while it comes."""
+"""MuLan Get Model: a published model, downloaded from Hugging Face and converted while it comes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -11,10 +12,15 @@ from comfy_api.latest import io
 
 from ..mulan.checkpoints.quantization import FORMATS
 from ..mulan.checkpoints.tensor_files import fingerprint
+from ..mulan.conversion.converters import plan_local
 from ..mulan.conversion.download_progress import DownloadProgress
+from ..mulan.conversion.hub import check_name
+from ..mulan.conversion.output_files import Progress, write
 from ..mulan.conversion.published import KNOWN, find_made, plan_download
+from . import categories
 from .checked_node import CheckedNode
-from .common import show_progress, show_text
+from .common import announce_models, list_models, locate_model, show_progress, show_text, validate
+from .readable_folders import check_readable
 
 
 class MulanGetModel(CheckedNode):
@@ -23,7 +29,7 @@ class MulanGetModel(CheckedNode):
         return io.Schema(
             node_id="MuLanGetModel",
             display_name="MuLan Get Model",
-            category="MuLan",
+            category=categories.MULAN,
             description=(
                 "Downloads a published model from Hugging Face and converts it while it comes, into the right "
                 "folder of ComfyUI's models. Only what is needed is downloaded; after Stop or an error the next run "
@@ -65,49 +71,104 @@ class MulanGetModel(CheckedNode):
                         "How the weights are stored: int8 and fp8 take half the space of fp16. Adapters keep their own."
                     ),
                 ),
+                io.String.Input(
+                    "source",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Used in place of model: a folder or file of this computer to convert, or a repository of "
+                        "Hugging Face as owner/name, owner/name@revision or owner/name/file."
+                    ),
+                ),
             ],
             outputs=[
-                io.String.Output(
-                    display_name="file", tooltip="The file's name, as the loader lists it after you press R."
+                io.Combo.Output(
+                    display_name="file",
+                    tooltip="The file's name in the loader's list. Connect it to the loader's input for that file.",
                 ),
                 io.String.Output(display_name="report", tooltip="What was downloaded and written, and where it is."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model, format):
-        """Run again when the files are gone."""
-        return [fingerprint(path) for path in find_made(model, format, _folder)] if model in KNOWN else []
+    def validate_inputs(cls, source=""):
+        """Reject what is neither here nor the name of a repository; nothing is asked from the hub."""
+        return validate(_check_source, source, field="source")
 
     @classmethod
-    def execute(cls, model, format) -> io.NodeOutput:
-        made = find_made(model, format, _folder)
+    def fingerprint_inputs(cls, model=None, format="int8", source="", **others):
+        """Run again when the file is gone, or the local source changed."""
+        source = (source or "").strip()
+        if source:
+            return fingerprint(Path(source)) if Path(source).exists() else ""
+        made = model in KNOWN and find_made(model, format, _listed)
+        return fingerprint(_listed(KNOWN[model].folder)[made]) if made else ""
+
+    @classmethod
+    def execute(cls, model, format, source="") -> io.NodeOutput:
+        source = source.strip()
+        _check_source(source)
+        made = None if source else find_made(model, format, _listed)
         if made:
-            report = "\n".join(["Already there:", *map(str, made)])
-            return io.NodeOutput(made[0].name, report, ui=show_text(cls, report))
+            name, report = made, f"Already there: {_listed(KNOWN[model].folder)[made]}"
+        elif source and Path(source).exists():
+            name, report = cls._convert(Path(source), format)
+        else:
+            name, report = cls._download(source or model, format)
+        return io.NodeOutput(name, report, ui=show_text(cls, report))
+
+    @classmethod
+    def _convert(cls, source: Path, weight_format: str) -> tuple[str, str]:
+        bar = comfy.utils.ProgressBar(1000)
+
+        def progress(done: Progress) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(1000 * done.bytes // max(done.all_bytes, 1))
+
+        plan = plan_local(source, _folder, weight_format, overwrite=True)
+        missing = tuple(output for output in plan.outputs if not output.path.exists())
+        lines = [f"{output.path}: already there" for output in plan.outputs if output not in missing]
+        if missing:
+            lines += write(replace(plan, outputs=missing), progress).lines()
+            announce_models()
+        return plan.outputs[0].path.name, "\n".join(lines)
+
+    @classmethod
+    def _download(cls, source: str, weight_format: str) -> tuple[str, str]:
         bar = comfy.utils.ProgressBar(1000)
 
         def progress(done: DownloadProgress) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(int(1000 * done.bytes / max(done.all_bytes, 1)))
+            bar.update_absolute(1000 * done.bytes // max(done.all_bytes, 1))
             show_progress(cls, f"{plan}\n{done}")
 
-        wanted = None if KNOWN[model].folders == ("mulan",) else format
         stop = comfy.model_management.throw_exception_if_processing_interrupted
-        with plan_download(model, _folder, wanted, on_wait=stop) as download:
+        with plan_download(source, _folder, weight_format, on_wait=stop) as download:
             plan = download.describe()
             show_progress(cls, plan)
-            download.check_space()
             results = download.run(progress)
-        files = [file for result in results for file in (result, *result.beside)]
-        written = [f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB" for file in files]
-        notes = [note for result in results for note in result.notes]
-        report = "\n".join([*written, *notes, "Press R in the editor, and choose it in the loader."])
-        names = [file.path for file in files] or [path for each in download.conversions for path in each.present]
-        return io.NodeOutput(names[0].name, report, ui=show_text(cls, report))
+        if results:
+            announce_models()
+        return download.paths[0].name, "\n".join(line for result in results for line in result.lines()) or plan
+
+
+def _check_source(source: str) -> None:
+    path = source.strip()
+    if not path:
+        return
+    if Path(path).exists():
+        check_readable([Path(path)])
+    else:
+        check_name(path)
 
 
 def _folder(kind: str) -> Path:
+    """Return the folder for new models of a kind, the first that its loader looks into."""
     path = Path(folder_paths.get_folder_paths(kind)[0])
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _listed(kind: str) -> dict[str, Path]:
+    return {name: locate_model(kind, name, "") for name in list_models(kind)}

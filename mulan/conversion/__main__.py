@@ -53,11 +53,9 @@ def main(
     except KeyboardInterrupt:
         sys.exit("Stopped. What was finished of a download is kept: the same command goes on with it.")
     for result in results:
-        for file in (result, *result.beside):
-            where = "" if callable(target) else f" Put it into models/{file.folder}."
-            print(f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB.{where}", flush=True)
-        for note in result.notes:
-            print(note, flush=True)
+        print("\n".join(result.lines()), flush=True)
+        for file in () if callable(target) else (result, *result.beside):
+            print(f"Put {file.path.name} into models/{file.folder}.", flush=True)
         if options.check:
             _compare(result)
     return 0

@@ -14,16 +14,11 @@ def matches(file: TensorFile) -> bool:
 
 
 def plan(source: TensorFile, target: Target, weight_format: str) -> Plan:
-    """Plan the adapter's file; every tensor keeps its dtype."""
+    """Plan the adapter's file; every tensor keeps its dtype, whatever the format: it is small beside the encoder."""
     opened, path = adapter_from_tensors(source), source.path
     if path.suffix.lower() == ".safetensors":
         raise CannotWriteError(
             f"{describe_path(path)} already is a MuLan adapter in .safetensors: put it into models/mulan as it is."
-        )
-    if weight_format != OWN_DTYPES:
-        raise CannotWriteError(
-            f"{describe_path(path)} is a MuLan adapter, and adapters keep their own dtypes (8 bits would save a "
-            f"hundredth of what the text encoder takes): leave out the format {weight_format}."
         )
     title = f"MuLan adapter for {opened.family.title}"
     metadata = make_metadata(

@@ -153,6 +153,14 @@ def parse_repository(text: str) -> tuple[str, str | None, str | None] | None:
     return (found["id"], found["revision"], found["file"]) if found else None
 
 
+def check_name(text: str) -> tuple[str, str | None, str | None]:
+    """Return what `parse_repository` does. Raises HubError for any other text."""
+    found = parse_repository(text)
+    if found is None:
+        raise HubError(f"{text!r} is neither a file or folder here nor a repository: expected owner/name")
+    return found
+
+
 def open_repository(
     source: str, idle: Callable[[], None] = lambda: None, started: str | None = None, retry: Retry | None = None
 ) -> Repository:
@@ -161,10 +169,7 @@ def open_repository(
     `started` is the commit of an unfinished download, which goes before the newest where the hub still has it. Without
     network, what the local cache holds is used. `idle` is called while waiting, and may raise to stop. Raises HubError.
     """
-    parsed = parse_repository(source)
-    if parsed is None:
-        raise HubError(f"{source!r} is neither a file or folder here nor a repository: expected owner/name")
-    id, revision, file = parsed
+    id, revision, file = check_name(source)
     retry = retry or Retry()
     try:
         info = _model_info(id, revision or started, retry, idle)

@@ -55,7 +55,7 @@ class HubConversion:
         self._repository = repository
         folder = files / repository.id.split("/")[-1]
         one_file = target if isinstance(target, Path) and not target.is_dir() else None
-        work = target(MODEL_FOLDERS[0]) if callable(target) else one_file.parent if one_file else target
+        work = target((*folders, *MODEL_FOLDERS)[0]) if callable(target) else one_file.parent if one_file else target
         self.tensors = HubTensors(repository, name, folder, work, on_wait)
         path = self.tensors.file.path
         try:
@@ -64,14 +64,14 @@ class HubConversion:
             raise WrongFileError(str(error).replace(f"(in {path.parent})", f"(of {repository.title})")) from error
         self.notes = plan.notes
         self.outputs: list[Output] = []
-        self.present: list[Path] = []  # outputs that are there already
+        self.paths: list[Path] = []  # of the outputs, and of those that are there already
         for output in plan.outputs:
             if folders and output.folder not in folders:
                 continue
             placed = target(output.folder) if callable(target) else target
             where = output.path if one_file else placed / output.path.name
+            self.paths.append(where)
             if where.exists() and not overwrite:
-                self.present.append(where)
                 continue
             Target(path, where, overwrite).checked(where)
             metadata = {**output.metadata, "source": source_title(repository.id, name), "revision": repository.revision}

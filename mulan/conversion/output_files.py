@@ -46,6 +46,11 @@ class ConversionResult:
     beside: tuple[ConversionResult, ...] = ()  # further files that were made of the same source
     notes: tuple[str, ...] = ()  # what a person should know, such as what was left out
 
+    def lines(self) -> list[str]:
+        """Return what to tell a person: each file with its title and size, then the notes."""
+        files = [f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB" for file in (self, *self.beside)]
+        return [*files, *self.notes]
+
 
 @dataclass(frozen=True)
 class Copy:

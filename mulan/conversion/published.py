@@ -27,10 +27,10 @@ from .unfinished import journals
 
 @dataclass(frozen=True)
 class Known:
-    """A published model: its repository, and the folders below models/ that it is wanted for (all where empty)."""
+    """One file that a published model is converted to: of which repository, and for which folder below models/."""
 
     source: str
-    folders: tuple[str, ...] = ()
+    folder: str
 
 
 _CHATS = (
@@ -39,9 +39,9 @@ _CHATS = (
     *(f"InternVL2_5-{size}B" for size in (1, 2, 4, 8)),
 )
 KNOWN: dict[str, Known] = {
-    "MuLan text encoder": Known("OpenGVLab/InternVL-14B-224px", ("text_encoders",)),
+    "MuLan text encoder": Known("OpenGVLab/InternVL-14B-224px", "text_encoders"),
     **{
-        f"MuLan adapter {name}": Known(f"mulanai/mulan-lang-adapter/{name}.pth", ("mulan",))
+        f"MuLan adapter {name}": Known(f"mulanai/mulan-lang-adapter/{name}.pth", "mulan")
         for name in (
             "sd15_aesthetic",
             "sd15_base",
@@ -52,10 +52,10 @@ KNOWN: dict[str, Known] = {
             "pixart",
         )
     },
-    "InternVL-C and -G": Known("OpenGVLab/InternVL-14B-224px", ("internvl", "text_encoders")),
-    **{name: Known(f"OpenGVLab/{name}", ("internvl_chat",)) for name in _CHATS},
-    "VisionLLM v2": Known("OpenGVLab/VisionLLMv2", ("visionllm",)),
-    "VisionLLM v2 with its InstructPix2Pix": Known("OpenGVLab/VisionLLMv2", ("visionllm", "diffusion_models")),
+    "InternVL-C and -G (with the MuLan text encoder)": Known("OpenGVLab/InternVL-14B-224px", "internvl"),
+    **{name: Known(f"OpenGVLab/{name}", "internvl_chat") for name in _CHATS},
+    "VisionLLM v2": Known("OpenGVLab/VisionLLMv2", "visionllm"),
+    "VisionLLM v2's InstructPix2Pix UNet": Known("OpenGVLab/VisionLLMv2", "diffusion_models"),
 }
 
 
@@ -76,6 +76,11 @@ class Download:
     @property
     def outputs(self) -> list[Output]:
         return [output for each in self.conversions for output in each.outputs]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that were asked for, the main one first, there already or not."""
+        return [path for each in self.conversions for path in each.paths]
 
     @property
     def size(self) -> int:
@@ -107,7 +112,8 @@ class Download:
             f"Download {download} of {all_weights} from {self.repository.title}.",
             f"Disk space: {format_size(self.disk)} needed, {format_size(self.free)} free.",
         ]
-        lines += [f"{path}: already there" for each in self.conversions for path in each.present]
+        missing = [output.path for output in self.outputs]
+        lines += [f"{path}: already there" for path in self.paths if path not in missing]
         for each in self.conversions:
             for (writer, file), output in zip(each.writers(), each.outputs, strict=True):
                 begun = f" ({len(file.done)} of {len(output.copies)} tensors from an earlier run)" if file.done else ""
@@ -150,46 +156,42 @@ def plan_download(
     are made, all where there are none. `on_wait` is called while waiting for the hub, and may raise to stop.
     Raises HubError, WrongFileError where no converter takes the checkpoint, CannotWriteError for target or format.
     """
-    known = KNOWN.get(source, Known(source, tuple(folders)))
-    id = (parse_repository(known.source) or (source,))[0]
+    known = KNOWN.get(source)
+    source, folders = (known.source, (known.folder,)) if known else (source, folders)
+    id = (parse_repository(source) or (source,))[0]
     places = {target(name) for name in MODEL_FOLDERS} if callable(target) else {target, target.parent}
     begun = next((each.key for each in journals(places) if each.key.get("repository") == id), {})
-    repository = open_repository(known.source, on_wait, begun.get("revision"), retry)
+    repository = open_repository(source, on_wait, begun.get("revision"), retry)
     with ExitStack() as undo:
         files = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="mulan-")))
         conversions = [
-            HubConversion(repository, name, files, target, weight_format, overwrite, known.folders, on_wait)
+            HubConversion(repository, name, files, target, weight_format, overwrite, folders, on_wait)
             for name in _checkpoints(repository)
         ]
-        if not any(each.outputs or each.present for each in conversions):
-            raise CannotWriteError(f"{repository.title} holds nothing for models/{' or models/'.join(known.folders)}")
+        if not any(each.paths for each in conversions):
+            raise CannotWriteError(f"{repository.title} holds nothing for models/{' or models/'.join(folders)}")
         return Download(repository, tuple(conversions), undo.pop_all())
 
 
-def find_made(source: str, weight_format: str | None, folders: Callable[[str], Path]) -> list[Path]:
-    """Return the files that `plan_download` has made of a model of `KNOWN` in this format; [] where one is missing.
+def find_made(source: str, weight_format: str, models: Callable[[str], Mapping[str, Path]]) -> str | None:
+    """Return which of `models(folder below models/)` is a model of `KNOWN` in this format; None where none is.
 
-    They are known by their metadata, whatever their names are; nothing is asked from the hub.
+    Converted files are known by their metadata; an adapter also by its published name.
     """
     known = KNOWN[source]
-    id, _, name = parse_repository(known.source) or ("", None, None)
-    quantization = FORMATS[weight_format or "int8"]
-    algorithm = quantization.algorithm if quantization else "none"
-    found = []
-    for folder in known.folders:
-        wanted = {"source": source_title(id, name)}
-        if folder not in ("mulan", "diffusion_models"):  # those keep float16
-            wanted["quantization"] = algorithm
-        made = next((path for path in sorted(folders(folder).glob("*.safetensors")) if _says(path, wanted)), None)
-        if made is None:
-            return []
-        found.append(made)
-    return found
+    id, _, published = parse_repository(known.source) or ("", None, None)
+    wanted = {"source": source_title(id, published)}
+    if known.folder not in ("mulan", "diffusion_models"):  # those keep float16
+        quantization = FORMATS[weight_format]
+        wanted["quantization"] = quantization.algorithm if quantization else "none"
+    return next(
+        (name for name, path in models(known.folder).items() if path.name == published or _says(path, wanted)), None
+    )
 
 
 def _says(path: Path, wanted: Mapping[str, str]) -> bool:
     try:
-        return wanted.items() <= open_tensors(path).metadata.items()
+        return path.suffix == ".safetensors" and wanted.items() <= open_tensors(path).metadata.items()
     except WrongFileError:
         return False
 
