@@ -52,7 +52,7 @@ KNOWN: dict[str, Known] = {
             "pixart",
         )
     },
-    "InternVL-C and -G (with the MuLan text encoder)": Known("OpenGVLab/InternVL-14B-224px", "internvl"),
+    "InternVL-C and -G": Known("OpenGVLab/InternVL-14B-224px", "internvl"),
     **{name: Known(f"OpenGVLab/{name}", "internvl_chat") for name in _CHATS},
     "VisionLLM v2": Known("OpenGVLab/VisionLLMv2", "visionllm"),
     "VisionLLM v2's InstructPix2Pix UNet": Known("OpenGVLab/VisionLLMv2", "diffusion_models"),
