@@ -116,7 +116,7 @@ class MulanGetModel(CheckedNode):
             name, report = cls._convert(Path(source), format)
         else:
             name, report = cls._download(source or model, format)
-        return io.NodeOutput(name, report, ui=show_text(cls, report))
+        return io.NodeOutput(name, report, ui=show_text(report))
 
     @classmethod
     def _convert(cls, source: Path, weight_format: str) -> tuple[str, str]:
