@@ -47,7 +47,9 @@ class CheckedNode(io.ComfyNode):
     Errors begin with the input's name. `checks` has what each socket type needs; the values of widgets are checked by
     the schema, also where they are connected, which ComfyUI does not do. `files` are the inputs that choose a file:
     their options may have changed, and the node looks for the file itself. In `validate_inputs` a missing or unusable
-    value is None, like a connected one: ComfyUI itself reports it.
+    value is None, like a connected one: ComfyUI itself reports it. It may return a list, True or a message for each
+    check: all problems are told, a line each, beginning with its input's name, for ComfyUI shows the text at every
+    input that the method names.
     """
 
     checks: ClassVar[dict[str, Check]] = {
@@ -112,6 +114,8 @@ def _checked_validation(validate: Callable) -> Callable:
         }
         with uninterrupted():
             result = validate(cls, **{name: unknown for name in required} | values)
+        if isinstance(result, list):
+            result = "\n".join(each for each in result if each is not True) or True
         return clean_text(result) if isinstance(result, str) else result
 
     checked.__signature__ = inspect.signature(validate)  # by which ComfyUI chooses what to pass  # pyright: ignore

@@ -232,8 +232,7 @@ class InternVLChat(CheckedNode):
 
     @classmethod
     def validate_inputs(cls, question, images=None, history="", system="", thinking=False):
-        checked = validate(_check, question, system, thinking)
-        return checked if checked is not True else validate(parse_history, history, field="history")
+        return [validate(_check, question, system, thinking), validate(parse_history, history, field="history")]
 
     @classmethod
     def execute(

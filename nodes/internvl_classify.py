@@ -101,8 +101,10 @@ class InternVLZeroShotClassify(InternVLNode):
 
     @classmethod
     def validate_inputs(cls, labels, templates=NONE, own_templates="", image=ABSENT, folder=""):
-        checked = validation_result(check_label_inputs, labels, templates, own_templates)
-        return validation_result(check_source, image, unwrap_single(folder)) if checked is True else checked
+        return [
+            validation_result(check_label_inputs, labels, templates, own_templates),
+            validation_result(check_source, image, unwrap_single(folder)),
+        ]
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..mulan.boundary.files import parse_json
 from ..mulan.checkpoints.tensor_files import describe_path, read_beside
-from ..mulan.conditioning.model_files import ENCODER_SOURCE, open_text_encoder
+from ..mulan.conditioning.model_files import ENCODER_SOURCE, TextEncoderFile, open_text_encoder
 from ..mulan.internvl.internvl_files import MODES, SOURCE, open_internvl
 from ..mulan.internvl.internvl_loader import check_pair, load_internvl
 from . import categories
@@ -122,7 +122,13 @@ class InternVLLoader(InternVLNode):
     @classmethod
     def validate_inputs(cls, checkpoint, text_encoder, mode=MODES[0], clip=ABSENT):
         """Reject a wrong file before the run starts; only names and headers are read."""
-        return validate(_check, checkpoint, text_encoder if clip is ABSENT else "", mode)
+        if clip is not ABSENT:
+            text_encoder = ""  # the CLIP takes its place
+        each = [
+            validate(_check_checkpoint, checkpoint, mode, field="checkpoint"),
+            validate(_open_encoder, text_encoder, field="text_encoder"),
+        ]
+        return each if each != [True, True] else validate(_check_pair, checkpoint, text_encoder, field="text_encoder")
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint=None, text_encoder=None, **others):
@@ -161,14 +167,17 @@ def _located(name: str) -> Path:
     return locate_model(kind, name, SOURCE)
 
 
-def _check(checkpoint: str, text_encoder: str, mode: str) -> None:
-    """Raise WrongFileError if the files do not fit; `text_encoder` is empty where a CLIP takes its place."""
-    file = open_internvl(_located(checkpoint))
-    file.parts(mode)
+def _check_checkpoint(checkpoint: str, mode: str) -> None:
+    open_internvl(_located(checkpoint)).parts(mode)
+
+
+def _open_encoder(name: str) -> TextEncoderFile | None:
+    """Open a file of its own, if `name` is one."""
+    return None if name in ("", INSIDE) else open_text_encoder(locate_model(ENCODERS, name, ENCODER_SOURCE))
+
+
+def _check_pair(checkpoint: str, text_encoder: str) -> None:
     if text_encoder:
-        text = (
-            file.text_encoder()
-            if text_encoder == INSIDE
-            else open_text_encoder(locate_model(ENCODERS, text_encoder, ENCODER_SOURCE))
-        )
+        file = open_internvl(_located(checkpoint))
+        text = _open_encoder(text_encoder) or file.text_encoder()
         check_pair(file, text.config, describe_path(text.file.path))

@@ -136,10 +136,10 @@ class InternVLRank(InternVLNode):
 
     @classmethod
     def validate_inputs(cls, query=(), query_image=ABSENT, image=ABSENT, folder="", embeddings=ABSENT):
-        checked = validation_result(_check_query, query, query_image)
-        if checked is not True:
-            return checked
-        return validation_result(check_source, image, unwrap_single(folder), embeddings=embeddings)
+        return [
+            validation_result(_check_query, query, query_image),
+            validation_result(check_source, image, unwrap_single(folder), embeddings=embeddings),
+        ]
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **others):

@@ -95,8 +95,10 @@ class InternVLVideoClassify(InternVLNode):
 
     @classmethod
     def validate_inputs(cls, labels, templates=NONE, own_templates="", video=ABSENT, image=ABSENT):
-        checked = validation_result(check_label_inputs, labels, templates, own_templates)
-        return validation_result(_check_frames, video, image) if checked is True else checked
+        return [
+            validation_result(check_label_inputs, labels, templates, own_templates),
+            validation_result(_check_frames, video, image),
+        ]
 
     @classmethod
     def execute(

@@ -12,7 +12,7 @@ from ..mulan.conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, ope
 from ..mulan.conditioning.prompt_tokenizer import STYLES
 from . import categories
 from .checked_node import CheckedNode
-from .common import fingerprint_model, list_models, locate_model, validation_result, with_field_name
+from .common import fingerprint_model, list_models, locate_model, validate
 
 NO_ADAPTER = "none (a whole MuLan PixArt model)"
 
@@ -115,6 +115,15 @@ class MulanLoader(CheckedNode):
                         "nothing: none of them. Negatives are prompts encoded with CLIP (negative)."
                     ),
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    lazy=True,
+                    tooltip=(
+                        "The checkpoint's CLIP, to compare with: it takes MuLan's place when this node is bypassed, "
+                        "and is not used otherwise."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -135,7 +144,16 @@ class MulanLoader(CheckedNode):
     @classmethod
     def validate_inputs(cls, text_encoder, adapter):
         """Reject a wrong file before the run starts; only names and headers are read."""
-        return validation_result(_check, text_encoder, adapter)
+        each = [
+            validate(_open_encoder, text_encoder, field="text_encoder"),
+            validate(_open_adapter, adapter, field="adapter"),
+        ]
+        return each if each != [True, True] else validate(_check_pair, text_encoder, adapter, field="adapter")
+
+    @classmethod
+    def check_lazy_status(cls, **values):
+        """Never ask for `clip`: it is there for bypassing alone."""
+        return []
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder=None, adapter=None, **others):
@@ -144,7 +162,7 @@ class MulanLoader(CheckedNode):
 
     @classmethod
     def execute(
-        cls, text_encoder, adapter, prompt_style, device="default", sdxl_zeros=DEFAULT_ZEROING, model=None
+        cls, text_encoder, adapter, prompt_style, device="default", sdxl_zeros=DEFAULT_ZEROING, model=None, clip=None
     ) -> io.NodeOutput:
         adapter_file = _open_adapter(adapter)
         if model is not None:
@@ -160,7 +178,7 @@ class MulanLoader(CheckedNode):
                 f"model: the adapter {adapter} replaces weights of the {adapter_file.family.title} model. Connect the "
                 "checkpoint's MODEL to MuLan Loader, and use MuLan Loader's MODEL output in its place."
             )
-        clip = load_clip(
+        mulan = load_clip(
             locate_model("text_encoders", text_encoder, ENCODER_SOURCE),
             adapter_file,
             prompt_style,
@@ -172,15 +190,12 @@ class MulanLoader(CheckedNode):
             if model is not None
             else ExecutionBlocker("MuLan Loader: the MODEL output is used, but no MODEL is connected to the input.")
         )
-        return io.NodeOutput(passed, clip, negative_view(clip))
+        return io.NodeOutput(passed, mulan, negative_view(mulan))
 
 
-def _check(text_encoder: str | None, adapter: str | None) -> None:
-    """Raise OSError or ValueError that begins with the field; connected names (None) are checked later."""
-    encoder_file = text_encoder and with_field_name("text_encoder", _open_encoder, text_encoder)
-    adapter_file = adapter and with_field_name("adapter", _open_adapter, adapter)
-    if encoder_file and adapter_file:
-        with_field_name("adapter", check_pair, encoder_file, adapter_file)
+def _check_pair(text_encoder: str, adapter: str) -> None:
+    if adapter_file := _open_adapter(adapter):
+        check_pair(_open_encoder(text_encoder), adapter_file)
 
 
 def _open_encoder(name: str):

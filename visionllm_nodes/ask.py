@@ -110,8 +110,7 @@ class VisionLLMAsk(VisionLLMNode):
 
     @classmethod
     def validate_inputs(cls, question, images=None, history=""):
-        checked = validate(prompt_templates.chat, question, field="question")
-        return checked if checked is not True else validate(_history, history)
+        return [validate(prompt_templates.chat, question, field="question"), validate(_history, history)]
 
     @classmethod
     def execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ _REASONS = {
     "eader": "its header is not complete",
     "PytorchStreamReader": "its end is missing",
     "Ran out of input": "its end is missing",
+    "not a zip file": "its end is missing",
 }
 CONFIG = "config"  # metadata of a converted file: config.json
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -263,10 +265,18 @@ def _instead(path: Path) -> str | None:
     if begin.lstrip().startswith(b"<"):
         return "it is a web page, not the file; the download was refused, or its address is that of the page"
     if begin.startswith(b"PK\x03\x04") and path.suffix.lower() == ".safetensors":
-        return "it is a file of torch.save; rename it to .pth"
+        return _misnamed(path, "a file of torch.save", ".pth", zipfile.ZipFile)
     if begin[8:10] == b'{"' and path.suffix.lower() != ".safetensors":
-        return "it is a safetensors file; rename it to .safetensors"
+        return _misnamed(path, "a safetensors file", ".safetensors", SafetensorsReader)
     return None
+
+
+def _misnamed(path: Path, kind: str, suffix: str, read: Callable[[Path], Any]) -> str:
+    try:
+        read(path)
+    except (SafetensorError, zipfile.BadZipFile) as error:
+        return f"it is {kind} with the wrong name, and {_damaged(path, error).removeprefix('it ')} as {suffix}"
+    return f"it is {kind}; rename it to {suffix}"
 
 
 def _damaged(path: Path, error: Exception) -> str:

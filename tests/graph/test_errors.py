@@ -137,6 +137,29 @@ WRONG_FILES = {
 }
 
 
+@pytest.mark.parametrize(
+    "node, choice",
+    [
+        ("MuLanLoader", {"text_encoder": "wrong_t5.safetensors", "adapter": "wrong_lora.safetensors"}),
+        ("InternVLLoader", {"text_encoder": "wrong_t5.safetensors", "checkpoint": "gone.safetensors"}),
+    ],
+)
+def test_two_wrong_files_are_both_named(node, choice, server):
+    """ComfyUI shows the text at both inputs: each line begins with the one it belongs to."""
+    graph = {"1": {"class_type": node, "inputs": {"prompt_style": "default", **choice}}}
+    outputs = {"MuLanLoader": ("MuLanPromptInspector", "clip"), "InternVLLoader": ("InternVLEmbed", "internvl")}
+    kind, name = outputs[node]
+    graph["2"] = {"class_type": kind, "inputs": {name: ["1", int(node == "MuLanLoader")], "text": "", "texts": "a"}}
+    graph["3"] = {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}}
+    with pytest.raises(GraphRejected) as refusal:
+        server.run(graph)
+    errors = refusal.value.node_errors["1"]["errors"]
+    for error in errors:
+        _, told = error["details"].split(" - ", 1)
+        assert {line.split(":")[0] for line in told.splitlines()} == choice.keys(), told
+    assert {error["extra_info"]["input_name"] for error in errors} >= choice.keys()
+
+
 @pytest.mark.parametrize("name", WRONG_FILES)
 def test_a_wrong_file_is_named_before_anything_runs(name, server, base):
     choice, words = WRONG_FILES[name]
@@ -321,6 +344,12 @@ def test_an_adapter_that_changes_the_model_without_one(text_encoder, adapter, fa
             "MuLan Loader"
         ],
     )
+
+
+def test_the_clip_input_is_for_bypassing_alone(server, base, right):
+    fails = {"text_encoder": WIDE, "adapter": "pixart.pth", "prompt_style": "default"}  # when it runs: it has no MODEL
+    graph = graphs.add(base, ("9", "MuLanLoader", fails), **{"MuLan Loader_clip": ["9", 1]})
+    assert np.array_equal(picture(server, graph), right)
 
 
 def test_the_model_output_without_a_model(server, base, draws_on):

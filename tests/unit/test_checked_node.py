@@ -63,6 +63,12 @@ class EchoFiles(Echo):
     files = ("kind",)
 
 
+class Several(Echo):
+    @classmethod
+    def validate_inputs(cls, text, kind):
+        return [text, True, kind]
+
+
 def got(**values):
     (value,) = Echo.execute(**values).values()
     return value
@@ -268,3 +274,9 @@ def test_every_node_is_checked(node, monkeypatch):
     assert set(node.files) <= ids
     if "validate_inputs" in node.__dict__:
         node.validate_inputs()
+
+
+def test_all_problems_are_told():
+    assert Several.validate_inputs(text=True, kind=True) is True
+    assert Several.validate_inputs(text="text: empty", kind=True) == "text: empty"
+    assert Several.validate_inputs(text="text: empty\ud800", kind="kind: new") == "text: empty\ufffd\nkind: new"

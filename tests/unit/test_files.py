@@ -84,9 +84,15 @@ def test_a_file_under_the_other_ending(tmp_path):
     data = saved(tmp_path / "a.safetensors")
     (tmp_path / "b.pth").write_bytes(data)
     assert "it is a safetensors file; rename it to .safetensors" in refusal(open_tensors, tmp_path / "b.pth")
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes((tmp_path / "b.pth").read_bytes()[:-1])
+    assert "it is a safetensors file with the wrong name, and is cut short" in refusal(open_tensors, cut)
     data = saved(tmp_path / "c.pth")
     (tmp_path / "d.safetensors").write_bytes(data)
     assert "it is a file of torch.save; rename it to .pth" in refusal(open_tensors, tmp_path / "d.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((tmp_path / "d.safetensors").read_bytes()[:-99])
+    assert "it is a file of torch.save with the wrong name, and is cut short" in refusal(open_tensors, cut)
 
 
 @pytest.mark.parametrize(
