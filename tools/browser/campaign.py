@@ -155,16 +155,19 @@ def measure_needs(
             for node in graph["nodes"]:
                 node["size"][1] = 1  # the editor makes it as high as it must be
             editor.open(graph, name)
-            before, texts, run = editor.layout(), editor.hidden(), editor.run()
-            for layout in (before, editor.layout()):
+            layouts, texts, shown = [editor.layout()], editor.hidden(), {}
+            if mode.vue:  # where a result takes more room than in the classic canvas
+                run = editor.run()
+                layouts, shown = [*layouts, editor.layout()], run.results
+                print(f"{mode}: measured {name}: {run.ending} {run.message}", flush=True)
+            for layout in layouts:
                 for node in layout.nodes:
                     height = node.rectangle.height - TITLE
                     height += min(texts.get(node.id, 0), NOTE if node.note else TEXT)
-                    if run.results.get(node.id, {}).get("pictures"):
+                    if shown.get(node.id, {}).get("pictures"):
                         height += PICTURE
                     known = needs[name].get(node.id, (0.0, 0.0))
                     needs[name][node.id] = max(known[0], node.rectangle.width), max(known[1], height)
-            print(f"{mode}: measured {name}: {run.ending} {run.message}", flush=True)
     return needs
 
 
