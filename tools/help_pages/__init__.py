@@ -103,7 +103,7 @@ def input_items(node: type, info: dict, words: tuple, texts: dict) -> dict[str, 
             if part == "optional" and (kind not in WIDGETS or options.get("forceInput")):
                 facts.insert(0, words[2])
             about = in_markdown(known.get("tooltip", options["tooltip"]), [*values, *labels.values()])
-            items[key] = [title(key, known.get("name")), about, *([" · ".join(facts)] if facts else [])]
+            items[key] = [title(key, known.get("name")), about, *([f"*{' · '.join(facts)}*"] if facts else [])]
     return items
 
 
@@ -120,20 +120,18 @@ def title(key: str, name: str | None) -> str:
 
 
 def value_facts(kind: str, options: dict, values: list, words: tuple, labels: dict) -> list[str]:
-    """What a widget may be: its values, where its English tooltip does not name them all; its default and range.
-    `labels` are what the editor shows for the values.
+    """What a widget may be: its values, where the tooltip does not name them all; its default and range. `labels` are
+    what the editor shows for the values in other languages; workflows and this page's prose have the values.
     """
-
-    def labelled(value: object) -> str:
-        label = labels.get(value, value)
-        return f"`{shown(value)}`" if label == value else f"{label} `{shown(value)}`"
-
     facts = []
-    if any(str(value) not in options["tooltip"] for value in values):
-        facts.append(words[4] + ", ".join(map(labelled, values)))
+    if labels or any(str(value) not in options["tooltip"] for value in values):
+        named = [
+            f"{labels[value]} `{value}`" if labels.get(value, value) != value else f"`{value}`" for value in values
+        ]
+        facts.append(words[4] + ", ".join(named))
     default = options.get("default", values[0] if values else None)
     if kind in WIDGETS and not options.get("multiline") and default not in (None, ""):
-        facts.append(words[3] + labelled(default))
+        facts.append(words[3] + labels.get(default, f"`{shown(default)}`"))
     if kind in ("INT", "FLOAT") and options.get("max", LARGEST + 1) <= LARGEST:
         facts.append(f"{shown(options['min'])} … {shown(options['max'])}")
     return facts
