@@ -11,7 +11,8 @@ from mulan_nodes.tools.comfy_server import pack_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = {"MuLan Nodes/MuLan", "MuLan Nodes/VisionLLM", "MuLan Nodes/InternVL", "MuLan Nodes/Detections"}
-IDENTIFIERS = {"C", "G", "bf16", "fp16", "fp32", "cpu", "softmax"}  # values that every language writes alike
+IDENTIFIERS = {"C", "G", "bf16", "fp16", "fp32", "fp8", "int8", "cpu", "softmax"}  # every language writes them alike
+MODEL_NAMES = ("MuLanGetModel", "model")  # published models, by the names that the command takes
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 
 
@@ -93,7 +94,8 @@ def test_a_translation_names_every_value_of_a_choice(locale, nodes):
     for id, info in nodes.items():
         for name, options in inputs(info).items():
             text = texts[id]["inputs"][name]
-            words = {value for value in options.get("options", []) if not Path(value).suffix} - IDENTIFIERS
+            values = [] if (id, name) == MODEL_NAMES else options.get("options", [])
+            words = {value for value in values if not Path(value).suffix} - IDENTIFIERS
             assert text.get("options", {}).keys() == words, f"{id}: {name}"
             assert all(text.get("options", {}).values()), f"{id}: {name}"
             assert ("template" in options) == bool(text.get("item")), f"{id}: {name}"
