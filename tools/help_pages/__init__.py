@@ -97,8 +97,8 @@ def input_items(node: type, info: dict, words: tuple, texts: dict) -> dict[str, 
     for part in ("required", "optional"):
         for key, (kind, *rest) in info["input"].get(part, {}).items():
             options, known = (rest[0] if rest else {}), texts.get(key, {})
-            values = [] if key in getattr(node, "files", ()) else options.get("options", [])
             labels = known.get("options", {})
+            values = list(labels) if key in getattr(node, "files", ()) else options.get("options", [])
             facts = value_facts(kind, options, values, words, labels)
             if part == "optional" and (kind not in WIDGETS or options.get("forceInput")):
                 facts.insert(0, words[2])
