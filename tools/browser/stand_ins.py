@@ -40,7 +40,8 @@ SOURCES = {
 ENCODER, PIXART = "InternVL-14B-224px_text_int8.safetensors", "PixArt"
 KEPT, WIDE = f"{ENCODER}.kept", f"{ENCODER}.wide"
 WITH_MAPPERS, DRAWS_WITH_VISIONLLM = "VisionLLMv2", "VisionLLMGenerateConditioning"
-LARGE, SIDE, STEPS = 256, 384, 2  # an image wider than LARGE is drawn with this side, in so many steps
+LARGE, STEPS = 256, 2  # an image wider than LARGE is drawn small, in so many steps
+SIDE, PIXART_SIDE = 128, 384  # below 384 ComfyUI fails on PixArt's positions
 
 
 def folder() -> Path:
@@ -83,7 +84,8 @@ def prepare(graph: dict) -> dict:
     """Put the models of this template in place; return its graph with large images made small."""
     encoders = folder() / "text_encoders"
     nodes = all_nodes(graph)
-    wanted = encoders / (WIDE if any(PIXART in str(each) for node in nodes for each in widget_values(node)) else KEPT)
+    pixart = any(PIXART in str(value) for node in nodes for value in widget_values(node))
+    wanted = encoders / (WIDE if pixart else KEPT)
     if wanted.stat().st_size != (encoders / ENCODER).stat().st_size:
         shutil.copyfile(wanted, encoders / "unfinished")
         (encoders / "unfinished").replace(encoders / ENCODER)  # a server may have mapped the other
@@ -93,7 +95,7 @@ def prepare(graph: dict) -> dict:
                 node["widgets_values"][0] = WITH_MAPPERS
     for node in nodes:
         if node["type"].startswith("Empty") and widget_values(node)[:1] > [LARGE]:
-            node["widgets_values"][:2] = [SIDE, SIDE]
+            node["widgets_values"][:2] = [PIXART_SIDE if pixart else SIDE] * 2
             for sampler in nodes:
                 if sampler["type"] == "KSampler":
                     sampler["widgets_values"][2] = STEPS
