@@ -121,7 +121,7 @@ def title(key: str, name: str | None) -> str:
 
 def value_facts(kind: str, options: dict, values: list, words: tuple, labels: dict) -> list[str]:
     """What a widget may be: its values, where the tooltip does not name them all; its default and range. `labels` are
-    what the editor shows for the values in other languages; workflows and this page's prose have the values.
+    what the editor shows for the values in other languages; workflows have the values.
     """
     facts = []
     if labels or any(str(value) not in options["tooltip"] for value in values):
