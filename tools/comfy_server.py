@@ -38,6 +38,7 @@ MODEL_FOLDERS = (
     "vae",
     "visionllm",
 )
+REGISTERED = "mulan-nodes"  # the folder that the registry's copy gets
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 
 Progress = Callable[[str, int, int], None]  # (node id, step, steps)
@@ -362,8 +363,8 @@ def free_port() -> int:
 
 
 def pack_name(comfyui: Path) -> str:
-    """The name under which this repository lies in ComfyUI's custom_nodes."""
+    """The name in ComfyUI's custom_nodes of this repository, or of a copy as the registry ships it."""
     for entry in (comfyui / "custom_nodes").iterdir():
-        if entry.resolve() == ROOT:
+        if entry.resolve() == ROOT or entry.name == REGISTERED:
             return entry.name
     raise ServerError(f"This pack is not in {comfyui / 'custom_nodes'}: run python dev.py setup")

@@ -1,0 +1,128 @@
+"""What a person gets who installs the pack from the registry, and what they can do with it at once."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from urllib.parse import quote
+
+import pytest
+
+from mulan_nodes.tests.hygiene.test_documents import OF_DEVELOPERS, for_users
+from mulan_nodes.tests.hygiene.tree import ROOT, python_files, shipped, syntax
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.comfy_server import REGISTERED as PACK
+from mulan_nodes.tools.tinyworld.world import Thing, read
+
+LARGEST = 12_000_000  # bytes of the tree
+FIRST_IMAGE = 60.0  # seconds, with the models' unpacking
+
+
+def test_only_what_users_need_ships(installed):
+    names = {path.name for path in (installed / "custom_nodes" / PACK).iterdir()}
+    assert {"__init__.py", "nodes", "mulan", "visionllm_nodes", "workflows", "locales", "web", "LICENSE"} <= names
+    assert not names & {"tests", "tools", "dev.py", ".ci", ".github", "CONTRIBUTING.md", "ARCHITECTURE.md"}
+    assert sum(path.stat().st_size for path in shipped()) < LARGEST
+
+
+def shipped_texts() -> dict[str, str]:
+    """Everything that a person who installs may read: documents, locales, templates and the strings of the code."""
+    texts = {
+        path.relative_to(ROOT).as_posix(): for_users(path)
+        for path in shipped()
+        if path.suffix in (".md", ".json", ".txt")
+    }
+    for path in python_files(shipped()):
+        strings = [
+            node.value
+            for node in ast.walk(syntax(path))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        texts[path.relative_to(ROOT).as_posix()] = "\n".join(strings)
+    return texts
+
+
+def test_no_text_for_users_names_a_file_of_developers():
+    found = [f"{name}: {match[0]}" for name, text in shipped_texts().items() for match in OF_DEVELOPERS.finditer(text)]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("mulan.conversion", "--format"), ("mulan.training", "--learning-rate")]
+)
+def test_the_command_lines_run_from_comfyui_s_folder(installed, command, option):
+    arguments = [sys.executable, "-m", f"custom_nodes.{PACK}.{command}", "--help"]
+    done = subprocess.run(arguments, cwd=installed, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and option in done.stdout, done.stderr[-3000:]
+    assert f"custom_nodes.{PACK}.{command}" in done.stdout and not OF_DEVELOPERS.search(done.stdout)
+
+
+# --- in the server ---
+
+
+def test_it_loads_from_the_tree_alone(server, installed):
+    log = server.log.read_text("utf-8", "replace")
+    assert f"custom_nodes/{PACK}" in log and "IMPORT FAILED" not in log and "Traceback" not in log
+    imported = [line.rpartition("|")[2].strip() for line in log.splitlines() if line.startswith("import time:")]
+    assert any(name.endswith(f"{PACK}.nodes.common") for name in imported), "the log names what is imported"
+    assert not [name for name in imported if name.split(".")[0] == "mulan_nodes"]
+    assert all((installed / "models" / name).is_dir() for name in ("mulan", "visionllm", "internvl", "internvl_chat"))
+
+
+def test_every_node_is_listed(server):
+    listed = {
+        name for name, info in server.ask("/object_info").items() if info["python_module"] == f"custom_nodes.{PACK}"
+    }
+    assert listed == {path.stem for path in (ROOT / "web" / "docs").glob("[A-Z]*.md")}
+
+
+def test_templates_help_and_translations_are_served(server, installed):
+    folder = installed / "custom_nodes" / PACK
+    templates = server.ask("/workflow_templates")[PACK]
+    assert sorted(templates) == sorted(path.stem for path in (folder / "workflows").glob("*.json"))
+    for kind, place in (("json", "workflows"), ("jpg", "workflows")):
+        for name in templates:
+            served = server.get(f"/api/workflow_templates/{PACK}/{quote(name)}.{kind}")
+            assert served == (folder / place / f"{name}.{kind}").read_bytes()
+    for page in (folder / "web" / "docs").rglob("*"):
+        if page.is_file():
+            name = page.relative_to(folder / "web").as_posix()
+            assert server.get(f"/extensions/{PACK}/{name}") == page.read_bytes(), name
+    translations = server.ask("/i18n")
+    for path in (folder / "locales").glob("*/nodeDefs.json"):
+        assert translations[path.parent.name]["nodeDefs"].items() >= json.loads(path.read_text("utf-8")).items()
+
+
+def first_image(prompt: str) -> dict:
+    """The tiny text-to-image graph, with its models from MuLan Tiny Models."""
+    graph = graphs.change(graphs.load("mulan_text_to_image"), "Prompt", text=prompt)
+    checkpoint, loader = graphs.find(graph, "CheckpointLoaderSimple"), graphs.find(graph, "MuLanLoader")
+    tiny = {(checkpoint, 2): 3, **{(loader, index): index for index in range(3)}}
+    del graph[checkpoint]
+    graph[loader] = {"class_type": "MuLanTinyModels", "inputs": {}}
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = [loader if tuple(value) in tiny else value[0], tiny.get(tuple(value), value[1])]
+    return graph
+
+
+def test_the_first_image_takes_no_download_and_less_than_a_minute(server, installed):
+    start = time.monotonic()
+    outputs = server.run(first_image("una estrella verde grande"))
+    assert time.monotonic() - start < FIRST_IMAGE
+    (image,) = outputs.images
+    assert read(image).agrees_strictly(Thing("green", "star", "big"))
+    (text,) = (nodes["text"][0] for nodes in outputs.nodes.values() if "text" in nodes)
+    written = sorted(path.name for path in (installed / "models").rglob("tiny_*.safetensors"))
+    assert len(written) == 9 and text.startswith("Wrote 9 files") and all(name in text for name in written)
+
+
+def test_then_loaders_have_the_tiny_models(server):
+    graph = graphs.change(graphs.load("mulan_text_to_image"), "Prompt", text="一个红色的小圆形")
+    (image,) = server.run(graph).images
+    assert read(image).agrees(Thing("red", "circle", "small"))
+    server.run(graphs.load("visionllm_detect"))
