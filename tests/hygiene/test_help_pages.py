@@ -45,6 +45,6 @@ def test_translations_are_of_the_present_english_prose():
     assert not help_pages.stale()
 
 
-@pytest.mark.parametrize("language", ["zh", "es", "fr", "ru"])
+@pytest.mark.parametrize("language", [language for language in help_pages.LANGUAGES if language != "en"])
 def test_a_language_has_every_page(language, nodes):
     assert languages_prose(language) == nodes
