@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mulan_nodes.mulan import VERSION
 from mulan_nodes.tools import comfyui, graphs
@@ -20,11 +20,12 @@ TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.json"))
 SAVING = "11 Save a prompt"
 ANY = "*"
 LARGEST = 110_000  # bytes of an image
-WITH_MAPPERS = "VisionLLMv2"  # a random one: the tiny one has no mappers to Stable Diffusion
+WITH_MAPPERS = "VisionLLMv2"  # a random one: the tiny one has no mappers to Stable Diffusion, and 5 keypoints
 INSTEAD = {  # of the files that a template names, in drawing: template -> node -> inputs
     "04 Set up MuLan for PixArt": {
         "MuLan Loader": {"text_encoder": "random_wide.safetensors", "adapter": "pixart.pth"}
     },
+    "16 Keypoints to ControlNet": {"VisionLLM Loader": {"checkpoint": WITH_MAPPERS}},
     "21 Edit and generate with VisionLLM": {"VisionLLM Loader": {"checkpoint": WITH_MAPPERS}},
 }
 
@@ -46,7 +47,8 @@ def visionllm_with_mappers(models):
 @pytest.fixture(scope="module", autouse=True)
 def example_images(server, comfyui_folder):
     comfyui.write_example_images(server.folder / "input")
-    shutil.copy(comfyui_folder / "input" / "example.png", server.folder / "input")  # every ComfyUI has it
+    with Image.open(comfyui_folder / "input" / "example.png") as image:  # every ComfyUI has it
+        image.resize((128, 128)).save(server.folder / "input" / "example.png")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,13 +67,15 @@ def small(name: str, server) -> dict:
         if node["class_type"] == "EmptyLatentImage":
             side = 384 if "PixArt" in name else 128  # below 384 ComfyUI fails on PixArt's positions
             node["inputs"] |= {key: min(side, node["inputs"][key]) for key in ("width", "height")}
+        if node["class_type"] == "ConditioningSetArea":
+            node["inputs"] |= {"width": 64, "height": 64, "x": 0, "y": 0}
         node["inputs"] |= {"steps": 1} if "steps" in node["inputs"] else {}
     return graph
 
 
 def test_the_templates_are_numbered():
     assert [int(name[:2]) for name in TEMPLATES] == list(range(1, len(TEMPLATES) + 1))
-    assert all(re.fullmatch(r"\d\d [A-Z][\w .-]+", name) for name in TEMPLATES)
+    assert all(re.fullmatch(r"\d\d [A-Z][\w ,.-]+", name) for name in TEMPLATES)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
