@@ -36,10 +36,10 @@ SOURCES = {
     "visionllm": "OpenGVLab/VisionLLMv2",
 }
 # What only one template can use: a text encoder as wide as PixArt's captions, a VisionLLM with the mappers to
-# Stable Diffusion.
+# Stable Diffusion and more than 5 keypoints.
 ENCODER, PIXART = "InternVL-14B-224px_text_int8.safetensors", "PixArt"
 KEPT, WIDE = f"{ENCODER}.kept", f"{ENCODER}.wide"
-WITH_MAPPERS, DRAWS_WITH_VISIONLLM = "VisionLLMv2", "VisionLLMGenerateConditioning"
+WITH_MAPPERS, BEYOND_THE_TINY_ONE = "VisionLLMv2", ("VisionLLMGenerateConditioning", "VisionLLMPose")
 LARGE, STEPS = 256, 2  # an image wider than LARGE is drawn small, in so many steps
 SIDE, PIXART_SIDE = 128, 384  # below 384 ComfyUI fails on PixArt's positions
 
@@ -89,7 +89,7 @@ def prepare(graph: dict) -> dict:
     if wanted.stat().st_size != (encoders / ENCODER).stat().st_size:
         shutil.copyfile(wanted, encoders / "unfinished")
         (encoders / "unfinished").replace(encoders / ENCODER)  # a server may have mapped the other
-    if any(node["type"] == DRAWS_WITH_VISIONLLM for node in nodes):
+    if any(node["type"] in BEYOND_THE_TINY_ONE for node in nodes):
         for node in nodes:
             if node["type"] == "VisionLLMLoader":
                 node["widgets_values"][0] = WITH_MAPPERS
