@@ -95,7 +95,8 @@ def prepare(graph: dict) -> dict:
                 node["widgets_values"][0] = WITH_MAPPERS
     for node in nodes:
         if node["type"].startswith("Empty") and widget_values(node)[:1] > [LARGE]:
-            node["widgets_values"][:2] = [PIXART_SIDE if pixart else SIDE] * 2
+            if not any("Area" in other["type"] for other in nodes):  # areas lie within the whole image
+                node["widgets_values"][:2] = [PIXART_SIDE if pixart else SIDE] * 2
             for sampler in nodes:
                 if sampler["type"] == "KSampler":
                     sampler["widgets_values"][2] = STEPS
