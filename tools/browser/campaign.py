@@ -50,6 +50,13 @@ class Look:
     run: Run | None = None
     seen: bool = False
 
+    def ran(self) -> str:
+        if self.run is None:
+            return "not run"
+        if self.run.ending != "success":
+            return "failed"
+        return f"{self.run.seconds:.0f} s{'' if self.seen else ', nothing seen'}"
+
     def problems(self) -> list[str]:
         found = [f"error: {text}" for text in self.errors]
         found += [f"overlap: {pair}" for pair in self.overlaps]
@@ -57,9 +64,9 @@ class Look:
         found += [f"note is cut: {title}" for title in self.cut]
         if not self.readable:
             found.append(f"opens at zoom {self.zoom:.2f}, at which texts cannot be read")
-        if self.run is None or self.run.ending != "success":
-            found.append(f"run: {self.run.ending}: {self.run.message}" if self.run else "not run")
-        elif not self.seen:
+        if self.run and self.run.ending != "success":
+            found.append(f"run: {self.run.ending}: {self.run.message}")
+        elif self.run and not self.seen:
             found.append("no result is seen")
         return found
 
@@ -81,7 +88,7 @@ def run(comfyui: Path, options: argparse.Namespace, out: Path) -> int:
     looks: dict[str, list[Look]] = {name: [] for name in names}
     for mode, editor in editors(comfyui, versions, browser, out):
         for name in names:
-            look = examine(editor, mode, name, out)
+            look = examine(editor, mode, name, out, not options.no_run)
             looks[name].append(look)
             print(f"{mode}: {name}: {'; '.join(look.problems()) or 'good'}", flush=True)
     table = report(looks)
@@ -118,8 +125,8 @@ def serve(comfyui: Path, version: str, out: Path) -> Iterator[ComfyServer]:
             yield server
 
 
-def examine(editor: Editor, mode: Mode, name: str, out: Path) -> Look:
-    """Open a template, look at it, run it, and look again."""
+def examine(editor: Editor, mode: Mode, name: str, out: Path, runs: bool) -> Look:
+    """Open a template and look at it; run it, and look again."""
     graph, look = stand_ins.prepare(stand_ins.read(WORKFLOWS / f"{name}.json")), Look(mode)
     view = editor.open(graph, name)
     look.zoom = view["zoom"]
@@ -130,11 +137,13 @@ def examine(editor: Editor, mode: Mode, name: str, out: Path) -> Look:
     before = editor.layout()
     hidden = editor.hidden()
     look.cut = [node.title for node in before.nodes if node.note and hidden.get(node.id, 0) > 2]
-    look.run = editor.run()
-    after = editor.layout()
-    editor.screenshot(pictures / f"{name}_2_run.png")
-    look.seen = any(result["pictures"] or result["texts"] for result in look.run.results.values())
-    for layout in (before, after):
+    layouts = [before]
+    if runs:
+        look.run = editor.run()
+        layouts.append(editor.layout())
+        editor.screenshot(pictures / f"{name}_2_run.png")
+        look.seen = any(result["pictures"] or result["texts"] for result in look.run.results.values())
+    for layout in layouts:
         look.overlaps += [f"{a.title} / {b.title}" for a, b in layout.overlaps()]
         look.outside += [f"{node.title} / {group.title}" for node, group in layout.outside()]
     look.overlaps, look.outside = list(dict.fromkeys(look.overlaps)), list(dict.fromkeys(look.outside))
@@ -183,8 +192,7 @@ def report(looks: dict[str, list[Look]]) -> str:
     for name, each in looks.items():
         cells = []
         for look in each:
-            ran = f"{look.run.seconds:.0f} s" if look.run and look.run.ending == "success" else "failed"
-            cells.append(f"{look.zoom:.2f} / {len(look.overlaps)} / {ran}{'' if look.seen else ', nothing seen'}")
+            cells.append(f"{look.zoom:.2f} / {len(look.overlaps)} / {look.ran()}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     wrong = [
         f"- {name}, {look.mode}: {problem}"

@@ -159,6 +159,7 @@ class Editor:
             if self._refusals:
                 return Run("refused", " ".join(self._refusals[0].text().split())[:800], took)
             if took > seconds:
+                self.page.evaluate("fetch('/interrupt', {method: 'POST'})")
                 return Run("did not end", f"within {seconds:.0f} s", took)
             entry = next((value for key, value in self._history().items() if key not in known), None)
         self.page.wait_for_timeout(2000)  # pictures are loaded, sizes settle

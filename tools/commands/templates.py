@@ -7,6 +7,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these templates (default: all)")
     parser.add_argument("--arrange", action="store_true", help="first lay them out anew by what their nodes need")
+    parser.add_argument("--no-run", action="store_true", help="only open them")
     parser.add_argument("--api", action="store_true", help="only write workflows/api and the pack's version anew")
     parser.add_argument(
         "--frontend",
