@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..boundary.files import naming
 from ..boundary.interrupts import interruptible
 from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from ..checkpoints.tensor_files import CONFIG
@@ -83,7 +84,8 @@ def version_of(path: Path) -> str | None:
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with SafetensorsWriter(path, specs, metadata) as writer:
         for name, tensor in interruptible(tensors.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mulan_nodes.mulan.boundary.files import UnwritableError
 from mulan_nodes.mulan.tiny_models import packs, unpacking
 from mulan_nodes.mulan.tiny_models.unpacking import TINY_MODELS, write_tiny_models
 from mulan_nodes.tools.tinyworld import pack
@@ -45,6 +46,12 @@ def test_stop_ends_it_and_leaves_no_part_of_a_file(paths, tmp_path, stop_soon):
     with pytest.raises(InterruptProcessingException):
         write_tiny_models(paths, lambda index, *_: index or timer.run())
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_error_names_the_file_and_its_folder(paths, tmp_path):
+    (tmp_path / "visionllm").write_text("a file where the folder should be")
+    with pytest.raises(UnwritableError, match=r"tiny_visionllm\.safetensors cannot be written to .*visionllm"):
+        write_tiny_models({unpacking.VISIONLLM: paths[unpacking.VISIONLLM]})
 
 
 def test_packs_are_small():
