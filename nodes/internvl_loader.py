@@ -58,6 +58,7 @@ class InternVLLoader(InternVLNode):
                 "image embedding model",
                 "image text matching",
                 "image retrieval model",
+                "clip score model",
                 "图文匹配",
                 "零样本分类",
                 "以文搜图",

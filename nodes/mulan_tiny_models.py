@@ -40,6 +40,8 @@ class MulanTinyModels(CheckedNode):
                 "offline models",
                 "without download",
                 "small checkpoint",
+                "try mulan",
+                "tiny demo",
                 "入门模型",
                 "示例模型",
                 "小型模型",

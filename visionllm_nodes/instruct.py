@@ -49,6 +49,7 @@ class VisionLLMInstruct(VisionLLMNode):
                 "grounded caption",
                 "describe and locate",
                 "natural language",
+                "chat and detect",
                 "指令跟随",
                 "自然语言",
                 "自然言語で指示",

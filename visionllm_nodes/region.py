@@ -53,6 +53,8 @@ class VisionLLMRegion(VisionLLMNode):
                 "count similar",
                 "find similar",
                 "t-rex",
+                "describe region",
+                "ask about region",
                 "区域描述",
                 "以图找物",
                 "類似物を数える",

@@ -140,6 +140,8 @@ class VisionLLMBoxesToSEGS(VisionLLMNode):
                 "face detailer",
                 "FaceDetailer",
                 "DetailerForEach",
+                "impact pack detailer",
+                "boxes for FaceDetailer",
                 "检测框转SEGS",
                 "ボックスをSEGSに",
                 "상자를 SEGS로",

@@ -33,11 +33,14 @@ class VisionLLMDrawDetections(VisionLLMNode):
                 "draw keypoints",
                 "draw skeleton",
                 "draw labels",
+                "draw bounding boxes",
+                "draw mask",
                 "绘制检测结果",
                 "検出を描画",
                 "검출 그리기",
                 "dibujar detecciones",
                 "нарисовать рамки",
+                "画框标注",
             ],
             inputs=[
                 io.Image.Input(
