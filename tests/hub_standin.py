@@ -134,7 +134,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 size = hub.sizes.get(file.name, file.stat().st_size)
                 entry = {"rfilename": file.name, "size": size, "blobId": "0" * 40}
                 if size > LFS_FROM:
-                    digest = hashlib.sha256(file.read_bytes()).hexdigest() if size < 2**24 else "0" * 64
+                    digest = hashlib.sha256(file.read_bytes()).hexdigest() if size < 2**26 else "0" * 64
                     entry["lfs"] = {"sha256": digest, "size": size, "pointerSize": 134}
                 siblings.append(entry)
             info = {"id": found[1], "modelId": found[1], "sha": commit, "siblings": siblings, "tags": []}

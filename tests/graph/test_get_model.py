@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import time
 
+import numpy as np
 import pytest
+import torch
+import websocket
+from safetensors.torch import load_file
 
 from mulan_nodes.tests import hub_standin
-from mulan_nodes.tools.comfy_server import MODEL_FOLDERS, ComfyServer, GraphFailed
-from mulan_nodes.tools.random_checkpoints import internvl_chat
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.comfy_server import MODEL_FOLDERS, ComfyServer, GraphFailed, GraphRejected
+from mulan_nodes.tools.random_checkpoints import internvl, internvl_chat
 
 GRAPH = {"1": {"class_type": "MuLanGetModel", "inputs": {"model": "InternVL3-1B", "format": "int8"}}}
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
+def published(tmp_path_factory):
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def hub(published, tiny_models, comfyui_folder):
+    adapters = published / "mulan-lang-adapter"
+    adapters.mkdir()
+    adapter = comfyui_folder / "models" / "mulan" / "tiny_sd15_adapter.safetensors"
+    torch.save(load_file(adapter), adapters / "sd15_aesthetic.pth")
     with hub_standin.running() as running:
-        running.add("OpenGVLab/InternVL3-1B", internvl_chat.checkpoint(tmp_path_factory.mktemp("hub") / "InternVL3-1B"))
+        running.add("OpenGVLab/InternVL3-1B", internvl_chat.checkpoint(published / "InternVL3-1B"))
+        running.add(
+            "OpenGVLab/InternVL-14B-224px",
+            internvl.checkpoint(published / "InternVL-14B-224px", shards="bin", text_width=128),
+        )
+        running.add("mulanai/mulan-lang-adapter", adapters)
         yield running
 
 
@@ -74,3 +94,65 @@ def test_what_cannot_be_had_is_an_error_of_the_node(server, hub):
     with pytest.raises(GraphFailed, match="has no repository OpenGVLab/InternVL3-2B") as failure:
         server.run({"1": {"class_type": "MuLanGetModel", "inputs": {"model": "InternVL3-2B", "format": "fp8"}}})
     assert failure.value.node_class == "MuLanGetModel"
+
+
+def get_model(model: str = "InternVL3-1B", **inputs) -> dict:
+    return {"class_type": "MuLanGetModel", "inputs": {"model": model, "format": "int8", **inputs}}
+
+
+def test_one_run_downloads_text_encoder_and_adapter_and_draws(server, hub, models, comfyui_folder):
+    """The file's name goes by a link into the loader's lists, also that of a file in a subfolder."""
+    encoder = comfyui_folder / "models" / "text_encoders" / "InternVL-14B-224px_text_int8.safetensors"
+    adapter = models / "mulan" / "sd15_aesthetic.safetensors"
+    drawing = graphs.load("mulan_text_to_image")
+    linked = graphs.change(drawing, "MuLan Loader", text_encoder=["20", 0], adapter=["21", 0])
+    linked |= {"20": get_model("MuLan text encoder"), "21": get_model("MuLan adapter sd15_aesthetic")}
+    try:
+        drawn = server.run(linked).images[0]
+        assert encoder.is_file() and adapter.is_file()
+        chosen = graphs.change(drawing, "MuLan Loader", text_encoder=encoder.name, adapter=adapter.name)
+        assert np.array_equal(drawn, server.run(chosen).images[0])
+
+        asked = len(hub.requests)
+        (adapter.parent / "mine").mkdir()
+        adapter.rename(adapter.parent / "mine" / adapter.name)
+        linked = graphs.change(linked, "KSampler", seed=2)
+        chosen = graphs.change(chosen, "MuLan Loader", adapter=f"mine/{adapter.name}")
+        again = server.run(linked).images[0]
+        assert np.array_equal(again, server.run(graphs.change(chosen, "KSampler", seed=2)).images[0])
+        assert len(hub.requests) == asked and not adapter.exists()
+    finally:
+        encoder.unlink(missing_ok=True)
+
+
+def test_what_is_here_is_converted_and_the_editor_that_asked_is_told(server, models, published):
+    made = models / "internvl_chat" / "InternVL3-1B_fp16.safetensors"
+    graph = {"1": get_model(format="fp16", source=str(published / "InternVL3-1B"))}
+    asking, other = (websocket.create_connection(f"ws://{server.address}/ws?clientId={id}") for id in ("a", "b"))
+    try:
+        server.ask("/prompt", {"prompt": graph, "client_id": "a"})
+        asking.settimeout(120)
+        told = []
+        while "execution_success" not in told:
+            message = asking.recv()
+            told += [json.loads(message)["type"]] if isinstance(message, str) else []
+        assert "mulan_nodes.files" in told and made.is_file()
+        other.settimeout(1)
+        with pytest.raises(websocket.WebSocketTimeoutException):
+            while True:
+                assert "mulan_nodes.files" not in str(other.recv())
+    finally:
+        asking.close()
+        other.close()
+
+
+def test_a_source_that_is_nothing_is_refused_before_the_run(server, hub, tmp_path):
+    asked = len(hub.requests)
+    with pytest.raises(GraphRejected, match="source: .*nowhere.* is neither a file or folder here nor a repository"):
+        server.run({"1": get_model(source=str(tmp_path / "nowhere"))})
+    assert len(hub.requests) == asked
+
+
+def test_the_folders_of_the_pack_s_models_are_there(server, comfyui_folder):
+    for name in ("mulan", "visionllm", "internvl", "internvl_chat"):
+        assert (comfyui_folder / "models" / name).is_dir()
