@@ -32,6 +32,7 @@ CHUNK = 2**16  # bytes that one read of a connection returns, at most
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as cut
 LONGEST_WAIT = 600.0  # seconds that a hub may ask to wait
 
+_LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 # What the client library of the installed huggingface_hub raises: requests' errors are OSErrors, httpx's share a base
 _NETWORK_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)  # pyright: ignore
@@ -198,19 +199,14 @@ def _model_info(id: str, revision: str | None, retry: Retry, idle: Callable[[], 
             try:
                 yield HfApi().model_info(id, revision=revision, files_metadata=True, timeout=TIMEOUT)
                 return
-            except GatedRepoError as error:
-                raise HubError(
-                    f"{id} asks for permission: accept its terms at {constants.ENDPOINT}/{id}, and log in with "
-                    f"`hf auth login` or set HF_TOKEN"
-                ) from error
-            except RepositoryNotFoundError as error:
-                raise HubError(
-                    f"{_host()} has no repository {id}, or it is private. Check the name; for a private one log in "
-                    f"with `hf auth login` or set HF_TOKEN"
-                ) from error
             except (RevisionNotFoundError, OfflineModeIsEnabled):
                 raise
             except _NETWORK_ERRORS as error:
+                if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
+                    raise HubError(
+                        f"{_host()} has no repository {id}, or it is private. Check the name; "
+                        f"for a private one {_LOGIN}"
+                    ) from error
                 failures += 1
                 _wait(replace(retry, attempts=4), failures, error, id, stopped)
 
@@ -224,7 +220,9 @@ def _wait(retry: Retry, failures: int, error: Exception, what: str, stopped: thr
     if isinstance(error, OfflineModeIsEnabled):
         raise HubError(f"{what} cannot be downloaded: offline mode is on (HF_HUB_OFFLINE)") from error
     if status is not None and status not in _TRANSIENT:
-        reason = {401: "log in with `hf auth login` or set HF_TOKEN", 403: "its owner has to permit it"}.get(status)
+        reason = {401: _LOGIN, 403: "its owner has to permit it"}.get(status)
+        if isinstance(error, GatedRepoError):
+            reason = f"it asks for permission: accept its terms on its page there, and {_LOGIN}"
         raise HubError(
             f"{_host()} refuses {what} (status {status}): {reason or 'check the name, or try again later'}"
         ) from error

@@ -23,11 +23,12 @@ from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError, open_tens
 from mulan_nodes.mulan.conversion import download_progress
 from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.conversion.hub import HubError, Retry
-from mulan_nodes.mulan.conversion.published import plan_download
+from mulan_nodes.mulan.conversion.hub_conversion import MODEL_FOLDERS
+from mulan_nodes.mulan.conversion.published import KNOWN, find_made, plan_download
 from mulan_nodes.tests import hub_standin
 from mulan_nodes.tools import comfy_server, comfyui
 from mulan_nodes.tools.bench.weights import sentencepiece_model
-from mulan_nodes.tools.random_checkpoints import internvl, internvl_chat
+from mulan_nodes.tools.random_checkpoints import internvl, internvl_chat, visionllm
 
 QUICK = Retry(attempts=3, first=0.01, longest=0.02)
 MANIFESTS = Path(__file__).resolve().parents[1] / "parity" / "manifests" / "mulan"
@@ -49,6 +50,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         "internvl": internvl.checkpoint(root / "InternVL-14B-224px", shards="safetensors"),
         "internvl bin": internvl.checkpoint(root / "bin" / "InternVL-14B-224px", shards="bin"),
         "chat": internvl_chat.checkpoint(root / "InternVL3-1B"),
+        "visionllm": visionllm.checkpoint(root / "VisionLLMv2", mappers=True),
         "chat hf": internvl_chat.checkpoint(root / "InternVL3-1B-hf", layout="hf"),
     }
 
@@ -70,7 +72,7 @@ def same(ours: Path, wanted: Path) -> bool:
 
 
 @pytest.mark.parametrize("weight_format", ["int8", "fp8", "fp16"])
-@pytest.mark.parametrize("which", ["internvl", "internvl bin", "chat", "chat hf"])
+@pytest.mark.parametrize("which", ["internvl", "internvl bin", "chat", "chat hf", "visionllm"])
 def test_what_comes_from_the_hub_is_what_the_folder_converts_to(hub, checkpoints, tmp_path, which, weight_format):
     local, remote = tmp_path / "local", tmp_path / "remote"
     local.mkdir(), remote.mkdir()
@@ -171,6 +173,54 @@ def test_a_wrong_name_is_refused(hub, checkpoints, tmp_path, source, says):
     hub.add(ENCODER, checkpoints["internvl"])
     with pytest.raises(HubError, match=says):
         plan_download(source, tmp_path, retry=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "says"),
+    [
+        (
+            "resolve",
+            (403, {"X-Error-Code": "GatedRepo"}),
+            "status 403.: it asks for permission: accept its terms on its page there, and .*HF_TOKEN",
+        ),
+        ("resolve", 401, "status 401.: log in with `hf auth login` or set HF_TOKEN"),
+        ("/api/", 403, "status 403.: its owner has to permit it"),
+        ("/api/", (429, {"Retry-After": "3600"}), "asks to wait 60 minutes .status 429.. Start again then"),
+    ],
+    ids=str,
+)
+def test_a_hub_that_refuses_says_what_to_do(hub, checkpoints, tmp_path, where, fault, says):
+    hub.add(ENCODER, checkpoints["internvl"])
+    hub.faults = [(where, fault)]
+    with pytest.raises(HubError, match=says):
+        plan_download(ENCODER, tmp_path, retry=QUICK)
+
+
+def test_no_network_at_all_is_said(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match="cannot be downloaded.*and it is not in the cache"):
+        plan_download(ENCODER, tmp_path, retry=QUICK)
+
+
+def test_every_model_of_the_list_is_one_file_that_is_found_again(hub, checkpoints, tmp_path):
+    hub.add(ENCODER, checkpoints["internvl"])
+
+    def models(folder: str) -> dict[str, Path]:
+        asked.append(folder)
+        return {f"sub/{path.name}": path for path in _made(tmp_path / folder).glob("*.*")}
+
+    asked: list[str] = []
+    for name, folder in (("MuLan text encoder", "text_encoders"), ("InternVL-C and -G", "internvl")):
+        assert find_made(name, "int8", models) is None
+        (result,) = download(name, lambda kind: _made(tmp_path / kind))
+        assert result.folder == folder and not result.beside
+        assert find_made(name, "int8", models) == f"sub/{result.path.name}" and find_made(name, "fp8", models) is None
+        assert asked.pop() == folder
+    adapter = "MuLan adapter sd15_aesthetic"
+    assert find_made(adapter, "int8", models) is None
+    (tmp_path / "mulan" / "sd15_aesthetic.pth").write_bytes(b"as the editor downloads it")
+    assert find_made(adapter, "int8", models) == "sub/sd15_aesthetic.pth"
+    assert {known.folder for known in KNOWN.values()} <= set(MODEL_FOLDERS)
 
 
 def test_a_repository_of_something_else_is_refused_in_words_about_it(hub, tmp_path):
@@ -383,7 +433,7 @@ def test_files_in_the_cache_are_not_downloaded(hub, checkpoints, tmp_path, monke
 def command(*arguments, cwd: Path, **variables) -> subprocess.CompletedProcess:
     pack = Path(comfyui.folder(), "custom_nodes", comfy_server.pack_name(comfyui.folder()))
     return subprocess.run(
-        [sys.executable, pack / "convert.py", *map(str, arguments)],
+        [sys.executable, "-I", pack / "convert.py", *map(str, arguments)],  # -I: as Windows portable runs it
         cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
@@ -400,6 +450,7 @@ def test_the_command_gets_a_model_from_any_folder_by_a_mirror(hub, checkpoints, 
     assert (tmp_path / "InternVL3-1B_fp16.safetensors").is_file()
     local = command(checkpoints["chat"], "--dry-run", cwd=tmp_path, **variables)
     assert str(comfyui.folder() / "models" / "internvl_chat" / "InternVL3-1B_int8.safetensors") in local.stdout
+    assert "MuLan text encoder" in command("--list", cwd=tmp_path).stdout
     wrong = command("nobody/nothing", tmp_path, cwd=tmp_path, **variables)
     assert wrong.returncode == 1 and "has no repository nobody/nothing" in wrong.stderr
 
