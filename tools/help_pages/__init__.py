@@ -33,6 +33,7 @@ WORDS = {
 }
 REPOSITORY = re.compile(r"\b(?:OpenGVLab|mulanai)/[\w.-]*\w")
 REMARK = re.compile(r"- `(?P<name>[^`]+)`[ \u00a0]?(?P<colon>[:：])?(?P<text>.*\n(?:  .*\n)*)")
+LONGEST = 10  # values: a longer list is read where one chooses
 LARGEST = 1_000_000  # a maximum above this is no limit that a person meets
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -124,7 +125,7 @@ def value_facts(kind: str, options: dict, values: list, words: tuple, labels: di
     what the editor shows for the values in other languages; workflows have the values.
     """
     facts = []
-    if labels or any(str(value) not in options["tooltip"] for value in values):
+    if len(values) <= LONGEST and (labels or any(str(value) not in options["tooltip"] for value in values)):
         named = [
             f"{labels[value]} `{value}`" if labels.get(value, value) != value else f"`{value}`" for value in values
         ]
