@@ -101,12 +101,14 @@ class MulanGetModel(CheckedNode):
         return validate(_check_source, source, field="source")
 
     @classmethod
-    def fingerprint_inputs(cls, model=None, format="int8", source="", **others):
+    def fingerprint_inputs(cls, model="", format="int8", source="", **others):
         """Run again when the file is gone, or the local source changed."""
         source = (source or "").strip()
         if source:
             return fingerprint(Path(source)) if Path(source).exists() else ""
-        made = model in KNOWN and find_made(model, format, _listed)
+        if model not in KNOWN:
+            return ""
+        made = find_made(model, format, _listed)
         return fingerprint(_listed(KNOWN[model].folder)[made]) if made else ""
 
     @classmethod

@@ -12,7 +12,7 @@ from .comfy_server import ROOT, ComfyServer
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR"}
 NOTES = {"Note", "MarkdownNote"}
 
-WORKFLOWS = ROOT / "workflows"
+WORKFLOWS, BLUEPRINTS = ROOT / "workflows", ROOT / "subgraphs"
 
 ObjectInfo = Callable[[str], dict]  # a node's class -> its entry in /object_info
 
@@ -81,20 +81,30 @@ def _is_widget(kind, options: dict) -> bool:
 
 
 def write_all(comfyui: Path) -> None:
-    """Write the API form of every template, and the pack's version into our nodes."""
+    """Write the API form of every template, and the pack's version into our nodes there and in the blueprints."""
+    for path in [*WORKFLOWS.glob("*.json"), *BLUEPRINTS.glob("*.json")]:
+        document = json.loads(path.read_text("utf-8"))
+        _stamp(document)
+        _write(path, document)
     with ComfyServer(comfyui, cpu=True) as server:
-        forms = {}
-        for path in sorted(WORKFLOWS.glob("*.json")):
-            workflow = json.loads(path.read_text("utf-8"))
-            for node in workflow["nodes"]:
-                if node["properties"].get("cnr_id") == "mulan-nodes":
-                    node["properties"]["ver"] = VERSION
-            _write(path, workflow)
-            forms[path.name] = as_api(workflow, server.object_info)
+        forms = {
+            path.name: as_api(json.loads(path.read_text("utf-8")), server.object_info)
+            for path in WORKFLOWS.glob("*.json")
+        }
     for path in (WORKFLOWS / "api").glob("*.json"):
         path.unlink()
     for name, form in forms.items():
         _write(WORKFLOWS / "api" / name, form)
+
+
+def _stamp(part) -> None:
+    if isinstance(part, dict):
+        if part.get("cnr_id") == "mulan-nodes":
+            part["ver"] = VERSION
+        part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            _stamp(each)
 
 
 def _write(path: Path, document: dict) -> None:

@@ -54,4 +54,4 @@ def test_the_readme_names_a_developer_s_two_commands():
 
 def test_the_readme_says_what_was_not_run_before_anything_is_downloaded():
     text = (ROOT / "README.md").read_text("utf-8")
-    assert 0 < text.index("have not been run") < text.index("hf download")
+    assert 0 < text.index("have not been run") < text.index("## Real models")
