@@ -10,8 +10,7 @@ const FILTERED = 4; // longer menus of the canvas can be searched, except those 
 
 let locales = {}; // what the packs' locales folders hold
 
-function inputTexts(node) {
-  const locale = app.extensionManager.setting.get("Comfy.Locale");
+function inputTexts(node, locale = app.extensionManager.setting.get("Comfy.Locale")) {
   return locales[locale]?.nodeDefs?.[node.comfyClass]?.inputs ?? {};
 }
 
@@ -30,13 +29,17 @@ function labelWidgets(node, texts) {
 }
 
 // images.image_2 is the second item of images
-function labelItems(node, texts) {
-  for (const input of node.inputs ?? []) {
-    const [group, item] = input.name.split(".");
-    const word = item && texts[group]?.item;
-    if (word) input.label = `${word} ${item.split("_").at(-1)}`;
-  }
-  node.graph?.trigger("node:slot-label:changed", { nodeId: node.id, slotType: LiteGraph.INPUT }); // for Nodes 2.0
+function itemLabel(texts, name) {
+  const [group, item] = name.split(".");
+  const word = texts[group]?.item;
+  return word ? `${word} ${item.split("_").at(-1)}` : item;
+}
+
+// a saved workflow brings the labels of the language it was saved in, and those that a person wrote
+function labelItem(node, input, label = input.label) {
+  if (!input.name.includes(".")) return;
+  const labels = ["en", ...Object.keys(locales)].map((locale) => itemLabel(inputTexts(node, locale), input.name));
+  input.label = !label || labels.includes(label) ? itemLabel(inputTexts(node), input.name) : label;
 }
 
 app.registerExtension({
@@ -48,19 +51,20 @@ app.registerExtension({
 
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.python_module !== `custom_nodes.${PACK}`) return;
-    const { onNodeCreated, onConnectionsChange } = nodeType.prototype;
+    const { onNodeCreated, onConfigure, onInputAdded } = nodeType.prototype;
     nodeType.prototype.onNodeCreated = function (...given) {
       onNodeCreated?.apply(this, given);
-      const texts = inputTexts(this);
-      labelWidgets(this, texts);
-      labelItems(this, texts);
+      labelWidgets(this, inputTexts(this));
     };
-    // the editor adds and removes items after this, in the next frame
-    nodeType.prototype.onConnectionsChange = function (...given) {
-      onConnectionsChange?.apply(this, given);
-      const texts = inputTexts(this);
-      if (Object.values(texts).some((known) => known.item)) {
-        requestAnimationFrame(() => requestAnimationFrame(() => labelItems(this, texts)));
+    nodeType.prototype.onInputAdded = function (input, ...given) {
+      onInputAdded?.call(this, input, ...given);
+      labelItem(this, input);
+    };
+    nodeType.prototype.onConfigure = function (saved, ...given) {
+      onConfigure?.call(this, saved, ...given);
+      // growing again has made new inputs, without what a person wrote
+      for (const input of this.inputs ?? []) {
+        labelItem(this, input, saved.inputs?.find(({ name }) => name === input.name)?.label);
       }
     };
   },
