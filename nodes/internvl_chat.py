@@ -70,7 +70,7 @@ class InternVLChatLoader(CheckedNode):
                     options=list_models(KIND),
                     tooltip=(
                         f"The model in models/internvl_chat: a folder from {SOURCE}, or its -hf version, "
-                        "or a single .safetensors file converted from it (see the help page)."
+                        "or the single .safetensors file that MuLan Get Model makes of it."
                     ),
                 ),
                 device_input(),

@@ -76,7 +76,7 @@ class InternVLLoader(InternVLNode):
                     options=_checkpoints(),
                     tooltip=(
                         f"The model in models/internvl: {SOURCE} or internvl_c_13b_224px.pth, or the "
-                        "vision file converted from either (see the help page). A published folder in "
+                        "vision file that MuLan Get Model makes of either. A published folder in "
                         "models/text_encoders is listed too."
                     ),
                 ),

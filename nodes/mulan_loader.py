@@ -81,8 +81,8 @@ class MulanLoader(CheckedNode):
                     options=list_models("text_encoders"),
                     tooltip=(
                         "InternVL's text encoder in models/text_encoders: a single .safetensors file, or "
-                        f"the folder of {ENCODER_SOURCE}. See the help page to convert the folder to one "
-                        "smaller file."
+                        f"the folder of {ENCODER_SOURCE}. MuLan Get Model downloads it as one smaller "
+                        "file, or converts the folder."
                     ),
                 ),
                 io.Combo.Input(

@@ -60,8 +60,8 @@ class VisionLLMLoader(VisionLLMNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=list_models(KIND),
-                    tooltip=f"Checkpoint in models/visionllm: the folder of {SOURCE}, or a single .safetensors file "
-                    "converted from it (see the help page).",
+                    tooltip=f"Checkpoint in models/visionllm: the folder of {SOURCE}, or the single .safetensors file "
+                    "that MuLan Get Model makes of it.",
                 ),
                 precision_input(
                     "Computation dtype, independent of the file's dtype. default: bf16 or fp16 where the device "
