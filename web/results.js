@@ -11,10 +11,10 @@ const WIDGET = "result";
 const MIN_HEIGHT = 60;
 const ROOM = 110; // for the text below the node's own widgets; people may resize it
 
-function showText(node, text) {
+function showText(node, text, writing = false) {
   const element = (node.widgets?.find((each) => each.name === WIDGET) ?? (text && addTextWidget(node)))?.element;
   if (!element) return;
-  const atEnd = element.scrollTop + element.clientHeight >= element.scrollHeight - 4;
+  const atEnd = writing && element.scrollTop + element.clientHeight >= element.scrollHeight - 4;
   element.textContent = text;
   if (atEnd) element.scrollTop = element.scrollHeight; // follow what is being written
 }
@@ -104,7 +104,7 @@ app.registerExtension({
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
       const node = findNode(detail.node);
-      if (node) showText(node, detail.text);
+      if (node) showText(node, detail.text, true);
     });
   },
 
