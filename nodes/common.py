@@ -200,8 +200,8 @@ def _checkpoint_folder(kind: str, name: str) -> Path | None:
     return None
 
 
-def announce_models() -> None:
-    """Tell the client that asked for the run that there are new model files, so that it lists them."""
+def announce_files() -> None:
+    """Tell the client that asked for the run that there are new files, so that its nodes list them."""
     server = PromptServer.instance
     if server.client_id is not None:  # to None it would go to every client
         server.send_sync("mulan_nodes.files", {}, server.client_id)

@@ -10,7 +10,7 @@ from ..mulan.boundary.files import file_digest
 from ..mulan.conditioning.saved_conditioning import load_conditioning, save_conditioning
 from . import categories
 from .checked_node import CheckedNode
-from .common import SavedFiles, show_text, validate
+from .common import SavedFiles, announce_files, show_text, validate
 
 FILES = SavedFiles("conditioning", ".safetensors", "MuLan Save Conditioning")
 
@@ -74,6 +74,7 @@ class MulanSaveConditioning(CheckedNode):
     def execute(cls, conditioning, filename_prefix) -> io.NodeOutput:
         versions = {"MuLan Nodes": VERSION, "ComfyUI": comfyui_version.__version__}
         saved = save_conditioning(FILES.free(filename_prefix.strip() or "MuLan"), conditioning, versions)
+        announce_files()
         listed = FILES.name(saved.path)
         return io.NodeOutput(conditioning, listed, ui=show_text(f"{listed}\n{saved.describe()}"))
 

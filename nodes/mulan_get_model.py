@@ -19,7 +19,7 @@ from ..mulan.conversion.output_files import Progress, write
 from ..mulan.conversion.published import KNOWN, find_made, plan_download
 from . import categories
 from .checked_node import CheckedNode
-from .common import announce_models, list_models, locate_model, show_progress, show_text, validate
+from .common import announce_files, list_models, locate_model, show_progress, show_text, validate
 from .readable_folders import check_readable
 
 
@@ -137,7 +137,7 @@ class MulanGetModel(CheckedNode):
         lines = [f"{output.path}: already there" for output in plan.outputs if output not in missing]
         if missing:
             lines += write(replace(plan, outputs=missing), progress).lines()
-            announce_models()
+            announce_files()
         return plan.outputs[0].path.name, "\n".join(lines)
 
     @classmethod
@@ -155,7 +155,7 @@ class MulanGetModel(CheckedNode):
             show_progress(cls, plan)
             results = download.run(progress)
         if results:
-            announce_models()
+            announce_files()
         return download.paths[0].name, "\n".join(line for result in results for line in result.lines()) or plan
 
 

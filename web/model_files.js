@@ -1,4 +1,4 @@
-// A node has written model files: do what a person would do by pressing R, so that the lists offer them.
+// A node has written files that others choose from: do what a person would do by pressing R, so that the lists offer them.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";

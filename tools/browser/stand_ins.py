@@ -39,6 +39,7 @@ SOURCES = {
 # Stable Diffusion and more than 5 keypoints.
 ENCODER, PIXART = "InternVL-14B-224px_text_int8.safetensors", "PixArt"
 KEPT, WIDE = f"{ENCODER}.kept", f"{ENCODER}.wide"
+ALL_TINY = "MuLanTinyModels"
 WITH_MAPPERS, BEYOND_THE_TINY_ONE = "VisionLLMv2", ("VisionLLMGenerateConditioning", "VisionLLMPose")
 LARGE, STEPS = 256, 2  # an image wider than LARGE is drawn small, in so many steps
 SIDE, PIXART_SIDE = 128, 384  # below 384 ComfyUI fails on PixArt's positions
@@ -81,7 +82,7 @@ def write_stand_ins(tiny: Path, models: Path) -> None:
 
 
 def prepare(graph: dict) -> dict:
-    """Put the models of this template in place; return its graph with large images made small."""
+    """Put the models of this template in place; return its graph, small and in few steps."""
     encoders = folder() / "text_encoders"
     nodes = all_nodes(graph)
     pixart = any(PIXART in str(value) for node in nodes for value in widget_values(node))
@@ -93,13 +94,13 @@ def prepare(graph: dict) -> dict:
         for node in nodes:
             if node["type"] == "VisionLLMLoader":
                 node["widgets_values"][0] = WITH_MAPPERS
-    for node in nodes:
-        if node["type"].startswith("Empty") and widget_values(node)[:1] > [LARGE]:
-            if not any("Area" in other["type"] for other in nodes):  # areas lie within the whole image
+    areas = any("Area" in node["type"] for node in nodes)  # they lie within the whole image
+    if not any(node["type"] == ALL_TINY for node in nodes):
+        for node in nodes:
+            if node["type"] == "EmptyLatentImage" and node["widgets_values"][:1] > [LARGE] and not areas:
                 node["widgets_values"][:2] = [PIXART_SIDE if pixart else SIDE] * 2
-            for sampler in nodes:
-                if sampler["type"] == "KSampler":
-                    sampler["widgets_values"][2] = STEPS
+            elif node["type"] == "KSampler":
+                node["widgets_values"][2] = STEPS
     return graph
 
 

@@ -11,7 +11,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ...mulan.boundary.files import write_text
 from ...mulan.boundary.limits import MAX_JSON_LENGTH
 from ...nodes import categories
-from ...nodes.common import SavedFiles, show_text
+from ...nodes.common import SavedFiles, announce_files, show_text
 from ..node_io import KEYPOINTS, VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .json_document import Document, frame_record, read_document, write_document
@@ -109,6 +109,7 @@ class VisionLLMSaveDetections(VisionLLMNode):
                 "Save fewer images at a time, or leave out the masks"
             )
         file = write_text(FILES.free(filename_prefix.strip() or FILES.folder), json + "\n")
+        announce_files()
         return io.NodeOutput(json, FILES.name(file), ui=show_text(json))
 
 
