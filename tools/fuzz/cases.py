@@ -260,7 +260,7 @@ class Cases:
             elif each.type in values.RECORDS:
                 yield from (f"record/{each.name}/{name}" for name in self._spoilt(each.type))
                 yield from (f"record/{each.name}/{name}" for name in WHOLE[each.type])
-            if each.type not in WIDGETS:
+            if each.type not in WIDGETS and not each.options.get("lazy"):  # a lazy one is not asked for
                 yield from (f"foreign/{each.name}/{name}" for name in values.FOREIGN)
         for target in model_files.TARGETS:
             if target.node == node:

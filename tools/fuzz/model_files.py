@@ -88,7 +88,7 @@ TARGETS = (
         "checkpoint",
         "internvl",
         "tiny_internvl_vision.safetensors",
-        unused=("clip_projector2.", "qllama."),
+        unused=("clip_projector2.", "qllama.", "query_tokens"),
     ),
     Target("InternVLChatLoader", "checkpoint", "internvl_chat", "tiny_internvl_chat.safetensors"),
     Target("VisionLLMLoader", "checkpoint", "visionllm", "tiny_visionllm.safetensors"),
