@@ -140,6 +140,8 @@ def read_object(content: str | bytes, where: str) -> dict[str, Any]:
 def _open_safetensors(path: Path) -> TensorFile:
     try:
         file = SafetensorsReader(path)
+    except torch.OutOfMemoryError:
+        raise
     except (SafetensorError, OSError, RuntimeError) as error:
         raise WrongFileError(
             f"{describe_path(path)} cannot be read as safetensors: {_instead(path) or _damaged(path, error)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from mulan_nodes.mulan.checkpoints import tensor_files
+from mulan_nodes.mulan.checkpoints.safetensors_reader import SafetensorsReader
 from mulan_nodes.mulan.conditioning import clip as clip_module
 from mulan_nodes.mulan.conditioning import internvl_llama, text_encoder
 from mulan_nodes.mulan.conditioning.clip import FrozenTextEncoder, encode_prompts, load_clip, negative_view
@@ -393,30 +394,22 @@ def test_no_memory_while_loading(when, error, folder, clip, monkeypatch):
     before, loaded = encoders_in_memory(), len(comfy.model_management.current_loaded_models)
     wanted = clip.encode("a photo of a cat")
 
-    class Full:
-        """A file whose third tensor is too much."""
+    reads = itertools.count(1)
 
-        def __init__(self, *arguments, **options):
-            self._file, self._reads = opened(*arguments, **options), 0
-
-        def __getattr__(self, name):
-            return getattr(self._file, name)
-
-        def get_tensor(self, name):
-            self._reads += 1
-            if self._reads == 3:
-                raise error("tried to allocate 26.00 MiB")
-            return self._file.get_tensor(name)
+    def full(self, name):
+        if next(reads) == 3:
+            raise error("tried to allocate 26.00 MiB")
+        return read(self, name)
 
     def no_room(self, sd):
         if not any(name.startswith("model.") for name in sd):
             raise error("tried to allocate 26.00 MiB")
         return load_sd(self, sd)
 
-    opened, load_sd = tensor_files.safe_open, text_encoder.MulanTextEncoder.load_sd
+    read, load_sd = SafetensorsReader.read, text_encoder.MulanTextEncoder.load_sd
     with monkeypatch.context() as patch:
         if when == "reading":
-            patch.setattr(tensor_files, "safe_open", Full)
+            patch.setattr(SafetensorsReader, "read", full)
         else:
             patch.setattr(text_encoder.MulanTextEncoder, "load_sd", no_room)
         with pytest.raises(

@@ -339,8 +339,8 @@ class Cases:
         if kind == "tensor":
             return TENSORS[each.type][what]
         if kind in ("foreign", "link") and what in values.FOREIGN:
-            nothing = what == "none" and not each.required
-            return values.FOREIGN[what], nothing or kind == "link" or each.type in (*values.RECORDS, "CONDITIONING")
+            right = (what == "none" and not each.required) or (what == "tensor" and each.type == "MASK")  # one mask
+            return values.FOREIGN[what], right or kind == "link" or each.type in (*values.RECORDS, "CONDITIONING")
         if kind == "link":
             return values.LEAVES[what], what != "nan" and not what.startswith("np_nan")
         if each.type in _RECORDS:
