@@ -25,7 +25,10 @@ INSTEAD = {  # of the files that a template names, in drawing: template -> node 
     "04 Set up MuLan for PixArt": {
         "MuLan Loader": {"text_encoder": "random_wide.safetensors", "adapter": "pixart.pth"}
     },
-    "16 Keypoints to ControlNet": {"VisionLLM Loader": {"checkpoint": WITH_MAPPERS}},
+    "16 Keypoints to ControlNet": {
+        "VisionLLM Loader": {"checkpoint": WITH_MAPPERS},
+        "VisionLLM Pose": {"threshold": 0.0},
+    },
     "21 Edit and generate with VisionLLM": {"VisionLLM Loader": {"checkpoint": WITH_MAPPERS}},
 }
 
@@ -69,6 +72,8 @@ def small(name: str, server) -> dict:
             node["inputs"] |= {key: min(side, node["inputs"][key]) for key in ("width", "height")}
         if node["class_type"] == "ConditioningSetArea":
             node["inputs"] |= {"width": 64, "height": 64, "x": 0, "y": 0}
+        if "points" in node["inputs"]:
+            node["inputs"] |= {"points": '[{"x": 60, "y": 60}]'}
         node["inputs"] |= {"steps": 1} if "steps" in node["inputs"] else {}
     return graph
 
