@@ -94,8 +94,8 @@ def test_a_translation_names_every_value_of_a_choice(locale, nodes):
         for name, options in inputs(info).items():
             text = texts[id]["inputs"][name]
             values = [] if (id, name) == MODEL_NAMES else options.get("options", [])
-            if any(value.endswith(".safetensors") for value in values):  # a list of models, and folders of them
-                values = [value for value in values if value == "none"]
+            if any(str(value).endswith(".safetensors") for value in values):  # models, folders of them, and sentences
+                values = [value for value in values if " " in value]
             words = {value for value in values if not Path(value).suffix} - IDENTIFIERS
             assert text.get("options", {}).keys() == words, f"{id}: {name}"
             assert all(text.get("options", {}).values()), f"{id}: {name}"
