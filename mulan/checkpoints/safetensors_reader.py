@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-_DTYPES = {  # safetensors' names that differ from torch's
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{f"{kind}{bits}": f"{name}int{bits}" for kind, name in (("I", ""), ("U", "u")) for bits in (8, 16, 32, 64)},
-    **{"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64"},
-}
+from .safetensors_writer import DTYPES
+
+_DTYPES = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPES.items()}
+_DTYPES |= {"U16": "uint16", "U32": "uint32", "U64": "uint64", "C64": "complex64"}  # which we never write
 
 
 class SafetensorsReader:

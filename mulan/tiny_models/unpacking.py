@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..boundary.files import naming
 from ..boundary.interrupts import interruptible
 from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
-from ..checkpoints.tensor_files import CONFIG
+from ..checkpoints.tensor_files import CONFIG, WrongFileError, open_tensors
 from . import full_width
 from .packs import pack_path, pack_version, read_pack
 
@@ -77,9 +76,8 @@ def version_of(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get(VERSION)
-    except (OSError, SafetensorError):
+        return open_tensors(path).metadata.get(VERSION)
+    except (OSError, WrongFileError):
         return None
 
 
