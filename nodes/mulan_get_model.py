@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from comfy_api.latest import io
 
 from ..mulan.checkpoints.quantization import FORMATS
 from ..mulan.checkpoints.tensor_files import fingerprint
-from ..mulan.conversion.converters import plan_local
+from ..mulan.conversion.converters import naming_damage, plan_local
 from ..mulan.conversion.download_progress import DownloadProgress
 from ..mulan.conversion.hub import check_name
 from ..mulan.conversion.output_files import Progress, write
@@ -126,37 +127,37 @@ class MulanGetModel(CheckedNode):
 
     @classmethod
     def _convert(cls, source: Path, weight_format: str) -> tuple[str, str]:
-        bar = comfy.utils.ProgressBar(1000)
-
-        def progress(done: Progress) -> None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(1000 * done.bytes // max(done.all_bytes, 1))
-
-        plan = plan_local(source, _folder, weight_format, overwrite=True)
-        missing = tuple(output for output in plan.outputs if not output.path.exists())
-        lines = [f"{output.path}: already there" for output in plan.outputs if output not in missing]
-        if missing:
-            lines += write(replace(plan, outputs=missing), progress).lines()
-            announce_files()
+        with naming_damage(source):
+            plan = plan_local(source, _folder, weight_format, overwrite=True)
+            missing = tuple(output for output in plan.outputs if not output.path.exists())
+            lines = [f"{output.path}: already there" for output in plan.outputs if output not in missing]
+            if missing:
+                lines += write(replace(plan, outputs=missing), cls._progress(str(source))).lines()
+                announce_files()
         return plan.outputs[0].path.name, "\n".join(lines)
 
     @classmethod
     def _download(cls, source: str, weight_format: str) -> tuple[str, str]:
-        bar = comfy.utils.ProgressBar(1000)
+        stop = comfy.model_management.throw_exception_if_processing_interrupted
+        with plan_download(source, _folder, weight_format, on_wait=stop) as download:
+            plan = download.describe()
+            results = download.run(cls._progress(plan))
+        if results:
+            announce_files()
+        return download.paths[0].name, "\n".join(line for result in results for line in result.lines()) or plan
 
-        def progress(done: DownloadProgress) -> None:
+    @classmethod
+    def _progress(cls, plan: str) -> Callable[[Progress | DownloadProgress], None]:
+        """Show the plan; return what moves the bar, shows how far the work is, and ends it after Stop."""
+        bar = comfy.utils.ProgressBar(1000)
+        show_progress(cls, plan)
+
+        def progress(done: Progress | DownloadProgress) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
             bar.update_absolute(1000 * done.bytes // max(done.all_bytes, 1))
             show_progress(cls, f"{plan}\n{done}")
 
-        stop = comfy.model_management.throw_exception_if_processing_interrupted
-        with plan_download(source, _folder, weight_format, on_wait=stop) as download:
-            plan = download.describe()
-            show_progress(cls, plan)
-            results = download.run(progress)
-        if results:
-            announce_files()
-        return download.paths[0].name, "\n".join(line for result in results for line in result.lines()) or plan
+        return progress
 
 
 def _check_source(source: str) -> None:

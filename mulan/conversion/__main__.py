@@ -69,10 +69,7 @@ def _convert(options: argparse.Namespace, target: Path | Callable[[str], Path]) 
     start = time.monotonic()
 
     def show_progress(done: Progress) -> None:
-        line = (
-            f"  {done.tensors} of {done.all_tensors} tensors, {done.bytes / 1e9:.2f} of {done.all_bytes / 1e9:.2f} GB"
-        )
-        _show(f"{line}, {time.monotonic() - start:.0f} s", last=done.bytes == done.all_bytes)
+        _show(f"  {done}, {time.monotonic() - start:.0f} s", last=done.bytes == done.all_bytes)
 
     if options.dry_run:
         for output in plan_local(Path(options.source), target, options.format, options.overwrite).outputs:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..checkpoints.identify import identify
@@ -31,23 +32,30 @@ def convert(
     """Convert a published checkpoint to one or two .safetensors for ComfyUI; return what was written.
 
     `target` is a file, a folder (the current one by default), or what gives the folder of each folder below models/.
-    `weight_format` is a key of `FORMATS`, for the large matrices: int8 by default; adapters take none. The files appear
-    whole or not at all, and memory stays within about a gigabyte whatever the model's size. `progress` may raise to
-    stop.
+    `weight_format` is a key of `FORMATS`, for the large matrices: int8 by default; adapters keep their dtypes. The
+    files appear whole or not at all, and memory stays within about a gigabyte whatever the model's size. `progress` may
+    raise to stop.
     Raises WrongFileError for a source that no converter takes, CannotWriteError for a target or format that cannot be
     written, OSError where the disk has no room.
     """
     path = Path(source)
-    try:
+    with naming_damage(path):
         return write(plan_local(path, target, weight_format, overwrite), progress)
+
+
+@contextmanager
+def naming_damage(source: Path) -> Iterator[None]:
+    """Raise WrongFileError, which names `source`, in place of NotFiniteError."""
+    try:
+        yield
     except NotFiniteError as error:
-        raise WrongFileError(f"{describe_path(path)} is damaged: {error}. Download it again.") from error
+        raise WrongFileError(f"{describe_path(source)} is damaged: {error}. Download it again.") from error
 
 
 def plan_local(
     source: Path, target: Path | str | Callable[[str], Path] | None, weight_format: str | None, overwrite: bool
 ) -> Plan:
-    """Plan what `convert` writes."""
+    """Plan what `convert` writes. Raises what it does, and NotFiniteError: see `naming_damage`."""
     if not source.exists():
         raise WrongFileError(f"source not found: {source.absolute()}. Name a checkpoint's folder or file")
     if callable(target):

@@ -33,6 +33,10 @@ class Progress:
     bytes: int
     all_bytes: int
 
+    def __str__(self) -> str:
+        size = f"{self.bytes / 1e9:.2f} of {self.all_bytes / 1e9:.2f} GB"
+        return f"{self.tensors} of {self.all_tensors} tensors, {size}"
+
 
 @dataclass(frozen=True)
 class ConversionResult:

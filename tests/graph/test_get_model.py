@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import numpy as np
 import pytest
 import torch
 import websocket
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mulan_nodes.tests import hub_standin
 from mulan_nodes.tools import graphs
@@ -144,6 +145,17 @@ def test_what_is_here_is_converted_and_the_editor_that_asked_is_told(server, mod
     finally:
         asking.close()
         other.close()
+
+
+def test_a_source_with_nan_is_named(server, published, tmp_path):
+    damaged = tmp_path / "InternVL3-nan"
+    shutil.copytree(published / "InternVL3-1B", damaged)
+    (file,) = damaged.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("mlp.down_proj.weight"))
+    save_file(tensors | {name: torch.full_like(tensors[name], float("nan"))}, file)
+    with pytest.raises(GraphFailed, match=r"InternVL3-nan \(in .*\) is damaged: .*NaN.*Download it again"):
+        server.run({"1": get_model(format="fp16", source=str(damaged))})
 
 
 def test_a_source_that_is_nothing_is_refused_before_the_run(server, hub, tmp_path):
