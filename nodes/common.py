@@ -129,10 +129,11 @@ def sampling_inputs(max_tokens: int, limit: int) -> list[io.Input]:
     ]
 
 
-# --- text in a node ---
+# --- what the editor is told ---
 
 
 TEXT_EVENT, TEXT_OUTPUT = "mulan_nodes.text", "mulan_text"  # as in web/results.js
+FILES_EVENT = "mulan_nodes.files"  # as in web/model_files.js
 
 
 def show_text(text: str, record: str | None = None) -> dict:
@@ -145,9 +146,19 @@ def show_text(text: str, record: str | None = None) -> dict:
 
 def show_progress(node: type[io.ComfyNode], text: str) -> None:
     """Show `text` in the node while it runs, to the client that asked. Needs ``io.Hidden.unique_id`` in the schema."""
+    _tell_client(TEXT_EVENT, {"node": node.hidden.unique_id, "text": text})
+
+
+def announce_files() -> None:
+    """Tell the client that asked for the run that there are new files, so that its nodes list them."""
+    _tell_client(FILES_EVENT, {})
+
+
+def _tell_client(event: str, data: dict) -> None:
+    """Send an event of web/*.js to the client that asked for the run."""
     server = PromptServer.instance
-    if server.client_id is not None:
-        server.send_sync(TEXT_EVENT, {"node": node.hidden.unique_id, "text": text}, server.client_id)
+    if server.client_id is not None:  # to None it would go to every client
+        server.send_sync(event, data, server.client_id)
 
 
 # --- model files ---
@@ -198,13 +209,6 @@ def _checkpoint_folder(kind: str, name: str) -> Path | None:
         if any((folder / file).is_file() for file in (*INDEX_NAMES, *single)):
             return folder
     return None
-
-
-def announce_files() -> None:
-    """Tell the client that asked for the run that there are new files, so that its nodes list them."""
-    server = PromptServer.instance
-    if server.client_id is not None:  # to None it would go to every client
-        server.send_sync("mulan_nodes.files", {}, server.client_id)
 
 
 # --- saved files ---
