@@ -282,11 +282,9 @@ def _cached_repository(id: str, revision: str | None, file: str | None, retry: R
     try:
         folder = Path(snapshot_download(id, revision=revision, allow_patterns=file, local_files_only=True))
     except LocalEntryNotFoundError:
-        offline = isinstance(error, OfflineModeIsEnabled)
-        raise HubError(
-            f"{id} cannot be downloaded: {'offline mode is on (HF_HUB_OFFLINE)' if offline else error}, and it is not "
-            f"in the cache {constants.HF_HUB_CACHE}"
-        ) from error
+        offline = f"{id} cannot be downloaded: offline mode is on (HF_HUB_OFFLINE)"
+        reason = offline if isinstance(error, OfflineModeIsEnabled) else error
+        raise HubError(f"{reason}, and it is not in the cache {constants.HF_HUB_CACHE}") from error
     files = {
         path.name: HubFile(path.name, path.stat().st_size, None, path) for path in folder.iterdir() if path.is_file()
     }
