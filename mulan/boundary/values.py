@@ -1,4 +1,4 @@
-"""Values of a wrong kind, named in errors."""
+"""Values as texts tell of them: those of a wrong kind, and sizes."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def shown(value) -> str:
     if isinstance(value, (str, bytes)):
         return repr(value) if len(value) <= 40 else f"{value[:40]!r}..."
     return str(value) if isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
+
+
+def format_size(count: int) -> str:
+    """Return a number of bytes as people write it."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from ..boundary.files import UnwritableError, WholeFile
+from ..boundary.values import format_size
 
 DTYPES = {
     torch.float64: "F64",
@@ -155,6 +156,6 @@ def check_disk_space(folder: Path, name: str, size: int) -> None:
     if free < size:
         raise UnwritableError(
             errno.ENOSPC,
-            f"{name} takes {size / 1e9:.2f} GB, but the disk of {folder.resolve()} has {free / 1e9:.2f} GB free: "
+            f"{name} takes {format_size(size)}, but the disk of {folder.resolve()} has {format_size(free)} free: "
             f"make room, or name another folder",
         )

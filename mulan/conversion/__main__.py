@@ -63,6 +63,7 @@ def main(
 
 def _convert(options: argparse.Namespace, target: Path | Callable[[str], Path]) -> list[ConversionResult]:
     """Convert a file or folder that is here."""
+    from ..boundary.values import format_size
     from ..checkpoints.safetensors_writer import SafetensorsWriter
     from .converters import convert, plan_local
 
@@ -74,7 +75,7 @@ def _convert(options: argparse.Namespace, target: Path | Callable[[str], Path]) 
     if options.dry_run:
         for output in plan_local(Path(options.source), target, options.format, options.overwrite).outputs:
             size = SafetensorsWriter(output.path, output.layout, output.metadata).size
-            print(f"{output.path}: {output.title}, {size / 1e9:.2f} GB")
+            print(f"{output.path}: {output.title}, {format_size(size)}")
         return []
     return [convert(options.source, target, options.format, options.overwrite, show_progress)]
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..boundary.values import format_size
 from .read_ahead import LOOK
 
 SPEED_OVER = 10.0  # seconds of which the speed is the mean
@@ -25,7 +26,7 @@ class DownloadProgress:
 
     def __str__(self) -> str:
         left = "" if self.seconds_left is None else f", {_duration(self.seconds_left)} left"
-        return f"{self.bytes / 1e9:.2f} of {self.all_bytes / 1e9:.2f} GB, {self.speed / 1e6:.1f} MB/s{left}"
+        return f"{format_size(self.bytes)} of {format_size(self.all_bytes)}, {self.speed / 1e6:.1f} MB/s{left}"
 
 
 class Meter:
@@ -56,11 +57,6 @@ class Meter:
         speed = (self._bytes - before) / max(now - then, LOOK)
         left = max(0, self._size - self._bytes) / speed if speed else None
         self._progress(DownloadProgress(self._bytes, self._size, speed, left, self.tensors, self._all_tensors))
-
-
-def format_size(count: int) -> str:
-    """Return a number of bytes as people write it."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .. import VERSION
+from ..boundary.values import format_size
 from ..checkpoints.quantization import FORMATS, Quantization, cast_chunks, plain_dtype, quantize_chunks, tensor_layout
 from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec, check_disk_space
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path
@@ -34,7 +35,7 @@ class Progress:
     all_bytes: int
 
     def __str__(self) -> str:
-        size = f"{self.bytes / 1e9:.2f} of {self.all_bytes / 1e9:.2f} GB"
+        size = f"{format_size(self.bytes)} of {format_size(self.all_bytes)}"
         return f"{self.tensors} of {self.all_tensors} tensors, {size}"
 
 
@@ -52,7 +53,7 @@ class ConversionResult:
 
     def lines(self) -> list[str]:
         """Return what to tell a person: each file with its title and size, then the notes."""
-        files = [f"{file.path}: {file.title}, {file.size / 1e9:.2f} GB" for file in (self, *self.beside)]
+        files = [f"{file.path}: {file.title}, {format_size(file.size)}" for file in (self, *self.beside)]
         return [*files, *self.notes]
 
 

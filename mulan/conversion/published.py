@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..boundary.files import UnwritableError
+from ..boundary.values import format_size
 from ..checkpoints.quantization import FORMATS
 from ..checkpoints.tensor_files import INDEX_NAMES, SINGLE_NAMES, WrongFileError, open_tensors
-from .download_progress import DownloadProgress, Meter, format_size
+from .download_progress import DownloadProgress, Meter
 from .hub import HubError, Repository, Retry, open_repository, parse_repository
 from .hub_conversion import MODEL_FOLDERS, HubConversion, Placement, source_title
 from .hub_tensors import WEIGHTS

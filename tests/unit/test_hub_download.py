@@ -22,6 +22,7 @@ from mulan_nodes.mulan.boundary.files import UnwritableError
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError, open_tensors
 from mulan_nodes.mulan.conversion import download_progress
 from mulan_nodes.mulan.conversion.converters import convert
+from mulan_nodes.mulan.conversion.download_progress import DownloadProgress
 from mulan_nodes.mulan.conversion.hub import HubError, Retry
 from mulan_nodes.mulan.conversion.hub_conversion import MODEL_FOLDERS
 from mulan_nodes.mulan.conversion.published import KNOWN, find_made, plan_download
@@ -232,6 +233,12 @@ def test_a_repository_of_something_else_is_refused_in_words_about_it(hub, tmp_pa
 
 
 # --- interruptions ---
+
+
+@pytest.mark.parametrize(("size", "shown"), [(34_700_000, "34.7 MB"), (13_368_057_856, "13.37 GB")])
+def test_progress_is_told_in_a_unit_that_shows_it(size, shown):
+    progress = DownloadProgress(12_300_000, size, 1.4e6, 75, 0, 1)
+    assert str(progress) == f"12.3 MB of {shown}, 1.4 MB/s, 1 min 15 s left"
 
 
 class Stopped(Exception):
