@@ -6,8 +6,11 @@ import copy
 import json
 
 import pytest
+from PIL import Image
 
+from mulan_nodes.tools.browser import stand_ins
 from mulan_nodes.tools.browser.arrange import GRID, arrange
+from mulan_nodes.tools.browser.campaign import WORKFLOWS
 from mulan_nodes.tools.browser.geometry import TITLE, Group, Layout, Node, Rectangle, around, readable, zoom
 
 
@@ -98,3 +101,32 @@ def test_a_second_time_changes_nothing(arranged):
     again = copy.deepcopy(arranged)
     arrange(again, {str(one["id"]): tuple(one["size"]) for one in again["nodes"]})
     assert json.dumps(again) == json.dumps(arranged)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """Make the text encoders alone: the graphs are prepared, not run."""
+    (tmp_path / "text_encoders").mkdir()
+    for name, size in ((stand_ins.ENCODER, 1), (stand_ins.KEPT, 1), (stand_ins.WIDE, 2)):
+        (tmp_path / "text_encoders" / name).write_bytes(bytes(size))
+    monkeypatch.setattr(stand_ins, "folder", lambda: tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(WORKFLOWS.glob("*.json")), ids=lambda file: file.stem)
+def test_a_template_is_tried_with_small_images_and_areas_within_them(models, file):
+    nodes = stand_ins.all_nodes(stand_ins.prepare(stand_ins.read(file)))
+    sizes = [each["widgets_values"][:2] for each in nodes if each["type"] == "EmptyLatentImage"]
+    assert all(max(size) <= stand_ins.PIXART_SIDE for size in sizes)
+    for each in nodes:
+        if each["type"] == stand_ins.AREA:
+            width, height, x, y = each["widgets_values"][:4]
+            assert all(value % 8 == 0 for value in (width, height, x, y))
+            assert [x + width, y + height] <= sizes[0] and width * height > 0
+
+
+def test_images_that_templates_read_are_made_small(tmp_path):
+    Image.new("RGBA", (768, 384), (9, 8, 7, 255)).save(tmp_path / "example.png")
+    stand_ins.shrink_images(tmp_path)
+    with Image.open(tmp_path / "example.png") as image:
+        assert image.size == (stand_ins.LARGE, stand_ins.LARGE // 2)
+        assert image.getpixel((0, 0)) == (9, 8, 7, 255)

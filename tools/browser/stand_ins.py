@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ...mulan.checkpoints.quantization import INT8
@@ -39,10 +40,11 @@ SOURCES = {
 # Stable Diffusion and more than 5 keypoints.
 ENCODER, PIXART = "InternVL-14B-224px_text_int8.safetensors", "PixArt"
 KEPT, WIDE = f"{ENCODER}.kept", f"{ENCODER}.wide"
-ALL_TINY = "MuLanTinyModels"
+ALL_TINY, AREA = "MuLanTinyModels", "ConditioningSetArea"
 WITH_MAPPERS, BEYOND_THE_TINY_ONE = "VisionLLMv2", ("VisionLLMGenerateConditioning", "VisionLLMPose")
-LARGE, STEPS = 256, 2  # an image wider than LARGE is drawn small, in so many steps
+LARGE, STEPS = 256, 2  # an image wider than LARGE is drawn small, in so many steps; one that is read is made so wide
 SIDE, PIXART_SIDE = 128, 384  # below 384 ComfyUI fails on PixArt's positions
+AREAS_SHRINK = 4  # with areas, which lie within the whole image
 
 
 def folder() -> Path:
@@ -94,14 +96,26 @@ def prepare(graph: dict) -> dict:
         for node in nodes:
             if node["type"] == "VisionLLMLoader":
                 node["widgets_values"][0] = WITH_MAPPERS
-    areas = any("Area" in node["type"] for node in nodes)  # they lie within the whole image
+    areas = any(node["type"] == AREA for node in nodes)
     if not any(node["type"] == ALL_TINY for node in nodes):
         for node in nodes:
-            if node["type"] == "EmptyLatentImage" and node["widgets_values"][:1] > [LARGE] and not areas:
-                node["widgets_values"][:2] = [PIXART_SIDE if pixart else SIDE] * 2
+            values = node.get("widgets_values")
+            if node["type"] == AREA:
+                values[:4] = [value // AREAS_SHRINK for value in values[:4]]
+            elif node["type"] == "EmptyLatentImage" and values[0] > LARGE:
+                side = PIXART_SIDE if pixart else SIDE
+                values[:2] = [value // AREAS_SHRINK for value in values[:2]] if areas else [side] * 2
             elif node["type"] == "KSampler":
-                node["widgets_values"][2] = STEPS
+                values[2] = STEPS
     return graph
+
+
+def shrink_images(folder: Path) -> None:
+    """Make the images of an input folder at most LARGE wide and high."""
+    for file in folder.glob("*.png"):
+        with Image.open(file) as image:
+            image.thumbnail((LARGE, LARGE))
+            image.save(file)
 
 
 def widget_values(node: dict) -> list:
