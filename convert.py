@@ -29,7 +29,7 @@ def main() -> int:
     assert spec is not None  # noqa: S101
     sys.modules["mulan_nodes"] = importlib.util.module_from_spec(spec)
     command = importlib.import_module("mulan_nodes.mulan.conversion.__main__")
-    return command.main(folders=_model_folders(comfyui), program=f"python {Path(__file__).name}")
+    return command.main(folders=_model_folders(comfyui), program=f"python {Path(__file__).name}", prompts=_prompts)
 
 
 def _is_comfyui(folder: Path) -> bool:
@@ -58,6 +58,13 @@ def _model_folders(comfyui: Path) -> Callable[[str], Path]:
 
     extra = comfyui / "extra_model_paths.yaml"
     return with_extra_paths
+
+
+def _prompts() -> Path:
+    """Return where MuLan Loader keeps encoded prompts, in ComfyUI's own user directory."""
+    import folder_paths
+
+    return Path(folder_paths.get_system_user_directory("mulan"), "prompts")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from server import PromptServer
 
 from ..mulan.boundary.files import check_file_name, naming
 from ..mulan.checkpoints.tensor_files import INDEX_NAMES, SINGLE_NAMES, fingerprint
+from ..mulan.conditioning.prompt_memory import PromptMemory
 from .readable_folders import check_readable
 
 Result = TypeVar("Result")
@@ -209,6 +210,11 @@ def _checkpoint_folder(kind: str, name: str) -> Path | None:
         if any((folder / file).is_file() for file in (*INDEX_NAMES, *single)):
             return folder
     return None
+
+
+def prompt_memory() -> PromptMemory:
+    """Return where encoded prompts are kept: in a folder of the user directory that ComfyUI never serves."""
+    return PromptMemory(Path(folder_paths.get_system_user_directory("mulan"), "prompts"))
 
 
 # --- saved files ---

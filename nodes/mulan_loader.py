@@ -12,7 +12,7 @@ from ..mulan.conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, ope
 from ..mulan.conditioning.prompt_tokenizer import STYLES
 from . import categories
 from .checked_node import CheckedNode
-from .common import fingerprint_model, list_models, locate_model, validate
+from .common import fingerprint_model, list_models, locate_model, prompt_memory, validate
 
 NO_ADAPTER = "none (a whole MuLan PixArt model)"
 
@@ -136,6 +136,16 @@ class MulanLoader(CheckedNode):
                         "and is not used otherwise."
                     ),
                 ),
+                io.Boolean.Input(
+                    "remember_prompts",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Keeps encoded prompts on disk, at most 512 MB of them. A prompt that was encoded before then "
+                        "needs no text encoder, also after a restart. Off encodes every prompt anew and keeps none."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -174,7 +184,15 @@ class MulanLoader(CheckedNode):
 
     @classmethod
     def execute(
-        cls, text_encoder, adapter, prompt_style, device="default", sdxl_zeros=DEFAULT_ZEROING, model=None, clip=None
+        cls,
+        text_encoder,
+        adapter,
+        prompt_style,
+        device="default",
+        sdxl_zeros=DEFAULT_ZEROING,
+        model=None,
+        clip=None,
+        remember_prompts=True,
     ) -> io.NodeOutput:
         adapter_file = _open_adapter(adapter)
         if model is not None:
@@ -196,6 +214,7 @@ class MulanLoader(CheckedNode):
             prompt_style,
             device="cpu" if device == "cpu" else None,
             zeroing=sdxl_zeros,
+            memory=prompt_memory() if remember_prompts else None,
         )
         passed = (
             model

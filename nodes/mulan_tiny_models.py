@@ -15,7 +15,7 @@ from ..mulan.conditioning.prompt_tokenizer import STYLES
 from ..mulan.tiny_models.unpacking import ADAPTER, CHECKPOINT, TEXT_ENCODER, TINY_MODELS, TinyModel, write_tiny_models
 from . import categories
 from .checked_node import CheckedNode
-from .common import announce_files, fingerprint_model, show_progress, show_text
+from .common import announce_files, fingerprint_model, prompt_memory, show_progress, show_text
 
 
 class MulanTinyModels(CheckedNode):
@@ -87,7 +87,7 @@ class MulanTinyModels(CheckedNode):
         if written:
             announce_files()
         model, _, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(paths[CHECKPOINT]), output_clip=False)
-        clip = load_clip(paths[TEXT_ENCODER], open_adapter(paths[ADAPTER]), STYLES[0])
+        clip = load_clip(paths[TEXT_ENCODER], open_adapter(paths[ADAPTER]), STYLES[0], memory=prompt_memory())
         result = _describe("Wrote", written) if written else _describe("Already there:", list(paths.values()))
         return io.NodeOutput(model, clip, negative_view(clip), vae, ui=show_text(result))
 

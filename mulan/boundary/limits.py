@@ -9,6 +9,7 @@ MAX_IMAGE_PIXELS = 2**27  # 134 million: of one image, in a file or on a wire (1
 MAX_TEXT_LENGTH = 2**20  # characters of one text input
 MAX_JSON_LENGTH = 2**26  # characters of a JSON text or file: a document of detections with masks
 MAX_CONDITIONING_BYTES = 2**32  # of a saved conditioning, which is read whole; a prompt of SDXL takes 1 MB
+MAX_REMEMBERED_BYTES = 2**29  # of encoded prompts on disk: about 2000 of SD1.5, 500 of SDXL
 MAX_FILE_NAME = 255  # bytes of a file name: what most file systems hold
 MAX_PROMPT_TOKENS = 150000  # of one prompt or text for MuLan and InternVL
 MAX_PROMPT_WINDOWS = 2048  # of one prompt: contexts of 0.8 GB for SD1.5, 2 GB for SDXL

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from ..boundary.files import parse_json
 from ..boundary.limits import MAX_JSON_LENGTH
 from ..boundary.reading import read_file
+from .file_content import FileContent
 from .safetensors_reader import SafetensorsReader
 
 # A part of a library's error -> what it means
@@ -40,7 +41,8 @@ class WrongFileError(ValueError):
 class TensorFile:
     """The tensors of one file or sharded folder, known by name, shape and dtype before any is read.
 
-    dtypes: in torch's words ("float16"); a name may be absent where it is not known.
+    dtypes: in torch's words ("float16"); a name may be absent where it is not known. content: of the whole file or
+    folder as it was opened, None where these tensors are a part of it.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class TensorFile:
     read: Callable[[str], torch.Tensor]
     metadata: Mapping[str, str]
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    content: FileContent | None = None
 
     def renamed(self, stored: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> TensorFile:
         """Return those tensors that `stored` names, under its keys."""
@@ -75,15 +78,16 @@ def open_tensors(path: Path) -> TensorFile:
     Raises WrongFileError.
     """
     if path.is_dir():
-        return _open_folder(path)
+        content = FileContent(path)  # before anything is opened: what is replaced in between shows
+        return replace(_open_folder(path), content=content)
     if not path.is_file():
         raise WrongFileError(
             f"{path.name} is not in {path.parent}: the file was moved or deleted. "
             f"Press R in the editor to refresh the list."
         )
-    if path.suffix.lower() == ".safetensors":
-        return _open_safetensors(path)
-    return _open_torch(path)
+    content = FileContent(path)
+    opened = _open_safetensors(path) if path.suffix.lower() == ".safetensors" else _open_torch(path)
+    return replace(opened, content=content)
 
 
 def open_streaming(path: Path) -> TensorFile:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.ops
 import comfy.sd
 import comfy.utils
@@ -16,7 +16,8 @@ from comfy.supported_models_base import ClipTarget
 
 from ..boundary.interrupts import interruptible
 from ..boundary.limits import MAX_WINDOWS
-from ..checkpoints.tensor_files import TensorFile, fingerprint
+from ..checkpoints.devices import choose_devices
+from ..checkpoints.tensor_files import fingerprint
 from .adapter import LanguageAdapter
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL
 from .families import DEFAULT_ZEROING, PIXART, SD15, ZEROING, Family
@@ -30,7 +31,9 @@ from .model_files import (
     open_adapter,
     open_text_encoder,
 )
+from .prompt_memory import PromptMemory
 from .prompt_tokenizer import NEGATIVE, PromptTokenizer
+from .remembering_clip import MulanClip, advice_where_memory_is_short
 from .text_encoder import PROMPT_SPANS, MulanTextEncoder, PromptSpan
 from .tokenizer import BOS, EOS, PREFIX, UNK, InternVLTokenizer
 
@@ -45,12 +48,14 @@ def load_clip(
     zeroing: str = DEFAULT_ZEROING,
     family: Family | None = None,
     disable_dynamic: bool = False,
-) -> comfy.sd.CLIP:
+    memory: PromptMemory | None = None,
+) -> MulanClip:
     """Load the InternVL text encoder with a MuLan adapter, each from a path or from a file that is open already.
 
-    Without an adapter (None), return the CLIP of a MuLan PixArt model, which brings its own projection. `device="cpu"`
-    keeps the CLIP off the GPU. `zeroing` names one of `ZEROING`, for SDXL. `family` overrides the adapter's own
-    (tests). Raises WrongFileError where a file cannot serve or the two do not fit, with its name, its folder and what
+    No weight is read before a prompt must be encoded that `memory` does not know. Without an adapter (None), return the
+    CLIP of a MuLan PixArt model, which brings its own projection. `device="cpu"` keeps the CLIP off the GPU. `zeroing`
+    names one of `ZEROING`, for SDXL. `family` overrides the adapter's own (tests). Raises WrongFileError where a file
+    cannot serve or the two do not fit, with its name, its folder and what
     was expected; MemoryError or torch.OutOfMemoryError with what would be smaller.
     """
     if not isinstance(text_encoder, TextEncoderFile):
@@ -61,6 +66,7 @@ def load_clip(
         check_pair(text_encoder, adapter)
         family = adapter.family
     clip = _build_clip(text_encoder, adapter, family or PIXART, prompt_style, device, zeroing, disable_dynamic)
+    clip.memory = memory
     # ComfyUI builds the patcher anew where hooks need one of its own, or a second device.
     paths = str(text_encoder.file.path), str(adapter.file.path) if adapter else None
     clip.patcher.cached_patcher_init = _load_patcher, (*paths, prompt_style, device, zeroing, family)
@@ -162,26 +168,13 @@ class FrozenTextEncoder:
         return torch.stack([states[i] for i in range(len(captions))])
 
 
-def load_text_encoder(file: TextEncoderFile, device: str | None = None, family: Family = SD15) -> comfy.sd.CLIP:
+def load_text_encoder(file: TextEncoderFile, device: str | None = None, family: Family = SD15) -> MulanClip:
     """Load the text encoder without an adapter, for those who read its states. Raises as `load_clip` does."""
     return _build_clip(file, None, family, "upstream", device, DEFAULT_ZEROING, False)
 
 
 def _load_patcher(text_encoder_path, adapter_path, prompt_style, device, zeroing, family, disable_dynamic=False):
     return load_clip(text_encoder_path, adapter_path, prompt_style, device, zeroing, family, disable_dynamic).patcher
-
-
-@contextmanager
-def _advice_where_memory_is_short(file: TensorFile):
-    """Let an error of memory say what would be smaller; its type stays, which ComfyUI knows it by."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
-        raise kind(
-            f"There is not enough memory for the text encoder {file.path.name}: {error}. Use its int8 conversion, "
-            f"device = cpu, or close other programs."
-        ) from error
 
 
 def _build_clip(
@@ -192,8 +185,8 @@ def _build_clip(
     device: str | None,
     zeroing: str,
     disable_dynamic: bool,
-) -> comfy.sd.CLIP:
-    with _advice_where_memory_is_short(encoder_file.file):
+) -> MulanClip:
+    with advice_where_memory_is_short(encoder_file.file.path.name):
         tokenizer = _tokenizer(encoder_file)
         weights, _ = comfy.utils.convert_old_quants(
             encoder_file.state_dict(), "", metadata=dict(encoder_file.file.metadata)
@@ -208,16 +201,22 @@ def _build_clip(
             "text_encoder": encoder_file.file.path.name,
             "adapter": adapter_file.file.path.name if adapter_file else "",
         }
-        model_options = _model_options(weights, device)
+        model_options = _model_options([weights["model.norm.weight"], *adapter_weights.values()], device)
+        quantized = comfy.utils.detect_layer_quantization(weights, "")
+        if quantized is not None:
+            model_options["quantization_metadata"] = quantized
+        # The modules take the file's own tensors; quantized ones are moved to where their layer was made.
+        made_on = "meta" if quantized is None else "cpu"
+        contents = [each.file.content for each in (encoder_file, adapter_file) if each]
 
         def build_model(device="cpu", dtype=None, model_options=None):
-            adapter = _adapter(shape, adapter_weights, device, model_options) if shape else None
+            adapter = _adapter(shape, adapter_weights, made_on, model_options) if shape else None
             encoder = InternVLEncoder(
                 encoder_file.config,
                 adapter,
                 projection_dim,
                 dtype=weights["model.norm.weight"].dtype,
-                device=device,
+                device=made_on,
                 model_options=model_options,
             )
             return MulanTextEncoder(
@@ -228,12 +227,13 @@ def _build_clip(
                 origin,
                 tokenizer.decode,
                 fingerprint(encoder_file.file.path),
+                contents,
             )
 
         def build_tokenizer(embedding_directory=None, tokenizer_data=None):
             return PromptTokenizer(tokenizer, family, prompt_style, encoder_file.config.to_tensor())
 
-        clip = comfy.sd.CLIP(
+        clip = MulanClip(
             ClipTarget(build_tokenizer, build_model),
             state_dict=state_dicts,
             parameters=sum(comfy.utils.calculate_parameters(sd) for sd in state_dicts),
@@ -284,11 +284,12 @@ def _adapter(
     return module(shape, dtype=next(iter(weights.values())).dtype, device=device, operations=operations)
 
 
-def _model_options(weights: dict[str, torch.Tensor], device: str | None) -> dict:
-    options = {}
-    quantized = comfy.utils.detect_layer_quantization(weights, "")
-    if quantized is not None:
-        options["quantization_metadata"] = quantized
-    if device == "cpu":
-        options["load_device"] = options["offload_device"] = torch.device("cpu")
-    return options
+def _model_options(weights: list[torch.Tensor], device: str | None) -> dict:
+    """Return where the CLIP computes and waits: beside the file's weights, where the device has not their dtypes."""
+    devices = choose_devices(device)
+    fits = all(comfy.model_management.supports_cast(devices.load, dtype) for dtype in {w.dtype for w in weights})
+    return {
+        "load_device": devices.load if fits else devices.offload,
+        "offload_device": devices.offload,
+        "initial_device": torch.device("meta"),  # nowhere yet: ComfyUI would read the weights to put them on a device
+    }

@@ -16,6 +16,7 @@ import comfy.utils
 import torch
 
 from ..boundary.interrupts import interruptible
+from ..checkpoints.file_content import FileContent
 from .adapter_sdxl import LanguageAdapterXL
 from .families import PIXART, Family, Zeroing
 from .internvl_llama import InternVLEncoder
@@ -37,11 +38,19 @@ class QueuedWindow(NamedTuple):
     is_negative: bool
 
 
+class Prompt(NamedTuple):
+    """A prompt as it goes in: its windows, and whether it is a negative of a family that marks them."""
+
+    windows: list[Window]
+    is_negative: bool
+
+
 class MulanTextEncoder(torch.nn.Module):
     """ComfyUI's cond-stage contract: weighted windows of tokens -> the context of a family's cross-attention.
 
     `prefix_ids` are the prefix's tokens. `origin` (file names of text encoder and adapter) goes with every conditioning
-    and into errors. `decode` turns ids back into text. `fingerprint` changes with the text encoder's file.
+    and into errors. `decode` turns ids back into text. `fingerprint` changes with the text encoder's file, `contents`
+    are those of both files.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class MulanTextEncoder(torch.nn.Module):
         origin: dict[str, str],
         decode: Callable[[Sequence[int]], str],
         fingerprint: str,
+        contents: Sequence[FileContent | None] = (),
     ):
         super().__init__()
         self.family = family
@@ -62,6 +72,7 @@ class MulanTextEncoder(torch.nn.Module):
         self.origin = origin
         self.decode = decode
         self.fingerprint = fingerprint
+        self.contents = tuple(contents)
         self.dtypes = {parameter.dtype for parameter in encoder.parameters()}
         self._empty_states: dict[tuple, torch.Tensor] = {}  # of windows without a prompt, which every graph has
 
@@ -81,6 +92,15 @@ class MulanTextEncoder(torch.nn.Module):
         """Read one window of a tokenizer's (id, weight) rows. Raises ValueError where it is none of this family's."""
         return read_window(rows, self.family, self.prefix_ids, self.internvl.config.vocab_size)
 
+    def prompts(self, tokens) -> list[Prompt]:
+        """Read a tokenizer's tokens: one prompt, or those of `PROMPT_SPANS`. Raises ValueError for tokens that are not
+        this CLIP's.
+        """
+        rows = window_rows(tokens, self.family)
+        windows = iter([self.window(window) for window in interruptible(rows)])
+        spans = tokens.get(PROMPT_SPANS, [PromptSpan(len(rows), NEGATIVE in tokens)])
+        return [Prompt(without_empty_tail(list(islice(windows, count))), is_negative) for count, is_negative in spans]
+
     def encode_token_weights(self, tokens):
         """Encode {token key: windows of (id, weight)}. Raises ValueError for tokens that are not this CLIP's.
 
@@ -89,25 +109,22 @@ class MulanTextEncoder(torch.nn.Module):
         the adapter belongs to no token. With `PROMPT_SPANS` in the tokens, the entry "each" holds such a triple per
         prompt.
         """
-        rows = window_rows(tokens, self.family)
-        windows = iter([self.window(window) for window in interruptible(rows)])
-        spans = tokens.get(PROMPT_SPANS, [PromptSpan(len(rows), NEGATIVE in tokens)])
-        prompts = [without_empty_tail(list(islice(windows, span.num_windows))) for span in spans]
+        prompts = self.prompts(tokens)
         zeroed = [
-            span.is_negative and self.zeroing.empty_negative and all(window.is_empty for window in prompt)
-            for prompt, span in zip(prompts, spans, strict=True)
+            prompt.is_negative and self.zeroing.empty_negative and all(window.is_empty for window in prompt.windows)
+            for prompt in prompts
         ]
         encoded = self._encoded(
             [
-                QueuedWindow(window, index == 0, span.is_negative)
-                for prompt, span, is_zero in zip(prompts, spans, zeroed, strict=True)
+                QueuedWindow(window, index == 0, prompt.is_negative)
+                for prompt, is_zero in zip(prompts, zeroed, strict=True)
                 if not is_zero
-                for index, window in enumerate(prompt)
+                for index, window in enumerate(prompt.windows)
             ]
         )
         each = [
-            self._zeros(prompt) if is_zero else self._conditioning(prompt, list(islice(encoded, len(prompt))))
-            for prompt, is_zero in zip(prompts, zeroed, strict=True)
+            self._zeros(windows) if is_zero else self._conditioning(windows, list(islice(encoded, len(windows))))
+            for (windows, _), is_zero in zip(prompts, zeroed, strict=True)
         ]
         if PROMPT_SPANS in tokens:
             return *each[0][:2], {"each": each}
@@ -180,7 +197,7 @@ class MulanTextEncoder(torch.nn.Module):
         self, windows: Sequence[Window], encoded: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
     ) -> Conditioning:
         context = torch.cat([of_window for of_window, _ in encoded])
-        return context[None], encoded[0][1], self._description(windows)
+        return context[None], encoded[0][1], self.describe(windows)
 
     def _damage(self, states: torch.Tensor) -> str:
         """Name the file that a conditioning with NaN or infinity comes from."""
@@ -208,9 +225,9 @@ class MulanTextEncoder(torch.nn.Module):
         adapter = self.internvl.adapter
         assert isinstance(adapter, LanguageAdapterXL), "only SDXL has zeroing"  # noqa: S101
         context = torch.zeros(1, adapter.shape.num_queries, adapter.shape.context_dim)
-        return context, torch.zeros(1, adapter.shape.pooled_dim), self._description(windows)
+        return context, torch.zeros(1, adapter.shape.pooled_dim), self.describe(windows)
 
-    def _description(self, windows: Sequence[Window]) -> dict:
+    def describe(self, windows: Sequence[Window]) -> dict:
         """Return what a conditioning says of itself, for nodes that save or show it."""
         prompt = self.decode([token_id for window in windows for token_id in window.prompt_ids])
         return {"mulan": {"family": self.family.name, "prompt": prompt, **self.origin}}
@@ -244,7 +261,7 @@ class MulanTextEncoder(torch.nn.Module):
         """
         key = self.internvl.layer, self.internvl.layer_idx, getattr(self, "current_weight_patches_uuid", None)
         cache = self._empty_states
-        if cache and next(iter(cache))[1:] != key or self._is_hooked():
+        if cache and next(iter(cache))[1:] != key or self.is_hooked():
             cache.clear()
         device = self.internvl.device
         known = {window: cache[(window, *key)].to(device) for window in windows if (window, *key) in cache}
@@ -256,12 +273,12 @@ class MulanTextEncoder(torch.nn.Module):
                 [(*window, *[PAD] * (length - len(window))) for window in batch], partial(progress.update, len(batch))
             )
             known |= {window: rows[: len(window)] for window, rows in zip(batch, states, strict=True)}
-        if not self._is_hooked():
+        if not self.is_hooked():
             device = comfy.model_management.intermediate_device()
             cache |= {(window, *key): known[window].to(device) for window in fresh if window in cacheable}
         return known
 
-    def _is_hooked(self) -> bool:
+    def is_hooked(self) -> bool:
         """Whether weights are patched by hooks at the moment, which no uuid tells."""
         loaded = (entry.model for entry in comfy.model_management.current_loaded_models)
         return any(patcher is not None and patcher.model is self and patcher.hook_backup for patcher in loaded)

@@ -27,12 +27,16 @@ def main(
     arguments: list[str] | None = None,
     folders: Callable[[str], Path] | None = None,
     program: str = f"python -m {MODULE}",
+    prompts: Callable[[], Path] | None = None,
 ) -> int:
     """Convert as the command line says; exit with the reason where nothing was written.
 
     `folders` gives the folder for each folder below models/, for results without a target; else it is the current one.
+    `prompts` gives the folder of the encoded prompts, which the command then can remove.
     """
-    options = _parser(program, folders is not None).parse_args(arguments)
+    options = _parser(program, folders is not None, prompts is not None).parse_args(arguments)
+    if prompts and options.forget_prompts is not None:
+        return _forget(Path(options.forget_prompts) if options.forget_prompts else prompts())
     from comfy.cli_args import args
 
     args.cpu = args.cpu or not (
@@ -93,6 +97,15 @@ def _download(options: argparse.Namespace, target: Path | Callable[[str], Path])
         return [] if options.dry_run else download.run(show_progress)
 
 
+def _forget(folder: Path) -> int:
+    """Remove all encoded prompts that MuLan Loader keeps."""
+    from ..conditioning.prompt_memory import PromptMemory
+
+    count, size = PromptMemory(folder).clear()
+    print(f"Removed {count} encoded prompts ({size / 1e6:.1f} MB) from {folder}.")
+    return 0
+
+
 def _list() -> int:
     from .published import KNOWN
 
@@ -101,7 +114,7 @@ def _list() -> int:
     return 0
 
 
-def _parser(program: str, knows_folders: bool) -> argparse.ArgumentParser:
+def _parser(program: str, knows_folders: bool, knows_prompts: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "source",
@@ -123,6 +136,14 @@ def _parser(program: str, knows_folders: bool) -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-check", dest="check", action="store_false", help="do not compare the result with the source"
     )
+    if knows_prompts:
+        parser.add_argument(
+            "--forget-prompts",
+            nargs="?",
+            const="",
+            metavar="FOLDER",
+            help="remove the prompts MuLan Loader keeps (default: ComfyUI's user/__mulan/prompts), and stop",
+        )
     return parser
 
 

@@ -25,12 +25,12 @@ from pathlib import Path
 import torch
 
 from ..boundary.files import file_digest, locked, parse_json
+from ..checkpoints.file_content import CLOCK_RESOLUTION
 from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from ..checkpoints.tensor_files import WrongFileError, open_tensors
 
 MARK, LAYOUT = "internvl_embeddings", "1"  # the metadata key that says what the file is, and its layout
 VECTORS = "vectors"
-CLOCK_RESOLUTION = 2 * 10**9  # nanoseconds, FAT's clock
 
 Fingerprint = tuple[int, int, int]  # size, mtime and ctime of a file
 
