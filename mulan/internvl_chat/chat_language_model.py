@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.ops
 import torch
-from comfy.ldm.modules.attention import optimized_attention_for_device
 from comfy.text_encoders import llama
 from torch import nn
 
@@ -53,28 +53,43 @@ def causal_bias(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
     return bias.masked_fill_(visible.logical_not_(), torch.finfo(like.dtype).min / 4)
 
 
+def causal_attention(q, k, v, heads, mask=None, skip_reshape=True, enable_gqa=False) -> torch.Tensor:
+    """Attend as ComfyUI's `optimized_attention` does: q [B, heads, T, D], k and v of as many or fewer heads.
+
+    Without a mask no token sees a later one: either nothing stands before the T, or T is 1. No mask of T x T is made
+    then.
+    """
+    attended = comfy.ops.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=enable_gqa
+    )
+    return attended.transpose(1, 2).flatten(2)
+
+
 class _Llama(llama.Llama2_):
-    """ComfyUI's LLaMA, but a long prompt is read in parts: its mask would be as high as the prompt is long."""
+    """ComfyUI's LLaMA, but a prompt is read in parts: a mask would be as high as the prompt is long."""
 
     def forward(self, x, attention_mask=None, embeds=None, past_key_values=None, **others):
-        if embeds is None or embeds.shape[1] <= PREFILL_TOKENS or attention_mask is not None or not past_key_values:
+        if embeds is None or attention_mask is not None or not past_key_values:
             return super().forward(
                 x, attention_mask=attention_mask, embeds=embeds, past_key_values=past_key_values, **others
             )
         for part in embeds.split(PREFILL_TOKENS, dim=1):
             x, past_key_values = self._read(part, past_key_values)
         norm: Any = self.norm
-        return norm(x), None, past_key_values  # the last part's: nothing else is sampled from
+        return norm(x[:, -1:]), None, past_key_values  # nothing else is sampled from
 
     def _read(self, x: torch.Tensor, past: list) -> tuple[torch.Tensor, list]:
         length, count = self.get_past_len(past), x.shape[1]
         angles = self.compute_freqs_cis(torch.arange(length, length + count, device=x.device)[None], x.device)
-        bias = causal_bias(length, count, x)
-        attention = optimized_attention_for_device(x.device, mask=True, small_input=True)
+        bias = causal_bias(length, count, x) if length and count > 1 else None
         present = []
         for layer, of_layer in zip(self.layers, past, strict=True):
             x, kept = layer(
-                x=x, attention_mask=bias, freqs_cis=angles, optimized_attention=attention, past_key_value=of_layer
+                x=x,
+                attention_mask=bias,
+                freqs_cis=angles,
+                optimized_attention=causal_attention,
+                past_key_value=of_layer,
             )
             present.append(kept)
         return x, present

@@ -118,12 +118,12 @@ def test_a_checkpoint_may_keep_any_one_copy_of_a_shared_tensor(opened_model, gol
 @pytest.mark.task("task")
 def test_hidden_states(task, asked, close):
     case, model, prompt, ids = asked(task)
-    embeddings = model.embed([prompt], ids[PATCH], ids[REGION])
-    states, _ = model.prefill([prompt], ids[PATCH], ids[REGION])
+    embeddings = model.embed(prompt, ids[PATCH], ids[REGION])
+    (states,), _ = model.prefill([prompt], ids[PATCH], ids[REGION])
     close(embeddings, case.stored["llm_inputs_embeds"], case.name, HIDDEN)
-    close(states, case.stored["last_hidden"], case.name, HIDDEN)
-    close(model.language.logits(states), case.stored["logits"], f"{case.name} (logits)", LOGITS)
-    close(gather_queries(states[0], prompt.links), case.stored["emb_hidden"], case.name, HIDDEN)
+    close(states[None], case.stored["last_hidden"], case.name, HIDDEN)
+    close(model.language.logits(states[None]), case.stored["logits"], f"{case.name} (logits)", LOGITS)
+    close(gather_queries(states, prompt.links), case.stored["emb_hidden"], case.name, HIDDEN)
 
 
 @pytest.mark.task("task")
@@ -132,7 +132,7 @@ def test_a_cached_image_answers_as_a_fresh_one(task, asked, close):
     alone.
     """
     _, model, prompt, ids = asked(task)
-    whole, _ = model.prefill([prompt], ids[PATCH], ids[REGION])
+    (whole,), _ = model.prefill([prompt], ids[PATCH], ids[REGION])
     cut = len(prompt.input_ids) - prompt.input_ids[::-1].index(ids[PATCH])
     _, cache = model.prefill(
         [Prompt(prompt.input_ids[:cut], prompt.image_embeddings)], ids[PATCH], ids[REGION], use_cache=True
@@ -143,9 +143,9 @@ def test_a_cached_image_answers_as_a_fresh_one(task, asked, close):
     count = min([5, *(link.start - 1 for link in question.links)])
     short = Prompt([id for id in question.input_ids[:count] if id != ids[REGION]])
     states, _ = model.prefill([question, short], ids[PATCH], ids[REGION], cache)
-    close(states[0], whole[0, cut:], "cached picture", 1e-5)
+    close(states[0], whole[cut:], "cached picture", 1e-5)
     if short.input_ids == question.input_ids[:count]:
-        close(states[1, :count], whole[0, cut : cut + count], "cached picture", 1e-5)
+        close(states[1][:count], whole[cut : cut + count], "cached picture", 1e-5)
 
 
 @pytest.mark.task("task")

@@ -166,7 +166,7 @@ def states(path: Path) -> torch.Tensor:
     model, ids = loaded.load(), loaded.token_ids
     seen = model.encode_images(torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0)))
     row = [1, *[ids["<im_patch>"]] * len(seen.tokens), *range(262, 280), ids["[DET]"], ids["[EMB]"]]
-    return model.prefill([Prompt(row, [seen.tokens])], ids["<im_patch>"], ids["<region>"])[0]
+    return model.prefill([Prompt(row, [seen.tokens])], ids["<im_patch>"], ids["<region>"])[0][0]
 
 
 def difference(ours: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -89,7 +89,7 @@ def test_visionllm(tmp_path):
         features = model.encode_images(torch.rand(1, 3, 56, 56, generator=torch.Generator().manual_seed(0)))
         image = [ids["<im_patch>"]] * len(features.tokens)
         prompt = Prompt([1, *image, *range(262, 280), ids["[DET]"], ids["[EMB]"]], [features.tokens])
-        states = model.prefill([prompt], ids["<im_patch>"], ids["<region>"])[0]
+        states = torch.stack(model.prefill([prompt], ids["<im_patch>"], ids["<region>"])[0])
     same, numbers = close(states, "visionllm")
     assert same, numbers
 

@@ -77,11 +77,12 @@ class Conversation:
         if any(input_ids[: len(prefix_ids)] != prefix_ids for input_ids in prompts):
             raise ValueError("questions asked side by side must agree up to the end of the last image")
         rests = [input_ids[len(prefix_ids) :] for input_ids in prompts]
-        load_weights(loaded, views, sum(map(len, rests)) + max_tokens * len(rests))
+        room = sum(map(len, rests)) + max_tokens * len(rests)
+        load_weights(loaded, views, room)
         after_layer = layer_progress(loaded, 2)
         past, last_features = None, None
         if len(views) == 1:
-            prefix = cached_prefix(loaded, views[0], prefix_ids, after_layer)
+            prefix = cached_prefix(loaded, views[0], prefix_ids, after_layer, room)
             past, last_features = prefix.cache, prefix.features
         elif views:  # several images have words between them: they are read together, and not kept
             features = [loaded.model.encode_images(view.views.to(loaded.device, loaded.dtype)) for view in views]
@@ -89,6 +90,7 @@ class Conversation:
                 [Prompt(prefix_ids, [of_image.tokens for of_image in features])],
                 loaded.token_ids[PATCH],
                 loaded.token_ids[REGION],
+                loaded.model.language.new_cache(len(prefix_ids) + room, loaded.dtype, loaded.device),
                 use_cache=True,
                 device=loaded.device,
                 after_layer=after_layer,
@@ -124,12 +126,15 @@ class Conversation:
         advance = step_progress(self._max_tokens)
         for _ in self._generation:
             advance()
-            yield [reply.text for reply in self.replies]
+            yield [self._text(answer) for answer in self._generation.answers]
 
     @property
     def replies(self) -> list[Reply]:
         """The answers as far as they are generated."""
         return [self._reply(answer) for answer in self._generation.answers]
+
+    def _text(self, answer: GeneratedText) -> str:
+        return self._loaded.tokenizer.decode(answer.token_ids, special=True).strip()
 
     def _reply(self, answer: GeneratedText) -> Reply:
         decode = self._loaded.tokenizer.decode
@@ -140,7 +145,7 @@ class Conversation:
             for start, end in zip(starts, positions, strict=False)  # the text behind the last tool leads to none
         ]
         return Reply(
-            decode(answer.token_ids, special=True).strip(),
+            self._text(answer),
             decode(answer.token_ids).strip(),
             answer.finished,
             tuple(answer.tools),

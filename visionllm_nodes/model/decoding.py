@@ -20,25 +20,24 @@ from .prefill import ImageView
 from .selection import Limits, select
 from .visionllm_loader import LoadedVisionLLM
 
+MASKS_AT_ONCE = 64  # whose logits are on the device together
+
 
 class Canvas(NamedTuple):
     """A decoder's padded image, a batch of one on the model's device.
 
-    mask: bool [1, H, W], True on the image. size: (height, width) of the original image, which results are for.
+    mask: bool [1, H, W], True on the image, of which `content` is the height and width. size: (height, width) of the
+    original image, which results are for.
     """
 
     image: torch.Tensor
     mask: torch.Tensor
+    content: tuple[int, int]
     size: tuple[int, int]
 
     @property
     def pixels(self) -> int:
         return self.mask.numel()
-
-    @property
-    def content(self) -> tuple[int, int]:
-        """The image's height and width on the canvas."""
-        return int(self.mask[0, :, 0].sum()), int(self.mask[0, 0].sum())
 
 
 def grounding_canvas(loaded: LoadedVisionLLM, view: ImageView, semantic: bool = False) -> Canvas:
@@ -146,7 +145,8 @@ def require_part(loaded: LoadedVisionLLM, name: str):
 
 def _canvas(loaded: LoadedVisionLLM, view: ImageView, image: torch.Tensor) -> Canvas:
     batch, mask = pad_to_multiple([image], loaded.settings.multiple)
-    return Canvas(batch.to(loaded.device, loaded.dtype), mask.to(loaded.device), view.size)
+    content = image.shape[1], image.shape[2]
+    return Canvas(batch.to(loaded.device, loaded.dtype), mask.to(loaded.device), content, view.size)
 
 
 def _ground(loaded: LoadedVisionLLM, canvas: Canvas, queries: torch.Tensor) -> GroundingOutput:
@@ -175,8 +175,12 @@ def _with_masks(
     if not masks:
         return detections
     check_mask_pixels(len(detections), *canvas.size)
-    mask_logits = _mask_logits(loaded, grounding, queries)
-    return replace(detections, masks=postprocess.instance_masks(mask_logits, canvas.content, canvas.size).cpu())
+    found = torch.empty(len(detections), *canvas.size, dtype=torch.bool)  # in main memory, whatever computes them
+    for first in range(0, len(detections), MASKS_AT_ONCE):
+        part = slice(first, first + MASKS_AT_ONCE)
+        logits = _mask_logits(loaded, grounding, queries[part])
+        found[part] = postprocess.instance_masks(logits, canvas.content, canvas.size, found.device)
+    return replace(detections, masks=found)
 
 
 def _mask_logits(loaded: LoadedVisionLLM, grounding: GroundingOutput, queries: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,12 @@ from typing import cast
 import torch
 
 from ...mulan.internvl_chat.chat_language_model import check_temperature
-from .language_model import KVCache
+from .language_model import KVCache, visible_tokens
 from .special_tokens import EMBEDDINGS, PATCH, REGION
 from .super_link import TABLE_OF
 from .visionllm import Prompt, VisionLLM
 
-CACHE_GROWTH = 256  # tokens that the KV cache takes before it is copied into a larger one
+CACHE_GROWTH = 256  # tokens by which a full KV cache grows; it is copied then
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]  # logits [B, vocab_size] -> token ids [B]
 
@@ -40,9 +40,11 @@ def nucleus_sampler(temperature: float, top_p: float, seed: int) -> Sampler:
     generator = torch.Generator().manual_seed(seed)
 
     def sample(logits):
-        odds, token_ids = (logits.float().cpu() / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+        odds, token_ids = (logits.float() / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
         odds = odds.masked_fill(odds.cumsum(dim=-1) - odds >= top_p, 0.0)
-        return token_ids.gather(-1, torch.multinomial(odds, 1, generator=generator)).squeeze(-1).to(logits.device)
+        # What torch.multinomial does; but the numbers are drawn on the CPU, so that a seed means the same everywhere.
+        draws = torch.empty(odds.shape).exponential_(generator=generator).to(odds.device)
+        return token_ids.gather(-1, (odds / draws).argmax(dim=-1, keepdim=True)).squeeze(-1)
 
     return sample
 
@@ -83,7 +85,7 @@ class Generation:
         after_layer: Callable[[], None] = lambda: None,
         check: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits,
     ):
-        """Run the prompts behind `past`.
+        """Run the prompts behind `past`, whose room is written in.
 
         end: the id that ends an answer. max_tokens: per answer. device: see `VisionLLM.embed`. check: raises where it
         refuses the logits of a step.
@@ -93,7 +95,13 @@ class Generation:
         self._end, self._max_tokens = end, max_tokens
         self._tool_of = {id_of[tool]: tool for tool in TABLE_OF if TABLE_OF[tool] in model.super_link.config.rows}
         self._never = [id_of[name] for name in EMBEDDINGS]  # they are put in, not sampled
-        hidden_states, new_cache = model.prefill(
+        lengths = [len(prompt.input_ids) for prompt in prompts]
+        if past is None:
+            room = sum(lengths) + max_tokens * len(prompts)
+            past = model.language.new_cache(
+                room, dtype or model.language.norm.weight.dtype, device or torch.device("cpu")
+            )
+        hidden_states, cache = model.prefill(
             prompts,
             id_of[PATCH],
             id_of[REGION],
@@ -103,14 +111,12 @@ class Generation:
             device=device,
             after_layer=after_layer,
         )
-        device, cache = hidden_states.device, cast(KVCache, new_cache)
-        self._dtype = hidden_states.dtype
-        lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts], device=device)
-        before = past.length if past else 0
-        self._cache = cache.with_room(CACHE_GROWTH)
-        self._valid = torch.arange(cache.length, device=device)[None] < (before + lengths)[:, None]
-        self._next_position = before + lengths
-        self._last = hidden_states[torch.arange(len(prompts), device=device), lengths - 1]
+        self._last = torch.stack([states[-1] for states in hidden_states])
+        self._cache = cast(KVCache, cache)
+        self._next_positions = [past.length + length for length in lengths]
+        # Which answer each token of the cache belongs to. A single one sees all.
+        owners = [-1] * past.length + [index for index, length in enumerate(lengths) for _ in range(length)]
+        self._owners = torch.tensor(owners, device=self._last.device) if len(prompts) > 1 else None
 
     def __iter__(self) -> Iterator[list[int | None]]:
         for left in reversed(range(self._max_tokens)):
@@ -125,59 +131,63 @@ class Generation:
         return self.answers
 
     def _generate_one(self, last: bool) -> list[int | None]:
-        logits = self._check(self._model.language.logits(self._last))
+        logits = self._model.language.logits(self._last)
+        is_finite = logits.isfinite().all()
         logits[:, self._never] = -torch.inf
+        token_ids = self._sampler(logits)
+        *sampled, finite = torch.cat((token_ids, is_finite[None].to(token_ids))).tolist()  # a card is waited for once
+        if not finite:
+            self._check(self._model.language.logits(self._last))
         new: list[int | None] = []
-        for answer, token_id in zip(self.answers, self._sampler(logits).tolist(), strict=True):
+        for answer, token_id in zip(self.answers, sampled, strict=True):
             answer.finished = answer.finished or token_id == self._end
             new.append(None if answer.finished else token_id)
         for answer, token_id in zip(self.answers, new, strict=True):
             if token_id is not None:
                 answer.token_ids.append(token_id)
         # The last word's hidden states are of no use, a tool's are.
-        fed = [token_id if token_id in self._tool_of or not last else None for token_id in new]
-        if any(token_id is not None for token_id in fed):
-            self._feed(fed)
+        fed = {index: id for index, id in enumerate(new) if id is not None and (not last or id in self._tool_of)}
+        if fed:
+            self._feed(fed, token_ids)
         return new
 
-    def _feed(self, token_ids: list[int | None]) -> None:
-        """Run one step of the language model.
+    def _feed(self, fed: Mapping[int, int], token_ids: torch.Tensor) -> None:
+        """Run one step of the language model with the new tokens of some answers, one behind the other.
 
-        Rows that have fewer positions than others are padded, and the padding is never looked at.
+        fed: the index of an answer -> its token id, of `token_ids` [B] on the device.
         """
-        device, rows = self._last.device, []
-        words = self._model.language.embed_tokens(
-            torch.tensor([0 if token_id is None else token_id for token_id in token_ids], device=device)
-        ).to(self._dtype)
-        for word, token_id in zip(words, token_ids, strict=True):
-            if token_id is None:
-                rows.append(word[None][:0])
-            elif token_id in self._tool_of:
-                embeddings = self._model.super_link.embeddings(self._tool_of[token_id]).to(word)
-                rows.append(torch.cat((word[None], embeddings)))
-            else:
-                rows.append(word[None])
-        counts = torch.tensor([len(row) for row in rows], device=device)
-        longest = int(counts.max())
-        step = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        offsets = torch.arange(longest, device=device)
-        self._valid = torch.cat((self._valid, offsets < counts[:, None]), dim=1)
-        if self._cache.room < self._cache.length + longest:
-            self._cache = self._cache.with_room(longest + CACHE_GROWTH)
+        words = self._model.language.embed_tokens(token_ids).to(self._last.dtype)
+        parts = []
+        for index, token_id in fed.items():
+            parts.append(words[index : index + 1])
+            if token_id in self._tool_of:
+                parts[-1] = torch.cat((parts[-1], self._model.super_link.embeddings(self._tool_of[token_id]).to(words)))
+        counts = [len(part) for part in parts]
+        if self._cache.room < self._cache.length + sum(counts):
+            self._cache = self._cache.to(self._last.device, sum(counts) + CACHE_GROWTH)
+        visible = positions = None
+        if self._owners is not None:
+            device = self._last.device
+            owners = [index for index, count in zip(fed, counts, strict=True) for _ in range(count)]
+            self._owners = torch.cat((self._owners, torch.tensor(owners, device=device)))
+            visible = visible_tokens(self._owners, len(owners))
+            firsts = [self._next_positions[index] for index in fed]
+            steps = [first + step for first, count in zip(firsts, counts, strict=True) for step in range(count)]
+            positions = torch.tensor([steps], device=device)
         hidden_states, cache = self._model.language(
-            step,
+            torch.cat(parts)[None],
             self._cache,
             use_cache=True,
-            mask=None if self._valid.all() else self._valid,
-            positions=self._next_position[:, None] + offsets,
+            visible=visible,
+            positions=positions,
             after_layer=self._after_layer,
         )
         self._cache = cast(KVCache, cache)
-        self._next_position = self._next_position + counts
-        for index, (answer, token_id) in enumerate(zip(self.answers, token_ids, strict=True)):
-            if token_id is None:
-                continue
+        last = list(self._last)
+        for (index, token_id), states in zip(fed.items(), hidden_states[0].split(counts), strict=True):
+            answer = self.answers[index]
             if token_id in self._tool_of:
-                queries = hidden_states[index, 1 : len(rows[index])]
-                answer.tools.append(ToolCall(self._tool_of[token_id], len(answer.token_ids) - 1, queries))
-            self._last[index] = hidden_states[index, len(rows[index]) - 1]
+                answer.tools.append(ToolCall(self._tool_of[token_id], len(answer.token_ids) - 1, states[1:]))
+            self._next_positions[index] += len(states)
+            last[index] = states[-1]
+        self._last = torch.stack(last)

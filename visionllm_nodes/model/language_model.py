@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import optimized_attention_for_device
 from comfy.text_encoders import llama
 from torch import nn
 
 from ...mulan.boundary.limits import PREFILL_TOKENS
-from ...mulan.internvl_chat.chat_language_model import causal_bias
+from ...mulan.internvl_chat.chat_language_model import causal_attention, causal_bias
 
 
 @dataclass
@@ -43,25 +42,29 @@ class KVCache:
     def room(self) -> int:
         return self.layers[0][0].shape[2]
 
-    def expanded(self, batch: int) -> KVCache:
-        """Return the same tokens in front of each of `batch` continuations; nothing is copied."""
-        return KVCache(
-            tuple((keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in self.layers),
-            self.length,
-        )
+    def to(self, device, room: int = 0) -> KVCache:
+        """Return the cache on `device`: itself where it is there already, else a copy.
 
-    def with_room(self, tokens: int) -> KVCache:
-        """Return a copy that takes `tokens` more without another copy."""
+        With `room`, return a copy that takes so many tokens more in place.
+        """
 
-        def enlarged(tensor):
-            room = tensor.new_zeros(*tensor.shape[:2], tokens, tensor.shape[3])
-            return torch.cat((tensor[:, :, : self.length], room), dim=2)
+        def moved(tensor):
+            if not room:
+                return tensor.to(device)
+            larger = tensor.new_empty(*tensor.shape[:2], self.length + room, tensor.shape[3], device=device)
+            larger[:, :, : self.length] = tensor[:, :, : self.length]
+            return larger
 
-        return KVCache(tuple((enlarged(keys), enlarged(values)) for keys, values in self.layers), self.length)
+        return KVCache(tuple((moved(keys), moved(values)) for keys, values in self.layers), self.length)
 
-    def to(self, device) -> KVCache:
-        """Return the cache on `device`."""
-        return KVCache(tuple((keys.to(device), values.to(device)) for keys, values in self.layers), self.length)
+
+def visible_tokens(owners: torch.Tensor, count: int) -> torch.Tensor:
+    """Return which tokens of one sequence the last `count` may see, bool [count, T].
+
+    owners: int [T], the text that each token belongs to, -1 for what stands before all of them.
+    """
+    visible = (owners[-count:, None] == owners) | (owners < 0)
+    return visible.tril(len(owners) - count)
 
 
 class LanguageModel(nn.Module):
@@ -87,31 +90,43 @@ class LanguageModel(nn.Module):
         past: KVCache | None = None,
         *,
         use_cache: bool = False,
-        mask: torch.Tensor | None = None,
+        visible: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         after_layer: Callable[[], None] = lambda: None,
     ) -> tuple[torch.Tensor, KVCache | None]:
         """Run embeddings [B, T, C] behind `past` -> hidden states [B, T, C], and with `use_cache` the cache of both.
 
-        mask: bool [B, past + T], False where no token may look (padding). Padding at the right end needs none: no token
-        sees a later one. positions: int [B, T], by default those after `past`. A `past` with room is written in place
-        and must not be used again. Many embeddings are read in parts, since the attention's mask grows with both.
+        visible: bool [T, past + T], which tokens each may see; by default all that stand before it. positions: int
+        [B, T], by default those after `past`. A `past` with room is written in place, behind its length. Many
+        embeddings are read in parts, since the attention's mask grows with both.
         """
-        parts = embeddings.split(PREFILL_TOKENS, dim=1)
-        if len(parts) == 1 or mask is not None or positions is not None:
-            return self._read(embeddings, past, use_cache, mask, positions, after_layer)
-        hidden_states = []
-        for part in parts:
-            states, past = self._read(part, past, True, None, None, after_layer)
+        count, hidden_states = embeddings.shape[1], []
+        for first in range(0, count, PREFILL_TOKENS):
+            part = slice(first, first + PREFILL_TOKENS)
+            length = past.length if past else 0
+            states, past = self._read(
+                embeddings[:, part],
+                past,
+                use_cache or count > PREFILL_TOKENS,
+                None if visible is None else visible[part, : length + PREFILL_TOKENS],
+                None if positions is None else positions[:, part],
+                after_layer,
+            )
             hidden_states.append(states)
-        return torch.cat(hidden_states, dim=1), past if use_cache else None
+        return hidden_states[0] if len(hidden_states) == 1 else torch.cat(hidden_states, dim=1), past
+
+    def new_cache(self, room: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """Return an empty cache for one sequence of `room` tokens."""
+        shape = 1, self.config.num_key_value_heads, room, self.config.head_dim
+        layers = (tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)) for _ in self.layers)
+        return KVCache(tuple(cast(tuple[torch.Tensor, torch.Tensor], layer) for layer in layers), 0)
 
     def _read(
         self,
         embeddings: torch.Tensor,
         past: KVCache | None,
         use_cache: bool,
-        mask: torch.Tensor | None,
+        visible: torch.Tensor | None,
         positions: torch.Tensor | None,
         after_layer: Callable[[], None],
     ) -> tuple[torch.Tensor, KVCache | None]:
@@ -122,8 +137,7 @@ class LanguageModel(nn.Module):
             self.config.head_dim, positions, self.config.rope_theta, device=embeddings.device
         )
         angles = tuple(part.to(embeddings.dtype) for part in angles)
-        bias = _attention_bias(length, count, mask, embeddings)
-        attention = optimized_attention_for_device(embeddings.device, mask=bias is not None, small_input=True)
+        bias = _attention_bias(length, count, visible, embeddings)
         hidden_states, cached = embeddings, []
         for index, layer in enumerate(self.layers):
             layer_past = (*past.layers[index], length) if past else [] if use_cache else None
@@ -131,7 +145,7 @@ class LanguageModel(nn.Module):
                 hidden_states,
                 attention_mask=bias,
                 freqs_cis=angles,
-                optimized_attention=attention,
+                optimized_attention=causal_attention,
                 past_key_value=layer_past,
             )
             if use_cache:
@@ -144,16 +158,13 @@ class LanguageModel(nn.Module):
         return self.lm_head(hidden_states).float()
 
 
-def _attention_bias(length: int, count: int, mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """Return what attention adds to its scores, [B or 1, 1, T, past + T]; None where every token may see all."""
-    if mask is None:
-        return None if count == 1 else causal_bias(length, count, like)
-    visible = torch.ones(count, length + count, dtype=torch.bool, device=like.device).tril(length)[None, None]
-    # Each token sees itself: a row that sees nothing would be NaN.
-    itself = torch.eye(count, length + count, dtype=torch.bool, device=like.device).roll(length, dims=1)
-    visible = visible & mask[:, None, None, :] | itself
-    bias = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
-    return bias.masked_fill_(~visible, torch.finfo(like.dtype).min / 4)
+def _attention_bias(length: int, count: int, visible: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """Return what `causal_attention` adds to the scores, [1, 1, T, past + T]; None where it needs nothing."""
+    if visible is None:
+        return causal_bias(length, count, like) if length and count > 1 else None
+    return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, torch.finfo(like.dtype).min / 4)[
+        None, None
+    ]
 
 
 def check_interrupt() -> None:

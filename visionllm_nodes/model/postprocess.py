@@ -16,7 +16,7 @@ from torchvision.ops import box_convert
 
 from ...mulan.boundary.interrupts import interruptible
 
-MAX_BATCH_ELEMENTS = 2**26  # of masks that are enlarged together: 256 MB
+MAX_BATCH_ELEMENTS = 2**25  # of masks that are enlarged together: 128 MB, and as much for their thresholds
 
 
 class TopQueries(NamedTuple):
@@ -70,15 +70,18 @@ def keypoints_in_pixels(keypoints: torch.Tensor, size: tuple[int, int]) -> torch
     return torch.cat((scaled, torch.ones_like(scaled[..., :1])), -1)
 
 
-def instance_masks(logits: torch.Tensor, content: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """Return masks of the image, bool [N, height, width].
+def instance_masks(
+    logits: torch.Tensor, content: tuple[int, int], size: tuple[int, int], device: torch.device | None = None
+) -> torch.Tensor:
+    """Return masks of the image, bool [N, height, width], on `device` (None: the logits').
 
-    logits: [N, h, w] of the padded canvas, at a quarter of its size.
+    logits: [N, h, w] of the padded canvas, at a quarter of its size. Few masks at a time have the image's size where
+    the logits are.
     """
-    masks = logits.new_empty(len(logits), *size, dtype=torch.bool)
+    masks = torch.empty(len(logits), *size, dtype=torch.bool, device=logits.device if device is None else device)
     first = 0
     for enlarged in _enlarge(logits, content, size):
-        masks[first : first + len(enlarged)] = enlarged.sigmoid() > 0.5
+        masks[first : first + len(enlarged)] = enlarged.sigmoid_() > 0.5
         first += len(enlarged)
     return masks
 
@@ -108,7 +111,7 @@ def _enlarge(masks: torch.Tensor, content: tuple[int, int], size: tuple[int, int
     if not len(masks):
         return
     largest = max(size[0] * size[1], 16 * masks.shape[-2] * masks.shape[-1])
-    for few in interruptible(masks.float().split(max(1, MAX_BATCH_ELEMENTS // largest))):
-        canvas = F.interpolate(few[None], scale_factor=4, mode="bilinear", align_corners=False)
+    for few in interruptible(masks.split(max(1, MAX_BATCH_ELEMENTS // largest))):
+        canvas = F.interpolate(few[None].float(), scale_factor=4, mode="bilinear", align_corners=False)
         canvas = canvas[..., : content[0], : content[1]]
         yield F.interpolate(canvas, size=size, mode="bilinear", align_corners=False)[0]

@@ -89,27 +89,30 @@ def tokenize_prompt(loaded: LoadedVisionLLM, turns: Sequence[Turn], counts: Sequ
 
 
 def cached_prefix(
-    loaded: LoadedVisionLLM, view: ImageView, prefix_ids: Sequence[int], after_layer: Callable[[], None]
+    loaded: LoadedVisionLLM, view: ImageView, prefix_ids: Sequence[int], after_layer: Callable[[], None], room: int = 0
 ) -> CachedPrefix:
     """Return the image's features and the KV cache of `prefix_ids`, the input ids up to the image's last token.
 
-    They are computed once per image and prefix, as long as the cache keeps them.
+    They are computed once per image and prefix, as long as the cache keeps them. room: so many tokens more are written
+    into the cache, behind what is kept.
     """
     key = view.key, tuple(prefix_ids)
     prefix = loaded.prefix_cache.get(key)
-    if prefix is None:
-        features = loaded.model.encode_images(view.views.to(loaded.device, loaded.dtype))
-        _, cache = loaded.model.prefill(
-            [Prompt(prefix_ids, [features.tokens])],
-            loaded.token_ids[PATCH],
-            loaded.token_ids[REGION],
-            use_cache=True,
-            device=loaded.device,
-            after_layer=after_layer,
-        )
-        prefix = CachedPrefix(features, cast(KVCache, cache))
-        loaded.prefix_cache.put(key, prefix.to(comfy.model_management.intermediate_device()))
-    return prefix.to(loaded.device)
+    if prefix is not None:
+        return prefix.to(loaded.device, room)
+    features = loaded.model.encode_images(view.views.to(loaded.device, loaded.dtype))
+    _, cache = loaded.model.prefill(
+        [Prompt(prefix_ids, [features.tokens])],
+        loaded.token_ids[PATCH],
+        loaded.token_ids[REGION],
+        loaded.model.language.new_cache(len(prefix_ids) + room, loaded.dtype, loaded.device),
+        use_cache=True,
+        device=loaded.device,
+        after_layer=after_layer,
+    )
+    prefix = CachedPrefix(features, cast(KVCache, cache))
+    loaded.prefix_cache.put(key, prefix.to(comfy.model_management.intermediate_device()))
+    return prefix
 
 
 def split_at_last_image(loaded: LoadedVisionLLM, input_ids: Sequence[int]) -> tuple[list[int], list[int]]:

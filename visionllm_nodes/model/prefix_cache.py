@@ -26,10 +26,10 @@ class CachedPrefix:
     def bytes(self) -> int:
         return self.cache.bytes + self.features.tokens.nbytes + sum(level.nbytes for level in self.features.levels)
 
-    def to(self, device) -> CachedPrefix:
-        """Return the prefix on `device`."""
+    def to(self, device, room: int = 0) -> CachedPrefix:
+        """Return the prefix on `device`; with `room`, its cache is a copy that takes so many tokens more."""
         features = VisionFeatures(self.features.tokens.to(device), [level.to(device) for level in self.features.levels])
-        return CachedPrefix(features, self.cache.to(device))
+        return CachedPrefix(features, self.cache.to(device, room))
 
 
 class PrefixCache:

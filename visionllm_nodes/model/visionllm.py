@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .bridge import pixel_shuffle
-from .language_model import KVCache, LanguageModel
+from .language_model import KVCache, LanguageModel, visible_tokens
 from .super_link import Link, SuperLink
 
 
@@ -91,33 +91,30 @@ class VisionLLM(nn.Module):
         levels = [level.expand(count, -1, -1) for level in features.levels]
         return self.region_encoder(view.expand(count, -1, -1, -1), masks[:, None], levels)
 
-    def embed(
-        self, prompts: Sequence[Prompt], patch_id: int, region_id: int, device: torch.device | None = None
-    ) -> torch.Tensor:
-        """Return the prompts' embeddings [B, T of the longest, C].
+    def embed(self, prompt: Prompt, patch_id: int, region_id: int, device: torch.device | None = None) -> torch.Tensor:
+        """Return a prompt's embeddings [1, T, C].
 
-        patch_id, region_id: the input ids whose positions image tokens and regions take. Shorter prompts are padded at
-        the right end, where no other token sees them. device: by default the weights'; but where ComfyUI has loaded
-        only some of them, that says nothing. Raises ValueError where positions and embeddings do not agree.
+        patch_id, region_id: the input ids whose positions image tokens and regions take. device: by default the
+        weights'; but where ComfyUI has loaded only some of them, that says nothing. Raises ValueError where positions
+        and embeddings do not agree.
         """
-        longest = max(len(prompt.input_ids) for prompt in prompts)
-        input_ids = torch.tensor(
-            [[*prompt.input_ids, *[0] * (longest - len(prompt.input_ids))] for prompt in prompts],
-            device=self.language.norm.weight.device if device is None else device,
-        )
-        embeddings = self.language.embed_tokens(input_ids)
-        images = [image for prompt in prompts for image in prompt.image_embeddings]
-        regions = [prompt.region_embeddings for prompt in prompts if prompt.region_embeddings is not None]
+        device = self.language.norm.weight.device if device is None else device
+        embeddings = self.language.embed_tokens(torch.tensor(prompt.input_ids, device=device))
+        images, regions = list(prompt.image_embeddings), prompt.region_embeddings
         if images:
             embeddings = embeddings.to(images[0].dtype)
-        for kind, token_id, rows in (("image tokens", patch_id, images), ("regions", region_id, regions)):
-            positions = input_ids == token_id
+        for kind, token_id, rows in (
+            ("image tokens", patch_id, images),
+            ("regions", region_id, [] if regions is None else [regions]),
+        ):
+            positions = [index for index, input_id in enumerate(prompt.input_ids) if input_id == token_id]
             count = sum(len(part) for part in rows)
-            if int(positions.sum()) != count:
-                raise ValueError(f"the prompt has {int(positions.sum())} positions for {kind}, but {count} are given")
+            if len(positions) != count:
+                raise ValueError(f"the prompt has {len(positions)} positions for {kind}, but {count} are given")
             if count:
-                embeddings = embeddings.masked_scatter(positions[..., None], torch.cat(list(rows)).to(embeddings))
-        return self.super_link.insert(embeddings, [prompt.links for prompt in prompts])
+                index = torch.tensor(positions, device=device)
+                embeddings = embeddings.index_copy(0, index, torch.cat(rows).to(embeddings))
+        return self.super_link.insert(embeddings[None], [prompt.links])
 
     def prefill(
         self,
@@ -129,14 +126,26 @@ class VisionLLM(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         after_layer: Callable[[], None] = lambda: None,
-    ) -> tuple[torch.Tensor, KVCache | None]:
-        """Run the prompts behind `past` in one pass -> hidden states [B, T of the longest, C], and the cache.
+    ) -> tuple[list[torch.Tensor], KVCache | None]:
+        """Run the prompts in one pass, each behind `past` -> the hidden states of each [T, C], and the cache.
 
-        `patch_id`, `region_id` and `device` are those of `embed`.
+        All are one sequence, of which each prompt sees its own part: they share `past`, and the cache holds them one
+        behind the other. `patch_id`, `region_id` and `device` are those of `embed`.
         """
-        embeddings = self.embed(prompts, patch_id, region_id, device)
-        if past is not None and len(prompts) > 1:
-            past = past.expanded(len(prompts))
-        return self.language(
-            embeddings.to(dtype or embeddings.dtype), past, use_cache=use_cache, after_layer=after_layer
+        embeddings = torch.cat([self.embed(prompt, patch_id, region_id, device) for prompt in prompts], dim=1)
+        lengths, before = [len(prompt.input_ids) for prompt in prompts], past.length if past else 0
+        visible = positions = None
+        if len(prompts) > 1:
+            owners = [-1] * before + [index for index, length in enumerate(lengths) for _ in range(length)]
+            visible = visible_tokens(torch.tensor(owners, device=embeddings.device), sum(lengths))
+            positions = [before + position for length in lengths for position in range(length)]
+            positions = torch.tensor([positions], device=embeddings.device)
+        hidden_states, cache = self.language(
+            embeddings.to(dtype or embeddings.dtype),
+            past,
+            use_cache=use_cache,
+            visible=visible,
+            positions=positions,
+            after_layer=after_layer,
         )
+        return list(hidden_states[0].split(lengths)), cache
