@@ -124,9 +124,9 @@ def test_a_template_is_tried_with_small_images_and_areas_within_them(models, fil
             assert [x + width, y + height] <= sizes[0] and width * height > 0
 
 
-def test_images_that_templates_read_are_made_small(tmp_path):
+def test_images_to_draw_on_are_small(tmp_path):
     Image.new("RGBA", (768, 384), (9, 8, 7, 255)).save(tmp_path / "example.png")
-    stand_ins.shrink_images(tmp_path)
-    with Image.open(tmp_path / "example.png") as image:
+    stand_ins.write_small_images(tmp_path)
+    with Image.open(tmp_path / f"{stand_ins.SMALL}example.png") as image:
         assert image.size == (stand_ins.LARGE, stand_ins.LARGE // 2)
         assert image.getpixel((0, 0)) == (9, 8, 7, 255)

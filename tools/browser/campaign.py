@@ -112,7 +112,7 @@ def serve(comfyui: Path, version: str, out: Path) -> Iterator[ComfyServer]:
     with tempfile.TemporaryDirectory(prefix="templates_") as temporary:
         folder = Path(temporary)
         shutil.copytree(comfyui / "input", folder / "input", dirs_exist_ok=True)
-        stand_ins.shrink_images(folder / "input")
+        stand_ins.write_small_images(folder / "input")
         write_example_images(folder / "input")
         with ComfyServer(
             comfyui,

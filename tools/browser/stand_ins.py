@@ -42,7 +42,8 @@ ENCODER, PIXART = "InternVL-14B-224px_text_int8.safetensors", "PixArt"
 KEPT, WIDE = f"{ENCODER}.kept", f"{ENCODER}.wide"
 ALL_TINY, AREA = "MuLanTinyModels", "ConditioningSetArea"
 WITH_MAPPERS, BEYOND_THE_TINY_ONE = "VisionLLMv2", ("VisionLLMGenerateConditioning", "VisionLLMPose")
-LARGE, STEPS = 256, 2  # an image wider than LARGE is drawn small, in so many steps; one that is read is made so wide
+LARGE, STEPS = 256, 2  # an image wider than LARGE is drawn small, in so many steps
+SMALL = "small_"  # what the name of an image to draw on begins with: a copy, at most LARGE wide and high
 SIDE, PIXART_SIDE = 128, 384  # below 384 ComfyUI fails on PixArt's positions
 AREAS_SHRINK = 4  # with areas, which lie within the whole image
 
@@ -96,7 +97,7 @@ def prepare(graph: dict) -> dict:
         for node in nodes:
             if node["type"] == "VisionLLMLoader":
                 node["widgets_values"][0] = WITH_MAPPERS
-    areas = any(node["type"] == AREA for node in nodes)
+    draws, areas = (any(node["type"] == kind for node in nodes) for kind in ("KSampler", AREA))
     if not any(node["type"] == ALL_TINY for node in nodes):
         for node in nodes:
             values = node.get("widgets_values")
@@ -107,15 +108,17 @@ def prepare(graph: dict) -> dict:
                 values[:2] = [value // AREAS_SHRINK for value in values[:2]] if areas else [side] * 2
             elif node["type"] == "KSampler":
                 values[2] = STEPS
+            elif node["type"] == "LoadImage" and draws:
+                values[0] = SMALL + values[0]
     return graph
 
 
-def shrink_images(folder: Path) -> None:
-    """Make the images of an input folder at most LARGE wide and high."""
-    for file in folder.glob("*.png"):
+def write_small_images(folder: Path) -> None:
+    """Write the SMALL copies of an input folder's images."""
+    for file in list(folder.glob("*.png")):
         with Image.open(file) as image:
             image.thumbnail((LARGE, LARGE))
-            image.save(file)
+            image.save(file.with_name(SMALL + file.name))
 
 
 def widget_values(node: dict) -> list:
