@@ -100,7 +100,7 @@ class PromptMemory:
         tensors = prompt.tensors()
         specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         if sum(spec.size for spec in specs.values()) > self._limit // 2:
-            return
+            return  # it would push out most others
         with SafetensorsWriter(self._path(key), specs, {MARK: LAYOUT, CHECKSUM: _checksum(key, prompt)}) as file:
             for name, tensor in tensors.items():
                 file.write(name, tensor)

@@ -3,9 +3,10 @@
 A prompt is known by all that its contents depend on: the content of both files, what goes into the text encoder
 (token ids, weights, windows, prefix, negative or not), what is done there (family, zeroing, clip skip), and what it is
 computed with (device, dtypes, operations, the versions of torch, ComfyUI and this pack). So a prompt's text, the style
-it was read in and the files' names do not count, and the number of CPU threads does not either: it changes the last
-bits alone. Where something changes the contents that has no such name, nothing is remembered: patches of a LoRA or a
-merge, hooks, injections, callbacks, methods that another pack replaced.
+it was read in and the files' names do not count. Nor do the number of CPU threads and the prompts it is encoded
+together with, which change the last bits alone: a known prompt has those of its first time. Where something changes the
+contents that has no such name, nothing is remembered: patches of a LoRA or a merge, hooks, injections, callbacks,
+methods that another pack replaced.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,11 +24,15 @@ from safetensors.torch import load_file, save_file
 
 from mulan_nodes.mulan.checkpoints import file_content
 from mulan_nodes.mulan.conditioning import remembering_clip
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.clip import encode_prompts, load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import PIXART, SD15, SD21, SDXL
+from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
+from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.conditioning.prompt_memory import EncodedPrompt, PromptMemory
 from mulan_nodes.mulan.conditioning.text_encoder import MulanTextEncoder
 from mulan_nodes.mulan.conversion import __main__ as command
+from mulan_nodes.tests.unit.test_clip import fp8, int8
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
 ADAPTER = GOLDENS / "weights" / "sd15_tiny.safetensors"
@@ -89,6 +96,14 @@ def same(ours, theirs) -> bool:
     return ours == theirs
 
 
+def share_read(process: int | str, file: Path) -> float:
+    """The share of a mapped file that a process has touched."""
+    maps = Path(f"/proc/{process}/smaps").read_text("utf-8")
+    rows = re.findall(rf"{re.escape(str(file.resolve()))}\n(?:.*\n)*?Rss: +(\d+) kB", maps)
+    assert rows, f"{file} is not mapped"
+    return max(map(int, rows)) * 1024 / file.stat().st_size
+
+
 def stored(memory: PromptMemory) -> list[Path]:
     return sorted(memory.folder.iterdir()) if memory.folder.exists() else []
 
@@ -143,6 +158,54 @@ def test_neither_style_nor_word_ids_make_another_prompt(files, memory, encoded):
     upstream = load(files, memory, prompt_style="upstream")
     tokens = upstream.tokenize("a photo of a cat", return_word_ids=True)
     assert torch.equal(upstream.encode_from_tokens(tokens), wanted) and encoded == [1]
+
+
+# --- lazily, with a memory or without ---
+
+
+def wide(files, path: Path, form) -> tuple[Path, Path]:
+    """A text encoder of 50 MB in float16, and an adapter that reads it."""
+    source = open_text_encoder(files["encoder"])
+    sizes = dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, num_attention_heads=8)
+    module = InternVLEncoder(dataclasses.replace(source.config, **sizes), dtype=torch.float16).transformer
+    weights = {"spiece_model": torch.frombuffer(bytearray(source.tokenizer()), dtype=torch.uint8)}
+    for name, tensor in module.state_dict().items():
+        weights |= form(name, torch.randn(tensor.shape).half() * 0.02)
+    save_file(weights, path / "wide.safetensors", metadata={"config": json.dumps({"num_attention_heads": 8})})
+    shape = AdapterShape(text_hidden_size=1024, context_dim=768, num_queries=77, intermediate_size=64)
+    adapter = {name: torch.randn(t.shape) * 0.02 for name, t in LanguageAdapter(shape).state_dict().items()}
+    save_file(to_published(adapter), path / "wide_adapter.safetensors")
+    return path / "wide.safetensors", path / "wide_adapter.safetensors"
+
+
+@pytest.mark.parametrize("form", [lambda name, tensor: {name: tensor}, int8, fp8], ids=["float16", "int8", "fp8"])
+def test_no_weight_is_read_before_a_prompt_must_be_encoded(form, files, tmp_path):
+    """What ComfyUI is told stays right: a CLIP that was never used has its size, and counts for nothing loaded."""
+    encoder, adapter = wide(files, tmp_path, form)
+    loaded = len(comfy.model_management.current_loaded_models)
+    clip = load_clip(encoder, adapter)
+    assert share_read("self", encoder) < 0.1 and share_read("self", adapter) < 0.5
+    assert clip.patcher.loaded_size() == 0 and len(comfy.model_management.current_loaded_models) == loaded
+    assert clip.patcher.model_size() == pytest.approx(encoder.stat().st_size + adapter.stat().st_size, rel=0.1)
+    changed = clip.clone()
+    lora(changed, None)
+    assert changed.patcher.patches and share_read("self", encoder) < 0.1
+    assert clip.encode(PROMPT).isfinite().all() and share_read("self", encoder) > 0.8
+    assert len(comfy.model_management.current_loaded_models) == loaded + 1
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_no_memory_for_the_weights_is_told_when_they_are_needed(error, files, memory, monkeypatch):
+    def full(*_, **__):
+        raise error("tried to allocate 26.00 MiB")
+
+    clip = load(files, memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_management, "load_models_gpu", full)
+        with pytest.raises(error, match="for the text encoder InternVL-tiny: .*26.00 MiB.*int8 conversion") as failure:
+            clip.encode(PROMPT)
+        assert type(failure.value) is error and not stored(memory)
+    assert torch.equal(clip.encode(PROMPT), load(files, None).encode(PROMPT))
 
 
 # --- what makes another prompt ---
