@@ -1,4 +1,6 @@
-"""The base class of all nodes: `execute` gets checked values, whatever node, pack or API client they come from."""
+"""The base class of all nodes: `execute` gets checked values, whatever node, pack or API client they come from, and
+what it returns lies where ComfyUI's own nodes put theirs.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,14 @@ from comfy_api.latest import Input, io
 
 from ..mulan.boundary.interrupts import uninterrupted
 from ..mulan.boundary.limits import MAX_JSON_LENGTH, MAX_TEXT_LENGTH
-from ..mulan.boundary.tensors import check_images, check_masks
+from ..mulan.boundary.tensors import check_images, check_masks, to_intermediate
 from ..mulan.boundary.texts import clean_text
 from ..mulan.boundary.values import describe, shown
 
 Check = Callable[[Any], Any]
+
+# Socket types whose tensors meet those of ComfyUI's nodes -> whether these share a dtype. CONDITIONING keeps its own.
+PASSED_ON = {"IMAGE": True, "MASK": True, "SEGS": True, "CONDITIONING": False}
 
 MAX_INTEGER = 10**100  # of an integer that is taken as a text: Python refuses to write much longer ones
 
@@ -80,9 +85,18 @@ def _checked_execute(execute: Callable) -> Callable:
                     values.pop(given.id, None)  # the connected node gave no value: the default of `execute` stands
                 elif given.id in values:
                     values[given.id] = _checked_input(cls, given, values[given.id], schema.is_input_list)
-            return execute(cls, **values)
+            return _placed(schema, execute(cls, **values))
 
     return checked
+
+
+def _placed(schema: io.Schema, returned):
+    if isinstance(returned, io.NodeOutput):
+        returned.args = tuple(
+            to_intermediate(value, PASSED_ON[output.io_type]) if output.io_type in PASSED_ON else value
+            for output, value in zip(schema.outputs, returned.args, strict=True)
+        )
+    return returned
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Images and masks from outside, in whatever form another pack gives them."""
+"""Images and masks from outside, in whatever form another pack gives them, and what goes out, in ComfyUI's form."""
 
 from __future__ import annotations
 
@@ -61,6 +61,24 @@ def check_masks(value) -> torch.Tensor:
     if len(numbers) and _highest(numbers, "masks") > 1 and masks.dtype == torch.uint8:
         numbers = numbers / 255
     return numbers
+
+
+def to_intermediate(value, casts: bool = True):
+    """Return `value` with its tensors on the device that ComfyUI passes tensors on, as other nodes' are.
+
+    Looks into lists, tuples and dicts. casts: floating ones in the dtype that it passes images and masks on in, too.
+    """
+    if isinstance(value, torch.Tensor):
+        from comfy import model_management  # which chooses the device: commands do so first
+
+        dtype = model_management.intermediate_dtype() if casts and value.is_floating_point() else value.dtype
+        return value.to(model_management.intermediate_device(), dtype)
+    if isinstance(value, dict):
+        return {name: to_intermediate(part, casts) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [to_intermediate(part, casts) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 def _tensor(value, kind: str, form: str) -> torch.Tensor:

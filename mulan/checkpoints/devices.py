@@ -1,11 +1,15 @@
-"""Where a model computes and waits, and in which dtype: ComfyUI's choices for text encoders, for all loaders."""
+"""Where a model computes and waits, and in which dtype: ComfyUI's choices for text encoders, for all loaders, but for
+what sees images.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import comfy.model_management
 import torch
+from comfy.model_management import VRAMState
 
 
 class Devices(NamedTuple):
@@ -15,11 +19,34 @@ class Devices(NamedTuple):
     offload: torch.device  # where it waits
 
 
-def choose_devices(device: str | None = None) -> Devices:
-    """Return ComfyUI's devices of text encoders; `device="cpu"` keeps a model off the GPU."""
+def choose_devices(device: str | None = None, sees_images: bool = False) -> Devices:
+    """Return ComfyUI's devices of text encoders; `device="cpu"` keeps a model off the GPU.
+
+    With --lowvram and --novram, where these would be the CPU, a model that sees images computes on the GPU, which its
+    weights are streamed to: an image is thousands of tokens.
+    """
+    management = comfy.model_management
     if device == "cpu":
         return Devices(torch.device("cpu"), torch.device("cpu"))
-    return Devices(comfy.model_management.text_encoder_device(), comfy.model_management.text_encoder_offload_device())
+    load = management.text_encoder_device()
+    is_streamed = management.vram_state in (VRAMState.LOW_VRAM, VRAMState.NO_VRAM)
+    if sees_images and is_streamed and management.should_use_fp16(prioritize_performance=False):
+        load = management.get_torch_device()
+    return Devices(load, management.text_encoder_offload_device())
+
+
+def log_device(model: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Say in the log where and in what a model computes; a warning where a GPU is not used although nobody asked."""
+    has_gpu = comfy.model_management.get_torch_device().type != "cpu"
+    idle = device.type == "cpu" and has_gpu
+    logging.log(
+        logging.WARNING if idle else logging.INFO,
+        "%s computes on %s in %s%s",
+        model,
+        device,
+        str(dtype).removeprefix("torch."),
+        ", not on the GPU" if idle else "",
+    )
 
 
 def choose_dtype(device: torch.device, *preferred: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite, and how to say so."""
+"""Numbers that are NaN or infinite: whose fault they are, and how to say so."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ..boundary.interrupts import interruptible
+from .tensor_files import TensorFile
 
 CHUNK_ELEMENTS = 2**24  # of a tensor that are looked at together
 
@@ -18,6 +19,17 @@ def first_not_finite(names: Iterable[str], read: Callable[[str], torch.Tensor]) 
         if tensor.is_floating_point() and not all(map(_is_finite, tensor.reshape(-1).split(CHUNK_ELEMENTS))):
             return name
     return None
+
+
+def why_not_finite(file: TensorFile, dtype: torch.dtype, instead: str = "another precision, such as fp32") -> str:
+    """Return why a model computes numbers that are not finite: its file is damaged, or they overflow in `dtype`.
+
+    instead: what a person can choose then. Reads the file, up to the first damaged tensor.
+    """
+    damaged = first_not_finite(file.shapes, file.read)
+    if damaged:
+        return f"its {damaged} contains NaN or infinity. Download it, or convert it, again"
+    return f"they overflow in {str(dtype).removeprefix('torch.')}. Choose {instead}"
 
 
 def _is_finite(values: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ from comfy.supported_models_base import ClipTarget
 
 from ..boundary.interrupts import interruptible
 from ..boundary.limits import MAX_WINDOWS
-from ..checkpoints.devices import choose_devices
+from ..checkpoints.devices import Devices, choose_devices
 from ..checkpoints.tensor_files import fingerprint
 from .adapter import LanguageAdapter
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL
@@ -168,7 +168,7 @@ class FrozenTextEncoder:
         return torch.stack([states[i] for i in range(len(captions))])
 
 
-def load_text_encoder(file: TextEncoderFile, device: str | None = None, family: Family = SD15) -> MulanClip:
+def load_text_encoder(file: TextEncoderFile, device: str | Devices | None = None, family: Family = SD15) -> MulanClip:
     """Load the text encoder without an adapter, for those who read its states. Raises as `load_clip` does."""
     return _build_clip(file, None, family, "upstream", device, DEFAULT_ZEROING, False)
 
@@ -182,7 +182,7 @@ def _build_clip(
     adapter_file: AdapterFile | None,
     family: Family,
     prompt_style: str,
-    device: str | None,
+    device: str | Devices | None,
     zeroing: str,
     disable_dynamic: bool,
 ) -> MulanClip:
@@ -284,9 +284,9 @@ def _adapter(
     return module(shape, dtype=next(iter(weights.values())).dtype, device=device, operations=operations)
 
 
-def _model_options(weights: list[torch.Tensor], device: str | None) -> dict:
+def _model_options(weights: list[torch.Tensor], device: str | Devices | None) -> dict:
     """Return where the CLIP computes and waits: beside the file's weights, where the device has not their dtypes."""
-    devices = choose_devices(device)
+    devices = device if isinstance(device, Devices) else choose_devices(device)
     fits = all(comfy.model_management.supports_cast(devices.load, dtype) for dtype in {w.dtype for w in weights})
     return {
         "load_device": devices.load if fits else devices.offload,

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..boundary.read_ahead import LOOK
 from ..boundary.values import format_size
-from .read_ahead import LOOK
 
 SPEED_OVER = 10.0  # seconds of which the speed is the mean
 

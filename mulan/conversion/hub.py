@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from .. import VERSION
-from .read_ahead import read_ahead
+from ..boundary.read_ahead import read_ahead
 
 CHUNK = 2**16  # bytes that one read of a connection returns, at most
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as cut

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from ..boundary.files import file_digest
+from ..boundary.read_ahead import read_ahead
 from ..checkpoints.safetensors_writer import DTYPES
 from ..checkpoints.tensor_files import INDEX_NAMES, SINGLE_NAMES, TensorFile, open_tensors, read_index
 from .hub import HubError, HubFile, Repository
-from .read_ahead import read_ahead
 from .torch_directory import open_directory
 from .unfinished import PART
 

@@ -119,10 +119,7 @@ class _LazyImages(Sequence):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return _LazyImages(self.files[index], self.reasons)
-        comfy.model_management.throw_exception_if_processing_interrupted()
+    def __getitem__(self, index: int):
         file = self.files[index]
         try:
             return read_image(file)

@@ -10,7 +10,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
-from ..checkpoints.devices import Devices, choose_devices, choose_dtype
+from ..checkpoints.devices import Devices, choose_devices, choose_dtype, log_device
 from ..checkpoints.tensor_files import WrongFileError, describe_path
 from ..conditioning.clip import load_text_encoder
 from ..conditioning.model_files import TextConfig, open_text_encoder
@@ -43,10 +43,11 @@ def load_internvl(
     """
     file = open_internvl(Path(checkpoint))
     model, *readers = file.parts(mode)
+    devices = choose_devices(device, sees_images=True)
     if clip is None:
         text_file = open_text_encoder(Path(text_encoder)) if text_encoder is not None else file.text_encoder()
         check_pair(file, text_file.config, describe_path(text_file.file.path))
-        clip = load_text_encoder(text_file, device)
+        clip = load_text_encoder(text_file, devices)
     else:
         _check_clip(file, clip)
     stray = unexpected(file)
@@ -57,13 +58,11 @@ def load_internvl(
             len(stray),
             stray[0],
         )
-    devices = choose_devices(device)
     dtype = dtype or choose_dtype(devices.load, *COMPUTE_DTYPES)
+    log_device(f"InternVL: {file.file.path.name}", devices.load, dtype)
     beside_llama = Devices(clip.patcher.load_device, clip.patcher.offload_device)
     readers = [_filled(file, reader, beside_llama, torch.float32) for reader in readers]
-    return LoadedInternVL(
-        file.file.path, _filled(file, model, devices, dtype), readers[0] if readers else None, clip, dtype
-    )
+    return LoadedInternVL(file.file, _filled(file, model, devices, dtype), readers[0] if readers else None, clip, dtype)
 
 
 def _filled(file: ContrastiveFile, part: Part, devices: Devices, dtype: torch.dtype) -> ModelPatcher:

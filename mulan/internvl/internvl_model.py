@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from typing import Protocol
 
 import comfy.model_management
@@ -16,8 +17,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ..boundary.interrupts import interruptible
-from ..checkpoints.tensor_files import WrongFileError, describe_path, fingerprint
+from ..boundary.interrupts import interruptible, uninterrupted
+from ..boundary.read_ahead import read_ahead
+from ..checkpoints.finite import first_not_finite, why_not_finite
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, fingerprint
 from ..conditioning.internvl_llama import InternVLEncoder, last_token_state
 from ..conditioning.prompt_syntax import plain_prompt
 from ..conditioning.tokenizer import BOS, EOS, PAD, PREFIX, InternVLTokenizer
@@ -31,9 +34,7 @@ MAX_CHARACTERS = 64 * MAX_TOKENS  # of a text that are tokenized: far more than 
 MAX_TEXT_STATES = 16 * MAX_TOKENS  # hidden states of texts in one batch, padding included
 TEXTS_PER_STEP = 1000  # of the progress bar while texts are tokenized
 BATCH_SIZE = 16  # images
-READER_BATCH_SIZE = (
-    256  # mode G: images that the tower encodes before the LLaMA's turn; their hidden states take 0.4 GB
-)
+READER_BATCHES = 16  # mode G: batches that the tower encodes before the LLaMA's turn; their states take 0.4 GB
 
 
 class Progress(Protocol):
@@ -46,22 +47,22 @@ class Progress(Protocol):
 class LoadedInternVL:
     """InternVL in one mode.
 
-    `patcher` holds what images need (tower, pooling), `reader_patcher` what mode G adds (None in mode C), `clip` the
-    LLaMA of texts and of mode G. ComfyUI moves, evicts and frees each on its own. `dtype`: what the tower computes in.
-    `logit_scale`: what cosines are multiplied by before a softmax. `identity` changes with whatever embeddings depend
-    on.
+    `file`: the checkpoint's. `patcher` holds what images need (tower, pooling), `reader_patcher` what mode G adds (None
+    in mode C), `clip` the LLaMA of texts and of mode G. ComfyUI moves, evicts and frees each on its own. `dtype`: what
+    the tower computes in. `logit_scale`: what cosines are multiplied by before a softmax. `identity` changes with
+    whatever embeddings depend on.
     """
 
     def __init__(
         self,
-        path: Path,
+        file: TensorFile,
         patcher: ModelPatcher,
         reader_patcher: ModelPatcher | None,
         clip: comfy.sd.CLIP,
         dtype: torch.dtype,
     ):
         self.mode = MODES[reader_patcher is not None]
-        self.name = path.name
+        self.file = file
         self.dtype = dtype
         self.clip = clip
         self.patcher = patcher
@@ -71,12 +72,16 @@ class LoadedInternVL:
         self.logit_scale = self.model.logit_scale.float().exp().item()
         if not 0 < self.logit_scale < math.inf:
             raise WrongFileError(
-                f"{describe_path(path)}: its logit_scale is {self.model.logit_scale.item():g}, so no score can be "
+                f"{describe_path(file.path)}: its logit_scale is {self.model.logit_scale.item():g}, so no score can be "
                 "computed. Download it, or convert it, again."
             )
         lora = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
-        origins = fingerprint(path), clip.cond_stage_model.fingerprint, lora, self.mode, str(dtype)
+        origins = fingerprint(file.path), clip.cond_stage_model.fingerprint, lora, self.mode, str(dtype)
         self.identity = hashlib.sha256("\n".join(origins).encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        return self.file.path.name
 
     @property
     def model(self) -> ContrastiveModel:
@@ -100,22 +105,22 @@ class LoadedInternVL:
     ) -> torch.Tensor:
         """Return the embeddings [N, E] of images, float32 on the CPU, of unit length.
 
-        `images`: [H, W, 3] float, 0 to 1, of any sizes. Each is asked for when its batch begins, so the sequence may
-        read files. `framing`: one of `FRAMINGS`. Moves `progress` on by `steps`, or a bar of its own. Stops when the
-        user interrupts. Raises ValueError for what is no image.
+        `images`: [H, W, 3] float, 0 to 1, of any sizes. Each is asked for while the batch before its own is encoded, in
+        another thread, so the sequence may read files. `framing`: one of `FRAMINGS`. Moves `progress` on by `steps`, or
+        a bar of its own. Stops when the user interrupts. Raises ValueError for what is no image.
         """
         check_framing(framing)
-        batch_size = BATCH_SIZE if self.reader is None else READER_BATCH_SIZE
         after_layer = _after_layer(progress or comfy.utils.ProgressBar(self.steps(len(images))))
         found = [torch.empty(0, self.model.config.embedding_size)]
-        for start in range(0, len(images), batch_size):
-            begins = range(start, min(start + batch_size, len(images)), BATCH_SIZE)
-            encoded = [self._encode(images[begin : begin + BATCH_SIZE], framing, after_layer) for begin in begins]
-            embeddings = torch.cat([embeddings for embeddings, _ in encoded])
-            if self.reader_patcher is not None:
-                batches = [hidden_states for _, hidden_states in encoded]
-                embeddings = ensemble(embeddings, self._read(self.reader_patcher, batches, after_layer))
-            found.append(embeddings)
+        at_once = 1 if self.reader is None else READER_BATCHES
+        with closing(self._prepared(images, framing)) as prepared:
+            encoding = (self._encode(pixels, after_layer) for pixels in prepared)
+            while encoded := list(islice(encoding, at_once)):
+                embeddings = torch.cat([embeddings for embeddings, _ in encoded])
+                if self.reader_patcher is not None:
+                    batches = [hidden_states for _, hidden_states in encoded]
+                    embeddings = ensemble(embeddings, self._read(self.reader_patcher, batches, after_layer))
+                found.append(embeddings)
         return torch.cat(found)
 
     def steps(self, image_count: int) -> int:
@@ -148,14 +153,27 @@ class LoadedInternVL:
             found[batch] = self._check_finite(self.model.project_texts(torch.stack(last).cpu()), "texts")
         return found
 
-    def _encode(
-        self, images: Sequence[torch.Tensor], framing: str, after_layer: Callable[[], None]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _prepared(self, images: Sequence[torch.Tensor], framing: str) -> Generator[torch.Tensor, None, None]:
+        """Yield batches of images, float32 [N, 3, S, S] on the CPU; the next is prepared while the caller works."""
+        size = self.model.config.vision.image_size
+
+        def prepare(stopped: threading.Event) -> Iterator[torch.Tensor]:
+            with uninterrupted():  # the caller looks whether the user has stopped: who sees it first takes it away
+                for start in range(0, len(images), BATCH_SIZE):
+                    batch = []
+                    for index in range(start, min(start + BATCH_SIZE, len(images))):
+                        if stopped.is_set():
+                            return
+                        batch.append(preprocess(images[index], size, framing))
+                    yield torch.stack(batch)
+
+        return read_ahead(prepare, comfy.model_management.throw_exception_if_processing_interrupted, depth=1)
+
+    def _encode(self, pixels: torch.Tensor, after_layer: Callable[[], None]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mode C's embeddings of a batch of images on the CPU and, there too in mode G, the tower's hidden
         states.
         """
         config = self.model.config.vision
-        pixels = torch.stack([preprocess(image, config.image_size, framing) for image in images])
         comfy.model_management.load_models_gpu([self.patcher], memory_required=_memory(config, len(pixels), self.dtype))
         with _calling_after_each(self.model.vision_model.layers, after_layer):
             hidden_states = self.model.encode_images(pixels.to(self.patcher.load_device, self.dtype))
@@ -184,11 +202,21 @@ class LoadedInternVL:
     def _check_finite(self, embeddings: torch.Tensor, of: str) -> torch.Tensor:
         if not torch.isfinite(embeddings).all():
             raise ValueError(
-                f"{self.name} gives embeddings of {of} that are not finite: its weights, or those of its text encoder, "
-                "hold NaN or "
-                f"infinity. Download, or convert, them again."
+                f"{describe_path(self.file.path)} gives embeddings of {of} that are not finite: {self._cause(of)}."
             )
         return embeddings
+
+    def _cause(self, of: str) -> str:
+        if of == "texts" or self.reader is not None:
+            weights = self.encoder.state_dict()
+            damaged = first_not_finite(weights, weights.__getitem__)
+            if damaged:
+                return (
+                    f"{damaged} of its text encoder, or a LoRA on it, contains NaN or infinity. Download, or convert, "
+                    "the text encoder again"
+                )
+        dtype = self.dtype if of == "images" else torch.float32
+        return why_not_finite(self.file, dtype, "another precision: bf16 or fp32" if of == "images" else "weaker LoRAs")
 
 
 def text_ids(tokenizer: InternVLTokenizer, text: str) -> tuple[int, ...]:

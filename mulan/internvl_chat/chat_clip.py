@@ -12,6 +12,8 @@ from torch import nn
 
 from ..boundary.limits import PREFILL_TOKENS
 from ..checkpoints.devices import choose_dtype
+from ..checkpoints.finite import why_not_finite
+from ..checkpoints.tensor_files import TensorFile, describe_path
 from .chat_model import InternVLChat
 from .chat_prompts import KEY, Entry, prompt_length
 
@@ -22,15 +24,17 @@ ANSWER_TOKENS = 1024  # that memory is set aside for
 class InternVLChatEncoder(nn.Module):
     """A chat model inside a CLIP.
 
-    `stop_tokens`: the ids that end an answer. `title` names the checkpoint in errors. `dtype`: what it computes in
+    `stop_tokens`: the ids that end an answer. `file`: the checkpoint's, for errors. `dtype`: what it computes in
     (None: bfloat16 where the device is fast with it, else float32).
     """
 
-    def __init__(self, chat: InternVLChat, stop_tokens: Sequence[int], title: str, dtype: torch.dtype | None = None):
+    def __init__(
+        self, chat: InternVLChat, stop_tokens: Sequence[int], file: TensorFile, dtype: torch.dtype | None = None
+    ):
         super().__init__()
         self.chat = chat
         self.stop_tokens = list(stop_tokens)
-        self.title = title
+        self.file = file
         self.dtype = dtype
         self.dtypes = {parameter.dtype for parameter in chat.parameters()}
         self.execution_device: Any = None
@@ -43,9 +47,8 @@ class InternVLChatEncoder(nn.Module):
 
     def encode_token_weights(self, tokens):
         raise ValueError(
-            f"{self.title} is a chat model and gives no conditioning: connect this CLIP to Generate Text or InternVL "
-            "Chat, and a text "
-            f"encoder's CLIP here"
+            f"{self.file.path.name} is a chat model and gives no conditioning: connect this CLIP to Generate Text or "
+            "InternVL Chat, and a text encoder's CLIP here"
         )
 
     def load_sd(self, sd):
@@ -67,7 +70,7 @@ class InternVLChatEncoder(nn.Module):
         mask = 2 * min(length, PREFILL_TOKENS)
         activations = length * (6 * language.hidden_size + 3 * language.intermediate_size + mask)
         reading = activations + language.hidden_size * language.vocab_size
-        return 2 * self._compute_dtype(device).itemsize * max(seeing, cache + reading)
+        return 2 * self.compute_dtype(device).itemsize * max(seeing, cache + reading)
 
     @contextmanager
     def streaming_to(self, callback: Callable[[list[int]], None]) -> Iterator[None]:
@@ -86,7 +89,7 @@ class InternVLChatEncoder(nn.Module):
         are damaged.
         """
         device = self.execution_device or next(self.chat.parameters()).device
-        dtype = self._compute_dtype(device)
+        dtype = self.compute_dtype(device)
         entries = _entries(tokens)
         images = iter(
             self._encode_images([entry["data"] for entry in entries if isinstance(entry, dict)], device, dtype)
@@ -100,9 +103,8 @@ class InternVLChatEncoder(nn.Module):
                 prompt, max_length=max_length, stop_tokens=self.stop_tokens, execution_dtype=dtype, **sampling
             )
         except ArithmeticError as error:
-            raise ValueError(
-                f"{self.title} gives {error}: its weights hold NaN or infinity. Download it again."
-            ) from error
+            cause = why_not_finite(self.file, dtype, "device = cpu, where it computes in float32")
+            raise ValueError(f"{describe_path(self.file.path)} gives {error}: {cause}.") from error
 
     def _encode_images(self, images: Sequence[torch.Tensor], device, dtype) -> list[torch.Tensor]:
         """Return, from the tiles [N, 3, S, S] of each image, what the language model reads of it [N * tokens,
@@ -117,7 +119,8 @@ class InternVLChatEncoder(nn.Module):
             progress.update(len(batch))
         return list(torch.cat(encoded).split([len(image) * self.chat.config.tokens_per_tile for image in images]))
 
-    def _compute_dtype(self, device) -> torch.dtype:
+    def compute_dtype(self, device) -> torch.dtype:
+        """Return what it computes in there."""
         return self.dtype or choose_dtype(device, torch.bfloat16)
 
 

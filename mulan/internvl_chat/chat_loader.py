@@ -11,6 +11,7 @@ import comfy.utils
 import torch
 from comfy.supported_models_base import ClipTarget
 
+from ..checkpoints.devices import choose_devices, log_device
 from ..checkpoints.tensor_files import describe_path
 from .chat_clip import InternVLChatEncoder
 from .chat_files import open_chat, unexpected
@@ -44,13 +45,14 @@ def load_chat(
     def build(device="cpu", dtype=None, model_options=None):
         quantized = comfy.ops.mixed_precision_ops({}, kept, full_precision_mm=True) if file.is_quantized else None
         chat = file.build(operations=comfy.ops.manual_cast, language_operations=quantized, dtype=kept, device=device)
-        return InternVLChatEncoder(chat.train(False).requires_grad_(False), stop_tokens, title, computed_in)
+        return InternVLChatEncoder(chat.train(False).requires_grad_(False), stop_tokens, file.file, computed_in)
 
     def prompts(embedding_directory=None, tokenizer_data=None):
         return ChatPrompts(tokenizer, file.config, title, file.system or SYSTEM)
 
     kept, computed_in = weights["language_model.model.norm.weight"].dtype, dtype
-    options = {"load_device": torch.device("cpu"), "offload_device": torch.device("cpu")} if device == "cpu" else {}
+    devices = choose_devices(device, sees_images=True)
+    options = {"load_device": devices.load, "offload_device": devices.offload}
     try:
         clip = comfy.sd.CLIP(
             ClipTarget(prompts, build),
@@ -67,6 +69,7 @@ def load_chat(
             "cpu, or close other "
             f"programs."
         ) from error
+    log_device(f"InternVL Chat: {title}", devices.load, clip.cond_stage_model.compute_dtype(devices.load))
     # ComfyUI builds the patcher again for a second device.
     clip.patcher.cached_patcher_init = (_load_patcher, (str(path), device, dtype))
     return clip

@@ -6,8 +6,8 @@ them: it loads models to the device, in part where they do not fit, and evicts t
 device watches over, as a real one does: every byte on it is counted, more than there is raises torch.OutOfMemoryError,
 and tensors of two devices do not mix.
 
-It shows nothing of kernels, streams, pinned memory or speed, and nothing of the dynamic loading that ComfyUI has for
-NVIDIA's devices alone. Its tensors have no address, so safetensors cannot save them.
+It shows nothing of kernels, streams, pinned memory or speed. The dynamic loading that ComfyUI has for NVIDIA's devices
+alone is in comfy_aimdo.py. Its tensors have no address, so safetensors cannot save them. Random numbers are the CPU's.
 """
 
 from __future__ import annotations
@@ -28,11 +28,19 @@ ON_NO_DEVICE = (
 
 
 class Memory:
-    """`used` of `total` bytes; `work` counts what was computed there."""
+    """`used` of `total` bytes; `work` counts what was computed there.
+
+    `relieve` is asked for room where there is too little; weights leave `headroom` free.
+    """
 
     total = 4 * 2**30
     used = 0
     work = 0
+    headroom = 0
+
+    @staticmethod
+    def relieve(size: int) -> None:
+        pass
 
 
 memory = Memory()
@@ -43,12 +51,17 @@ class Block:
 
     def __init__(self, size: int):
         if memory.used + size > memory.total:
+            memory.relieve(memory.used + size - memory.total)
+        if memory.used + size > memory.total:
             raise torch.OutOfMemoryError(f"npu: {size} bytes do not fit, {memory.used} of {memory.total} are in use")
         self.size = size
         memory.used += size
 
-    def __del__(self):
+    def free(self) -> None:
         memory.used -= getattr(self, "size", 0)
+        self.size = 0
+
+    __del__ = free
 
 
 _blocks: weakref.WeakValueDictionary[int, Block] = (
@@ -85,6 +98,8 @@ class NpuTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if not all(kind in (torch.Tensor, torch.nn.Parameter, cls) for kind in types):
+            return NotImplemented  # a quantized one knows what is to be done, with tensors of ours inside
         if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"):
             return function.decompose(*args, **kwargs or {})
         return _run(function, *args, **kwargs or {})
@@ -140,6 +155,19 @@ def _placed(value, ours: dict[int, NpuTensor], stays: bool):
     return NpuTensor(value, block)
 
 
+class _AnyGenerator(type(torch.Generator)):
+    def __instancecheck__(cls, value) -> bool:
+        return isinstance(value, torch._C.Generator)
+
+
+class Generator(torch.Generator, metaclass=_AnyGenerator):
+    """One of the device is the CPU's, which computes."""
+
+    def __new__(cls, device="cpu"):
+        is_ours = torch.device(device).type == "npu"
+        return super().__new__(cls, "cpu" if is_ours else device)
+
+
 class Npu(_DummyBackendModule):
     """`torch.npu`."""
 
@@ -168,5 +196,18 @@ def _set_up() -> list[torch.library.Library]:
     return [every, aten]
 
 
+_raw_data = torch._C.TensorBase.data
+
+
+def _set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """`a.data = b` across devices, which torch refuses to tensors of two classes."""
+    if isinstance(tensor, NpuTensor) or isinstance(value, NpuTensor):
+        torch.utils.swap_tensors(tensor, torch.nn.Parameter(value, requires_grad=False))
+    else:
+        _raw_data.__set__(tensor, value)
+
+
 _libraries = _set_up()
+torch.Generator = Generator
+torch.Tensor.data = property(_raw_data.__get__, _set_data)
 torch.version.cuda = None  # a torch for such a device is built without it, and ComfyUI asks

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from mulan_nodes.mulan.boundary import interrupts
 from mulan_nodes.nodes.checked_node import CheckedNode
 from mulan_nodes.nodes.node_list import NODES as OURS
+from mulan_nodes.visionllm_nodes.detections.segs import to_segs
 from mulan_nodes.visionllm_nodes.node_list import NODES as VISIONLLM
 
 ALL = [*OURS, *VISIONLLM]
@@ -280,3 +281,32 @@ def test_all_problems_are_told():
     assert Several.validate_inputs(text=True, kind=True) is True
     assert Several.validate_inputs(text="text: empty", kind=True) == "text: empty"
     assert Several.validate_inputs(text="text: empty\ud800", kind="kind: new") == "text: empty\ufffd\nkind: new"
+
+
+def test_what_is_returned_lies_where_comfyui_s_nodes_put_theirs(monkeypatch):
+    monkeypatch.setattr(model_management, "intermediate_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(model_management, "intermediate_dtype", lambda: torch.float16)
+    states, images = torch.ones(1, 77, 8), torch.ones(1, 4, 4, 3)
+
+    class Returns(Echo):
+        @classmethod
+        def define_schema(cls):
+            kinds = (io.Image, io.Mask, io.Conditioning, io.SEGS, io.String)
+            outputs = [kind.Output(is_output_list=kind is io.Conditioning) for kind in kinds]
+            return io.Schema(node_id="Returns", inputs=[], outputs=outputs)
+
+        @classmethod
+        def execute(cls, **values):
+            conditioning = [[states, {"pooled_output": states, "strength": 0.5, "tokens": torch.ones(2).long()}]]
+            segs = (4, 4), [to_segs(images[0], [{"x": 0, "y": 0, "width": 2, "height": 2}])[1][0]]
+            return io.NodeOutput(images, images[..., 0], [conditioning, conditioning], segs, states)
+
+    image, mask, (conditioning, _), (size, (seg,)), text = Returns.execute().args
+    assert all(
+        (value.device.type, value.dtype) == ("meta", torch.float16) for value in (image, mask, seg.cropped_image)
+    )
+    ((context, extras),) = conditioning
+    assert {context.device.type, extras["pooled_output"].device.type, extras["tokens"].device.type} == {"meta"}
+    assert context.dtype == torch.float32 and extras["tokens"].dtype == torch.int64 and extras["strength"] == 0.5
+    assert size == (4, 4) and seg.crop_region == [0, 0, 4, 4] and isinstance(seg.cropped_mask, np.ndarray)
+    assert text is states

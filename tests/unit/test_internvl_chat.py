@@ -388,8 +388,17 @@ def test_damaged_weights_are_reported(changed, damaged):
     clip = load_chat(
         changed(tensors=lambda tensors: {**tensors, damaged: torch.full_like(tensors[damaged], float("nan"))})
     )
-    with pytest.raises(ValueError, match="InternVL gives logits that are not finite: its weights hold NaN or infinity"):
+    with pytest.raises(ValueError, match=rf"InternVL \(in .* not finite: its {damaged} contains NaN or infinity"):
         clip.generate(clip.tokenize("Hi", images=[torch.rand(28, 60, 3)]), do_sample=False, max_length=5)
+
+
+def test_numbers_that_overflow_are_not_called_damage(changed):
+    large = "language_model.model.layers.2.mlp.up_proj.weight"
+    clip = load_chat(
+        changed(tensors=lambda tensors: {**tensors, large: torch.full_like(tensors[large], 6e4)}), dtype=torch.float16
+    )
+    with pytest.raises(ValueError, match="they overflow in float16. Choose device = cpu, where it computes in float32"):
+        clip.generate(clip.tokenize("Hi"), do_sample=False, max_length=5)
 
 
 def test_many_tiles_are_seen_in_batches(clip):

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import comfy.model_management
@@ -68,7 +70,7 @@ def test_embeddings_are_of_unit_length_float32_and_on_the_cpu(loaded, mode):
 def test_batches_change_nothing(loaded, mode, monkeypatch):
     """More images than a batch and, in mode G, than a round of the tower; texts of all lengths in one call."""
     monkeypatch.setattr(internvl_model, "BATCH_SIZE", 3)
-    monkeypatch.setattr(internvl_model, "READER_BATCH_SIZE", 6)
+    monkeypatch.setattr(internvl_model, "READER_BATCHES", 2)
     monkeypatch.setattr(internvl_model, "MAX_TEXT_STATES", 90)
     seen, model = images(8), loaded[mode]
     assert torch.allclose(
@@ -363,66 +365,111 @@ def test_an_interrupt_stops_it(loaded):
     assert all(not layer._forward_hooks for layer in loaded["C"].model.vision_model.layers)
 
 
-def test_a_sequence_of_images_is_asked_for_batch_by_batch(loaded, monkeypatch):
-    """So that a folder's files need not all be in memory."""
+class Files:
+    """Images that are read when they are asked for; `asked` has their indices."""
+
+    def __init__(self, count: int):
+        self.asked: list[int] = []
+        self.images = images(count)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        self.asked.append(index)
+        return self.images[index]
+
+
+@pytest.mark.parametrize("mode", "CG")
+def test_the_next_batch_is_prepared_while_the_tower_works_and_no_further_one(loaded, mode, monkeypatch):
+    """So that neither waits for the other, and a folder's files need not all be in memory."""
     monkeypatch.setattr(internvl_model, "BATCH_SIZE", 2)
+    expected = loaded[mode].embed_images(images(7))
+    files, model, seen = Files(7), loaded[mode].model, []
+    encode = model.encode_images
 
-    class Files:
-        def __len__(self):
-            return 5
+    def waits_for_the_next(pixels):
+        seen.append(len(pixels))
+        coming = min(sum(seen) + 2, 7)
+        deadline = time.monotonic() + 30
+        while len(files.asked) < coming and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert files.asked == list(range(coming))
+        return encode(pixels)
 
-        def __getitem__(self, some):
-            asked.append((some.start, some.stop))
-            return images(5)[some]
+    monkeypatch.setattr(model, "encode_images", waits_for_the_next)
+    assert torch.equal(loaded[mode].embed_images(files), expected) and seen == [2, 2, 2, 1]
 
-    asked = []
-    assert torch.allclose(loaded["C"].embed_images(Files()), loaded["C"].embed_images(images(5)), atol=1e-6)
-    assert asked == [(0, 2), (2, 4), (4, 6)]
+
+@pytest.mark.parametrize("bad", [0, 3, 6])
+def test_an_image_that_fails_in_the_thread_is_told_and_nothing_goes_on(loaded, bad, monkeypatch):
+    monkeypatch.setattr(internvl_model, "BATCH_SIZE", 2)
+    files = Files(20)
+    files.images[bad] = torch.full((4, 4, 3), float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        loaded["C"].embed_images(files)
+    assert files.asked == list(range(bad + 1))
+
+
+def test_stop_ends_the_preparing_too(loaded, monkeypatch):
+    """Also while it takes long, as it does for large images; and the flag is the caller's to see."""
+    model, files, slow = loaded["C"].model, Files(64), threading.Event()
+    prepare = internvl_model.preprocess
+
+    def slowly(*image):
+        if len(files.asked) == 20:
+            comfy.model_management.interrupt_current_processing(True)
+            slow.wait(30)
+        return prepare(*image)
+
+    monkeypatch.setattr(internvl_model, "preprocess", slowly)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        loaded["C"].embed_images(files)
+    slow.set()
+    asked = list(files.asked)
+    time.sleep(0.1)
+    assert files.asked == asked and len(asked) == 20 and not comfy.model_management.processing_interrupted()
+    assert all(not layer._forward_hooks for layer in model.vision_model.layers)
 
 
 def test_damaged_weights_are_reported(tmp_path):
     folder = random_internvl.checkpoint(tmp_path / "damaged")
     weights = load_file(folder / "model.safetensors")
     weights["clip_projector.cross_attn.proj.bias"][0] = float("nan")
-    weights["text_projection"][0, 0] = float("inf")
     save_file(weights, folder / "model.safetensors")
     model = load_internvl(folder)
-    with pytest.raises(ValueError, match="damaged gives embeddings of images that are not finite"):
+    named = r"damaged \(in .* of images that are not finite: its clip_projector.cross_attn.proj.bias contains NaN or"
+    with pytest.raises(ValueError, match=named):
         model.embed_images(images(1))
-    with pytest.raises(ValueError, match="damaged gives embeddings of texts that are not finite"):
-        model.embed_texts(["a"])
+    weights["clip_projector.cross_attn.proj.bias"][0] = 0
+    weights["text_projection"][0, 0] = float("inf")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="of texts that are not finite: its text_projection contains NaN or infinity"):
+        load_internvl(folder).embed_texts(["a"])
+    weights["text_projection"][0, 0] = 0
+    norm = "qllama.model.layers.0.input_layernorm.weight"
+    weights[norm][0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    damaged = load_internvl(folder, "G")
+    for embed, given in ((damaged.embed_texts, ["a"]), (damaged.embed_images, images(1))):
+        with pytest.raises(ValueError, match="layers.0.input_layernorm.weight of its text encoder"):
+            embed(given)
 
 
-# --- files that cannot serve ---
-
-OTHERS = {
-    "a MuLan adapter": (["queries", "proj.0.weight"], "a MuLan adapter"),
-    "VisionLLM": (
-        ["llm.model.embed_tokens.weight", "vl_bridge.weight"],
-        r"a VisionLLM v2 model \(it belongs in models/visionllm\)",
-    ),
-    "a chat model": (
-        ["vision_model.embeddings.class_embedding", "mlp1.0.weight", "language_model.model.norm.weight"],
-        r"an InternVL chat model \(it belongs in models/internvl_chat\)",
-    ),
-    "a chat model of transformers": (
-        [
-            "model.vision_tower.embeddings.cls_token",
-            "model.multi_modal_projector.linear_1.weight",
-            "model.language_model.norm.weight",
-        ],
-        r"an InternVL chat model \(it belongs in models/internvl_chat\)",
-    ),
-    "InternViT": (
-        ["embeddings.class_embedding", "encoder.layers.0.ls1", "encoder.layers.0.attn.q_norm.weight"],
-        "InternViT alone",
-    ),
-    "a LoRA": (["lora_unet_x.lora_down.weight"], r"a LoRA \(it belongs in models/loras\)"),
-    "a checkpoint": (["model.diffusion_model.x"], r"a whole checkpoint \(it belongs in models/checkpoints\)"),
-}
+@pytest.mark.parametrize("mode", "CG")
+def test_numbers_that_overflow_name_the_precision(tmp_path, mode):
+    """The tower of a real file does in float16 what a weight of 60000 does here: the file is as it should be."""
+    folder = random_internvl.checkpoint(tmp_path / "large")
+    weights = load_file(folder / "model.safetensors")
+    large = next(name for name in weights if name.startswith("vision_model.") and name.endswith("mlp.fc1.weight"))
+    weights[large] = weights[large].clone().fill_(6e4)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="overflow in float16. Choose another precision: bf16 or fp32"):
+        load_internvl(folder, mode, dtype=torch.float16).embed_images(images(1))
+    assert load_internvl(folder, mode, dtype=torch.bfloat16).embed_images(images(1)).isfinite().all()
 
 
-@pytest.mark.parametrize("tensors, words", OTHERS.values(), ids=OTHERS)
 def test_other_files_are_named_for_what_they_are(tmp_path, tensors, words):
     save_file({name: torch.zeros(4, 4) for name in tensors}, tmp_path / "other.safetensors")
     expected = "expected InternVL-C or -G, from OpenGVLab/InternVL-14B-224px on Hugging Face, in models/internvl"

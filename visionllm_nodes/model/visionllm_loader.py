@@ -11,8 +11,8 @@ import comfy.ops
 import comfy.patcher_extension
 import torch
 
-from ...mulan.checkpoints.devices import choose_devices, choose_dtype
-from ...mulan.checkpoints.finite import first_not_finite
+from ...mulan.checkpoints.devices import choose_devices, choose_dtype, log_device
+from ...mulan.checkpoints.finite import first_not_finite, why_not_finite
 from ...mulan.checkpoints.tensor_files import WrongFileError, describe_path
 from . import prompt_templates
 from .keys import internlm2, super_link
@@ -59,12 +59,7 @@ class LoadedVisionLLM:
         """Return what the model gave. Raises ValueError that says why where it holds NaN or infinity."""
         if torch.isfinite(values).all():
             return values
-        damaged = first_not_finite(self.file.file.shapes, self.file.file.read)
-        cause = (
-            f"its {damaged} contains NaN or infinity. Download it, or convert it, again"
-            if damaged
-            else f"they overflow in {str(self.dtype).removeprefix('torch.')}. Choose another precision, such as fp32"
-        )
+        cause = why_not_finite(self.file.file, self.dtype)
         raise ValueError(f"{describe_path(self.file.file.path)} gives {what} that are not finite: {cause}.")
 
     def _detached(self, _, entirely: bool) -> None:
@@ -85,7 +80,7 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
     until they are needed. Raises WrongFileError for a file that cannot be used.
     """
     file = open_visionllm(Path(path))
-    devices = choose_devices(device)
+    devices = choose_devices(device, sees_images=True)
     dtype = dtype or choose_dtype(devices.load, torch.bfloat16, torch.float16)
     quantized_ops = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if file.is_quantized else None
     model = file.build(operations=comfy.ops.manual_cast, language_operations=quantized_ops, device="meta")
@@ -101,6 +96,7 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
             len(unused),
             unused[0],
         )
+    log_device(f"VisionLLM: {file.file.path.name}", devices.load, dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=devices.load, offload_device=devices.offload)
     return LoadedVisionLLM(file, model, patcher, dtype)
 

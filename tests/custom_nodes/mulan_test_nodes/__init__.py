@@ -85,9 +85,9 @@ class ConditioningOfWidth(io.ComfyNode):
 
 
 class NpuMemory(io.ComfyNode):
-    """On the accelerator of tests/accelerator: gives it `total` bytes (0: as many as it has), lets a model of `rival`
-    bytes come and go, and shows
-    what is there then. `value` goes through; nodes after it run anew each time.
+    """On the accelerator of tests/accelerator: gives it `total` bytes (0: as many as it has), of which dynamic VRAM
+    leaves `headroom` to others, lets a model of `rival` bytes come and go, and shows what is there then. `value` goes
+    through; nodes after it run anew each time.
     """
 
     @classmethod
@@ -100,6 +100,7 @@ class NpuMemory(io.ComfyNode):
             inputs=[
                 io.AnyType.Input("value"),
                 io.Int.Input("total", default=0, max=2**50, optional=True),
+                io.Int.Input("headroom", default=0, max=2**50, optional=True),
                 io.Int.Input("rival", default=0, max=2**50, optional=True),
                 io.Autogrow.Input("after", template=after, optional=True),
             ],
@@ -111,10 +112,10 @@ class NpuMemory(io.ComfyNode):
         return float("nan")  # equal to nothing
 
     @classmethod
-    def execute(cls, value, total=0, rival=0, after=None) -> io.NodeOutput:
+    def execute(cls, value, total=0, headroom=0, rival=0, after=None) -> io.NodeOutput:
         from torch_npu import memory
 
-        memory.total = total or memory.total
+        memory.total, memory.headroom = total or memory.total, headroom
         if rival:
             module = torch.nn.Linear(64, rival // 256 + 1, bias=False).requires_grad_(False)
             patcher = comfy.model_patcher.CoreModelPatcher(
@@ -136,6 +137,28 @@ class NpuMemory(io.ComfyNode):
         return io.NodeOutput(value, ui={"text": [json.dumps(told)]})
 
 
+class Places(io.ComfyNode):
+    """Shows device and dtype of every tensor in a value."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Places", category="tests", is_output_node=True, inputs=[io.AnyType.Input("value")], outputs=[]
+        )
+
+    @classmethod
+    def execute(cls, value) -> io.NodeOutput:
+        places = sorted({(str(tensor.device), str(tensor.dtype)[6:]) for tensor in _tensors(value)})
+        return io.NodeOutput(ui={"text": [json.dumps(places)]})
+
+
+def _tensors(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
 def _digest(value) -> str:
     """A name for values such as CONDITIONING and texts: the same for equal bits only."""
     if dataclasses.is_dataclass(value):
@@ -155,7 +178,7 @@ def _digest(value) -> str:
 
 class Nodes(ComfyExtension):
     async def get_node_list(self):
-        return [ImageTokens, ConditioningOfWidth, NpuMemory]
+        return [ImageTokens, ConditioningOfWidth, NpuMemory, Places]
 
 
 async def comfy_entrypoint() -> Nodes:

@@ -1,10 +1,10 @@
-"""What is read in a thread of its own, ahead of whoever uses it, who can stop at any time."""
+"""What is read or prepared in a thread of its own, ahead of whoever uses it, who can stop at any time."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 DEPTH = 2**11  # items that wait: 128 MiB of network reads
@@ -15,33 +15,27 @@ Item = TypeVar("Item")
 
 def read_ahead(
     produce: Callable[[threading.Event], Iterator[Item]], idle: Callable[[], None], depth: int = DEPTH
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yield what `produce` yields in a thread of its own, up to `depth` items ahead; call `idle` while waiting.
 
     When the caller ends early, or `idle` raises, the event that `produce` was given is set.
     """
-    items: queue.Queue = queue.Queue(depth)
+    items: queue.Queue[tuple[str, Any]] = queue.Queue()
+    room = threading.Semaphore(depth)
     stopped = threading.Event()
-
-    def put(item: tuple[str, Any]) -> bool:
-        while not stopped.is_set():
-            try:
-                items.put(item, timeout=LOOK)
-                return True
-            except queue.Full:
-                continue
-        return False
 
     def run() -> None:
         try:
-            for item in produce(stopped):
-                if not put(("item", item)):
-                    return
-            put(("end", None))
+            produced = produce(stopped)
+            while not stopped.is_set():
+                if room.acquire(timeout=LOOK):
+                    items.put(("item", next(produced)))
+        except StopIteration:
+            items.put(("end", None))
         except BaseException as error:  # noqa: BLE001  raised again where it is waited for
-            put(("error", error))
+            items.put(("error", error))
 
-    threading.Thread(target=run, daemon=True, name="huggingface reader").start()
+    threading.Thread(target=run, daemon=True, name="read ahead").start()
     try:
         while True:
             try:
@@ -50,6 +44,7 @@ def read_ahead(
                 idle()
                 continue
             if kind == "item":
+                room.release()
                 yield item
             elif kind == "error":
                 raise item
