@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from ..boundary.files import parse_json
+from .nvfp4 import packed_shape, scales_shape
 from .tensor_files import TensorFile, WrongFileError, describe_path
-from .weight_source import MARK, SCALE, WeightSource
+from .weight_source import MARK, SCALE, TENSOR_SCALE, WeightSource
 
 Shape = tuple[int, ...]
 
-# ComfyUI's format of a layer in 8 bits -> the dtype that its weight is stored in
-STORED_IN = {"int8_tensorwise": "int8", "float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
-PACKED = ("nvfp4", "mxfp8", "convrot_w4a4")  # formats of ComfyUI's whose weights have shapes of their own
+NVFP4 = "nvfp4"
+# ComfyUI's format of a quantized layer -> the dtype that its weight is stored in
+STORED_IN = {"int8_tensorwise": "int8", "float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2", NVFP4: "uint8"}
+PACKED = ("mxfp8", "convrot_w4a4")  # formats of ComfyUI's whose weights have shapes of their own
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -44,13 +46,13 @@ def count_layers(names: Iterable[str], prefix: str) -> int:
 
 
 def check_weights(
-    file: TensorFile, sources: Mapping[str, WeightSource], expected: Mapping[str, Shape], in_8_bits: str | None = ""
+    file: TensorFile, sources: Mapping[str, WeightSource], expected: Mapping[str, Shape], quantized_in: str | None = ""
 ) -> None:
     """Raise WrongFileError where a tensor that a model reads is missing, holds no weights, or has another shape.
 
-    sources: those of each tensor of the model, of its 8-bit layers' scales and marks too. expected: the shape of each
-    tensor of the model. in_8_bits: the part of the model (the beginning of its names) that may have 8-bit layers, None
-    where no part may. Of the values only the marks are read.
+    sources: those of each tensor of the model, and of its quantized layers' scales and marks. expected: the shape of
+    each tensor of the model. quantized_in: the part of the model (the beginning of its names) that may have quantized
+    layers, None where no part may. Of the values only the marks are read.
     """
     where = describe_path(file.path)
     missing = sorted({name for source in sources.values() for name in source.names} - file.shapes.keys())
@@ -61,11 +63,11 @@ def check_weights(
     for ours, shape in expected.items():
         if ours not in sources:
             raise WrongFileError(f"{where} is incomplete: nothing in it gives {ours}. Download it again.")
-        _check_weight(file, ours, sources, shape, in_8_bits)
+        _check_weight(file, ours, sources, shape, quantized_in)
 
 
 def check_dtype(file: TensorFile, name: str, stored_in: str | None = None) -> None:
-    """Raise WrongFileError where a tensor's dtype cannot hold weights. `stored_in`: that of its 8-bit format."""
+    """Raise WrongFileError where a tensor's dtype cannot hold weights. `stored_in`: that of its quantization."""
     dtype = file.dtypes.get(name)
     if dtype is None or dtype == stored_in or stored_in is None and dtype in FLOATS:
         return
@@ -77,7 +79,7 @@ def check_dtype(file: TensorFile, name: str, stored_in: str | None = None) -> No
 
 
 def layer_format(file: TensorFile, mark: str) -> str:
-    """Return the 8-bit format that a layer's mark names. Raises WrongFileError where it names none."""
+    """Return the quantization that a layer's mark names. Raises WrongFileError where it names none."""
     try:
         content: Any = parse_json(file.read_bytes(mark))
     except ValueError:
@@ -92,19 +94,24 @@ def layer_format(file: TensorFile, mark: str) -> str:
 
 
 def _check_weight(
-    file: TensorFile, ours: str, sources: Mapping[str, WeightSource], shape: Shape, in_8_bits: str | None
+    file: TensorFile, ours: str, sources: Mapping[str, WeightSource], shape: Shape, quantized_in: str | None
 ) -> None:
     source, layer = sources[ours], ours.removesuffix("weight")
     stored_in = None
     if f"{layer}{MARK}" in sources:
-        if in_8_bits is None or not ours.startswith(in_8_bits) or len(shape) != 2:
+        if quantized_in is None or not ours.startswith(quantized_in) or len(shape) != 2:
             raise WrongFileError(
                 f"{describe_path(file.path)}: {source.names[0]} is marked as quantized, and such a tensor cannot be. "
                 f"Convert it again."
             )
-        stored_in = STORED_IN.get(layer_format(file, sources[f"{layer}{MARK}"].names[0]), "another format")
+        quantization = layer_format(file, sources[f"{layer}{MARK}"].names[0])
+        stored_in = STORED_IN.get(quantization, "another format")
         for scale, weight in zip(sources[f"{layer}{SCALE}"].names, source.names, strict=True):
-            _check_scale(file, scale, file.shapes[weight])
+            if quantization == NVFP4:
+                _check_nvfp4_scales(file, scale, file.shapes[weight])
+            else:
+                _check_scale(file, scale, file.shapes[weight])
+        shape = packed_shape(shape) if quantization == NVFP4 else shape
     for name in source.names:
         check_dtype(file, name, stored_in)
     try:
@@ -126,3 +133,17 @@ def _check_scale(file: TensorFile, name: str, weight: Shape) -> None:
             f"{describe_path(file.path)}: {name} has the shape {list(file.shapes[name])}, expected one scale, or one "
             f"for each row. Convert it again."
         )
+
+
+def _check_nvfp4_scales(file: TensorFile, name: str, weight: Shape) -> None:
+    check_dtype(file, name, "float8_e4m3fn")
+    tensor_scale = f"{name.removesuffix(SCALE)}{TENSOR_SCALE}"
+    if tensor_scale in file.shapes:
+        check_dtype(file, tensor_scale)
+    expected = {name: scales_shape((weight[0], 2 * weight[1])) if len(weight) == 2 else None, tensor_scale: ()}
+    for scale, shape in expected.items():
+        if file.shapes.get(scale) != shape:
+            found = f"has the shape {list(file.shapes[scale])}" if scale in file.shapes else "is missing"
+            raise WrongFileError(
+                f"{describe_path(file.path)}: {scale} {found}, expected {list(shape or ())} in nvfp4. Convert it again."
+            )

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-SCALE, MARK = "weight_scale", "comfy_quant"  # of an 8-bit layer, beside its `weight`
+from .nvfp4 import tiled, untiled
+
+SCALE, MARK = "weight_scale", "comfy_quant"  # of a quantized layer, beside its `weight`
+TENSOR_SCALE = "weight_scale_2"  # of one in nvfp4, whose `SCALE` is that of its blocks
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,22 @@ class WeightSource:
 
 
 def with_scales(sources: Mapping[str, WeightSource], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightSource]:
-    """Return `sources` (key -> published ones) with scale and mark of each weight that the file has in 8 bits."""
+    """Return `sources` (key -> published ones) with scales and mark of each weight that the file has quantized."""
     complete = dict(sources)
     for ours, source in sources.items():
         layers = [name.removesuffix("weight") for name in source.names]
         if f"{layers[0]}{MARK}" not in shapes:
             continue
         layer, scales = ours.removesuffix("weight"), tuple(f"{published}{SCALE}" for published in layers)
-        per_row = len(shapes.get(scales[0], ())) > 0
-        complete[f"{layer}{SCALE}"] = WeightSource(scales, source.arrange if per_row else None)
+        arrange = source.arrange if len(shapes.get(scales[0], ())) > 0 else None
+        if f"{layers[0]}{TENSOR_SCALE}" in shapes:
+            complete[f"{layer}{TENSOR_SCALE}"] = WeightSource((f"{layers[0]}{TENSOR_SCALE}",))
+            arrange = arrange and _arrange_tiles(arrange, shapes[source.names[0]])
+        complete[f"{layer}{SCALE}"] = WeightSource(scales, arrange)
         complete[f"{layer}{MARK}"] = WeightSource((f"{layers[0]}{MARK}",))
     return complete
+
+
+def _arrange_tiles(arrange: Callable[..., torch.Tensor], packed: tuple[int, ...]) -> Callable[..., torch.Tensor]:
+    """Return what arranges the rows of nvfp4's scales, which lie in tiles, as `arrange` does those of the weight."""
+    return lambda scales: tiled(arrange(untiled(scales, (packed[0], 2 * packed[1]))))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..checkpoints.quantization import FORMATS
+
 if TYPE_CHECKING:  # what imports ComfyUI waits until `main` has chosen the device
     from .download_progress import DownloadProgress
     from .output_files import ConversionResult, Progress
@@ -128,7 +130,7 @@ def _parser(program: str, knows_folders: bool, knows_prompts: bool) -> argparse.
     parser.add_argument(
         "target", nargs="?", metavar="TARGET", help=f"a .safetensors file or a folder (default: {default})"
     )
-    parser.add_argument("--format", choices=("int8", "fp8", "fp16"), help="of a model's matrices (default: int8)")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="of a model's matrices (default: int8)")
     parser.add_argument("--only", metavar="FOLDER", help="of a repository, what belongs into models/FOLDER only")
     parser.add_argument("--dry-run", action="store_true", help="say what would be downloaded and written, and stop")
     parser.add_argument("--list", action="store_true", help="list the models that have a name here, and stop")

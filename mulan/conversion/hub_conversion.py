@@ -126,7 +126,7 @@ class HubConversion:
                     writer.write(name, tensor)
                 for copy in output.copies:
                     if copy.stored in file.done:
-                        for name in copy.names():
+                        for name in copy.names:
                             writer.keep(name)
                         meter.tensors += 1
                     else:

@@ -64,11 +64,7 @@ class Copy:
     name: str
     stored: str
     precision: Precision
-
-    def names(self) -> Iterator[str]:
-        """Return the names of all that is written of it."""
-        quantization = None if isinstance(self.precision, torch.dtype) else self.precision
-        return iter(tensor_layout(self.name, (1,), quantization))
+    names: tuple[str, ...]  # of all that is written of it
 
     def chunks(self, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, int]]:
         """Yield what is written of `stored`: (name, rows, index of the first row). Raises NotFiniteError."""
@@ -199,14 +195,16 @@ def plan_output(
     """
     extra = extra or {}
     layout = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in extra.items()}
+    copies = []
     for name, stored in names.items():
         precision, shape = precisions[stored], source.shapes[stored]
         if isinstance(precision, torch.dtype):
-            layout[name] = TensorSpec(precision, shape)
+            specs = {name: TensorSpec(precision, shape)}
         else:
-            layout |= tensor_layout(name, shape, precision)
-    copies = tuple(Copy(name, stored, precisions[stored]) for name, stored in names.items())
-    return Output(path, title, folder, layout, metadata, extra, copies, source.read, text_encoder)
+            specs = tensor_layout(name, shape, precision)
+        layout |= specs
+        copies.append(Copy(name, stored, precision, tuple(specs)))
+    return Output(path, title, folder, layout, metadata, extra, tuple(copies), source.read, text_encoder)
 
 
 def plan_precisions(
@@ -228,11 +226,11 @@ def plan_precisions(
 
 
 def refuse_quantized(path: Path, names: Iterable[str], published_at: str) -> None:
-    """Raise WrongFileError where one of the names marks 8-bit weights: rounding twice would only add errors."""
+    """Raise WrongFileError where one of the names marks quantized weights: rounding twice would only add errors."""
     mark = next((name for name in names if name.endswith((f".{MARK}", "scaled_fp8"))), None)
     if mark is not None:
         raise WrongFileError(
-            f"{describe_path(path)} already holds 8-bit weights ({mark}): convert the published checkpoint, "
+            f"{describe_path(path)} already holds quantized weights ({mark}): convert the published checkpoint, "
             f"from {published_at}."
         )
 

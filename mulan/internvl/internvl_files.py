@@ -83,11 +83,11 @@ class ContrastiveFile:
         return (self.model, self.reader)
 
     def sources(self, part: Part) -> dict[str, WeightSource]:
-        """Return the published tensors of each of the part's own, with the scales of 8-bit weights."""
+        """Return the published tensors of each of the part's own, with the scales of quantized weights."""
         return with_scales(part.sources, self.file.shapes)
 
     def tensors(self, part: Part) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the part's own names and values, read one after another, with the scales of 8-bit weights."""
+        """Yield the part's own names and values, read one after another, with the scales of quantized weights."""
         for name, source in self.sources(part).items():
             yield name, source.read(self.file.read)
 

@@ -66,9 +66,9 @@ def load_internvl(
 
 
 def _filled(file: ContrastiveFile, part: Part, devices: Devices, dtype: torch.dtype) -> ModelPatcher:
-    """Build a part of the checkpoint with its weights; 8-bit ones become `dtype` when they are used."""
+    """Build a part of the checkpoint with its weights; quantized ones become `dtype` when they are used."""
     operations, made_on = comfy.ops.manual_cast, "meta"
-    if file.is_quantized:  # 8-bit weights are moved to where their layer was made: "meta" would lose them
+    if file.is_quantized:  # quantized weights are moved to where their layer was made: "meta" would lose them
         operations, made_on = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True), "cpu"
     module = part.build(operations=operations, device=made_on)
     module.load_state_dict(dict(file.tensors(part)), assign=True)

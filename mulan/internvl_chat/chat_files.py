@@ -49,7 +49,7 @@ class ChatFile:
         )
 
     def sources(self) -> dict[str, WeightSource]:
-        """Return the published tensors of each of ours, the scales of 8-bit weights included."""
+        """Return the published tensors of each of ours, the scales of quantized weights included."""
         return with_scales(chat_keys.sources(self.config, self.file.shapes), self.file.shapes)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -136,4 +136,4 @@ def _check(opened: ChatFile) -> None:
     """Raise WrongFileError where a tensor is missing, holds no weights, or has another shape than the model's."""
     state_dict = opened.build(operations=nn, device="meta").state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    check_weights(opened.file, opened.sources(), expected, in_8_bits=chat_keys.LANGUAGE)
+    check_weights(opened.file, opened.sources(), expected, quantized_in=chat_keys.LANGUAGE)

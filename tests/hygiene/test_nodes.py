@@ -11,7 +11,8 @@ from mulan_nodes.tools.comfy_server import pack_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = {"MuLan Nodes/MuLan", "MuLan Nodes/VisionLLM", "MuLan Nodes/InternVL", "MuLan Nodes/Detections"}
-IDENTIFIERS = {"C", "G", "bf16", "fp16", "fp32", "fp8", "int8", "cpu", "softmax"}  # every language writes them alike
+# Every language writes them alike
+IDENTIFIERS = {"C", "G", "bf16", "fp16", "fp32", "fp8", "int8", "int4", "cpu", "softmax"}
 MODEL_NAMES = ("MuLanGetModel", "model")  # published models, by the names that the command takes
 LOCALES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
 

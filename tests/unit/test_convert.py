@@ -18,21 +18,25 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mulan_nodes.mulan.checkpoints import quantization
+from mulan_nodes.mulan.checkpoints import internlm2, nvfp4, quantization
 from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
+from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile
+from mulan_nodes.mulan.checkpoints.weight_source import with_scales
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.clip import load_clip
 from mulan_nodes.mulan.conditioning.model_files import WrongFileError, open_adapter, open_text_encoder
 from mulan_nodes.mulan.conversion import encoder_error
 from mulan_nodes.mulan.conversion.__main__ import main
-from mulan_nodes.mulan.conversion.converters import CannotWriteError, convert
+from mulan_nodes.mulan.conversion.converters import CannotWriteError, convert, plan_conversion
+from mulan_nodes.mulan.conversion.output_files import Target
+from mulan_nodes.tools.bench.weights import Sizes, sentencepiece_model
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests" / "parity" / "goldens" / "mulan"
 TOKENIZER = GOLDENS / "tokenizer" / "tokenizer.model"
 VOCABULARY, WIDTH, FEED_FORWARD, LAYERS, PROJECTED, RANK = 1014, 256, 512, 2, 24, 4
-# Relative errors of contexts and of states; measured on these weights: int8 0.013, fp8 0.036, fp16 2e-4.
-TOLERANCES = {"int8": 0.03, "fp8": 0.08, "fp16": 2e-3}
+# Relative errors of contexts and of states; measured on these weights: int8 0.013, int4 0.13, fp8 0.036, fp16 2e-4.
+TOLERANCES = {"int8": 0.03, "int4": 0.25, "fp8": 0.08, "fp16": 2e-3}
 SOURCES = ("safetensors folder", "bin folder", "pth")
 
 
@@ -167,6 +171,7 @@ def test_every_form_in_every_format_encodes_as_its_source(source, format, source
     "format, table, matrix",
     [
         ("int8", torch.int8, torch.int8),
+        ("int4", torch.int8, torch.uint8),
         ("fp8", torch.float16, torch.float8_e4m3fn),
         ("fp16", torch.float16, torch.float16),
     ],
@@ -192,15 +197,23 @@ def test_the_file_is_in_comfyui_s_own_format(format, table, matrix, sources, tmp
         for name, tensor in weights.items()
         if ".comfy_quant" in name
     }
-    expected = {"int8": 7 * LAYERS + 1, "fp8": 7 * LAYERS, "fp16": 0}[format]
+    expected = {"int8": 7 * LAYERS + 1, "int4": 7 * LAYERS + 1, "fp8": 7 * LAYERS, "fp16": 0}[format]
     assert len(marked) == expected
+    source = open_text_encoder(sources["bin folder"]).state_dict()
     for layer, mark in marked.items():
         layout = comfy.quant_ops.get_layout_class(comfy.quant_ops.QUANT_ALGOS[mark["format"]]["comfy_tensor_layout"])
         weight, scale = weights[f"{layer}.weight"], weights[f"{layer}.weight_scale"]
-        assert scale.dtype == torch.float32 and scale.shape == ((len(weight), 1) if format == "int8" else ())
-        params = layout.Params(scale=scale, orig_dtype=torch.float32, orig_shape=tuple(weight.shape))
-        source = open_text_encoder(sources["bin folder"]).state_dict()[f"{layer}.weight"].float()
-        assert difference(layout.dequantize(weight, params), source) < (0.012 if format == "int8" else 0.035)
+        wanted = source[f"{layer}.weight"].float()
+        if mark["format"] == "nvfp4":
+            scales = {"scale": weights[f"{layer}.weight_scale_2"], "block_scale": scale}
+            assert scale.dtype == torch.float8_e4m3fn and scales["scale"].dtype == torch.float32
+        else:
+            scales = {"scale": scale}
+            per_row = mark["format"] == "int8_tensorwise"
+            assert scale.dtype == torch.float32 and scale.shape == ((len(weight), 1) if per_row else ())
+        params = layout.Params(**scales, orig_dtype=torch.float32, orig_shape=tuple(wanted.shape))
+        most = {"int8_tensorwise": 0.012, "nvfp4": 0.085, "float8_e4m3fn": 0.035}[mark["format"]]
+        assert difference(layout.dequantize(weight, params), wanted) < most
     converted, metadata = comfy.utils.convert_old_quants(dict(weights), "", metadata={})
     assert (comfy.utils.detect_layer_quantization(converted, "") is not None) == bool(marked)
     assert converted.keys() == weights.keys()
@@ -253,6 +266,138 @@ def test_numbers_are_rounded_as_comfyui_rounds_them():
         assert torch.equal(parts["a.weight"].float(), wanted.float())
         kept = torch.arange(300) != 7 if ours.per_row else ...  # a row of zeros may have any scale
         assert torch.allclose(parts["a.weight_scale"][kept], params.scale[kept], rtol=1e-6)
+
+
+def written(weight: torch.Tensor, form: quantization.Quantization) -> dict[str, torch.Tensor]:
+    """The tensors that a weight becomes, by the end of their names, put together from their chunks."""
+    layout = quantization.tensor_layout("a.weight", tuple(weight.shape), form)
+    parts = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in layout.items()}
+    for name, rows, first_row in quantization.quantize_chunks("a.weight", weight, form):
+        (parts[name] if rows.ndim == 0 else parts[name][first_row : first_row + len(rows)]).copy_(rows)
+    return {name.removeprefix("a."): part for name, part in parts.items()}
+
+
+def read_back(parts: dict[str, torch.Tensor], shape: torch.Size, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The weight as ComfyUI's own layout of nvfp4 gives it."""
+    layout = comfy.quant_ops.TensorCoreNVFP4Layout
+    scales = {"scale": parts["weight_scale_2"], "block_scale": parts["weight_scale"]}
+    return layout.dequantize(parts["weight"], layout.Params(**scales, orig_dtype=dtype, orig_shape=tuple(shape)))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (144, 80), (272, 1024)])
+def test_what_comfyui_reads_back_of_4_bits_is_what_was_rounded(shape):
+    """In every dtype the same, nearer to the weights than ComfyUI's own rounding; rows of zeros, large, tiny ones."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(8)) * 0.02
+    weight[3], weight[5] = 0, weight[5] * 50
+    weight[7, :16] = 1e-12
+    kept = weight.clone()
+    parts = written(weight, quantization.INT4)
+    assert torch.equal(weight, kept), "a source is read, never changed"
+    found = read_back(parts, weight.shape)
+    assert not found[3].any() and (found[7, :16] - weight[7, :16]).abs().max() < 1e-5
+    layout = comfy.quant_ops.TensorCoreNVFP4Layout
+    usual = layout.dequantize(*layout.quantize(weight))
+    assert difference(found, weight) < 0.92 * difference(usual, weight)
+    blocks = weight.unflatten(1, (-1, nvfp4.BLOCK))
+    scales = nvfp4.untiled(parts["weight_scale"].view(torch.uint8), shape).contiguous().view(torch.float8_e4m3fn)
+    scales = scales.float() * parts["weight_scale_2"]
+    assert torch.equal(found, (nvfp4.round_blocks(blocks, scales) * scales[..., None]).flatten(1))
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(read_back(parts, weight.shape, dtype).float(), found)
+
+
+def test_weights_that_are_no_whole_blocks_stay_in_8_bits():
+    for shape in ((48, 40), (40, 48), (1, 16)):
+        layout = quantization.tensor_layout("a.weight", shape, quantization.INT4)
+        assert layout == quantization.tensor_layout("a.weight", shape, quantization.INT8)
+    for name in ("model.embed_tokens.weight", "model.tok_embeddings.weight"):  # ComfyUI looks no rows of blocks up
+        assert quantization.tensor_layout(name, (32, 32), quantization.INT4)[name].dtype == torch.int8
+
+
+def test_a_4_bit_weight_goes_in_whole_tiles(monkeypatch):
+    weight = torch.randn(304, 32, generator=torch.Generator().manual_seed(9))
+    whole = written(weight, quantization.INT4)
+    monkeypatch.setattr(quantization, "CHUNK_ELEMENTS", 140 * 32)
+    chunks = [first for name, _, first in quantization.quantize_chunks("a.weight", weight, quantization.INT4) if first]
+    assert chunks == [128, 128, 256, 256]
+    again = written(weight, quantization.INT4)
+    assert torch.equal(read_back(again, weight.shape), read_back(whole, weight.shape))
+
+
+def test_rows_of_4_bits_are_taken_apart_with_their_scales():
+    """As of InternLM2, whose queries, keys and values are one tensor."""
+    packed = torch.randn(8 * 64, 128, generator=torch.Generator().manual_seed(10))
+    parts = written(packed, quantization.INT4)
+    stored = {f"model.layers.0.attention.wqkv.{end}": part for end, part in parts.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    names = internlm2.sources(1, num_key_value_heads=2, head_dim=64)
+    for part in "qkv":
+        layer = f"layers.0.self_attn.{part}_proj."
+        sources = with_scales({f"{layer}weight": names[f"{layer}weight"]}, shapes)
+        found = {name.removeprefix(layer): source.read(stored.__getitem__) for name, source in sources.items()}
+        wanted = internlm2.split(read_back(parts, packed.shape), part, 2, 64)
+        assert torch.equal(read_back(found, wanted.shape), wanted)
+
+
+def test_the_published_text_encoder_takes_less_than_3_9_gb_in_4_bits(tmp_path):
+    """By the plan of a folder at its full size, of which nothing is read."""
+    sizes = Sizes(layers=32)
+    shapes = {"model.embed_tokens.weight": (sizes.vocabulary, sizes.width), "model.norm.weight": (sizes.width,)}
+    for at in (f"model.layers.{layer}." for layer in range(sizes.layers)):
+        shapes |= {f"{at}self_attn.{p}_proj.weight": (sizes.width, sizes.width) for p in "qkvo"}
+        shapes |= {f"{at}mlp.{p}_proj.weight": (sizes.feed_forward, sizes.width) for p in ("gate", "up")}
+        shapes |= {f"{at}mlp.down_proj.weight": (sizes.width, sizes.feed_forward)}
+        shapes |= {f"{at}{norm}_layernorm.weight": (sizes.width,) for norm in ("input", "post_attention")}
+    pieces = torch.frombuffer(bytearray(sentencepiece_model(sizes.vocabulary)), dtype=torch.uint8)
+    source = TensorFile(
+        tmp_path / "InternVL-14B-224px", {**shapes, "spiece_model": tuple(pieces.shape)}, lambda name: pieces, {}, {}
+    )
+    sizes_in = {}
+    for format in quantization.FORMATS:
+        (output,) = plan_conversion(source, Target(source.path, tmp_path / "x.safetensors", False), format).outputs
+        sizes_in[format] = SafetensorsWriter(output.path, output.layout, output.metadata).size / 1e9
+    assert sizes_in["int4"] == pytest.approx(3.85, abs=0.01) and sizes_in["int8"] == pytest.approx(6.69, abs=0.01)
+
+
+def test_a_loaded_text_encoder_keeps_its_4_bits(sources, adapter, tmp_path):
+    made = convert(sources["bin folder"], tmp_path, "int4")
+    clip = load_clip(made.path, adapter)
+    llama = clip.cond_stage_model.internvl.transformer.model
+    weight = llama.layers[1].mlp.down_proj.weight
+    assert weight.shape == (WIDTH, FEED_FORWARD) and weight._qdata.dtype == torch.uint8
+    assert weight._qdata.shape == (WIDTH, FEED_FORWARD // 2) and llama.embed_tokens.weight._qdata.dtype == torch.int8
+    held = sum(tensor.nbytes for name, tensor in llama.state_dict().items())
+    assert held < 1.02 * made.size
+
+
+OUTLIERS = torch.tensor([3, 50, 101, 170, 200, 250]), torch.tensor([20.0, 30.0, 50.0, 100.0, 40.0, 25.0])
+
+
+def with_outliers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same LLaMA with what large ones have: a few channels 20 to 100 times the others in everything that is added
+    to the hidden states, which the norms take back in part, and the row of BOS far beyond the others.
+    """
+    channels, times = OUTLIERS
+    planted = {name: tensor.clone() for name, tensor in weights.items()}
+    for name, tensor in planted.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor[channels] = (tensor[channels].float() * times[:, None]).half()
+        elif name.endswith("layernorm.weight"):
+            tensor[channels] = (tensor[channels].float() / times.sqrt()).half()
+    table = planted["model.embed_tokens.weight"]
+    table[:, channels] = (table[:, channels].float() * times).half()
+    table[1, channels[:2]] += torch.tensor([1000.0, -600.0]).half()
+    return planted
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["plain", "outliers"])
+def test_contexts_in_4_bits_point_where_the_source_s_do(planted, adapter, tmp_path):
+    weights = random_llama()
+    source = write_folder(tmp_path / "Source", with_outliers(weights) if planted else weights, ".safetensors")
+    made = convert(source, tmp_path, "int4")
+    contexts = [load_clip(path, adapter).encode("two cats on a red roof") for path in (source, made.path)]
+    cosines = torch.nn.functional.cosine_similarity(*contexts, dim=-1)
+    assert cosines.min() > 0.99, cosines.min()
 
 
 def test_a_large_tensor_goes_in_chunks(monkeypatch):
@@ -384,8 +529,7 @@ def test_a_full_disk_is_reported_before_anything_is_written(sources, tmp_path, m
         "mulan_nodes.mulan.checkpoints.safetensors_writer.shutil.disk_usage", lambda _: SimpleNamespace(free=300_000)
     )
     with pytest.raises(
-        OSError,
-        match=r"_text_int8.safetensors takes [0-9.]+ MB, but the disk of .* has 0.3 MB free: make room",
+        OSError, match=r"_text_int8.safetensors takes [0-9.]+ MB, but the disk of .* has 0.3 MB free: make room"
     ):
         convert(sources["bin folder"], tmp_path)
     assert not list(tmp_path.iterdir())
@@ -499,7 +643,7 @@ def test_memory_does_not_grow_with_the_model(comfyui_folder, tmp_path):
         opened = lambda: text_encoder_from_tensors(tensor_files.open_streaming(source))
         states = lambda: encoder_error.hidden_states(opened(), windows)
         states()  # the first use of a kernel takes memory of its own
-        grown = {format: growth(lambda: convert(source, folder, format)) for format in ("int8", "fp8", "fp16")}
+        grown = {format: growth(lambda: convert(source, folder, format)) for format in ("int8", "int4", "fp8", "fp16")}
         grown["states"] = growth(states)
         print(json.dumps(grown))
     """,
@@ -512,6 +656,7 @@ def test_memory_does_not_grow_with_the_model(comfyui_folder, tmp_path):
     assert size > 500e6
     bounds = {
         "int8": 300e6,
+        "int4": 300e6,
         "fp8": 300e6,
         "fp16": 300e6,
         "states": 480e6,
@@ -613,12 +758,12 @@ def test_damaged_weights_are_named(name, value, words, format, sources, tmp_path
     assert not list(tmp_path.glob("out*"))
 
 
-def test_weights_in_8_bits_are_not_converted_again(sources, tmp_path):
-    for format in ("int8", "fp8"):
+def test_quantized_weights_are_not_converted_again(sources, tmp_path):
+    for format in ("int8", "int4", "fp8"):
         made = convert(sources["bin folder"], tmp_path, format)
         with pytest.raises(
             WrongFileError,
-            match=f"text_{format}.safetensors .* already holds 8-bit weights .*: convert the published checkpoint",
+            match=f"text_{format}.safetensors .* already holds quantized weights .*: convert the published checkpoint",
         ):
             convert(made.path, tmp_path / "again.safetensors")
 
@@ -638,8 +783,8 @@ def test_refused_targets(sources, adapter, tmp_path):
     ):
         with pytest.raises(CannotWriteError, match=words):
             convert(given, target, overwrite=given is half or target is inside)
-    with pytest.raises(CannotWriteError, match="format is 'int4', expected one of int8, fp8, fp16"):
-        convert(source, tmp_path / "x.safetensors", "int4")
+    with pytest.raises(CannotWriteError, match="format is 'int2', expected one of int8, int4, fp8, fp16"):
+        convert(source, tmp_path / "x.safetensors", "int2")
     with pytest.raises(CannotWriteError, match="sd15.safetensors .* already is a MuLan adapter in .safetensors"):
         convert(adapter, tmp_path / "x.safetensors")
     assert made.path.read_bytes() == before and convert(source, tmp_path, overwrite=True).path.read_bytes() == before

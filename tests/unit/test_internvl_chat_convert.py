@@ -50,7 +50,7 @@ def logits(clip) -> torch.Tensor:
         return chat.language_model.logits(chat.language_model.model(None, embeds=prompt)[0])[0, -1]
 
 
-@pytest.mark.parametrize("format, most", [("fp16", 0.01), ("int8", 0.1), ("fp8", 0.4)])
+@pytest.mark.parametrize("format, most", [("fp16", 0.01), ("int8", 0.1), ("int4", 0.6), ("fp8", 0.4)])
 def test_it_says_the_same_alone_in_another_folder(folder, tmp_path, format, most):
     made = convert(folder, tmp_path, format)
     assert (
@@ -121,7 +121,7 @@ def test_tokenizer_and_metadata_are_inside(tmp_path):
 def test_refused_sources_and_targets(tmp_path):
     folder = random_chat.checkpoint(tmp_path / "InternVL")
     made = convert(folder, tmp_path)
-    with pytest.raises(WrongFileError, match="InternVL_int8.safetensors .* already holds 8-bit weights"):
+    with pytest.raises(WrongFileError, match="InternVL_int8.safetensors .* already holds quantized weights"):
         convert(made.path, tmp_path)
     with pytest.raises(CannotWriteError, match="already exists"):
         convert(folder, tmp_path)

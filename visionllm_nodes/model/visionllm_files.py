@@ -1,8 +1,8 @@
 """A checkpoint of VisionLLM v2, as published or converted -> its parts, their configs, and their tensors' sources.
 
 Names and shapes come first; a tensor is read only when the model is filled. Converted files keep the published names,
-so both are read alike: what the conversion adds is `spiece_model`, the configuration in the metadata, and 8-bit weights
-with their scales.
+so both are read alike: what the conversion adds is `spiece_model`, the configuration in the metadata, and the scales of
+quantized weights.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class VisionLLMFile:
             config = self.parts[name].config
             module = _MODULES[type(config)]
             if name == "language" and language_operations is not None:
-                # 8-bit weights are moved to where their layer was made: "meta" would lose them.
+                # quantized weights are moved to where their layer was made: "meta" would lose them.
                 return module(config, operations=language_operations, dtype=dtype, device="cpu")
             return module(config, operations=operations, dtype=dtype, device=device)
 
@@ -95,7 +95,7 @@ class VisionLLMFile:
         return VisionLLM(tower_layer=self.tower_layer, **parts)
 
     def sources(self) -> dict[str, WeightSource]:
-        """Return the published tensors of each of ours, the scales of 8-bit weights included."""
+        """Return the published tensors of each of ours, the scales of quantized weights included."""
         return with_scales(
             {f"{name}.{ours}": source for name, part in self.parts.items() for ours, source in part.sources().items()},
             self.file.shapes,
@@ -265,7 +265,7 @@ def check_tensors(opened: VisionLLMFile) -> None:
     with torch.device("meta"):
         model = opened.build(operations=nn, device="meta")
     expected = {ours: tuple(tensor.shape) for ours, tensor in model.state_dict().items()}
-    check_weights(opened.file, opened.sources(), expected, in_8_bits="language.")
+    check_weights(opened.file, opened.sources(), expected, quantized_in="language.")
 
 
 def unused_tensors(opened: VisionLLMFile) -> list[str]:
