@@ -115,7 +115,7 @@ def advice_where_memory_is_short(file_name: str):
     except (MemoryError, torch.OutOfMemoryError) as error:
         kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
         raise kind(
-            f"There is not enough memory for the text encoder {file_name}: {error}. Use its int8 conversion, "
+            f"There is not enough memory for the text encoder {file_name}: {error}. Use its int4 or int8 conversion, "
             f"device = cpu, or close other programs."
         ) from error
 

@@ -1,6 +1,6 @@
 """An InternVL chat model's folder -> one .safetensors with its configuration and tokenizer inside.
 
-The language model's matrices are in 8 bits or float16. The names are OpenGVLab's, whatever the folder has, so that
+The language model's matrices are quantized or in float16. The names are OpenGVLab's, whatever the folder has, so that
 `open_chat` reads it as it reads a folder.
 """
 

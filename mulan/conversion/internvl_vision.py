@@ -1,6 +1,6 @@
 """InternVL's vision side -> one .safetensors: all but the LLaMA, under the published names.
 
-Its matrices are in 8 bits or float16. With the text encoder's file, which MuLan shares, it is InternVL-C or -G again.
+Its matrices are quantized or float16. With the text encoder's file, which MuLan shares, it is InternVL-C or -G again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..internvl import internvl_keys
 from ..internvl.internvl_files import SOURCE, internvl_from_tensors
 from .output_files import Output, Target, make_metadata, plan_output, plan_precisions
 
-# The layers worth 8 bits. The poolings are 1 in 80 of the weights, and everything goes through them.
+# The layers worth quantizing. The poolings are 1 in 80 of the weights, and everything goes through them.
 _MATRICES = tuple(
     f".{layer}.weight"
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", *(f"cross_attn.{part}_proj" for part in "qkvo"))

@@ -65,8 +65,8 @@ def load_chat(
         # ComfyUI knows them by their type.
         error_type = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
         raise error_type(
-            f"There is not enough memory for {title}: {error}. Use its int8 conversion, a smaller InternVL, device = "
-            "cpu, or close other "
+            f"There is not enough memory for {title}: {error}. Use its int4 or int8 conversion, a smaller InternVL, "
+            "device = cpu, or close other "
             f"programs."
         ) from error
     log_device(f"InternVL Chat: {title}", devices.load, clip.cond_stage_model.compute_dtype(devices.load))
