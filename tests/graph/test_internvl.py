@@ -554,7 +554,13 @@ def test_modes_differ_and_do_not_mix(server):
             server.run({**graph, "3": question})
 
 
-MULAN = node("MuLanLoader", text_encoder=TINY_ENCODER, adapter="tiny_sd15_adapter.safetensors", prompt_style="default")
+MULAN = node(
+    "MuLanLoader",
+    text_encoder=TINY_ENCODER,
+    adapter="tiny_sd15_adapter.safetensors",
+    prompt_style="default",
+    remember_prompts=False,
+)
 
 
 def loads(server, what: str) -> int:

@@ -45,6 +45,7 @@ def test_free_gives_the_text_encoder_back(server):
         "MuLan Loader",
         text_encoder="large.safetensors",
         adapter="large.safetensors",
+        remember_prompts=False,
     )
     server.run(graphs.change(graph, "KSampler", steps=1))
     check_free(server, LARGE_ENCODER)
@@ -90,7 +91,9 @@ def test_two_loaders_hold_one_text_encoder(server):
     """Each its own adapter: the encoder's weights are the file's pages, so the second loader adds next to nothing."""
 
     def loaded_with(graph, adapter):
-        return graphs.change(graph, "MuLan Loader", text_encoder="large.safetensors", adapter=adapter)
+        return graphs.change(
+            graph, "MuLan Loader", text_encoder="large.safetensors", adapter=adapter, remember_prompts=False
+        )
 
     plain = graphs.change(graphs.load("mulan_text_to_image"), "KSampler", steps=1)
     (second,) = server.run(loaded_with(plain, "large_too.safetensors")).images

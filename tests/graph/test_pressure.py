@@ -109,7 +109,13 @@ SUBJECTS = {
         PICTURE,
     ),
     "MuLan's CLIP": Subject(
-        node("MuLanLoader", text_encoder="large.safetensors", adapter="large.safetensors", prompt_style="default"),
+        node(
+            "MuLanLoader",
+            text_encoder="large.safetensors",
+            adapter="large.safetensors",
+            prompt_style="default",
+            remember_prompts=False,
+        ),
         1,
         "clip",
         (node("CLIPTextEncode", text="a big (red:1.2) star"), node("CLIPTextEncode", text="")),
