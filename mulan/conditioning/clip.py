@@ -66,7 +66,7 @@ def load_clip(
         check_pair(text_encoder, adapter)
         family = adapter.family
     clip = _build_clip(text_encoder, adapter, family or PIXART, prompt_style, device, zeroing, disable_dynamic)
-    clip.memory = memory
+    clip.prompt_memory = memory
     # ComfyUI builds the patcher anew where hooks need one of its own, or a second device.
     paths = str(text_encoder.file.path), str(adapter.file.path) if adapter else None
     clip.patcher.cached_patcher_init = _load_patcher, (*paths, prompt_style, device, zeroing, family)

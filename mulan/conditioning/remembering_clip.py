@@ -34,15 +34,15 @@ from .token_windows import PROMPT_SPANS, PromptSpan
 
 
 class MulanClip(comfy.sd.CLIP):
-    """`memory`: where encoded prompts are kept, None for nowhere; clones share it."""
+    """`prompt_memory`: where encoded prompts are kept, None for nowhere; clones share it."""
 
-    memory: PromptMemory | None = None
+    prompt_memory: PromptMemory | None = None
 
     def clone(self, disable_dynamic=False):
         """Return a CLIP of the same weights with patches of its own."""
         clone = super().clone(disable_dynamic)
         clone.__class__ = type(self)  # ComfyUI makes one of its own kind
-        cast(MulanClip, clone).memory = self.memory
+        cast(MulanClip, clone).prompt_memory = self.prompt_memory
         return clone
 
     def load_model(self, tokens={}):  # noqa: B006, as in ComfyUI
@@ -65,10 +65,10 @@ class MulanClip(comfy.sd.CLIP):
         return (context, pooled) if return_pooled else context
 
     def _encode(self, model: MulanTextEncoder, prompts: list[Prompt], identity: list) -> list[Conditioning]:
-        assert self.memory is not None, "what has an identity is remembered"  # noqa: S101
+        assert self.prompt_memory is not None, "what has an identity is remembered"  # noqa: S101
         device = comfy.model_management.intermediate_device()
         keys = [_key(identity, prompt) for prompt in prompts]
-        known = {key: found for key in interruptible(dict.fromkeys(keys)) if (found := self.memory.recall(key))}
+        known = {key: found for key in interruptible(dict.fromkeys(keys)) if (found := self.prompt_memory.recall(key))}
         missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
         if missing:
             encoded: Any = super().encode_from_tokens(_tokens(model, list(missing.values())), return_dict=True)
@@ -78,7 +78,7 @@ class MulanClip(comfy.sd.CLIP):
             }
             known |= new
             if not model.is_hooked() and self._identity() == identity:
-                self.memory.store(new)
+                self.prompt_memory.store(new)
         else:
             logging.info("MuLan: the text encoder is not needed, %d encoded prompts are known", len(known))
         return [
@@ -95,7 +95,7 @@ class MulanClip(comfy.sd.CLIP):
         be remembered.
         """
         model, patcher = self.cond_stage_model, self.patcher
-        if self.memory is None or patcher.model is not model or _is_changed(patcher) or _is_replaced(model):
+        if self.prompt_memory is None or patcher.model is not model or _is_changed(patcher) or _is_replaced(model):
             return None
         contents = [content and content.digest() for content in model.contents]
         if not contents or None in contents:

@@ -436,7 +436,7 @@ UNKNOWN = {
     "transformer option": lambda clip, patch: clip.patcher.model_options["transformer_options"].update(a=1),
     "another model": lambda clip, patch: patch.setattr(clip.patcher, "model", torch.nn.Linear(1, 1)),
     "no content": lambda clip, patch: patch.setattr(clip.cond_stage_model, "contents", (None,)),
-    "off": lambda clip, patch: patch.setattr(clip, "memory", None),
+    "off": lambda clip, patch: patch.setattr(clip, "prompt_memory", None),
 }  # fmt: skip
 
 
