@@ -370,6 +370,43 @@ def test_a_loaded_text_encoder_keeps_its_4_bits(sources, adapter, tmp_path):
     assert held < 1.02 * made.size
 
 
+def test_a_patch_acts_on_4_bits_as_on_their_source(sources, adapter, tmp_path):
+    """As a LoRA's, on a layer in blocks and on the embedding table."""
+    moved = []
+    for path in (sources["bin folder"], convert(sources["bin folder"], tmp_path, "int4").path):
+        plain, patched = (load_clip(path, adapter) for _ in range(2))
+        generator = torch.Generator().manual_seed(11)
+        sizes = {"embed_tokens": (VOCABULARY, WIDTH), "layers.1.mlp.up_proj": (FEED_FORWARD, WIDTH)}
+        patches = {
+            f"internvl.transformer.model.{layer}.weight": ("diff", (torch.randn(shape, generator=generator) * 0.1,))
+            for layer, shape in sizes.items()
+        }
+        assert set(patched.add_patches(patches, 1.0)) == set(patches)
+        moved.append(patched.encode("two cats") - plain.encode("two cats"))
+    assert torch.nn.functional.cosine_similarity(*(each.flatten() for each in moved), dim=0) > 0.85
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("weight_scale_2", None, "weight_scale_2 is missing"),
+        ("weight_scale_2", torch.ones(2), r"weight_scale_2 has the shape \[2\], expected \[\] in nvfp4"),
+        ("weight_scale_2", torch.ones((), dtype=torch.int32), "weight_scale_2 holds int32"),
+        ("weight_scale", torch.ones(256, 16), "weight_scale holds float32, expected float8_e4m3fn"),
+        ("weight_scale", torch.ones(256, 16).to(torch.float8_e4m3fn), r"weight_scale has the shape \[256, 16\]"),
+        ("weight", torch.ones(256, 256).to(torch.int8), "weight holds int8, expected uint8"),
+        ("weight", torch.ones(256, 128).to(torch.uint8), "weight_scale has the shape .* in nvfp4"),
+    ],
+)
+def test_damaged_4_bits_are_named_before_they_are_read(name, value, words, sources, tmp_path):
+    weights = load_file(convert(sources["bin folder"], tmp_path, "int4").path)
+    damaged = f"model.layers.1.mlp.down_proj.{name}"  # [256, 512]
+    weights = {stored: tensor for stored, tensor in weights.items() if stored != damaged}
+    save_file(weights if value is None else {**weights, damaged: value}, tmp_path / "damaged.safetensors")
+    with pytest.raises(WrongFileError, match=f"damaged.safetensors .*: model.layers.1.mlp.down_proj.{words}"):
+        open_text_encoder(tmp_path / "damaged.safetensors")
+
+
 OUTLIERS = torch.tensor([3, 50, 101, 170, 200, 250]), torch.tensor([20.0, 30.0, 50.0, 100.0, 40.0, 25.0])
 
 

@@ -1,4 +1,4 @@
-"""MuLan's text encoder at full size, with random weights: fp16, int8, fp8; 1, 2, 12 and 16 prompts."""
+"""MuLan's text encoder at full size, with random weights: fp16, int8, int4, fp8; 1, 2, 12 and 16 prompts."""
 
 from __future__ import annotations
 
@@ -104,19 +104,20 @@ def _quantized_weights(config: TextConfig, quantization: Quantization, device: t
             state_dict[name] = (torch.randn(shape) * 0.02).half().to(device)
             continue
         if shape not in by_shape:
-            by_shape[shape] = _quantized(shape, quantization)
+            by_shape[shape] = _quantized(name, shape, quantization)
         for part, tensor in by_shape[shape].items():
             copy = tensor if part == "comfy_quant" else tensor.to(device).clone()
             state_dict[name.removesuffix("weight") + part] = copy
     return state_dict
 
 
-def _quantized(shape: tuple[int, ...], quantization: Quantization) -> dict[str, torch.Tensor]:
+def _quantized(name: str, shape: tuple[int, ...], quantization: Quantization) -> dict[str, torch.Tensor]:
+    layer = name.removesuffix("weight")
     height, width = shape
     values = (torch.randn(height if height < TABLE_ROWS else 16, width) * 0.02).half()
     chunks: dict[str, list[torch.Tensor]] = {}
-    for name, chunk, _ in quantize_chunks("x.weight", values, quantization):
-        chunks.setdefault(name.removeprefix("x."), []).append(chunk)
+    for part, chunk, _ in quantize_chunks(name, values, quantization):
+        chunks.setdefault(part.removeprefix(layer), []).append(chunk)
     parts = {name: of_part[0] if len(of_part) == 1 else torch.cat(of_part) for name, of_part in chunks.items()}
     return {
         name: tensor.repeat(-(-height // len(tensor)), 1)[:height]
