@@ -16,6 +16,7 @@ if sys.version_info < (3, 10):
 
 import ast
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -324,6 +325,29 @@ def comfyui_folder(arguments: list) -> Path:
     return COMFYUI
 
 
+def gpu_check(arguments: list, comfyui: Path) -> None:
+    """Become the GPU check, whose settings are variables (tools/gpu_check/README.md).
+
+    It runs in .venv, or without one in this Python where that has torch: a machine with a GPU may have no network.
+    """
+    carried = ROOT / ".gpu" / "gpu_check.tar.xz"
+    has_packages = PYTHON.is_file() or importlib.util.find_spec("torch") is not None
+    if not has_packages or not (is_comfyui(comfyui) or carried.is_file() or (ROOT.parent / "comfyui").is_dir()):
+        setup(comfyui)
+    settings = {"PY": PYTHON if PYTHON.is_file() else sys.executable, "OUT": OUTPUT / "gpu_check"}
+    if is_comfyui(comfyui):
+        settings["COMFYUI_DIR"] = comfyui
+    if "cpu" in arguments:
+        settings["GPU_DEVICE"] = "cpu"
+    if "--quick" in arguments:
+        settings["QUICK"] = 1
+    for model, sections in (("--visionllm", "machine visionllm kernels"), ("--internvl", "machine internvl chat")):
+        if model in arguments:
+            settings["ONLY"] = sections
+    os.environ.update({name: str(value) for name, value in settings.items()})
+    go_on_inside(["/bin/bash", ROOT / "tools" / "gpu_check" / "gpu_check.sh"])
+
+
 def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -331,6 +355,8 @@ def main() -> None:
     if arguments[0] not in commands():
         sys.exit(f"dev.py has no command {arguments[0]!r}.\n\n{usage()}")
     comfyui = comfyui_folder(arguments)
+    if arguments[0] == "bench" and "--gpu" in arguments:
+        return gpu_check(arguments, comfyui)
     setup(comfyui)
     go_on_inside([PYTHON, ROOT / "tools", *arguments, "--comfyui", comfyui])
 

@@ -67,7 +67,6 @@ def markdown(results: dict) -> str:
         "profiles": [_profiles],
     }
     parts = [section(results) for needed, belonging in sections.items() if results.get(needed) for section in belonging]
-    parts.append(_gpu(results.get("gpu")))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -229,40 +228,6 @@ def _profiles(results: dict) -> str:
             + table(["side", "operation", "calls", "CPU s", "share"], rows, 2)
         )
     return "### Where the time goes\n\n" + "\n\n".join(parts) if parts else ""
-
-
-def _gpu(gpu: dict | None) -> str:
-    if gpu is None:
-        return "### On a GPU\n\nNot measured yet: no GPU was at hand. `python dev.py bench --gpu` measures it."
-    rows = []
-    for row in gpu["rows"]:
-        shared = [row["card"], row["form"], "on" if row["dynamic"] else "off"]
-        rows.append(
-            [
-                *shared,
-                *(
-                    [row["error"], "", "", "", ""]
-                    if "error" in row
-                    else [
-                        f"{row['load']:.1f}",
-                        f"{row['first']:.1f}",
-                        f"{row['one']:.2f}",
-                        f"{row['twelve']:.2f}",
-                        f"{row['peak'] / 2**30:.1f}",
-                    ]
-                ),
-            ]
-        )
-    rehearsal = "A rehearsal without a GPU; these figures mean nothing. " if gpu["device"] == "cpu" else ""
-    return (
-        f"### On a GPU\n\n{rehearsal}{gpu['card']}, {gpu['total'] / 2**30:.0f} GiB, torch {gpu['machine']['torch']}; "
-        f"{gpu['layers']} layers of random weights. Smaller cards are this one "
-        "with the rest of its memory taken by another process. Seconds by the wall clock; peak of the whole card in "
-        "GiB, CUDA's own context included.\n\n"
-        + table(
-            ["card", "weights", "dynamic VRAM", "load", "first prompt", "a prompt", "twelve prompts", "peak"], rows, 3
-        )
-    )
 
 
 def goal(value: float, most: float | None) -> str:

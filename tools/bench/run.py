@@ -28,7 +28,6 @@ from .weights import Sizes
 from .worker import Worker, WorkerFailed
 
 HERE = Path(__file__).resolve().parent
-FULL_LAYERS = 32
 STEPS = 10
 SHORT_REPEAT = 3  # measurements a round of one or two prompts, which other programs disturb more
 ROWS = {
@@ -40,7 +39,6 @@ ROWS = {
     "twelve_as_list": 960,
     "twelve_guided": 960,
 }
-CARDS = (("whole", None), ("12 GB", 12 * 2**30), ("8 GB", 8 * 2**30))
 EQUAL = 2e-5  # as the parity tests'
 
 
@@ -103,9 +101,7 @@ class Bench:
         return self.output / "bench.md"
 
     def keep(self, **figures) -> dict:
-        """Write what is measured so far beside what is there: the GPU's and the CPU's figures stand in one table. Gives
-        all of it.
-        """
+        """Write what is measured so far beside what is there. Gives all of it."""
         known = json.loads(self.figures.read_text("utf-8")) if self.figures.is_file() else {}
         known |= figures
         self.figures.write_text(json.dumps(known, indent=1), "utf-8")
@@ -146,16 +142,13 @@ class Bench:
 def main(arguments: list[str], comfyui: Path, cache: Path, output: Path) -> int:
     options = parse(arguments)
     output.mkdir(exist_ok=True)
-    sizes = Sizes(options.layers or (1 if options.quick else FULL_LAYERS if options.gpu else 2))
+    sizes = Sizes(options.layers or (1 if options.quick else 2))
     if options.quick:
         sizes = replace(sizes, feed_forward=512, vocabulary=1014)
     bench = Bench(comfyui, cache, output, sizes, options.repeat, options.threads)
     bench.log.write_bytes(b"")
     try:
-        if options.gpu:
-            bench.keep(gpu=measure_gpu(bench, options.device))
-        else:
-            measure(replace(bench, upstream_python=mulankit_environment(cache / "mulankit")), options.profile)
+        measure(replace(bench, upstream_python=mulankit_environment(cache / "mulankit")), options.profile)
     except WorkerFailed as failure:
         sys.exit(str(failure))
     print(
@@ -186,7 +179,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dev.py bench", description="Measure this pack beside mulankit 1.0.2 on random weights: output/bench.md."
     )
-    parser.add_argument("--layers", type=int, metavar="N", help="of the text encoder's 32 (default: 2; with --gpu all)")
+    parser.add_argument("--layers", type=int, metavar="N", help="of the text encoder's 32 (default: 2)")
     parser.add_argument(
         "--repeat", type=int, default=3, metavar="N", help="rounds, of which the median counts (default: 3)"
     )
@@ -197,13 +190,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--gpu",
         action="store_true",
-        help="measure the whole text encoder on this machine's GPU instead, and on smaller cards",
-    )
-    parser.add_argument(
-        "--device",
-        choices=("cuda", "cpu"),
-        default="cuda",
-        help="cpu: go through --gpu without a GPU; its figures mean nothing",
+        help="check and measure every model on this machine's GPU instead: output/gpu_check; with --device cpu it goes "
+        "through the same steps without a GPU",
     )
     parser.add_argument(
         "--visionllm", action="store_true", help="measure VisionLLM v2 instead (dev.py bench --visionllm --help)"
@@ -443,45 +431,6 @@ def cpu_lines() -> list[str]:
 # --- on a GPU
 
 
-def measure_gpu(bench: Bench, device: str) -> dict:
-    """The whole text encoder in int8 and fp16, on the card as it is and with the rest of it taken, dynamic VRAM on and
-    off.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        sys.exit(
-            "This machine has no GPU that torch can use. --device cpu goes through the same steps without one; its "
-            "figures mean nothing."
-        )
-    folder = bench.cache / bench.sizes.name
-    folder.mkdir(parents=True, exist_ok=True)
-    bench.say(f"files: a text encoder of {bench.sizes.layers} layers in int8 and fp16")
-    adapter = weights.write_adapter(folder / "adapter", bench.sizes)
-    files = {
-        form: weights.write_own(folder / f"repeated-{form}.safetensors", bench.sizes, form, bench.say)
-        for form in ("int8", "fp16")
-    }
-    rows = []
-    for card, size in CARDS:
-        with rest_of_card_taken(device, size) as free:
-            for form, file in files.items():
-                for dynamic in (True, False) if device == "cuda" else (False,):
-                    rows.append(
-                        {"card": card, "form": form, **measure_on_card(bench, file, adapter, device, dynamic, free)}
-                    )
-                    bench.say(
-                        f"  {card}, {form}, dynamic VRAM {'on' if rows[-1]['dynamic'] else 'off'}: {summary(rows[-1])}"
-                    )
-    card = next((row for row in rows if row.get("name")), {"name": "unknown", "total": 0})
-    return {
-        "device": device,
-        "machine": machine(),
-        "layers": bench.sizes.layers,
-        "card": card["name"],
-        "total": card["total"],
-        "rows": rows,
-    }
-
-
 @contextmanager
 def rest_of_card_taken(device: str, size: int | None) -> Iterator[int]:
     """Another process holds all of the card but `size` bytes, so that allocating more fails as on a smaller one; gives
@@ -523,7 +472,3 @@ def measure_on_card(bench: Bench, file: Path, adapter: Path, device: str, dynami
         "twelve": statistics.median(run["wall"] for run in twelve),
         "peak": max(run["peak"] for run in runs),
     }
-
-
-def summary(row: dict) -> str:
-    return row.get("error") or f"{row['one']:.2f} s a prompt, peak {row['peak'] / 2**30:.1f} GiB"

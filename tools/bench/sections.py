@@ -24,7 +24,9 @@ Measure = Callable[[argparse.Namespace, Path, dict, Say], Iterator[dict]]
 
 def parser_of(name: str, about: str, sections: tuple[str, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"dev.py bench --{name}", description=f"Measure {about} on random weights: output/bench_{name}.md."
+        prog=f"dev.py bench --{name}",
+        description=f"Measure {about} on random weights, on the CPU: output/bench_{name}.md. With --gpu beside it: on "
+        "this machine's GPU, by tools/gpu_check.",
     )
     parser.add_argument(
         "--only", choices=sections, nargs="+", help="measure these, and keep what an earlier run measured of the others"

@@ -13,6 +13,7 @@ from pathlib import Path
 SECTIONS = {
     "machine": 40,
     "parity": 110,
+    "sd15": 60,
     "graphs": 150,
     "visionllm": 110,
     "mulan": 70,
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.section:
         return run_section(options)
-    start, done = time.monotonic(), {}
+    start, done = time.monotonic(), {"quick": options.quick}
     for name, limit in SECTIONS.items():
         if options.only and name not in options.only:
             continue
@@ -51,17 +52,26 @@ def main(arguments: list[str]) -> int:
             print(f"--- {name}: skipped, {left:.0f} s left", flush=True)
             continue
         done[name] = run_child(options, name, min(left, (QUICK_PATIENCE if options.quick else 2) * limit))
-        (options.out / "gpu.json").write_text(json.dumps(done, indent=1))
+        write(options.out, done)
     errors = [
         f"{name}: {row.get('name')}: {row['error'][:120]}"
         for name, result in done.items()
+        if isinstance(result, dict)
         for row in result.get("rows", [])
         if "error" in row
     ]
     print(f"\n{len(errors)} errors", *errors, sep="\n  ")
-    (options.out / "gpu.json").write_text(json.dumps(done, indent=1))
-    failed = any(result.get("rc") not in (0, None) for result in done.values())
+    write(options.out, done)
+    print(f"\nThe tables: {options.out / 'gpu.md'}\nEvery figure: {options.out / 'gpu.json'}")
+    failed = any(result.get("rc") not in (0, None) for result in done.values() if isinstance(result, dict))
     return 1 if errors or failed else 0
+
+
+def write(folder: Path, results: dict) -> None:
+    from mulan_nodes.tools.gpu_check.report import markdown
+
+    (folder / "gpu.json").write_text(json.dumps(results, indent=1), "utf-8")
+    (folder / "gpu.md").write_text(markdown(results), "utf-8")
 
 
 def run_child(options: argparse.Namespace, name: str, limit: float) -> dict:
@@ -109,6 +119,7 @@ def run_section(options: argparse.Namespace) -> int:
         machine,
         mulan_speed,
         parity,
+        sd15_memory,
         visionllm_speed,
     )
     from mulan_nodes.tools.gpu_check.measuring import Section
@@ -118,6 +129,7 @@ def run_section(options: argparse.Namespace) -> int:
     functions = {
         "machine": machine.machine,
         "parity": parity.parity,
+        "sd15": sd15_memory.sd15,
         "graphs": comfy_graphs.graphs,
         "visionllm": visionllm_speed.visionllm,
         "mulan": mulan_speed.mulan,

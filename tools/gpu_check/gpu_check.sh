@@ -3,7 +3,7 @@
 set -u
 HERE="$(cd "$(dirname "$0")" && pwd)"
 ROOT="$(cd "$HERE/../.." && pwd)"
-CARRY="${CARRY:-$ROOT/.gpu}"
+CARRY="${CARRY:-$ROOT/.gpu/gpu_check.tar.xz}"
 WORK="${WORK:-$ROOT/.cache/gpu_check}"
 OUT="${OUT:-$WORK/out}"
 PY="${PY:-python3}"
@@ -12,10 +12,13 @@ WORK="$(cd "$WORK" && pwd)"
 OUT="$(cd "$OUT" && pwd)"
 start=$(date +%s)
 if [ -z "${COMFYUI_DIR:-}" ]; then
-  mkdir -p "$WORK/site" "$WORK/comfyui"
-  tar -C "$WORK/site" -xf "$CARRY/site.tar.xz" & site=$!
-  tar -C "$WORK/comfyui" -xf "$CARRY/comfyui.tar.xz" || exit 1
-  wait $site || exit 1
+  # where the archive brought the repository too, all is unpacked already
+  if [ -d "$ROOT/../comfyui" ] && [ -d "$ROOT/../site" ]; then
+    ln -sfn "$ROOT/../comfyui" "$WORK/comfyui"
+    ln -sfn "$ROOT/../site" "$WORK/site"
+  else
+    tar -C "$WORK" -xf "$CARRY" || exit 1
+  fi
   COMFYUI_DIR="$WORK/comfyui"
   PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
   ln -sfn "$ROOT" "$COMFYUI_DIR/custom_nodes/MuLan-Nodes"
