@@ -32,7 +32,7 @@ from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.conditioning.prompt_memory import EncodedPrompt, PromptMemory
 from mulan_nodes.mulan.conditioning.text_encoder import MulanTextEncoder
 from mulan_nodes.mulan.conversion import __main__ as command
-from mulan_nodes.tests.unit.test_clip import fp8, int8
+from mulan_nodes.mulan.conversion.converters import convert
 
 GOLDENS = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan"
 ADAPTER = GOLDENS / "weights" / "sd15_tiny.safetensors"
@@ -163,33 +163,37 @@ def test_neither_style_nor_word_ids_make_another_prompt(files, memory, encoded):
 # --- lazily, with a memory or without ---
 
 
-def wide(files, path: Path, form) -> tuple[Path, Path]:
-    """A text encoder of 50 MB in float16, and an adapter that reads it."""
+def wide(files, path: Path, weight_format: str) -> tuple[Path, Path]:
+    """A text encoder of 50 MB in float16, in one of the converter's formats, and an adapter that reads it."""
     source = open_text_encoder(files["encoder"])
     sizes = dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, num_attention_heads=8)
     module = InternVLEncoder(dataclasses.replace(source.config, **sizes), dtype=torch.float16).transformer
     weights = {"spiece_model": torch.frombuffer(bytearray(source.tokenizer()), dtype=torch.uint8)}
     for name, tensor in module.state_dict().items():
-        weights |= form(name, torch.randn(tensor.shape).half() * 0.02)
+        weights[name] = torch.randn(tensor.shape).half() * 0.02
     save_file(weights, path / "wide.safetensors", metadata={"config": json.dumps({"num_attention_heads": 8})})
     shape = AdapterShape(text_hidden_size=1024, context_dim=768, num_queries=77, intermediate_size=64)
     adapter = {name: torch.randn(t.shape) * 0.02 for name, t in LanguageAdapter(shape).state_dict().items()}
     save_file(to_published(adapter), path / "wide_adapter.safetensors")
-    return path / "wide.safetensors", path / "wide_adapter.safetensors"
+    converted = convert(path / "wide.safetensors", path / "converted.safetensors", weight_format)
+    return converted.path, path / "wide_adapter.safetensors"
 
 
-@pytest.mark.parametrize("form", [lambda name, tensor: {name: tensor}, int8, fp8], ids=["float16", "int8", "fp8"])
-def test_no_weight_is_read_before_a_prompt_must_be_encoded(form, files, tmp_path):
-    """What ComfyUI is told stays right: a CLIP that was never used has its size, and counts for nothing loaded."""
-    encoder, adapter = wide(files, tmp_path, form)
+@pytest.mark.parametrize("weight_format", ["fp16", "int8", "fp8", "int4"])
+def test_no_weight_is_read_before_a_prompt_must_be_encoded(weight_format, files, tmp_path):
+    """What ComfyUI is told stays right: a CLIP that was never used has its size, and counts for nothing loaded.
+
+    A layer's format lies between the weights, and the system fetches 64 kB around each: much of such a small file.
+    """
+    encoder, adapter = wide(files, tmp_path, weight_format)
     loaded = len(comfy.model_management.current_loaded_models)
     clip = load_clip(encoder, adapter)
-    assert share_read("self", encoder) < 0.1 and share_read("self", adapter) < 0.5
+    assert share_read("self", encoder) < 0.25 and share_read("self", adapter) < 0.5
     assert clip.patcher.loaded_size() == 0 and len(comfy.model_management.current_loaded_models) == loaded
     assert clip.patcher.model_size() == pytest.approx(encoder.stat().st_size + adapter.stat().st_size, rel=0.1)
     changed = clip.clone()
     lora(changed, None)
-    assert changed.patcher.patches and share_read("self", encoder) < 0.1
+    assert changed.patcher.patches and share_read("self", encoder) < 0.25
     assert clip.encode(PROMPT).isfinite().all() and share_read("self", encoder) > 0.8
     assert len(comfy.model_management.current_loaded_models) == loaded + 1
 
