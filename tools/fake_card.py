@@ -60,13 +60,14 @@ class FakeCard(TorchDispatchMode):
         self.operations: Counter[str] = Counter()
         self.syncs = 0
         self._storages: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._stack = ExitStack()
 
     def __enter__(self):
         attention = comfy.ldm.modules.attention
         self._stack.enter_context(mock.patch.object(comfy.model_management, "ENABLE_PYTORCH_ATTENTION", True))
         self._stack.enter_context(mock.patch.object(attention, "optimized_attention", attention.attention_pytorch))
-        self._stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        self._stack.enter_context(self._mode)
         self._stack.enter_context(_Attention())
         self._stack.enter_context(torch.no_grad())
         return super().__enter__()

@@ -5,11 +5,12 @@ what sees images.
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import comfy.model_management
 import torch
 from comfy.model_management import VRAMState
+from torch import nn
 
 
 class Devices(NamedTuple):
@@ -56,3 +57,13 @@ def choose_dtype(device: torch.device, *preferred: torch.dtype) -> torch.dtype:
         torch.bfloat16: comfy.model_management.should_use_bf16,
     }
     return next((dtype for dtype in preferred if is_fast[dtype](device)), torch.float32)
+
+
+def streaming_memory(model: nn.Module, device: torch.device, memory: int = 0) -> int:
+    """Return the bytes of the largest weight where the device cannot hold all of them and `memory` beside, else 0.
+
+    ComfyUI then sends those over one by one that do not fit, when they are needed.
+    """
+    sizes = [weight.nbytes for weight in model.parameters()]
+    total = cast(int, comfy.model_management.get_total_memory(device))
+    return max(sizes) if sum(sizes) + memory > total else 0

@@ -16,6 +16,7 @@ import torch
 from comfy import sd1_clip
 from comfy.text_encoders import llama
 
+from ..checkpoints.devices import streaming_memory
 from .adapter import LanguageAdapter
 from .adapter_sdxl import LanguageAdapterXL
 from .text_config import TextConfig
@@ -124,14 +125,15 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         row = last_token_state(input_ids, states)
         return row[None] @ self.text_projection.to(row)
 
-    def memory_required(self, num_rows: int) -> int:
-        """Return the bytes that encoding so many rows takes beside the weights.
-
-        The widest layer's activations and one weight cast to float32, twice for safety.
+    def memory_required(self, num_rows: int, device: torch.device | None = None) -> int:
+        """Return the bytes that encoding so many rows takes beside the weights: the widest layer's activations, and a
+        weight cast to float32. Where `device` cannot hold the weights, also the weight that is sent there.
         """
         hidden_size, intermediate_size = self.config.hidden_size, self.config.intermediate_size
-        activations = num_rows * (6 * hidden_size + 3 * intermediate_size)
-        return 2 * BYTES_PER_ACTIVATION * (activations + hidden_size * intermediate_size)
+        matrix = hidden_size * intermediate_size
+        memory = BYTES_PER_ACTIVATION * (num_rows * (4 * hidden_size + 2 * intermediate_size) + matrix)
+        largest = 0 if device is None else streaming_memory(self.transformer, device, memory)
+        return max(memory + 2 * matrix, largest) if largest else memory
 
 
 def last_token_state(input_ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:

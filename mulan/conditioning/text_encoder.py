@@ -155,7 +155,7 @@ class MulanTextEncoder(torch.nn.Module):
     def memory_estimation_function(self, tokens, device=None):
         """Return the bytes that one encode takes beside the weights."""
         windows = window_rows(tokens, self.family) if tokens else []  # no tokens: the weights alone are loaded
-        return self.internvl.memory_required(sum(len(window) for window in windows[:BATCH_SIZE]))
+        return self.internvl.memory_required(sum(len(window) for window in windows[:BATCH_SIZE]), device)
 
     @property
     def _has_pooling(self) -> bool:

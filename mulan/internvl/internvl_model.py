@@ -19,6 +19,7 @@ from torch import nn
 
 from ..boundary.interrupts import interruptible, uninterrupted
 from ..boundary.read_ahead import read_ahead
+from ..checkpoints.devices import streaming_memory
 from ..checkpoints.finite import first_not_finite, why_not_finite
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, fingerprint
 from ..conditioning.internvl_llama import InternVLEncoder, last_token_state
@@ -34,6 +35,7 @@ MAX_CHARACTERS = 64 * MAX_TOKENS  # of a text that are tokenized: far more than 
 MAX_TEXT_STATES = 16 * MAX_TOKENS  # hidden states of texts in one batch, padding included
 TEXTS_PER_STEP = 1000  # of the progress bar while texts are tokenized
 BATCH_SIZE = 16  # images
+BYTES_PER_STATE = 6  # of a number that the tower gives: in half precision, and in float32 for the reader
 READER_BATCHES = 16  # mode G: batches that the tower encodes before the LLaMA's turn; their states take 0.4 GB
 
 
@@ -174,7 +176,9 @@ class LoadedInternVL:
         states.
         """
         config = self.model.config.vision
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=_memory(config, len(pixels), self.dtype))
+        memory = _memory(config, len(pixels), self.dtype)
+        memory += streaming_memory(self.model, self.patcher.load_device, memory)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
         with _calling_after_each(self.model.vision_model.layers, after_layer):
             hidden_states = self.model.encode_images(pixels.to(self.patcher.load_device, self.dtype))
         embeddings = self._check_finite(self.model.pool_images(hidden_states).cpu(), "images")
@@ -187,14 +191,15 @@ class LoadedInternVL:
         reader: QueryReader = patcher.model
         found = []
         for vision_states in batches:
-            self._ready_encoder(len(vision_states) * (reader.config.num_queries + vision_states.shape[1]), patcher)
+            self._ready_encoder(len(vision_states) * reader.config.num_queries, patcher, states=vision_states)
             llama = self.encoder.transformer.model
             found.append(reader(vision_states.to(patcher.load_device), llama, after_layer).cpu())
         return self._check_finite(torch.cat(found), "images")
 
-    def _ready_encoder(self, rows: int, *others: ModelPatcher) -> None:
-        """Have ComfyUI load the LLaMA, and `others` with it."""
-        memory = self.encoder.memory_required(rows)
+    def _ready_encoder(self, rows: int, *others: ModelPatcher, states: torch.Tensor | None = None) -> None:
+        """Have ComfyUI load the LLaMA, and `others` with it. states: the tower's, which are read on the way."""
+        memory = self.encoder.memory_required(rows, self.clip.patcher.load_device)
+        memory += 0 if states is None else states.numel() * BYTES_PER_STATE
         comfy.model_management.load_models_gpu([self.clip.patcher, *others], memory_required=memory)
         self.clip.cond_stage_model.reset_clip_options()
         self.clip.cond_stage_model.set_clip_options({"execution_device": self.clip.patcher.load_device})
@@ -230,10 +235,9 @@ def text_ids(tokenizer: InternVLTokenizer, text: str) -> tuple[int, ...]:
 
 
 def _memory(config: InternViTConfig, image_count: int, dtype: torch.dtype) -> int:
-    """Estimate the bytes beside the weights: the widest layer's activations and one weight, cast; twice for safety."""
-    size, intermediate_size = config.hidden_size, config.intermediate_size
-    activations = image_count * (1 + config.num_patches) * (8 * size + 2 * intermediate_size)
-    return 2 * dtype.itemsize * (activations + size * intermediate_size)
+    """Estimate the bytes beside the weights: the widest layer's activations."""
+    activations = 4 * config.hidden_size + 2 * config.intermediate_size
+    return dtype.itemsize * image_count * (1 + config.num_patches) * activations
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

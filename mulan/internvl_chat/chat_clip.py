@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from ..boundary.limits import PREFILL_TOKENS
-from ..checkpoints.devices import choose_dtype
+from ..checkpoints.devices import choose_dtype, streaming_memory
 from ..checkpoints.finite import why_not_finite
 from ..checkpoints.tensor_files import TensorFile, describe_path
 from .chat_model import InternVLChat
 from .chat_prompts import KEY, Entry, prompt_length
 
 TILE_BATCH_SIZE = 16
-ANSWER_TOKENS = 1024  # that memory is set aside for
+ANSWER_TOKENS = 512  # that memory is set aside for
 
 
 class InternVLChatEncoder(nn.Module):
@@ -57,20 +57,24 @@ class InternVLChatEncoder(nn.Module):
         return self.chat.load_state_dict(sd, assign=assign)
 
     def memory_estimation_function(self, tokens, device=None):
-        """Return the bytes beside the weights: the tower's widest layer, or the language model's with its cache, its
-        mask and one weight cast.
+        """Return the bytes beside the weights: the tower's widest layer, or the language model's with its cache. Where
+        the device cannot hold the weights, also the largest of them.
         """
         vision, language = self.chat.config.vision, self.chat.config.language
         entries = _entries(tokens)
         length = prompt_length(entries, self.chat.config)
         tiles = min(TILE_BATCH_SIZE, sum(len(entry["data"]) for entry in entries if isinstance(entry, dict)))
-        seeing = tiles * vision.num_patches * (6 * vision.hidden_size + 2 * vision.intermediate_size)
+        seeing = tiles * (1 + vision.num_patches) * (4 * vision.hidden_size + 2 * vision.intermediate_size)
         heads_size = language.num_key_value_heads * language.head_dim
         cache = 2 * (length + ANSWER_TOKENS) * language.num_hidden_layers * heads_size
-        mask = 2 * min(length, PREFILL_TOKENS)
-        activations = length * (6 * language.hidden_size + 3 * language.intermediate_size + mask)
-        reading = activations + language.hidden_size * language.vocab_size
-        return 2 * self.compute_dtype(device).itemsize * max(seeing, cache + reading)
+        at_once = min(length, PREFILL_TOKENS)
+        mask = at_once * length if length > PREFILL_TOKENS else 0
+        activations = at_once * (5 * language.hidden_size + 3 * language.intermediate_size)
+        itemsize = self.compute_dtype(device).itemsize
+        reading = itemsize * (cache + activations + mask)
+        if device is not None:
+            reading += streaming_memory(self.chat, device, reading)
+        return max(itemsize * seeing, reading)
 
     @contextmanager
     def streaming_to(self, callback: Callable[[list[int]], None]) -> Iterator[None]:

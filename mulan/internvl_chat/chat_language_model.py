@@ -110,10 +110,9 @@ class LanguageModel(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
     def sample_token(
         self, logits, temperature, top_k, top_p, min_p, repetition_penalty, token_history, *arguments, **options
     ):
-        if not logits.isfinite().all():
-            raise ArithmeticError("logits that are not finite")
+        is_finite = logits.isfinite().all()
         token = super().sample_token(
-            logits,
+            torch.where(is_finite, logits, 0.0),  # a draw among NaN would end a card's process
             check_temperature(temperature),
             top_k,
             top_p,
@@ -123,6 +122,9 @@ class LanguageModel(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
             *arguments,
             **options,
         )
+        token_id, finite = torch.cat((token.flatten(), is_finite[None].to(token))).tolist()  # a card is waited for once
+        if not finite:
+            raise ArithmeticError("logits that are not finite")
         if self.on_token is not None:
-            self.on_token([*token_history, int(token)])
+            self.on_token([*token_history, token_id])
         return token

@@ -144,10 +144,10 @@ class Asking:
 
         def work():
             for _ in range(max_tokens):
-                states, _ = self.loaded.model.prefill(
+                (states,), _ = self.loaded.model.prefill(
                     [self._whole(1, ids)], self.loaded.token_ids[PATCH], self.loaded.token_ids[REGION]
                 )
-                ids.append(int(self._word(self.loaded.model.language.logits(states[:, -1]))))
+                ids.append(int(self._word(self.loaded.model.language.logits(states[-1:]))))
 
         times, _ = timed(work)
         return times, self.loaded.tokenizer.decode(ids[len(prompt) :], special=True).strip()

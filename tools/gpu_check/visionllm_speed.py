@@ -21,7 +21,7 @@ from mulan_nodes.mulan.checkpoints.quantization import FORMATS, INT8, tensor_lay
 from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, open_tensors
 from mulan_nodes.mulan.conversion.visionllm import language_matrices
 from mulan_nodes.visionllm_nodes.model import answers, decoding, perception, prompt_templates
-from mulan_nodes.visionllm_nodes.model.prefill import BYTES_PER_CANVAS_PIXEL, ImageView
+from mulan_nodes.visionllm_nodes.model.prefill import ImageView
 from mulan_nodes.visionllm_nodes.model.visionllm_files import visionllm_from_tensors
 from mulan_nodes.visionllm_nodes.model.visionllm_loader import LoadedVisionLLM
 
@@ -170,7 +170,7 @@ def _parts(section: Section, title: str, loaded: LoadedVisionLLM, pixels: np.nda
             f"{title} grounding decoder, 80 names",
             lambda: {
                 **measured(lambda: decoding._ground(grounding, canvas, queries)),
-                "memory_required_GiB": BYTES_PER_CANVAS_PIXEL * canvas.pixels / GIB,
+                "memory_required_GiB": canvas.memory / GIB,
             },
         )
     if pose is not None:

@@ -21,33 +21,39 @@ from .selection import Limits, select
 from .visionllm_loader import LoadedVisionLLM
 
 MASKS_AT_ONCE = 64  # whose logits are on the device together
+# What a decoder takes beside its weights, counted for each cell of 4 x 4 pixels of the canvas.
+CELL = 16
+BYTES_PER_CELL = 4160  # float32: positions, sampled points, and what is read there
+BACKBONE_WIDTH = 10  # times the channels of the backbone's finest map
 
 
 class Canvas(NamedTuple):
     """A decoder's padded image, a batch of one on the model's device.
 
     mask: bool [1, H, W], True on the image, of which `content` is the height and width. size: (height, width) of the
-    original image, which results are for.
+    original image, which results are for. memory: bytes that the decoder takes, and the masks of its results.
     """
 
     image: torch.Tensor
     mask: torch.Tensor
     content: tuple[int, int]
     size: tuple[int, int]
-
-    @property
-    def pixels(self) -> int:
-        return self.mask.numel()
+    memory: int
 
 
 def grounding_canvas(loaded: LoadedVisionLLM, view: ImageView, semantic: bool = False) -> Canvas:
     """Return the grounding decoder's canvas; `semantic`: at the size of semantic segmentation."""
-    return _canvas(loaded, view, grounding_image(view.pixels, loaded.settings, semantic))
+    decoder = require_part(loaded, "grounding")
+    canvas = _canvas(loaded, view, grounding_image(view.pixels, loaded.settings, semantic), decoder)
+    if not semantic:
+        return canvas
+    mask = canvas.mask.numel() // CELL * (loaded.dtype.itemsize + 3 * torch.float32.itemsize)
+    return canvas._replace(memory=max(canvas.memory, decoder.config.num_queries * mask))
 
 
 def pose_canvas(loaded: LoadedVisionLLM, view: ImageView) -> Canvas:
     """Return the pose decoder's canvas."""
-    return _canvas(loaded, view, pose_image(view.pixels, loaded.settings))
+    return _canvas(loaded, view, pose_image(view.pixels, loaded.settings), require_part(loaded, "pose"))
 
 
 def detect(
@@ -143,10 +149,12 @@ def require_part(loaded: LoadedVisionLLM, name: str):
     return part
 
 
-def _canvas(loaded: LoadedVisionLLM, view: ImageView, image: torch.Tensor) -> Canvas:
+def _canvas(loaded: LoadedVisionLLM, view: ImageView, image: torch.Tensor, decoder) -> Canvas:
     batch, mask = pad_to_multiple([image], loaded.settings.multiple)
     content = image.shape[1], image.shape[2]
-    return Canvas(batch.to(loaded.device, loaded.dtype), mask.to(loaded.device), content, view.size)
+    width = BACKBONE_WIDTH * decoder.backbone.config.embed_dim * loaded.dtype.itemsize
+    memory = max(mask.numel() // CELL * (width + BYTES_PER_CELL), postprocess.MASK_MEMORY)
+    return Canvas(batch.to(loaded.device, loaded.dtype), mask.to(loaded.device), content, view.size, memory)
 
 
 def _ground(loaded: LoadedVisionLLM, canvas: Canvas, queries: torch.Tensor) -> GroundingOutput:

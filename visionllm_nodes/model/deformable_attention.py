@@ -43,7 +43,7 @@ def sample_pyramid(
         total: Any = 0
         for level, grid, factors in zip(maps, grids, level_weights, strict=True):
             sampled = F.grid_sample(level, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            total = total + torch.einsum("ncqp,nqp->ncq", sampled, factors)
+            total = total + (sampled * factors[:, None]).sum(-1)  # as a product it would be one of tiny matrices
         sums.append(total)
     return torch.cat(sums, dim=2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
 

@@ -61,13 +61,12 @@ def deformable_convolution(value: torch.Tensor, offsets: torch.Tensor, weights: 
         ),
         dim=-1,
     )
-    size = torch.tensor([width, height], dtype=torch.float32, device=value.device)
+    size = centers[-1, -1] + 0.5  # width and height
+    order = torch.arange(points, device=value.device)
+    steps = torch.stack((order // KERNEL_SIZE - 1, order % KERNEL_SIZE - 1), dim=-1)
     total: Any = 0
     for point in range(points):  # one at a time: nine copies of the map are not held at once
-        step = torch.tensor(
-            [point // KERNEL_SIZE - 1, point % KERNEL_SIZE - 1], dtype=torch.float32, device=value.device
-        )
-        grid = (centers + step + offsets[point]) / size * 2 - 1
+        grid = (centers + steps[point] + offsets[point]) / size * 2 - 1
         total = total + weights[point] * F.grid_sample(source, grid, align_corners=False)
     return rearrange(total, "(b g) d h w -> b h w (g d)", g=groups).to(value)
 

@@ -48,7 +48,7 @@ def detect(
 
     def ask(part: slice) -> Detections:
         turn = prompt_templates.detection(names[part])
-        (queries,) = super_link_states(loaded, view, [turn], canvas=canvas.pixels)
+        (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
         return decoding.detect(loaded, canvas, queries, names, limits, first=part.start, masks=masks)
 
     return _ask_in_parts(len(names), ask, lambda found: found.select(select(found, limits)))
@@ -66,7 +66,7 @@ def ground(
     turn = (prompt_templates.reasoning if reasoning else prompt_templates.grounding)(sentence)
     view = ImageView(loaded, image)
     canvas = decoding.grounding_canvas(loaded, view)
-    (queries,) = super_link_states(loaded, view, [turn], canvas=canvas.pixels)
+    (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
     return decoding.detect(loaded, canvas, queries, [sentence], Limits(max_detections=1), masks=masks)
 
 
@@ -82,7 +82,7 @@ def segment(loaded: LoadedVisionLLM, image: ImageLike, names: Sequence[str]) -> 
     view = ImageView(loaded, image)
     turn = prompt_templates.semantic_segmentation(names)
     canvas = decoding.grounding_canvas(loaded, view, semantic=True)
-    (queries,) = super_link_states(loaded, view, [turn], canvas=canvas.pixels)
+    (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
     return decoding.segment_pixels(loaded, canvas, queries, names)
 
 
@@ -143,7 +143,7 @@ def pose(
     view = ImageView(loaded, image)
     turn = prompt_templates.pose(objects, keypoints)
     canvas = decoding.pose_canvas(loaded, view)
-    (queries,) = super_link_states(loaded, view, [turn], canvas=canvas.pixels)
+    (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
     return decoding.detect_keypoints(loaded, canvas, queries, objects, keypoints, Limits(max_detections, threshold))
 
 
@@ -197,5 +197,5 @@ def _region_queries(
     loaded: LoadedVisionLLM, view: ImageView, canvas: decoding.Canvas, region_masks: torch.Tensor
 ) -> torch.Tensor:
     turn = prompt_templates.interactive(len(region_masks))
-    (queries,) = super_link_states(loaded, view, [turn], region_masks, canvas=canvas.pixels)
+    (queries,) = super_link_states(loaded, view, [turn], region_masks, decoder=canvas.memory)
     return queries

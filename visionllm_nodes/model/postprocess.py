@@ -17,6 +17,7 @@ from torchvision.ops import box_convert
 from ...mulan.boundary.interrupts import interruptible
 
 MAX_BATCH_ELEMENTS = 2**25  # of masks that are enlarged together: 128 MB, and as much for their thresholds
+MASK_MEMORY = 2 * MAX_BATCH_ELEMENTS * torch.float32.itemsize
 
 
 class TopQueries(NamedTuple):

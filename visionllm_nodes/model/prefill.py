@@ -24,7 +24,6 @@ from .visionllm import Prompt
 from .visionllm_loader import LoadedVisionLLM
 
 MAX_QUESTION_LENGTH = 16 * MAX_QUESTION_TOKENS  # characters; the longest tokens have sixteen
-BYTES_PER_CANVAS_PIXEL = 1024  # of a decoder with its backbone: at 800 x 1333 it takes about a gigabyte
 
 # Which part of the work progress is shown of (from 0), and of how many.
 _SHARE: ContextVar[tuple[int, int]] = ContextVar("share", default=(0, 1))
@@ -43,18 +42,20 @@ class ImageView:
         return content_key(self.pixels)
 
 
-def load_weights(loaded: LoadedVisionLLM, views: Sequence[ImageView], tokens: int, canvas: int = 0) -> None:
-    """Have ComfyUI load the weights, with room for a pass over the views and `tokens` more, and for a decoder's canvas.
+def load_weights(loaded: LoadedVisionLLM, views: Sequence[ImageView], tokens: int, decoder: int = 0) -> None:
+    """Have ComfyUI load the weights, with room for a pass over the views and `tokens` more, and for a decoder after it.
 
-    canvas: its pixels.
+    decoder: the bytes that it takes, `Canvas.memory`.
     """
     config = loaded.file.parts["language"].config
     tokens += sum(count_image_tokens(loaded, view) for view in views)
-    mask = tokens * min(tokens, PREFILL_TOKENS)
-    activations = tokens * (8 * config.hidden_size + 3 * config.intermediate_size) + mask
+    at_once = min(tokens, PREFILL_TOKENS)
+    activations = at_once * (8 * config.hidden_size + 3 * config.intermediate_size) + 2 * tokens * config.hidden_size
+    mask = at_once * tokens if tokens > PREFILL_TOKENS else 0
     key_value_size = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
     cache = 2 * tokens * config.num_hidden_layers * key_value_size
-    loaded.load(loaded.dtype.itemsize * (activations + cache) + BYTES_PER_CANVAS_PIXEL * canvas)
+    reading = loaded.dtype.itemsize * (activations + mask + cache)
+    loaded.load(max(reading, decoder))
 
 
 def count_image_tokens(loaded: LoadedVisionLLM, view: ImageView) -> int:
@@ -130,17 +131,17 @@ def super_link_states(
     view: ImageView,
     turns: Sequence[Turn],
     region_masks: torch.Tensor | None = None,
-    canvas: int = 0,
+    decoder: int = 0,
 ) -> list[torch.Tensor]:
     """Run questions that hold their answers, about one image -> per question the decoder's queries, [links, count, C].
 
-    region_masks: bool [R, S, S] at the tower's size, for one question with R regions. canvas: pixels that a decoder
-    will work on.
+    region_masks: bool [R, S, S] at the tower's size, for one question with R regions. decoder: bytes that
+    it will take, `Canvas.memory`.
     """
     prompts = [tokenize_prompt(loaded, [turn], [count_image_tokens(loaded, view)]) for turn in turns]
     prefix_ids, _ = split_at_last_image(loaded, prompts[0])
     rests = [input_ids[len(prefix_ids) :] for input_ids in prompts]
-    load_weights(loaded, [view], sum(map(len, rests)), canvas)
+    load_weights(loaded, [view], sum(map(len, rests)), decoder)
     after_layer = layer_progress(loaded, 2)
     prefix = cached_prefix(loaded, view, prefix_ids, after_layer)
     region_embeddings = None

@@ -172,7 +172,7 @@ def _detect(loaded: LoadedVisionLLM, view: ImageView, asked: dict, limits: Limit
     """Return what [DET], [GRD] and [SEG] ask for as one record, in the order of results."""
     results = []
     canvas = decoding.grounding_canvas(loaded, view)
-    load_weights(loaded, [], 0, canvas.pixels)
+    load_weights(loaded, [], 0, canvas.memory)
     if DETECT in asked:
         names, queries = asked[DETECT]
         results.append(decoding.detect(loaded, canvas, queries, names, limits))
@@ -181,7 +181,7 @@ def _detect(loaded: LoadedVisionLLM, view: ImageView, asked: dict, limits: Limit
     if SEGMENT in asked:
         names, queries = asked[SEGMENT]
         wide = decoding.grounding_canvas(loaded, view, semantic=True)
-        load_weights(loaded, [], 0, wide.pixels)
+        load_weights(loaded, [], 0, wide.memory)
         results.append(decoding.segment_pixels(loaded, wide, queries, names).to_detections())
     names = tuple(name for part in results for name in part.names)
     first, parts = 0, []
@@ -200,7 +200,7 @@ def _view(loaded: LoadedVisionLLM, image: ImageLike | None) -> ImageView:
 
 def _pose(loaded: LoadedVisionLLM, view: ImageView, objects: tuple, points: tuple, limits: Limits) -> Keypoints:
     canvas = decoding.pose_canvas(loaded, view)
-    load_weights(loaded, [], 0, canvas.pixels)
+    load_weights(loaded, [], 0, canvas.memory)
     return decoding.detect_keypoints(loaded, canvas, torch.cat((objects[1], points[1])), objects[0], points[0], limits)
 
 

@@ -11,7 +11,7 @@ import comfy.ops
 import comfy.patcher_extension
 import torch
 
-from ...mulan.checkpoints.devices import choose_devices, choose_dtype, log_device
+from ...mulan.checkpoints.devices import choose_devices, choose_dtype, log_device, streaming_memory
 from ...mulan.checkpoints.finite import first_not_finite, why_not_finite
 from ...mulan.checkpoints.tensor_files import WrongFileError, describe_path
 from . import prompt_templates
@@ -68,7 +68,11 @@ class LoadedVisionLLM:
             self.prefix_cache.clear()
 
     def load(self, memory: int = 0) -> VisionLLM:
-        """Have ComfyUI load the weights, with `memory` bytes to spare for the computation."""
+        """Have ComfyUI load the weights, with `memory` bytes to spare for the computation.
+
+        Where the device cannot hold them all, they are sent over one by one, and the largest needs room too.
+        """
+        memory += streaming_memory(self.model, self.device, memory)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
         return self.model
 
