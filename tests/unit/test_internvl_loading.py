@@ -470,6 +470,36 @@ def test_numbers_that_overflow_name_the_precision(tmp_path, mode):
     assert load_internvl(folder, mode, dtype=torch.bfloat16).embed_images(images(1)).isfinite().all()
 
 
+# --- files that cannot serve ---
+
+OTHERS = {
+    "a MuLan adapter": (["queries", "proj.0.weight"], "a MuLan adapter"),
+    "VisionLLM": (
+        ["llm.model.embed_tokens.weight", "vl_bridge.weight"],
+        r"a VisionLLM v2 model \(it belongs in models/visionllm\)",
+    ),
+    "a chat model": (
+        ["vision_model.embeddings.class_embedding", "mlp1.0.weight", "language_model.model.norm.weight"],
+        r"an InternVL chat model \(it belongs in models/internvl_chat\)",
+    ),
+    "a chat model of transformers": (
+        [
+            "model.vision_tower.embeddings.cls_token",
+            "model.multi_modal_projector.linear_1.weight",
+            "model.language_model.norm.weight",
+        ],
+        r"an InternVL chat model \(it belongs in models/internvl_chat\)",
+    ),
+    "InternViT": (
+        ["embeddings.class_embedding", "encoder.layers.0.ls1", "encoder.layers.0.attn.q_norm.weight"],
+        "InternViT alone",
+    ),
+    "a LoRA": (["lora_unet_x.lora_down.weight"], r"a LoRA \(it belongs in models/loras\)"),
+    "a checkpoint": (["model.diffusion_model.x"], r"a whole checkpoint \(it belongs in models/checkpoints\)"),
+}
+
+
+@pytest.mark.parametrize("tensors, words", OTHERS.values(), ids=OTHERS)
 def test_other_files_are_named_for_what_they_are(tmp_path, tensors, words):
     save_file({name: torch.zeros(4, 4) for name in tensors}, tmp_path / "other.safetensors")
     expected = "expected InternVL-C or -G, from OpenGVLab/InternVL-14B-224px on Hugging Face, in models/internvl"
