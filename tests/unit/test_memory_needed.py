@@ -134,6 +134,16 @@ def test_an_answer_about_an_image(visionllm, card, asked, size, count, weights, 
     within(card, asked.memory)
 
 
+def test_a_token_waits_for_the_card_once(visionllm, card):
+    """For its id and a flag that the logits are finite, which come together; and its operations do not become more."""
+    said = iter(answers.Conversation(visionllm(), [FULL_HD], [prompt_templates.chat("What is it?")])._generation)
+    next(said)
+    card.start()
+    next(said)
+    print(card.operation_count, card.syncs, card.operations.most_common(8))
+    assert card.syncs == 2 and card.operation_count < 2200
+
+
 @pytest.mark.parametrize("words", [10, 900])
 def test_a_question_behind_the_cache(visionllm, card, asked, words):
     loaded = visionllm()

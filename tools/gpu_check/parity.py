@@ -125,7 +125,7 @@ def visionllm(path: Path) -> Run:
         view = ImageView(loaded, PIXELS)
         (queries,) = super_link_states(loaded, view, [prompt_templates.detection(["star", "圆"])])
         results["queries"] = queries
-        output = decoding._ground(model.grounding, decoding.grounding_canvas(loaded, view), queries)
+        output = decoding._ground(loaded, decoding.grounding_canvas(loaded, view), queries)
         results["boxes"], results["logits"] = output.boxes, output.logits
         results["masks"] = model.grounding.masks(output, torch.zeros(1, 3, dtype=torch.long, device=loaded.device))  # pyright: ignore[reportCallIssue]  (a torch module's method)
         if model.pose is not None:

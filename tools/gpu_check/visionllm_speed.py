@@ -169,7 +169,7 @@ def _parts(section: Section, title: str, loaded: LoadedVisionLLM, pixels: np.nda
         section.case(
             f"{title} grounding decoder, 80 names",
             lambda: {
-                **measured(lambda: decoding._ground(grounding, canvas, queries)),
+                **measured(lambda: decoding._ground(loaded, canvas, queries)),
                 "memory_required_GiB": canvas.memory / GIB,
             },
         )
