@@ -202,15 +202,13 @@ def _build_clip(
             "adapter": adapter_file.file.path.name if adapter_file else "",
         }
         model_options = _model_options([weights["model.norm.weight"], *adapter_weights.values()], device)
-        quantized = comfy.utils.detect_layer_quantization(weights, "")
-        if quantized is not None:
-            model_options["quantization_metadata"] = quantized
+        is_quantized = any(name.endswith(".comfy_quant") for name in weights)
         # The modules take the file's own tensors; quantized ones are moved to where their layer was made.
-        made_on = "meta" if quantized is None else "cpu"
+        made_on = "cpu" if is_quantized else "meta"
         contents = [each.file.content for each in (encoder_file, adapter_file) if each]
 
         def build_model(device="cpu", dtype=None, model_options=None):
-            adapter = _adapter(shape, adapter_weights, made_on, model_options) if shape else None
+            adapter = _adapter(shape, adapter_weights, made_on) if shape else None
             encoder = InternVLEncoder(
                 encoder_file.config,
                 adapter,
@@ -218,6 +216,7 @@ def _build_clip(
                 dtype=weights["model.norm.weight"].dtype,
                 device=made_on,
                 model_options=model_options,
+                is_quantized=is_quantized,
             )
             return MulanTextEncoder(
                 family,
@@ -272,16 +271,13 @@ def _tokenizer(encoder_file: TextEncoderFile) -> InternVLTokenizer:
     return tokenizer
 
 
-def _adapter(
-    shape: AnyAdapterShape, weights: dict[str, torch.Tensor], device, model_options: dict | None
-) -> LanguageAdapter | LanguageAdapterXL:
+def _adapter(shape: AnyAdapterShape, weights: dict[str, torch.Tensor], device) -> LanguageAdapter | LanguageAdapterXL:
     """Build the adapter's module in its own dtype: in the encoder's half precision it would lose 3e-3.
 
     It is never quantized.
     """
-    operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
     module: Any = LanguageAdapterXL if isinstance(shape, AdapterShapeXL) else LanguageAdapter
-    return module(shape, dtype=next(iter(weights.values())).dtype, device=device, operations=operations)
+    return module(shape, dtype=next(iter(weights.values())).dtype, device=device, operations=comfy.ops.manual_cast)
 
 
 def _model_options(weights: list[torch.Tensor], device: str | Devices | None) -> dict:

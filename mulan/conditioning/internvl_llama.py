@@ -16,7 +16,8 @@ import torch
 from comfy import sd1_clip
 from comfy.text_encoders import llama
 
-from ..checkpoints.devices import streaming_memory
+from ..checkpoints.devices import choose_dtype, streaming_memory
+from ..checkpoints.linear import operations_for
 from .adapter import LanguageAdapter
 from .adapter_sdxl import LanguageAdapterXL
 from .text_config import TextConfig
@@ -56,7 +57,10 @@ class InternVLLlama(llama.BaseLlama, torch.nn.Module):
 
 
 class InternVLEncoder(sd1_clip.SDClipModel):
-    """Windows of token ids -> hidden states; it holds the adapter, which reads them."""
+    """Windows of token ids -> hidden states; it holds the adapter, which reads them.
+
+    `is_quantized`: whether the file has quantized layers.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,9 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         dtype=None,
         device="cpu",
         model_options=None,
+        is_quantized: bool = False,
     ):
+        operations = operations_for(dtype if is_quantized else None)
         super().__init__(
             device=device,
             dtype=dtype,
@@ -76,9 +82,10 @@ class InternVLEncoder(sd1_clip.SDClipModel):
             layer_norm_hidden_state=True,
             enable_attention_masks=True,
             special_tokens={"start": BOS, "end": EOS, "pad": PAD},
-            model_options=model_options or {},
+            model_options={**(model_options or {}), "custom_operations": operations},
         )
         self.config = config
+        self._compute_dtype = torch.float32
         if projection_dim is not None:
             self.text_projection = torch.nn.Parameter(
                 torch.empty(config.hidden_size, projection_dim, dtype=dtype, device=device), requires_grad=False
@@ -97,6 +104,7 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         nothing else.
         """
         embeds, _, _, info = super().process_tokens(tokens, device)
+        embeds = embeds.to(self._compute_dtype)
         mask = (torch.tensor(tokens, device=device) != PAD).long()
         return embeds, mask, mask.sum(dim=1).tolist(), info
 
@@ -105,7 +113,8 @@ class InternVLEncoder(sd1_clip.SDClipModel):
     ) -> list[torch.Tensor]:
         """Encode windows of T token ids each -> the hidden states of each, [T, hidden_size] float32.
 
-        `after_layer` is called after each layer. Stops when the user interrupts.
+        In half precision where the device is fast with it, and again in float32 where that overflows. `after_layer` is
+        called after each layer. Stops when the user interrupts.
         """
 
         def hook(*_):
@@ -115,7 +124,12 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         llama_model: Any = self.transformer.model
         hooks = [layer.register_forward_hook(hook) for layer in llama_model.layers]
         try:
-            return list(self([list(window) for window in windows])[0])
+            for dtype in dict.fromkeys((compute_dtype(self.device), torch.float32)):
+                self._compute_dtype = dtype
+                states = self([list(window) for window in windows])[0]
+                if states.isfinite().all():
+                    break
+            return list(states)
         finally:
             for registered in hooks:
                 registered.remove()
@@ -134,6 +148,11 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         memory = BYTES_PER_ACTIVATION * (num_rows * (4 * hidden_size + 2 * intermediate_size) + matrix)
         largest = 0 if device is None else streaming_memory(self.transformer, device, memory)
         return max(memory + 2 * matrix, largest) if largest else memory
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return what the text encoder computes in on a device: the authors' float16 on a fast card, else float32."""
+    return choose_dtype(device, torch.float16)
 
 
 def last_token_state(input_ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:

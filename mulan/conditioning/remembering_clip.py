@@ -28,6 +28,7 @@ from comfy.model_patcher import ModelPatcher
 
 from .. import VERSION
 from ..boundary.interrupts import interruptible
+from .internvl_llama import compute_dtype
 from .prompt_memory import EncodedPrompt, PromptMemory
 from .text_encoder import Conditioning, MulanTextEncoder, Prompt
 from .token_windows import PROMPT_SPANS, PromptSpan
@@ -170,7 +171,11 @@ def _arithmetic(model: MulanTextEncoder, patcher: ModelPatcher) -> list:
     return [
         [VERSION, comfyui_version.__version__, torch.__version__],
         [str(device.type), comfy.model_management.get_torch_device_name(device)],
-        [str(patcher.object_patches.get("manual_cast_dtype")), str(comfy.model_management.intermediate_dtype())],
+        [
+            str(compute_dtype(device)),
+            str(patcher.object_patches.get("manual_cast_dtype")),
+            str(comfy.model_management.intermediate_dtype()),
+        ],
         [torch.get_float32_matmul_precision(), optimized_attention_for_device(device, mask=True).__name__],
         sorted(str(feature) for feature in args.fast),
         sorted(layers),

@@ -90,10 +90,9 @@ def hidden_states(
 
 
 def _empty_encoder(file: TextEncoderFile) -> InternVLEncoder:
-    quantized = any(name.endswith(".comfy_quant") for name in file.names)
-    options = {"quantization_metadata": {"mixed_ops": True}} if quantized else {}
     dtype = file.file.read(file.names["model.norm.weight"]).dtype
-    return InternVLEncoder(file.config, dtype=dtype, model_options=options)
+    is_quantized = any(name.endswith(".comfy_quant") for name in file.names)
+    return InternVLEncoder(file.config, dtype=dtype, is_quantized=is_quantized)
 
 
 def _load(module: torch.nn.Module, file: TextEncoderFile, prefix: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import comfy.ops
 import comfy.sd
 import torch
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
 from ..checkpoints.devices import Devices, choose_devices, choose_dtype, log_device
+from ..checkpoints.linear import operations_for
 from ..checkpoints.tensor_files import WrongFileError, describe_path
 from ..conditioning.clip import load_text_encoder
 from ..conditioning.model_files import TextConfig, open_text_encoder
@@ -58,18 +58,20 @@ def load_internvl(
             len(stray),
             stray[0],
         )
+    exact = dtype is torch.float32
     dtype = dtype or choose_dtype(devices.load, *COMPUTE_DTYPES)
     log_device(f"InternVL: {file.file.path.name}", devices.load, dtype)
     beside_llama = Devices(clip.patcher.load_device, clip.patcher.offload_device)
-    readers = [_filled(file, reader, beside_llama, torch.float32) for reader in readers]
-    return LoadedInternVL(file.file, _filled(file, model, devices, dtype), readers[0] if readers else None, clip, dtype)
+    readers = [_filled(file, reader, beside_llama, torch.float32, exact) for reader in readers]
+    tower = _filled(file, model, devices, dtype, exact)
+    return LoadedInternVL(file.file, tower, readers[0] if readers else None, clip, dtype)
 
 
-def _filled(file: ContrastiveFile, part: Part, devices: Devices, dtype: torch.dtype) -> ModelPatcher:
-    """Build a part of the checkpoint with its weights; quantized ones become `dtype` when they are used."""
-    operations, made_on = comfy.ops.manual_cast, "meta"
+def _filled(file: ContrastiveFile, part: Part, devices: Devices, dtype: torch.dtype, exact: bool) -> ModelPatcher:
+    """Build a part of the checkpoint with its weights. `exact`: no layer's input is quantized."""
+    operations, made_on = operations_for(None), "meta"
     if file.is_quantized:  # quantized weights are moved to where their layer was made: "meta" would lose them
-        operations, made_on = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True), "cpu"
+        operations, made_on = operations_for(dtype, exact), "cpu"
     module = part.build(operations=operations, device=made_on)
     module.load_state_dict(dict(file.tensors(part)), assign=True)
     module.train(False).requires_grad_(False)

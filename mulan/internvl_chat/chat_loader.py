@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
 from comfy.supported_models_base import ClipTarget
 
 from ..checkpoints.devices import choose_devices, log_device
+from ..checkpoints.linear import operations_for
 from ..checkpoints.tensor_files import describe_path
 from .chat_clip import InternVLChatEncoder
 from .chat_files import open_chat, unexpected
@@ -43,8 +43,8 @@ def load_chat(
     stop_tokens = [id for name in (END, *END_OF_TEXT) if (id := tokenizer.token_to_id(name)) is not None]
 
     def build(device="cpu", dtype=None, model_options=None):
-        quantized = comfy.ops.mixed_precision_ops({}, kept, full_precision_mm=True) if file.is_quantized else None
-        chat = file.build(operations=comfy.ops.manual_cast, language_operations=quantized, dtype=kept, device=device)
+        quantized = operations_for(kept, exact=computed_in is torch.float32) if file.is_quantized else None
+        chat = file.build(operations=operations_for(None), language_operations=quantized, dtype=kept, device=device)
         return InternVLChatEncoder(chat.train(False).requires_grad_(False), stop_tokens, file.file, computed_in)
 
     def prompts(embedding_directory=None, tokenizer_data=None):

@@ -9,6 +9,7 @@ import comfy.ops
 import numpy as np
 import torch
 
+from mulan_nodes.mulan.checkpoints.linear import operations_for
 from mulan_nodes.mulan.checkpoints.quantization import INT8, quantize_chunks
 from mulan_nodes.mulan.internvl.contrastive import ContrastiveConfig, ContrastiveModel
 from mulan_nodes.mulan.internvl.intern_vit import InternViTConfig
@@ -124,7 +125,7 @@ def _language_config(
 @torch.no_grad()
 def _chat_model(config: ChatConfig, dtype: torch.dtype, device: torch.device, quantized: bool) -> InternVLChat:
     """As `load_chat` makes it, whose int8 files keep float16 beside the quantized matrices."""
-    operations: Any = comfy.ops.mixed_precision_ops({}, torch.float16, full_precision_mm=True) if quantized else None
+    operations: Any = operations_for(torch.float16 if quantized else None)
     model = InternVLChat(
         config, operations=comfy.ops.manual_cast, language_operations=operations, dtype=dtype, device=device
     )

@@ -76,9 +76,10 @@ def _half_precision(section: Section, encoder: InternVLEncoder, config: TextConf
 def random_encoder(config: TextConfig, quantization: Quantization | None, device: torch.device) -> InternVLEncoder:
     shape = AdapterShape(config.hidden_size, 768, 120, 3072)
     adapter = LanguageAdapter(shape, dtype=torch.float32, device=device, operations=comfy.ops.manual_cast)
-    options = {"quantization_metadata": {"mixed_ops": True}} if quantization else {}
     placed: Any = device  # ComfyUI says "cpu" is a str, and takes any device
-    encoder = InternVLEncoder(config, adapter, None, dtype=torch.float16, device=placed, model_options=options)
+    encoder = InternVLEncoder(
+        config, adapter, None, dtype=torch.float16, device=placed, is_quantized=quantization is not None
+    )
     if quantization is None:
         for parameter in encoder.parameters():
             parameter.data.normal_(0, 0.02)

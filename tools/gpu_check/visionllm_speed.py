@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from mulan_nodes.mulan.checkpoints.devices import choose_dtype
+from mulan_nodes.mulan.checkpoints.linear import operations_for
 from mulan_nodes.mulan.checkpoints.quantization import FORMATS, INT8, tensor_layout
 from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile, open_tensors
 from mulan_nodes.mulan.conversion.visionllm import language_matrices
@@ -80,12 +81,12 @@ def _load(folder: Path, shapes: Shapes, quantized: bool, device: torch.device) -
             shapes |= {part: tuple(spec.shape) for part, spec in layout.items()}
     file = visionllm_from_tensors(TensorFile(folder, shapes, random_reader(shapes, torch.bfloat16), {}))
     dtype = choose_dtype(device, torch.bfloat16, torch.float16)
-    quantized_ops = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if quantized else None
+    quantized_ops = operations_for(dtype) if quantized else None
     model = file.build(operations=comfy.ops.manual_cast, language_operations=quantized_ops, device="meta")
     model.load_state_dict(dict(file.tensors()), assign=True)
     model.train(False).requires_grad_(False)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
-    return LoadedVisionLLM(file, model, patcher, dtype)
+    return LoadedVisionLLM(file, model, patcher, dtype, torch.float32)
 
 
 def random_reader(shapes: Shapes, dtype: torch.dtype) -> Callable[[str], torch.Tensor]:

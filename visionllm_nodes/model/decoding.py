@@ -118,6 +118,7 @@ def detect_keypoints(
 
     queries: those of the objects, then those of the points.
     """
+    queries = queries.to(canvas.image.dtype)
     known = torch.ones(1, len(queries), dtype=torch.bool, device=canvas.image.device)
     split = len(objects)
     poses = require_part(loaded, "pose")(
@@ -152,14 +153,14 @@ def require_part(loaded: LoadedVisionLLM, name: str):
 def _canvas(loaded: LoadedVisionLLM, view: ImageView, image: torch.Tensor, decoder) -> Canvas:
     batch, mask = pad_to_multiple([image], loaded.settings.multiple)
     content = image.shape[1], image.shape[2]
-    width = BACKBONE_WIDTH * decoder.backbone.config.embed_dim * loaded.dtype.itemsize
+    width = BACKBONE_WIDTH * decoder.backbone.config.embed_dim * loaded.decoder_dtype.itemsize
     memory = max(mask.numel() // CELL * (width + BYTES_PER_CELL), postprocess.MASK_MEMORY)
-    return Canvas(batch.to(loaded.device, loaded.dtype), mask.to(loaded.device), content, view.size, memory)
+    return Canvas(batch.to(loaded.device, loaded.decoder_dtype), mask.to(loaded.device), content, view.size, memory)
 
 
 def _ground(loaded: LoadedVisionLLM, canvas: Canvas, queries: torch.Tensor) -> GroundingOutput:
     known = torch.ones(1, len(queries), dtype=torch.bool, device=canvas.image.device)
-    found = require_part(loaded, "grounding")(canvas.image, canvas.mask, queries[None], known)
+    found = require_part(loaded, "grounding")(canvas.image, canvas.mask, queries[None].to(canvas.image.dtype), known)
     for values, what in ((found.logits, "scores"), (found.boxes, "boxes"), (found.mask_features, "masks")):
         loaded.check_finite(values, what)
     return found

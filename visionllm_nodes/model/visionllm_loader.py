@@ -7,12 +7,12 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.patcher_extension
 import torch
 
 from ...mulan.checkpoints.devices import choose_devices, choose_dtype, log_device, streaming_memory
 from ...mulan.checkpoints.finite import first_not_finite, why_not_finite
+from ...mulan.checkpoints.linear import operations_for
 from ...mulan.checkpoints.tensor_files import WrongFileError, describe_path
 from . import prompt_templates
 from .keys import internlm2, super_link
@@ -29,16 +29,22 @@ LANGUAGE_PARTS = ("tower", "bridge", "language")
 class LoadedVisionLLM:
     """The model with what it is asked through: tokenizer, prompt template, image settings, and the last prefixes.
 
-    `patcher` is ComfyUI's; `load` has it load the weights. `dtype` is what the model computes in.
+    `patcher` is ComfyUI's; `load` has it load the weights. `dtype` is what the model computes in, but for its decoders.
     """
 
     def __init__(
-        self, file: VisionLLMFile, model: VisionLLM, patcher: comfy.model_patcher.ModelPatcher, dtype: torch.dtype
+        self,
+        file: VisionLLMFile,
+        model: VisionLLM,
+        patcher: comfy.model_patcher.ModelPatcher,
+        dtype: torch.dtype,
+        decoder_dtype: torch.dtype,
     ):
         self.file = file
         self.model = model
         self.patcher = patcher
         self.dtype = dtype
+        self.decoder_dtype = decoder_dtype
         self.tokenizer = file.tokenizer()
         self.token_ids = self.tokenizer.ids
         self.settings = file.settings
@@ -80,14 +86,16 @@ class LoadedVisionLLM:
 def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dtype | None = None) -> LoadedVisionLLM:
     """Load a published folder, or a file converted from it. `device="cpu"` keeps it off the GPU.
 
-    dtype: what it computes in, whatever the file holds (None: what suits the device). Tensors stay mapped from the file
-    until they are needed. Raises WrongFileError for a file that cannot be used.
+    dtype: what it computes in, whatever the file holds. None: what suits the device, and float32 for the decoders,
+    whose boxes bfloat16 moves by a hundredth of the image. Tensors stay mapped from the file until they are needed.
+    Raises WrongFileError for a file that cannot be used.
     """
     file = open_visionllm(Path(path))
     devices = choose_devices(device, sees_images=True)
+    exact, decoder_dtype = dtype is torch.float32, dtype or torch.float32
     dtype = dtype or choose_dtype(devices.load, torch.bfloat16, torch.float16)
-    quantized_ops = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if file.is_quantized else None
-    model = file.build(operations=comfy.ops.manual_cast, language_operations=quantized_ops, device="meta")
+    quantized_ops = operations_for(dtype, exact) if file.is_quantized else None
+    model = file.build(operations=operations_for(None), language_operations=quantized_ops, device="meta")
     _check_embeddings(file)
     _check_decoders(file)
     model.load_state_dict(dict(file.tensors()), assign=True)
@@ -102,7 +110,7 @@ def load_visionllm(path: Path | str, device: str | None = None, dtype: torch.dty
         )
     log_device(f"VisionLLM: {file.file.path.name}", devices.load, dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=devices.load, offload_device=devices.offload)
-    return LoadedVisionLLM(file, model, patcher, dtype)
+    return LoadedVisionLLM(file, model, patcher, dtype, decoder_dtype)
 
 
 def _check_embeddings(file: VisionLLMFile) -> None:
