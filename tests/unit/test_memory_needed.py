@@ -91,7 +91,7 @@ def visionllm(card, asked, tmp_path):
         patcher: Any = SimpleNamespace(
             load_device=CARD, add_callback=lambda *_: None, model_size=lambda: bytes_of_weights
         )
-        return LoadedVisionLLM(file, model, patcher, dtype)
+        return LoadedVisionLLM(file, model, patcher, dtype, torch.float32)
 
     return load
 
