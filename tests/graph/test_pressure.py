@@ -1,5 +1,5 @@
-"""Models under pressure: loaded in part, evicted by another and loaded again, freed. In a real server with an
-accelerator that is not there.
+"""Models under pressure: loaded in part, evicted by another and loaded again, freed; in every format, and with
+ComfyUI's dynamic VRAM. In a real server with an accelerator that is not there.
 
 What is shown is what ComfyUI does to our models, and what they answer then; the accelerator computes on the CPU (see
 tests/accelerator).
@@ -15,6 +15,8 @@ from pathlib import Path
 import comfy.model_management
 import pytest
 
+from mulan_nodes.mulan.checkpoints.quantization import FORMATS
+from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.tools.comfy_server import ComfyServer
 from mulan_nodes.tools.random_checkpoints import internvl as random_internvl
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_internvl_chat
@@ -39,21 +41,54 @@ LARGE = {
 }
 
 
+QUANTIZED = [name for name, form in FORMATS.items() if form is not None]
+ENVIRONMENT = {
+    "PYTHONPATH": str(TESTS / "accelerator"),
+    # several threads add in another order when a batch has another size, and bits are compared
+    "OMP_NUM_THREADS": "1",
+}
+
+
 @pytest.fixture(scope="module")
-def npu(comfyui_folder, models):
-    """A server that finds the accelerator."""
+def pressed_models(models) -> Path:
+    """The models folder with those that are pressed, as published and in every format."""
     shard(random_visionllm.checkpoint(models / "visionllm" / "Pressed", mappers=True))
     random_internvl.checkpoint(models / "internvl" / "Pressed", shards="safetensors", **LARGE)
     shard(random_internvl_chat.checkpoint(models / "internvl_chat" / "Pressed"))
-    server = ComfyServer(comfyui_folder, cpu=False, extra_models=models, extra_nodes=TESTS / "custom_nodes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(TESTS / "accelerator"))
-        patch.setenv(
-            "OMP_NUM_THREADS", "1"
-        )  # several threads add in another order when a batch has another size, and bits are compared
-        server.start()
-    yield server
-    server.stop()
+    for form in QUANTIZED:
+        for kind in ("visionllm", "internvl", "internvl_chat"):
+            convert(models / kind / "Pressed", lambda kind: models / kind, form)
+        convert(
+            models / "text_encoders" / "large.safetensors", models / "text_encoders" / f"large_{form}.safetensors", form
+        )
+    return models
+
+
+@pytest.fixture(scope="module")
+def npu(comfyui_folder, pressed_models):
+    """A server that finds the accelerator."""
+    with ComfyServer(
+        comfyui_folder,
+        cpu=False,
+        extra_models=pressed_models,
+        extra_nodes=TESTS / "custom_nodes",
+        environment=ENVIRONMENT,
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def dynamic(comfyui_folder, pressed_models):
+    """A server that loads a layer when it is used, as on NVIDIA's devices."""
+    with ComfyServer(
+        comfyui_folder,
+        cpu=False,
+        extra_models=pressed_models,
+        extra_nodes=TESTS / "custom_nodes",
+        environment=ENVIRONMENT,
+        arguments=("--enable-dynamic-vram", "--disable-pinned-memory"),
+    ) as server:
+        yield server
 
 
 def node(kind: str, /, **inputs) -> dict:
@@ -143,6 +178,28 @@ SUBJECTS = {
 }
 
 
+FILES = {  # a subject's inputs that name files, in a format
+    "VISIONLLM": {"checkpoint": "Pressed_{}.safetensors"},
+    "MuLan's CLIP": {"text_encoder": "large_{}.safetensors"},
+    "INTERNVL": {"checkpoint": "Pressed_vision_{}.safetensors", "text_encoder": "Pressed_text_{}.safetensors"},
+    "InternVL's chat": {"checkpoint": "Pressed_{}.safetensors"},
+}
+STAYS = 2**20  # bytes of tensors outside layers, which dynamic VRAM loads once for all
+SAMPLED = {"temperature": 1.0, "seed": 7}
+
+
+def in_format(name: str, form: str | None) -> Subject:
+    """A subject that reads its files in a format (None: as published), and samples where it writes."""
+    subject = SUBJECTS[name]
+    files = {key: file.format(form) for key, file in FILES[name].items()} if form else {}
+    loader = {**subject.loader, "inputs": {**subject.loader["inputs"], **files}}
+    questions = tuple(
+        {**question, "inputs": {**question["inputs"], **(SAMPLED if "max_tokens" in question["inputs"] else {})}}
+        for question in subject.questions
+    )
+    return replace(subject, loader=loader, questions=questions)
+
+
 def pressed(subject: Subject, *steps: dict) -> dict:
     """A graph that asks everything, once per step: `before` and `after` are what the memory's node is told then."""
     graph = {"1": subject.loader, **subject.others}
@@ -196,9 +253,9 @@ def plenty(request, npu) -> dict:
     return {**told, "subject": subject}
 
 
-def free(npu) -> int:
-    """/free -> the bytes that are in use still. It is asked for again and again: ComfyUI misses it where it has just
-    ended a graph.
+def free(npu, left: int = 0) -> int:
+    """/free -> the bytes that are in use still. It is asked for again and again, until no more than `left` are: ComfyUI
+    misses it where it has just ended a graph.
     """
     deadline = time.monotonic() + 30
     while True:
@@ -206,7 +263,7 @@ def free(npu) -> int:
         time.sleep(0.2)
         (device,) = json.loads(npu.get("/system_stats"))["devices"]
         used = device["vram_total"] - device["vram_free"]
-        if not used or time.monotonic() > deadline:
+        if used <= left or time.monotonic() > deadline:
             return used
 
 
@@ -249,3 +306,37 @@ def test_evicted_by_another_model_it_comes_back_the_same(npu, plenty, evicted):
         assert first["loaded"] == 0 and first["used"] < rival + 0.1 * size and first["pictures"] == 0
     else:
         assert 0 < first["loaded"] < 0.7 * size
+
+
+@pytest.mark.parametrize("form", QUANTIZED)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_in_a_smaller_format_it_answers_the_same_loaded_in_part(npu, name, form):
+    free(npu)
+    subject = in_format(name, form)
+    (whole,) = run(npu, subject, {"before": {"total": PLENTY}})
+    assert free(npu) == 0 and 0 < whole["loaded"] == whole["size"]
+    (part,) = run(npu, subject, {"before": {"total": FOR_COMPUTING + int(0.4 * whole["size"])}})
+    assert part["answers"] == whole["answers"] and part["work"] > 0.9 * whole["work"]
+    assert part["loaded"] < 0.5 * whole["size"]
+    assert free(npu) == 0
+
+
+@pytest.mark.parametrize("form", [None, *QUANTIZED])
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_with_dynamic_vram_it_answers_the_same_with_room_and_without(dynamic, name, form):
+    """Layers of at most 16 kB are loaded at once and rounded to their format anew, by seeds of their names."""
+    free(dynamic, STAYS)
+    subject = in_format(name, form)
+    (whole,) = run(dynamic, subject, {"before": {"total": PLENTY}})
+    free(dynamic, STAYS)
+    (part,) = run(dynamic, subject, {"before": {"total": PLENTY, "headroom": PLENTY - int(0.5 * whole["loaded"])}})
+    assert 0 < part["loaded"] < 0.6 * whole["loaded"] and part["work"] > 0.9 * whole["work"]
+    assert part["answers"] == whole["answers"]
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_dynamic_vram_changes_no_answer(npu, dynamic, name):
+    free(npu)
+    subject = in_format(name, None)
+    told = [run(server, subject, {"before": {"total": PLENTY}})[0]["answers"] for server in (npu, dynamic)]
+    assert told[0] == told[1]
