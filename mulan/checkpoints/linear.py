@@ -43,6 +43,7 @@ OUTLIER = 5.0  # a channel is an outlier where its largest value is so many time
 LEVELS = 127.0
 VERSION = "1"  # part of what results are known by: raise it where they change
 MOST_ROWS = 512  # quantized at once: what lies beside them stays in memory that is used again
+_int_mm: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]: ComfyUI's kernels use it too
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -52,7 +53,9 @@ def operations_for(kept: torch.dtype | None, exact: bool = False) -> Any:
     `kept`: the dtype of what is not quantized, for a file with quantized layers; None for one without. `exact`: never
     quantize a layer's input, which is what someone wants who asks for float32.
     """
-    base = comfy.ops.manual_cast if kept is None else comfy.ops.mixed_precision_ops({}, kept, full_precision_mm=True)
+    base: Any = (
+        comfy.ops.manual_cast if kept is None else comfy.ops.mixed_precision_ops({}, kept, full_precision_mm=True)
+    )
 
     @cache
     def integers() -> bool:
@@ -60,8 +63,8 @@ def operations_for(kept: torch.dtype | None, exact: bool = False) -> Any:
         logging.info("MuLan: this CPU computes int8 layers %s", "with integers" if multiplies else "in float32")
         return multiplies
 
-    class Operations(base):
-        class Linear(base.Linear):
+    class Operations(base):  # pyright: ignore[reportGeneralTypeIssues]: ComfyUI makes it in a function
+        class Linear(base.Linear):  # pyright: ignore[reportGeneralTypeIssues]
             @property
             def arithmetic(self) -> str:
                 """How it computes, for those who keep results."""
@@ -89,7 +92,8 @@ def operations_for(kept: torch.dtype | None, exact: bool = False) -> Any:
                     compute_dtype=input.dtype,
                     want_requant=True,
                 )
-                output = linear_on_card(input, weight, bias, exact)
+                fast = not exact and weight.layout_cls.supports_fast_matmul()
+                output = linear_on_card(input, weight, bias, fast)
                 comfy.ops.uncast_bias_weight(self, weight, bias, stream)
                 return output
 
@@ -106,11 +110,11 @@ def multiplies_integers() -> bool:
         return False
     width = 64
     weight = torch.full((16, width), 127, dtype=torch.int8, device="cpu")
-    products = [torch._int_mm(weight[:rows], weight.t()) for rows in (1, 16)]  # one row takes another way
+    products = [_int_mm(weight[:rows], weight.t()) for rows in (1, 16)]  # one row takes another way
     return bool((torch.cat(products) == width * 127**2).all())
 
 
-def linear_on_cpu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, integers: bool) -> torch.Tensor:
+def linear_on_cpu(input: torch.Tensor, weight: Any, bias: torch.Tensor | None, integers: bool) -> torch.Tensor:
     """Return input [..., K] times weight [N, K], plus bias [N], in the input's dtype.
 
     `integers`: multiply an int8 weight as it is.
@@ -133,14 +137,14 @@ def linear_on_cpu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
 
 def linear_on_card(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, exact: bool = False
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, integers: bool
 ) -> torch.Tensor:
-    """Return the same on a GPU: few rows read an int8 weight as it is, by comfy_kitchen's product."""
-    if not isinstance(weight, QuantizedTensor):
+    """Return the same on a GPU. `integers`: few rows read an int8 weight as it is, by comfy_kitchen's product."""
+    if not isinstance(weight, QuantizedTensor):  # ComfyUI made it float, as patches need it
         return torch.nn.functional.linear(input, weight.to(input.dtype), bias)
     input, weight = _rotated(input, weight.to(dtype=input.dtype))
     rows = input.reshape(-1, input.shape[-1])
-    if exact or len(rows) > FEW_ROWS or not is_int8(weight):
+    if not integers or len(rows) > FEW_ROWS or not is_int8(weight):
         return torch.nn.functional.linear(input, weight.dequantize(), bias)
     scale, coarse = _to_levels(rows.float())
     coarse *= scale
@@ -152,7 +156,7 @@ def linear_on_card(
     return output.reshape(*input.shape[:-1], output.shape[-1])
 
 
-def _rotated(input: torch.Tensor, weight: QuantizedTensor) -> tuple[torch.Tensor, QuantizedTensor]:
+def _rotated(input: torch.Tensor, weight: Any) -> tuple[torch.Tensor, QuantizedTensor]:
     """Return an input as rotated as the weight, and the weight as one that is not."""
     params = weight._params
     if not getattr(params, "convrot", False):
@@ -166,7 +170,7 @@ def _few_rows(rows: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tens
     """Multiply each row as two rows of 8 bits: its values, and what their rounding left."""
     scale, coarse = _to_levels(rows)
     rest_scale, rest = _to_levels(rows - coarse * scale)
-    products = [torch._int_mm(row.to(torch.int8), weight.t()) for part in (coarse, rest) for row in part.split(1)]
+    products = [_int_mm(row.to(torch.int8), weight.t()) for part in (coarse, rest) for row in part.split(1)]
     coarse, rest = torch.cat(products).float().chunk(2)
     return (coarse * scale + rest * rest_scale) * weight_scale
 
@@ -190,7 +194,7 @@ def _many_rows(input: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Te
             torch.abs(windows, out=sizes)
         scale = sizes.amax(2, keepdim=True) / LEVELS
         levels = torch.mul(windows, 1 / scale.clamp_min(TINY), out=sizes).round_().to(torch.int8).flatten(0, 1)
-        products = torch._int_mm(levels, weight.t()).float().mul_(scale.reshape(-1, 1))
+        products = _int_mm(levels, weight.t()).float().mul_(scale.reshape(-1, 1))
         if len(outliers):
             products.addmm_(beside, weight.index_select(1, outliers).to(beside.dtype).t())
         torch.mul(products, weight_scale, out=its_output.flatten(0, 1))

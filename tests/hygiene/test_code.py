@@ -52,7 +52,7 @@ COMFYUI = {
     "comfyui_version",
     "utils",
 }
-PROGRAMS = {"ballast", "torch_npu"}  # run by their path in a process of their own
+PROGRAMS = {"ballast", "torch_npu", "comfy_aimdo"}  # run, or imported, by their path in a process of their own
 LAZY = {"diffusers", "transformers", "accelerate"}  # the trainer's
 
 

@@ -63,11 +63,11 @@ def test_int8_weights_in_every_way(width, rows, size, rotated):
     input = with_outliers(torch.randn(2, rows, columns), size)
     expected = exact(input, weight)
     assert error(linear.linear_on_cpu(input, weight, None, integers=False), expected) < 1e-6
-    assert error(linear.linear_on_card(input, weight, None, exact=True), expected) < 1e-6
+    assert error(linear.linear_on_card(input, weight, None, integers=False), expected) < 1e-6
     most = 1e-3 if 2 * rows <= linear.FEW_ROWS else 0.012
     if linear.multiplies_integers():
         assert error(linear.linear_on_cpu(input, weight, None, integers=True), expected) < most
-    assert error(linear.linear_on_card(input, weight, None), expected) < 1e-3
+    assert error(linear.linear_on_card(input, weight, None, integers=True), expected) < 1e-3
     naive = error(torch.nn.functional.linear(input.flatten(0, 1), weight).unflatten(0, (2, rows)), expected)
     assert size == 1.0 or rotated or naive > 0.02, "outliers that spoil the usual quantization of a row"
 
@@ -114,11 +114,10 @@ def test_the_layer_takes_the_way_that_its_situation_asks_for(monkeypatch):
 def test_integers_need_products_that_are_exact(monkeypatch):
     """A CPU without the instructions holds sums of two products in 16 bits."""
     monkeypatch.setattr(linear.platform, "machine", lambda: "x86_64")
-    product = torch._int_mm
-
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: product(a, b) - 1)
+    product = linear._int_mm
+    monkeypatch.setattr(linear, "_int_mm", lambda a, b: product(a, b) - 1)
     assert linear.multiplies_integers() is False
-    monkeypatch.setattr(torch, "_int_mm", product)
+    monkeypatch.setattr(linear, "_int_mm", product)
     monkeypatch.setattr(linear.platform, "machine", lambda: "arm64")
     assert linear.multiplies_integers() is False
 

@@ -100,7 +100,7 @@ def prepare(graph: dict) -> dict:
     draws, areas = (any(node["type"] == kind for node in nodes) for kind in ("KSampler", AREA))
     if not any(node["type"] == ALL_TINY for node in nodes):
         for node in nodes:
-            values = node.get("widgets_values")
+            values = node.get("widgets_values") or []
             if node["type"] == AREA:
                 values[:4] = [value // AREAS_SHRINK for value in values[:4]]
             elif node["type"] == "EmptyLatentImage" and values[0] > LARGE:
@@ -122,7 +122,7 @@ def write_small_images(folder: Path) -> None:
 
 
 def widget_values(node: dict) -> list:
-    values = node.get("widgets_values") or []
+    values = node.get("widgets_values") or [] or []
     return list(values.values()) if isinstance(values, dict) else values
 
 
