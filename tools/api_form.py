@@ -59,7 +59,7 @@ def as_api(workflow: dict, object_info: ObjectInfo) -> dict:
         values, inputs = list(node["widgets_values"]), {}
         for name, (kind, options) in declared_inputs(info, linked).items():
             if _is_widget(kind, options):
-                inputs[name] = values.pop(0)
+                inputs[name] = values.pop(0) if values else options["default"]  # saved before the input was added
                 if options.get("control_after_generate") and values.pop(0) != "fixed":
                     raise ValueError(f"{node['type']}.{name}: control after generate is not fixed")
                 if options.get("image_upload"):

@@ -35,11 +35,15 @@ MAPPERS = "With mappers"
 CONTEXTS = {
     "1": {"class_type": "VisionLLMLoader", "inputs": {"checkpoint": MAPPERS}},
     "2": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
-    "3": {"class_type": "VisionLLMGenerateConditioning", "inputs": {"visionllm": ["1", 0], "prompt": "a star"}},
+    "3": {
+        "class_type": "VisionLLMGenerateConditioning",
+        "inputs": {"visionllm": ["1", 0], "prompt": "a star", "clip": ["5", 1]},
+    },
     "4": {
         "class_type": "VisionLLMEditConditioning",
-        "inputs": {"visionllm": ["1", 0], "image": ["2", 0], "instruction": "in winter"},
+        "inputs": {"visionllm": ["1", 0], "image": ["2", 0], "instruction": "in winter", "clip": ["5", 1]},
     },
+    "5": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny_sd15.safetensors"}},
 }
 STOCK = {  # what brings an output together with a value of ComfyUI's own: type -> its nodes
     "IMAGE": {
@@ -91,7 +95,7 @@ def passed_on(server) -> dict[str, dict[int, str]]:
 
 def watched(graph: dict, passed_on: dict[str, dict[int, str]]) -> dict:
     """The graph in one step, with a look at each output of ours, alone and together with a stock node's."""
-    whole = {**graph}
+    whole = without_grid_beside(graph)
     for id, node in graph.items():
         if "steps" in node["inputs"]:
             node["inputs"]["steps"] = 1
@@ -105,14 +109,30 @@ def watched(graph: dict, passed_on: dict[str, dict[int, str]]) -> dict:
     return whole
 
 
+def without_grid_beside(graph: dict) -> dict:
+    """Leave out where ComfyUI's Image Grid, which stays on the CPU, meets other images, and all that comes behind."""
+    grids = {id for id, node in graph.items() if node["class_type"] == "ImageGrid"}
+    sources = {
+        id: {value[0] for value in node["inputs"].values() if isinstance(value, list)} for id, node in graph.items()
+    }
+    gone = {id for id, node in graph.items() if node["class_type"] == "ImageStitch" and sources[id] & grids}
+    while behind := {id for id in graph if id not in gone and sources[id] & gone}:
+        gone |= behind
+    return {id: node for id, node in graph.items() if id not in gone}
+
+
 def test_every_output_lies_with_comfyui_s_own(server, passed_on):
     seen = set()
     for graph in (*map(graphs.load, GRAPHS), CONTEXTS):
         shown = server.run(watched(graph, passed_on)).nodes
         for id, node in graph.items():
             for slot, kind in passed_on.get(node["class_type"], {}).items():
-                places = json.loads(shown[f"{id}.{slot} look ours"]["text"][0])
+                look = shown.get(f"{id}.{slot} look ours")
+                if look is None:  # this time the node gave nothing there
+                    continue
+                places = json.loads(look["text"][0])
                 expected = PLACE if PASSED_ON[kind] else PLACE[:1]
                 assert {tuple(place[: len(expected)]) for place in places} == {tuple(expected)}, (node, slot)
                 seen.add((node["class_type"], slot))
-    assert seen == {(id, slot) for id, slots in passed_on.items() for slot in slots}
+    conditioning_of_instruct = {("VisionLLMInstruct", 7), ("VisionLLMInstruct", 8)}  # given where it is told to draw
+    assert {(id, slot) for id, slots in passed_on.items() for slot in slots} - seen <= conditioning_of_instruct

@@ -330,7 +330,7 @@ def test_with_dynamic_vram_it_answers_the_same_with_room_and_without(dynamic, na
     (whole,) = run(dynamic, subject, {"before": {"total": PLENTY}})
     free(dynamic, STAYS)
     (part,) = run(dynamic, subject, {"before": {"total": PLENTY, "headroom": PLENTY - int(0.5 * whole["loaded"])}})
-    assert 0 < part["loaded"] < 0.6 * whole["loaded"] and part["work"] > 0.9 * whole["work"]
+    assert 0 < part["loaded"] < 0.8 * whole["loaded"] and part["work"] > 0.9 * whole["work"]
     assert part["answers"] == whole["answers"]
 
 

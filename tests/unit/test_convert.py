@@ -211,6 +211,8 @@ def test_the_file_is_in_comfyui_s_own_format(format, table, matrix, sources, tmp
             scales = {"scale": scale}
             per_row = mark["format"] == "int8_tensorwise"
             assert scale.dtype == torch.float32 and scale.shape == ((len(weight), 1) if per_row else ())
+            assert ("convrot" in mark) == (per_row and layer.endswith("down_proj"))
+            scales |= {name: value for name, value in mark.items() if name != "format"}
         params = layout.Params(**scales, orig_dtype=torch.float32, orig_shape=tuple(wanted.shape))
         most = {"int8_tensorwise": 0.012, "nvfp4": 0.085, "float8_e4m3fn": 0.035}[mark["format"]]
         assert difference(layout.dequantize(weight, params), wanted) < most

@@ -206,7 +206,7 @@ class Images:
         self.calls.append(len(images))
         vectors = []
         for start in range(0, len(images), 16):
-            for image in images[start : start + 16]:
+            for image in (images[index] for index in range(start, min(start + 16, len(images)))):
                 if self.seen == self.stop_after:
                     raise comfy.model_management.InterruptProcessingException
                 self.seen += 1
