@@ -420,7 +420,7 @@ def test_images_are_read_only_when_their_batch_comes(album, monkeypatch):
 
     class Blind(Images):
         def embed_images(self, images, framing="whole", progress=None):
-            assert len(images) == 5 and len(images[1:3]) == 2
+            assert len(images) == 5
             return torch.ones(5, 3)
 
     assert len(embed(Blind(), album).names) == 5
