@@ -55,11 +55,12 @@ def figures(seconds: dict[str, float]) -> dict:
             "floor": {name: of(0.4) for name in CASES},
             "published": {"one": of(0.6)},
             "int8": {"one": of(0.7)},
+            "int4": {"one": of(0.9)},
             "fp8": {"one": of(0.8)},
         },
         "differences": dict.fromkeys(CASES, 1e-6),
         "files": {"int8": 10**9},
-        "quantization": {"int8": 0.015},
+        "quantization": {"int8": [0.015, 0.02]},
         "loading": {
             "mulankit": loading,
             "mulankit_half": loading,

@@ -61,6 +61,9 @@ LOADINGS = {
 }
 
 
+FORMS = ("fp16", "int8", "int4", "fp8")
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where things are, and how often they are measured."""
@@ -245,14 +248,19 @@ def write_files(bench: Bench) -> dict[str, Path]:
             folder / "published", bench.sizes, torch.float16, vision=True, say=bench.say
         ),
         "adapter": weights.write_adapter(folder / "adapter", bench.sizes),
+        "outliers": weights.write_published(
+            folder / "outliers", bench.sizes, torch.float16, vision=False, say=bench.say, outliers=True
+        ),
     }
     from mulan_nodes.mulan.conversion.converters import convert
 
-    for form in ("fp16", "int8", "fp8"):
-        files[form] = folder / f"{form}.safetensors"
-        if not files[form].exists():
-            bench.say(f"  {files[form].name}")
-            convert(files["published"], files[form], form)
+    for source, prefix in (("published", ""), ("outliers", "outliers_")):
+        for form in FORMS:
+            name = f"{prefix}{form}"
+            files[name] = folder / f"{name}.safetensors"
+            if not files[name].exists():
+                bench.say(f"  {files[name].name}")
+                convert(files[source], files[name], form)
     return files
 
 
@@ -267,7 +275,7 @@ def measure_encoding(bench: Bench, files: dict[str, Path]) -> dict:
     """Rounds of: every case by mulankit, by ours, and its floor; then ours on the smaller files; then the adapter while
     sampling.
     """
-    variants = {"ours": files["float32"], "published": files["published"], "int8": files["int8"], "fp8": files["fp8"]}
+    variants = {"ours": files["float32"], **{name: files[name] for name in report.SMALLER}}
     short = ("one", "twelve")  # what is measured of the smaller files
     times: dict[str, dict[str, dict[str, list[float]]]] = {}
     differences, outputs = {}, {side: bench.output / f"bench_{side}.npy" for side in ("mulankit", "ours")}
@@ -375,7 +383,9 @@ def starting(bench: Bench, files: dict[str, Path], way: Loading) -> Worker:
 
 
 def measure_quantization(bench: Bench, files: dict[str, Path]) -> dict:
-    """Relative error of the hidden states of each converted file, the mean over the converter's sentences."""
+    """Relative error of the hidden states of each converted file, without outliers in the states and with them, the
+    mean over the converter's sentences.
+    """
     from mulan_nodes.mulan.checkpoints.tensor_files import open_streaming
     from mulan_nodes.mulan.conditioning.model_files import text_encoder_from_tensors
     from mulan_nodes.mulan.conversion.encoder_error import encoder_error
@@ -383,12 +393,14 @@ def measure_quantization(bench: Bench, files: dict[str, Path]) -> dict:
     def opened(form: str):
         return text_encoder_from_tensors(open_streaming(files[form]))
 
-    errors = {}
+    errors: dict[str, list[float]] = {}
     with torch.inference_mode():
-        for form in ("fp16", "int8", "fp8"):
+        for form in FORMS:
             bench.say(f"  error of {form}")
-            by_language = encoder_error(opened(form), opened("published"))
-            errors[form] = statistics.mean(by_language.values())
+            errors[form] = [
+                statistics.mean(encoder_error(opened(made), opened(source)).values())
+                for made, source in ((form, "published"), (f"outliers_{form}", "outliers"))
+            ]
     return errors
 
 

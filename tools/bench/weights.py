@@ -20,6 +20,7 @@ from mulan_nodes.mulan.checkpoints.quantization import FORMATS, quantize_chunks,
 from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 
+OUTLIERS, OUTLIER_SIZE = (5, 77, 1000, 2000, 3000, 3500), 50.0  # channels of the states, as large ones of real LLaMAs
 RECIPE = "1"  # part of the folder's name: raise it when what is written here changes
 SHARD_BYTES = 2 * 10**9
 TOKENIZER = Path(__file__).resolve().parents[2] / "tests" / "parity" / "goldens" / "mulan" / "tokenizer"
@@ -69,12 +70,14 @@ class Tensor:
     make: Callable[[], torch.Tensor]
 
 
-def write_published(folder: Path, sizes: Sizes, dtype: torch.dtype, vision: bool, say: Say) -> Path:
+def write_published(
+    folder: Path, sizes: Sizes, dtype: torch.dtype, vision: bool, say: Say, outliers: bool = False
+) -> Path:
     """The published folder: config, tokenizer, shards with an index. The values are those of float16 whatever the
     dtype.
 
     vision: with the vision tower's share of so many layers (zeros; nobody computes with them, but mulankit opens those
-    shards too).
+    shards too). outliers: a few channels of the states are far larger than the others, as in real LLaMAs.
     """
 
     def fill(partial: Path) -> None:
@@ -106,7 +109,7 @@ def write_published(folder: Path, sizes: Sizes, dtype: torch.dtype, vision: bool
             shutil.copy(TOKENIZER / name, partial)
         (partial / "tokenizer.model").write_bytes(sentencepiece_model(sizes.vocabulary))
         tensors = [
-            *_text_tensors(sizes, dtype, "qllama."),
+            *(_with_outliers(tensor) if outliers else tensor for tensor in _text_tensors(sizes, dtype, "qllama.")),
             *_unused_text_tensors(sizes, dtype),
             *(_vision_tensors(sizes, dtype) if vision else ()),
         ]
@@ -207,6 +210,20 @@ def _text_tensors(sizes: Sizes, dtype: torch.dtype, prefix: str) -> Iterator[Ten
         for part in ("input_layernorm", "post_attention_layernorm"):
             yield _random(f"{stem}.{part}.weight", (sizes.width,), dtype, offset=1.0, scale=0.1)
     yield _random(f"{prefix}model.norm.weight", (sizes.width,), dtype, offset=1.0, scale=0.1)
+
+
+def _with_outliers(tensor: Tensor) -> Tensor:
+    """Make what writes the states write `OUTLIERS` larger."""
+    if not tensor.name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):
+        return tensor
+
+    def make() -> torch.Tensor:
+        values = tensor.make()
+        channels = [channel for channel in OUTLIERS if channel < min(values.shape)]
+        (values.t() if "embed" in tensor.name else values)[channels] *= OUTLIER_SIZE
+        return values
+
+    return replace(tensor, make=make)
 
 
 def _unused_text_tensors(sizes: Sizes, dtype: torch.dtype) -> Iterator[Tensor]:
