@@ -39,7 +39,7 @@ IN_ROWS = (
     "TensorCoreFP8E5M2Layout",
 )  # layouts whose rows lie one after another
 FEW_ROWS = 4  # up to here, rows go through the product one by one, which only reads the weight once
-OUTLIER = 5.0  # a channel is an outlier where its largest value is so many times the mean of all channels' largest
+OUTLIER = 4.0  # a channel is an outlier where its largest value is so many times the mean of all channels' largest
 LEVELS = 127.0
 VERSION = "1"  # part of what results are known by: raise it where they change
 MOST_ROWS = 512  # quantized at once: what lies beside them stays in memory that is used again

@@ -23,6 +23,7 @@ from .safetensors_writer import TensorSpec
 
 PLAIN = torch.float16  # whatever is not quantized
 CHUNK_ELEMENTS = 4 * 2**20
+ROTATED = "down_proj.weight", "model.embed_tokens.weight"
 ROTATED_COLUMNS = 256  # a group's; a power of 4
 NOT_FINITE = "values that are infinite or not a number (NaN)"
 
@@ -92,11 +93,13 @@ class Quantization:
 
 
 class Int8(Quantization):
-    """int8 with a scale per row. The layer that ends a feed-forward part is rotated where its width allows."""
+    """int8 with a scale per row. Rotated are, where their width allows, the layer that ends a feed-forward part, whose
+    inputs have long tails, and the embedding table, whose rows may have a few values far above the others.
+    """
 
     def fitting(self, name: str, shape: tuple[int, ...]) -> Quantization:
-        """Return the rotated form for a `down_proj`."""
-        return ROTATED_INT8 if name.endswith("down_proj.weight") and shape[1] % ROTATED_COLUMNS == 0 else self
+        """Return the rotated form for those that need it."""
+        return ROTATED_INT8 if name.endswith(ROTATED) and shape[1] % ROTATED_COLUMNS == 0 else self
 
 
 class RotatedInt8(Quantization):
@@ -129,7 +132,7 @@ class Nvfp4(Quantization):
     def fitting(self, name: str, shape: tuple[int, ...]) -> Quantization:
         """Return int8 for what cannot be in blocks."""
         is_table = name.endswith(("embed_tokens.weight", "tok_embeddings.weight"))
-        return INT8 if is_table or any(side % nvfp4.BLOCK for side in shape) else self
+        return INT8.fitting(name, shape) if is_table or any(side % nvfp4.BLOCK for side in shape) else self
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         """Return what a weight of this shape becomes, by the end of its name behind the layer's."""

@@ -211,7 +211,7 @@ def test_the_file_is_in_comfyui_s_own_format(format, table, matrix, sources, tmp
             scales = {"scale": scale}
             per_row = mark["format"] == "int8_tensorwise"
             assert scale.dtype == torch.float32 and scale.shape == ((len(weight), 1) if per_row else ())
-            assert ("convrot" in mark) == (per_row and layer.endswith("down_proj"))
+            assert ("convrot" in mark) == (per_row and layer.endswith(("down_proj", "embed_tokens")))
             scales |= {name: value for name, value in mark.items() if name != "format"}
         params = layout.Params(**scales, orig_dtype=torch.float32, orig_shape=tuple(wanted.shape))
         most = {"int8_tensorwise": 0.012, "nvfp4": 0.085, "float8_e4m3fn": 0.035}[mark["format"]]
@@ -227,7 +227,7 @@ def test_every_tensor_is_aligned_to_its_element_size(sources, tmp_path):
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    assert (8 + length) % 8 == 0 and header["model.embed_tokens.comfy_quant"]["shape"] == [29]
+    assert (8 + length) % 8 == 0 and header["model.layers.0.self_attn.q_proj.comfy_quant"]["shape"] == [29]
     sizes = {"F32": 4, "F16": 2, "I8": 1, "U8": 1}
     assert not [
         name
