@@ -92,8 +92,7 @@ def operations_for(kept: torch.dtype | None, exact: bool = False) -> Any:
                     compute_dtype=input.dtype,
                     want_requant=True,
                 )
-                fast = not exact and weight.layout_cls.supports_fast_matmul()
-                output = linear_on_card(input, weight, bias, fast)
+                output = linear_on_card(input, weight, bias, not exact and _is_multiplied_fast(weight))
                 comfy.ops.uncast_bias_weight(self, weight, bias, stream)
                 return output
 
@@ -230,6 +229,11 @@ def _runs(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[int, torch
         if scale is not None:
             run.mul_(scale if scale.numel() == 1 else scale.reshape(-1, 1)[first : first + count])
         yield first, run
+
+
+def _is_multiplied_fast(weight: torch.Tensor) -> bool:
+    """Return whether comfy_kitchen has a product for a weight on this GPU."""
+    return isinstance(weight, QuantizedTensor) and weight.layout_cls.supports_fast_matmul()
 
 
 def is_int8(weight: torch.Tensor) -> bool:

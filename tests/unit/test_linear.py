@@ -143,3 +143,16 @@ def test_what_is_not_finite_stays_so(integers):
     input[0, 4, 6] = torch.nan
     found = linear.linear_on_cpu(input, weight, None, integers and linear.multiplies_integers())
     assert not found[0, 3].isfinite().any() and not found[0, 4].isfinite().any()
+
+
+@pytest.mark.parametrize("sent", [quantized(192, 256), torch.randn(192, 256).half()], ids=["quantized", "made float"])
+def test_what_comfyui_sends_to_a_card_is_used_as_it_comes(sent, monkeypatch):
+    """Patches make a quantized weight float on its way there."""
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", lambda *_, **__: (sent, None, None))
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", lambda *_: None)
+    layer = linear.operations_for(torch.float16).Linear(256, 192, bias=False)
+    waiting = quantized(192, 256)
+    waiting = QuantizedTensor(waiting._qdata.to("meta"), LAYOUT, waiting._params)  # elsewhere than the input
+    layer.weight = torch.nn.Parameter(waiting, requires_grad=False)
+    input = torch.randn(7, 256)
+    assert error(layer(input), exact(input, sent)) < 1e-3
