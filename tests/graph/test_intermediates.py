@@ -31,7 +31,7 @@ GRAPHS = (  # saved files are loaded by later ones
     "mulan_save_conditioning",
     "mulan_load_conditioning",
 )
-MAPPERS = "With mappers"
+MAPPERS = "mappers"
 CONTEXTS = {
     "1": {"class_type": "VisionLLMLoader", "inputs": {"checkpoint": MAPPERS}},
     "2": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
