@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,11 @@ from .nvfp4 import tiled, untiled
 
 SCALE, MARK = "weight_scale", "comfy_quant"  # of a quantized layer, beside its `weight`
 TENSOR_SCALE = "weight_scale_2"  # of one in nvfp4, whose `SCALE` is that of its blocks
+
+
+def has_quantized(names: Iterable[str]) -> bool:
+    """Return whether these are names of tensors of which some are a quantized layer's."""
+    return any(name.endswith(f".{MARK}") for name in names)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..boundary.interrupts import interruptible
 from ..boundary.limits import MAX_WINDOWS
 from ..checkpoints.devices import Devices, choose_devices
 from ..checkpoints.tensor_files import fingerprint
+from ..checkpoints.weight_source import has_quantized
 from .adapter import LanguageAdapter
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL
 from .families import DEFAULT_ZEROING, PIXART, SD15, ZEROING, Family
@@ -202,7 +203,7 @@ def _build_clip(
             "adapter": adapter_file.file.path.name if adapter_file else "",
         }
         model_options = _model_options([weights["model.norm.weight"], *adapter_weights.values()], device)
-        is_quantized = any(name.endswith(".comfy_quant") for name in weights)
+        is_quantized = has_quantized(weights)
         # The modules take the file's own tensors; quantized ones are moved to where their layer was made.
         made_on = "cpu" if is_quantized else "meta"
         contents = [each.file.content for each in (encoder_file, adapter_file) if each]

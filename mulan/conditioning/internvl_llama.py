@@ -23,8 +23,6 @@ from .adapter_sdxl import LanguageAdapterXL
 from .text_config import TextConfig
 from .tokenizer import BOS, EOS, PAD
 
-BYTES_PER_ACTIVATION = 4  # ComfyUI computes text encoders in float32
-
 
 @dataclass
 class LlamaConfig(llama.Llama2Config):
@@ -86,6 +84,7 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         )
         self.config = config
         self._compute_dtype = torch.float32
+        self._stored_dtype = None if is_quantized else dtype
         if projection_dim is not None:
             self.text_projection = torch.nn.Parameter(
                 torch.empty(config.hidden_size, projection_dim, dtype=dtype, device=device), requires_grad=False
@@ -141,11 +140,14 @@ class InternVLEncoder(sd1_clip.SDClipModel):
 
     def memory_required(self, num_rows: int, device: torch.device | None = None) -> int:
         """Return the bytes that encoding so many rows takes beside the weights: the widest layer's activations, and a
-        weight cast to float32. Where `device` cannot hold the weights, also the weight that is sent there.
+        weight made what it is computed in. Where `device` cannot hold the weights, also the weight that is sent there.
         """
         hidden_size, intermediate_size = self.config.hidden_size, self.config.intermediate_size
         matrix = hidden_size * intermediate_size
-        memory = BYTES_PER_ACTIVATION * (num_rows * (4 * hidden_size + 2 * intermediate_size) + matrix)
+        dtype = torch.float32 if device is None else compute_dtype(device)
+        made = 0 if dtype == self._stored_dtype else matrix
+        norm = 0 if dtype is torch.float32 else torch.float32.itemsize * num_rows * hidden_size  # in float32 always
+        memory = dtype.itemsize * (num_rows * (4 * hidden_size + 2 * intermediate_size) + made) + norm
         largest = 0 if device is None else streaming_memory(self.transformer, device, memory)
         return max(memory + 2 * matrix, largest) if largest else memory
 

@@ -101,10 +101,11 @@ def _download(options: argparse.Namespace, target: Path | Callable[[str], Path])
 
 def _forget(folder: Path) -> int:
     """Remove all encoded prompts that MuLan Loader keeps."""
+    from ..boundary.values import format_size
     from ..conditioning.prompt_memory import PromptMemory
 
     count, size = PromptMemory(folder).clear()
-    print(f"Removed {count} encoded prompts ({size / 1e6:.1f} MB) from {folder}.")
+    print(f"Removed {count} encoded prompts ({format_size(size)}) from {folder}.")
     return 0
 
 

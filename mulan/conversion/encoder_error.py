@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_management
 import torch
 
+from ..checkpoints.weight_source import has_quantized
 from ..conditioning.internvl_llama import InternVLEncoder
 from ..conditioning.model_files import TextEncoderFile
 from ..conditioning.tokenizer import BOS, EOS, PAD, InternVLTokenizer
@@ -91,8 +92,7 @@ def hidden_states(
 
 def _empty_encoder(file: TextEncoderFile) -> InternVLEncoder:
     dtype = file.file.read(file.names["model.norm.weight"]).dtype
-    is_quantized = any(name.endswith(".comfy_quant") for name in file.names)
-    return InternVLEncoder(file.config, dtype=dtype, is_quantized=is_quantized)
+    return InternVLEncoder(file.config, dtype=dtype, is_quantized=has_quantized(file.names))
 
 
 def _load(module: torch.nn.Module, file: TextEncoderFile, prefix: str) -> None:

@@ -19,7 +19,7 @@ from ..checkpoints.config import read_config
 from ..checkpoints.identify import identify
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors
 from ..checkpoints.weight_check import check_weights
-from ..checkpoints.weight_source import MARK, WeightSource, with_scales
+from ..checkpoints.weight_source import WeightSource, has_quantized, with_scales
 from ..conditioning.model_files import ENCODER_SOURCE as SOURCE
 from ..conditioning.model_files import TextEncoderFile, text_encoder_from_tensors
 from . import internvl_c, internvl_keys
@@ -63,7 +63,7 @@ class ContrastiveFile:
 
     @property
     def is_quantized(self) -> bool:
-        return any(name.endswith(f".{MARK}") for name in self.file.shapes)
+        return has_quantized(self.file.shapes)
 
     def parts(self, mode: str) -> tuple[Part[Any, Any], ...]:
         """Return the parts of a mode, the model first.

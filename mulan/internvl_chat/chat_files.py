@@ -18,7 +18,7 @@ from ..checkpoints.config import read_config
 from ..checkpoints.identify import identify, is_internvl_chat
 from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors, read_beside
 from ..checkpoints.weight_check import check_weights
-from ..checkpoints.weight_source import MARK, WeightSource, with_scales
+from ..checkpoints.weight_source import WeightSource, has_quantized, with_scales
 from . import chat_keys
 from .chat_model import ChatConfig, InternVLChat
 from .chat_tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
@@ -40,7 +40,7 @@ class ChatFile:
 
     @property
     def is_quantized(self) -> bool:
-        return any(name.endswith(f".{MARK}") for name in self.file.shapes)
+        return has_quantized(self.file.shapes)
 
     def build(self, *, operations: Any, language_operations: Any = None, dtype=None, device=None) -> InternVLChat:
         """Return the model without values. `language_operations`: for a language model whose weights are quantized."""

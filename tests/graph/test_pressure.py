@@ -64,30 +64,28 @@ def pressed_models(models) -> Path:
     return models
 
 
-@pytest.fixture(scope="module")
-def npu(comfyui_folder, pressed_models):
+def serve(comfyui_folder: Path, models: Path, *arguments: str) -> ComfyServer:
     """A server that finds the accelerator."""
-    with ComfyServer(
+    return ComfyServer(
         comfyui_folder,
         cpu=False,
-        extra_models=pressed_models,
+        extra_models=models,
         extra_nodes=TESTS / "custom_nodes",
         environment=ENVIRONMENT,
-    ) as server:
+        arguments=arguments,
+    )
+
+
+@pytest.fixture(scope="module")
+def npu(comfyui_folder, pressed_models):
+    with serve(comfyui_folder, pressed_models) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def dynamic(comfyui_folder, pressed_models):
     """A server that loads a layer when it is used, as on NVIDIA's devices."""
-    with ComfyServer(
-        comfyui_folder,
-        cpu=False,
-        extra_models=pressed_models,
-        extra_nodes=TESTS / "custom_nodes",
-        environment=ENVIRONMENT,
-        arguments=("--enable-dynamic-vram", "--disable-pinned-memory"),
-    ) as server:
+    with serve(comfyui_folder, pressed_models, "--enable-dynamic-vram", "--disable-pinned-memory") as server:
         yield server
 
 

@@ -13,6 +13,7 @@ import torch
 
 from mulan_nodes.mulan.checkpoints.devices import streaming_memory
 from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile
+from mulan_nodes.mulan.conditioning import internvl_llama
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
 from mulan_nodes.mulan.conditioning.text_config import TextConfig
@@ -208,8 +209,10 @@ def test_a_perception_as_a_whole(visionllm, card, asked):
 # --- MuLan ---
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("count", [1, 12, 16])
-def test_prompts(card, count, weights):
+def test_prompts(card, count, dtype, weights, monkeypatch):
+    monkeypatch.setattr(internvl_llama, "compute_dtype", lambda device: dtype)
     encoder = text_encoder(weights)
     card.start()
     encoder.hidden_states([[1, *range(5, 82), 2, 0][:80]] * count)

@@ -17,12 +17,12 @@ from .prefill import (
     count_image_tokens,
     layer_progress,
     load_weights,
+    read_images,
     split_at_last_image,
     step_progress,
     tokenize_prompt,
 )
 from .prompt_templates import Turn
-from .special_tokens import PATCH, REGION
 from .visionllm import Prompt
 from .visionllm_loader import LoadedVisionLLM
 
@@ -85,17 +85,7 @@ class Conversation:
             prefix = cached_prefix(loaded, views[0], prefix_ids, after_layer, room)
             past, last_features = prefix.cache, prefix.features
         elif views:  # several images have words between them: they are read together, and not kept
-            features = [loaded.model.encode_images(view.views.to(loaded.device, loaded.dtype)) for view in views]
-            _, past = loaded.model.prefill(
-                [Prompt(prefix_ids, [of_image.tokens for of_image in features])],
-                loaded.token_ids[PATCH],
-                loaded.token_ids[REGION],
-                loaded.model.language.new_cache(len(prefix_ids) + room, loaded.dtype, loaded.device),
-                use_cache=True,
-                device=loaded.device,
-                after_layer=after_layer,
-            )
-            last_features = features[-1]
+            (*_, last_features), past = read_images(loaded, views, prefix_ids, after_layer, room)
         region_embeddings = None
         if region_masks is not None:
             if last_features is None:

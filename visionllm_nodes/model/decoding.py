@@ -47,7 +47,7 @@ def grounding_canvas(loaded: LoadedVisionLLM, view: ImageView, semantic: bool = 
     canvas = _canvas(loaded, view, grounding_image(view.pixels, loaded.settings, semantic), decoder)
     if not semantic:
         return canvas
-    mask = canvas.mask.numel() // CELL * (loaded.dtype.itemsize + 3 * torch.float32.itemsize)
+    mask = canvas.mask.numel() // CELL * (loaded.decoder_dtype.itemsize + 3 * torch.float32.itemsize)
     return canvas._replace(memory=max(canvas.memory, decoder.config.num_queries * mask))
 
 

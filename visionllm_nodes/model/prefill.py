@@ -20,7 +20,7 @@ from .prefix_cache import CachedPrefix, content_key
 from .prompt_templates import Turn
 from .special_tokens import PATCH, REGION
 from .super_link import gather_queries
-from .visionllm import Prompt
+from .visionllm import Prompt, VisionFeatures
 from .visionllm_loader import LoadedVisionLLM
 
 MAX_QUESTION_LENGTH = 16 * MAX_QUESTION_TOKENS  # characters; the longest tokens have sixteen
@@ -101,9 +101,25 @@ def cached_prefix(
     prefix = loaded.prefix_cache.get(key)
     if prefix is not None:
         return prefix.to(loaded.device, room)
-    features = loaded.model.encode_images(view.views.to(loaded.device, loaded.dtype))
+    (features,), cache = read_images(loaded, [view], prefix_ids, after_layer, room)
+    prefix = CachedPrefix(features, cache)
+    loaded.prefix_cache.put(key, prefix.to(comfy.model_management.intermediate_device()))
+    return prefix
+
+
+def read_images(
+    loaded: LoadedVisionLLM,
+    views: Sequence[ImageView],
+    prefix_ids: Sequence[int],
+    after_layer: Callable[[], None],
+    room: int,
+) -> tuple[list[VisionFeatures], KVCache]:
+    """Return the features of images and the KV cache of `prefix_ids`, which hold them, with room for so many tokens
+    more.
+    """
+    features = [loaded.model.encode_images(view.views.to(loaded.device, loaded.dtype)) for view in views]
     _, cache = loaded.model.prefill(
-        [Prompt(prefix_ids, [features.tokens])],
+        [Prompt(prefix_ids, [of_image.tokens for of_image in features])],
         loaded.token_ids[PATCH],
         loaded.token_ids[REGION],
         loaded.model.language.new_cache(len(prefix_ids) + room, loaded.dtype, loaded.device),
@@ -111,9 +127,7 @@ def cached_prefix(
         device=loaded.device,
         after_layer=after_layer,
     )
-    prefix = CachedPrefix(features, cast(KVCache, cache))
-    loaded.prefix_cache.put(key, prefix.to(comfy.model_management.intermediate_device()))
-    return prefix
+    return features, cast(KVCache, cache)
 
 
 def split_at_last_image(loaded: LoadedVisionLLM, input_ids: Sequence[int]) -> tuple[list[int], list[int]]:

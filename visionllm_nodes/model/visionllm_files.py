@@ -27,7 +27,7 @@ from ...mulan.checkpoints.tensor_files import (
     read_object,
 )
 from ...mulan.checkpoints.weight_check import check_weights
-from ...mulan.checkpoints.weight_source import MARK, WeightSource, with_scales
+from ...mulan.checkpoints.weight_source import WeightSource, has_quantized, with_scales
 from ...mulan.conditioning.adapter import AdapterShape, LanguageAdapter
 from ...mulan.internvl import intern_vit_keys
 from ...mulan.internvl.intern_vit import InternViT, InternViTConfig
@@ -108,7 +108,7 @@ class VisionLLMFile:
 
     @property
     def is_quantized(self) -> bool:
-        return any(name.endswith(f".{MARK}") for name in self.file.shapes)
+        return has_quantized(self.file.shapes)
 
     @property
     def _folder(self) -> Path:
