@@ -156,3 +156,13 @@ def test_what_comfyui_sends_to_a_card_is_used_as_it_comes(sent, monkeypatch):
     layer.weight = torch.nn.Parameter(waiting, requires_grad=False)
     input = torch.randn(7, 256)
     assert error(layer(input), exact(input, sent)) < 1e-3
+
+
+def test_training_goes_through(monkeypatch):
+    """Rows of a weight are overwritten by the next ones: a gradient needs ComfyUI's way."""
+    monkeypatch.setattr(linear, "RUN_ROWS", 40)
+    layer = linear.operations_for(None).Linear(256, 192, bias=False, dtype=torch.float16)
+    torch.nn.init.normal_(layer.weight.requires_grad_(False))
+    input = torch.randn(3, 256, requires_grad=True)
+    layer(input).sum().backward()
+    assert torch.allclose(input.grad, layer.weight.float().sum(0).expand(3, -1), rtol=1e-4, atol=1e-3)
