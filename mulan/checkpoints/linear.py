@@ -33,11 +33,8 @@ from .rotation import rotation
 
 RUN_ROWS = 256  # of a weight at a time and thread: a few MB in float32, what a core's cache holds
 INT8_LAYOUT = "TensorWiseINT8Layout"
-IN_ROWS = (
-    INT8_LAYOUT,
-    "TensorCoreFP8E4M3Layout",
-    "TensorCoreFP8E5M2Layout",
-)  # layouts whose rows lie one after another
+# Layouts whose rows lie one after another, with a scale per row or in all
+IN_ROWS = (INT8_LAYOUT, "TensorCoreFP8E4M3Layout", "TensorCoreFP8E5M2Layout")
 FEW_ROWS = 4  # up to here, rows go through the product one by one, which only reads the weight once
 OUTLIER = 4.0  # a channel is an outlier where its largest value is so many times the mean of all channels' largest
 LEVELS = 127.0
