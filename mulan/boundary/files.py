@@ -167,8 +167,10 @@ def remove_abandoned(folder: Path) -> None:
         if ours is None or ours[2] == _RUN:
             continue
         with suppress(OSError):  # another process removes it, or it is not ours to remove
-            if time.time() - entry.stat().st_mtime > _DAY or (ours[1] == host and _nobody_writes(entry.path)):
+            if time.time() - entry.stat().st_mtime > _DAY:
                 os.unlink(entry.path)
+            elif ours[1] == host and fcntl is not None:
+                _remove_if_unlocked(entry.path)
 
 
 def file_digest(path: Path) -> str:
@@ -217,13 +219,14 @@ def _create(path: Path):
         file.close()  # removed before it was locked
 
 
-def _nobody_writes(path: str) -> bool:
-    """Return whether the process that wrote an unfinished file on this machine is gone."""
-    if fcntl is None:
-        return False
+def _remove_if_unlocked(path: str) -> None:
+    """Remove an unfinished file of this machine whose process is gone; raise OSError where it is locked.
+
+    The lock is held until the name is gone: a process between creating the file and locking it then sees that it lost.
+    """
     with open(path, "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises OSError where it is locked
-        return True
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
 
 
 def _take_free_name(unfinished: Path, path: Path) -> bool:

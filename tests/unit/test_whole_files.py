@@ -146,6 +146,23 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     assert (tmp_path / "other.bin").read_bytes() == b"x"
 
 
+def test_an_abandoned_file_is_removed_under_its_lock(tmp_path, monkeypatch):
+    """A file that another process has created and not locked yet looks abandoned: it must see that it lost."""
+    start_name = f"a.txt.{files._host()}-{'0' * 8}-{'1' * 8}{UNFINISHED}"
+    (tmp_path / start_name).touch()
+    unlink, locked = os.unlink, []
+
+    def removing(path):
+        with open(path, "rb") as file, pytest.raises(BlockingIOError):
+            files.fcntl.flock(file, files.fcntl.LOCK_EX | files.fcntl.LOCK_NB)
+        locked.append(path)
+        unlink(path)
+
+    monkeypatch.setattr(files.os, "unlink", removing)
+    remove_abandoned(tmp_path)
+    assert [Path(path).name for path in locked] == [start_name] and not leftovers(tmp_path)
+
+
 def test_own_files_are_not_abandoned(tmp_path):
     with WholeFile(tmp_path / "a") as first, WholeFile(tmp_path / "b") as second:
         remove_abandoned(tmp_path)
