@@ -169,7 +169,7 @@ def remove_abandoned(folder: Path) -> None:
         with suppress(OSError):  # another process removes it, or it is not ours to remove
             if time.time() - entry.stat().st_mtime > _DAY:
                 os.unlink(entry.path)
-            elif ours[1] == host and fcntl is not None:
+            elif ours[1] == host:
                 _remove_if_unlocked(entry.path)
 
 
@@ -224,6 +224,8 @@ def _remove_if_unlocked(path: str) -> None:
 
     The lock is held until the name is gone: a process between creating the file and locking it then sees that it lost.
     """
+    if fcntl is None:
+        return
     with open(path, "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)
