@@ -38,8 +38,9 @@ IN_ROWS = (INT8_LAYOUT, "TensorCoreFP8E4M3Layout", "TensorCoreFP8E5M2Layout")
 FEW_ROWS = 4  # up to here, rows go through the product one by one, which only reads the weight once
 OUTLIER = 4.0  # a channel is an outlier where its largest value is so many times the mean of all channels' largest
 LEVELS = 127.0
-VERSION = "1"  # part of what results are known by: raise it where they change
-MOST_ROWS = 512  # quantized at once: what lies beside them stays in memory that is used again
+VERSION = "2"  # part of what results are known by: raise it where they change
+QUANTIZED_ROWS = 160  # at a time: a few MB, what a core's cache holds
+MULTIPLIED_ROWS = 512  # at a time: their products stay in memory that is used again
 _int_mm: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]: ComfyUI's kernels use it too
 TINY = torch.finfo(torch.float32).tiny
 
@@ -174,27 +175,54 @@ def _few_rows(rows: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tens
 def _many_rows(input: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> torch.Tensor:
     """Multiply windows [B, T, K] in 8 bits, each row with a scale of its own -> [B, T, N].
 
-    LLaMAs have a few channels far above all others, which would take the scale for themselves: those are multiplied in
-    float32. Which ones is a matter of each window, so that it comes out the same whatever else is in the batch.
+    LLaMAs have a few channels far above all others. What reads or writes them is multiplied in float32: read, they
+    would take the scale for themselves; written, they make most of the states, and of their error.
     """
+    levels, scale, columns, beside = _quantized(input)
     output = input.new_empty(*input.shape[:2], len(weight))
-    most = max(1, MOST_ROWS // input.shape[1])
-    for windows, its_output in zip(input.split(most), output.split(most), strict=True):
-        sizes = windows.abs()
-        largest = sizes.amax(1, keepdim=True)
-        is_outlier = (largest > OUTLIER * largest.mean(2, keepdim=True)).to(windows.dtype)
-        outliers = is_outlier.amax((0, 1)).nonzero().flatten()
-        if len(outliers):
-            beside = (windows[..., outliers] * is_outlier[..., outliers]).flatten(0, 1)
-            windows = windows * (1 - is_outlier)
-            torch.abs(windows, out=sizes)
-        scale = sizes.amax(2, keepdim=True) / LEVELS
-        levels = torch.mul(windows, 1 / scale.clamp_min(TINY), out=sizes).round_().to(torch.int8).flatten(0, 1)
-        products = _int_mm(levels, weight.t()).float().mul_(scale.reshape(-1, 1))
-        if len(outliers):
-            products.addmm_(beside, weight.index_select(1, outliers).to(beside.dtype).t())
-        torch.mul(products, weight_scale, out=its_output.flatten(0, 1))
+    beside_weight = weight.index_select(1, columns).to(input.dtype).t()
+    rows = (part.flatten(0, 1).split(MULTIPLIED_ROWS) for part in (levels, scale, beside, output))
+    for its_levels, its_scale, its_beside, its_output in zip(*rows, strict=True):
+        its_output.copy_(_int_mm(its_levels, weight.t())).mul_(its_scale)
+        its_output.addmm_(its_beside, beside_weight).mul_(weight_scale)
+    written = (weight_scale > OUTLIER * weight_scale.mean()).nonzero().flatten()
+    if len(written):
+        output[..., written] = input @ (weight[written].to(input.dtype).t() * weight_scale[written])
     return output
+
+
+def _quantized(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return windows [B, T, K] as int8 and scales [B, T, 1], without their outlier channels: those are told by their
+    indices [C] and values [B, T, C].
+
+    Which ones is a matter of each window, so that it comes out the same whatever else is in the batch: elsewhere their
+    values are 0. So few windows go at a time that a core's cache holds them.
+    """
+    levels = torch.empty_like(input, dtype=torch.int8)
+    scale = input.new_empty(*input.shape[:2], 1)
+    is_outlier = torch.empty(len(input), 1, input.shape[2], dtype=torch.bool, device=input.device)
+    step = max(1, QUANTIZED_ROWS // input.shape[1])
+    sizes = torch.empty_like(input[:step])
+    for start in range(0, len(input), step):
+        its = slice(start, start + step)
+        windows = input[its]
+        values = torch.abs(windows, out=sizes[: len(windows)])
+        largest = values.amax(1, keepdim=True)
+        torch.gt(largest, OUTLIER * largest.mean(2, keepdim=True), out=is_outlier[its])
+        columns = _marked(is_outlier[its])
+        inside = ~is_outlier[its, :, columns]
+        values[..., columns] *= inside
+        torch.div(values.amax(2, keepdim=True), LEVELS, out=scale[its])
+        torch.mul(windows, 1 / scale[its].clamp_min(TINY), out=values).round_()
+        values[..., columns] *= inside
+        levels[its] = values
+    columns = _marked(is_outlier)
+    return levels, scale, columns, input[..., columns] * is_outlier[..., columns]
+
+
+def _marked(is_outlier: torch.Tensor) -> torch.Tensor:
+    """Return the indices of the channels that are outliers in one of the windows [B, 1, K]."""
+    return is_outlier.any(0).flatten().nonzero().flatten()
 
 
 def _to_levels(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -72,12 +72,27 @@ def test_int8_weights_in_every_way(width, rows, size, rotated):
     assert size == 1.0 or rotated or naive > 0.02, "outliers that spoil the usual quantization of a row"
 
 
-def test_a_window_is_the_same_whatever_is_beside_it():
-    weight = quantized(192, 256)
+def test_what_writes_outlier_channels_is_exact():
+    torch.manual_seed(3)
+    weight = torch.randn(192, 256) * 256**-0.5
+    weight[::50] *= 50
+    quantized_weight = QuantizedTensor.from_float(weight, LAYOUT, per_channel=True)
+    input = torch.randn(2, 30, 256)
+    found, expected = linear.linear_on_cpu(input, quantized_weight, None, True), exact(input, quantized_weight)
+    assert error(found[..., ::50], expected[..., ::50]) < 1e-6
+    assert 1e-3 < error(found[..., 1:50], expected[..., 1:50]) < 0.012
+
+
+@pytest.mark.parametrize("size", [1.0, 50.0], ids=["plain weight", "weight that writes outliers"])
+@pytest.mark.parametrize("windows, rows", [(16, 80), (5, 80), (3, 7), (2, 600)])
+def test_a_window_is_the_same_whatever_is_beside_it(windows, rows, size):
     torch.manual_seed(2)
-    plain, loud = torch.randn(1, 80, 256), with_outliers(torch.randn(1, 80, 256), 50.0)
+    weight = QuantizedTensor.from_float(with_outliers(torch.randn(256, 192), size).t(), LAYOUT, per_channel=True)
+    plain, loud = torch.randn(1, rows, 256), with_outliers(torch.randn(1, rows, 256), 50.0)
     alone = [linear.linear_on_cpu(window, weight, None, True) for window in (plain, loud)]
-    together = linear.linear_on_cpu(torch.cat([plain, loud] * 8), weight, None, True)
+    input = torch.cat([plain, loud] * 8)[:windows]
+    together = linear.linear_on_cpu(input, weight, None, True)
+    assert torch.equal(input[:2], torch.cat([plain, loud])), "the input is not written to"
     for index, window in enumerate(together):
         assert torch.equal(window[None], alone[index % 2])
 
