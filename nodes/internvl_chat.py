@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..mulan.boundary.texts import GrowingText
 from ..mulan.images.video_frames import sample_frames
 from ..mulan.internvl_chat.chat_files import SOURCE, open_chat
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
@@ -272,7 +273,8 @@ class InternVLChat(CheckedNode):
             thinking=thinking,
             tiles=tiles,
         )
-        with clip.cond_stage_model.streaming_to(lambda ids: show_progress(cls, clip.decode(ids))):
+        text_so_far = GrowingText(clip.tokenizer.tokenizer.decode)
+        with clip.cond_stage_model.streaming_to(lambda ids: show_progress(cls, text_so_far(ids).strip())):
             ids = clip.generate(
                 tokens,
                 do_sample=temperature > 0,
