@@ -41,10 +41,13 @@ def test_a_changed_pack_is_unpacked_again(paths, monkeypatch):
     assert write_tiny_models(path) == list(path.values())
 
 
-def test_stop_ends_it_and_leaves_no_part_of_a_file(paths, tmp_path, stop_soon):
+@pytest.mark.parametrize("models", [TINY_MODELS, TINY_MODELS[-3:]], ids=["all", "small files"])
+def test_stop_ends_it_and_leaves_no_part_of_a_file(models, paths, tmp_path, stop_soon):
+    """Between two files too: a small one is written faster than Stop is looked for."""
     from comfy.model_management import InterruptProcessingException
 
     timer, _ = stop_soon
+    paths = {model: paths[model] for model in models}
     with pytest.raises(InterruptProcessingException):
         write_tiny_models(paths, lambda index, *_: index or timer.run())
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
