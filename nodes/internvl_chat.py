@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..mulan.boundary.texts import GrowingText
+from ..mulan.boundary.growing_text import GrowingText
 from ..mulan.images.video_frames import sample_frames
 from ..mulan.internvl_chat.chat_files import SOURCE, open_chat
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
