@@ -123,8 +123,11 @@ class TinyAutoencoder(nn.Module):
         )
 
 
-def denoiser() -> nn.Module:
-    """SD1.5's UNet with one level and no middle block, 64 of 320 channels wide: diffusers' class with padded norms."""
+def denoiser(heads: int = 8) -> nn.Module:
+    """SD1.5's UNet with one level and no middle block, 64 of 320 channels wide: diffusers' class with padded norms.
+
+    `heads` of its eight attention heads share the live channels.
+    """
     unet = UNet2DConditionModel(
         block_out_channels=(UNET_WIDTH,),
         layers_per_block=1,
@@ -132,7 +135,7 @@ def denoiser() -> nn.Module:
         mid_block_type=None,
         up_block_types=("CrossAttnUpBlock2D",),
         cross_attention_dim=CONTEXT_WIDTH,
-        attention_head_dim=8,
+        attention_head_dim=heads,  # diffusers' name for their number
         norm_num_groups=32,
     )
     unet.time_proj = Timesteps(UNET_FULL_WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)

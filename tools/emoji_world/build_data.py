@@ -1,0 +1,99 @@
+"""Makes the emoji world's two files from what they come from: names from Unicode CLDR, pictures from Noto Emoji.
+
+    python -m mulan_nodes.tools.emoji_world.build_data CLDR_FOLDER NOTO_FOLDER --chromium /usr/bin/chromium
+
+The folders are the unpacked npm packages cldr-annotations-full (48.2.0) and @iconify-json/noto (1.2.9). Needs
+Playwright and a Chromium, which draws the pictures. `concepts.py` reads the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import lzma
+import math
+import unicodedata
+from pathlib import Path
+
+from .concepts import CHARACTERS, COLUMNS, HELD_OUT_LANGUAGES, NAMES, PICTURE_SIDE, PICTURES
+
+COMPLETE = 1000  # names in a locale that has vetted most of them
+VARIANTS = {"kk-Arab", "pa-Arab", "pt-PT", "sr-Latn", "yo-BJ", "yue-Hans", "zh-Hant"}  # of languages that are there
+INCOMPLETE = {"sc", "kl"}  # without many names, or with those of another language
+SHARED = 3  # concepts that a keyword may describe before it says too little
+
+
+def main() -> int:
+    """Writes both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cldr", type=Path)
+    parser.add_argument("noto", type=Path)
+    parser.add_argument("--chromium", help="the browser's program (default: Playwright's own)")
+    arguments = parser.parse_args()
+    NAMES.write_bytes(lzma.compress(json.dumps(names_of(arguments.cldr), ensure_ascii=False, indent=0).encode()))
+    draw_sheet(arguments.noto, arguments.chromium)
+    return 0
+
+
+def names_of(package: Path) -> dict[str, dict[str, list]]:
+    """Per language, in the order of `CHARACTERS`: "names", null where there is none, and "keywords", lists."""
+    languages = {}
+    for file in sorted(package.glob("annotations/*/annotations.json")):
+        entries = json.loads(file.read_bytes())["annotations"].get("annotations", {})
+        code = file.parent.name
+        if code not in VARIANTS | INCOMPLETE and sum("tts" in entry for entry in entries.values()) > COMPLETE:
+            languages[code] = _of_language(code, [entries.get(c) or entries.get(c + "\ufe0f") for c in CHARACTERS])
+    missing = {"en", *HELD_OUT_LANGUAGES} - set(languages)
+    if missing:
+        raise ValueError(f"{package} has no complete annotations in {', '.join(sorted(missing))}")
+    return languages
+
+
+def _of_language(code: str, entries: list[dict | None]) -> dict[str, list]:
+    def texts(entry, kind):
+        return [unicodedata.normalize("NFC", text).strip() for text in (entry or {}).get(kind, ())]
+
+    names = [next(iter(texts(entry, "tts")), None) for entry in entries]
+    by_name = {name.casefold(): place for place, name in enumerate(names) if name}
+    if len(by_name) != sum(name is not None for name in names):
+        raise ValueError(f"two of the things have one name in {code}")
+    keywords = [dict.fromkeys(texts(entry, "default")) for entry in entries]
+    described = collections.Counter(word.casefold() for words in keywords for word in words)
+    telling = [
+        [
+            word
+            for word in words
+            if described[word.casefold()] <= SHARED and by_name.get(word.casefold(), place) == place
+        ]
+        for place, words in enumerate(keywords)
+    ]
+    return {"names": names, "keywords": telling}
+
+
+def draw_sheet(package: Path, chromium: str | None) -> None:
+    """Draws all pictures, transparent around, into one sheet."""
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
+
+    icons, characters = (json.loads((package / name).read_bytes()) for name in ("icons.json", "chars.json"))
+
+    def svg(character: str) -> str:
+        code = "-".join(f"{ord(part):x}" for part in character)
+        name = characters.get(code) or characters[f"{code}-fe0f"]
+        icon = icons["icons"][icons["aliases"].get(name, {}).get("parent", name)]
+        box = f"0 0 {icon.get('width', icons['width'])} {icon.get('height', icons['height'])}"
+        return f'<svg width="{PICTURE_SIDE}" height="{PICTURE_SIDE}" viewBox="{box}">{icon["body"]}</svg>'
+
+    grid = f"display:grid;grid-template-columns:repeat({COLUMNS},{PICTURE_SIDE}px)"
+    page_text = f'<body style="margin:0"><div style="{grid}">{"".join(map(svg, CHARACTERS))}</div>'
+    size = {"width": COLUMNS * PICTURE_SIDE, "height": math.ceil(len(CHARACTERS) / COLUMNS) * PICTURE_SIDE}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium)
+        page = browser.new_page(viewport=size)
+        page.set_content(page_text)
+        page.screenshot(path=str(PICTURES), omit_background=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
