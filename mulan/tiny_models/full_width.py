@@ -20,6 +20,7 @@ CONTROL = "control_model."
 ADAPTER = "adapter."
 TEXT = "model.layers.", "model.embed_tokens.", "model.norm."
 CLIP_LAYERS, CLIP_VOCABULARY = 12, 49408
+UNET_HEADS = "unet_heads"  # a pack's tensor: how many of the UNet's attention heads are live; without it, all
 LATENT_SCALE = 0.18215  # SD1.5's: with it the autoencoder's own latents are what the denoiser sees
 
 
@@ -35,9 +36,13 @@ class Axis:
         return cls(torch.arange(live), full)
 
     @classmethod
-    def blocks(cls, count: int, live: int, full: int) -> Axis:
-        """`count` blocks (heads, norm groups, packed projections) of `full` channels, the first `live` of each live."""
-        return cls((torch.arange(count)[:, None] * full + torch.arange(live)).flatten(), count * full)
+    def blocks(cls, count: int, live: int, full: int, live_blocks: int | None = None) -> Axis:
+        """`count` blocks (heads, norm groups, packed projections) of `full` channels, the first `live` of each live.
+
+        Where `live_blocks` is given, only so many blocks have live channels.
+        """
+        blocks = torch.arange(count if live_blocks is None else live_blocks)
+        return cls((blocks[:, None] * full + torch.arange(live)).flatten(), count * full)
 
     def twice(self) -> Axis:
         return Axis(torch.cat([self.live, self.full + self.live]), 2 * self.full)
@@ -78,12 +83,12 @@ class Layout:
         return Axis((offsets + self.heads.live).flatten(), self.packed * self.heads.full)
 
 
-def _layouts() -> dict[str, Layout]:
-    """Return the layout of each model, by the prefix of its tensors' names."""
+def _layouts(unet_heads: int = 8) -> dict[str, Layout]:
+    """Return the layout of each model, by the prefix of its tensors' names; so many of the UNet's heads are live."""
     channels, hidden = Axis.blocks(32, 2, 10), Axis.first(256, 1280)
     unet = Layout(
         by_length={64: channels, 128: channels.twice(), 256: hidden, 512: hidden.twice(), 96: Axis.first(96, 768)},
-        heads=Axis.blocks(8, 8, 40),
+        heads=Axis.blocks(8, 64 // unet_heads, 40, unet_heads),
         into_heads=("to_q", "to_k", "to_v"),
         out_of_heads=("to_out",),
     )
@@ -98,7 +103,12 @@ def _layouts() -> dict[str, Layout]:
             into_heads=("q_proj", "k_proj", "v_proj"),
             out_of_heads=("out_proj",),
         ),
-        AUTOENCODER: Layout(by_length={24: Axis.first(24, 64)}, heads=Axis.first(0, 0), into_heads=(), out_of_heads=()),
+        AUTOENCODER: Layout(
+            by_length={live: Axis.first(live, 64) for live in (24, 32)},
+            heads=Axis.first(0, 0),
+            into_heads=(),
+            out_of_heads=(),
+        ),
         ADAPTER: Layout(
             by_length={96: Axis.first(96, 768), 192: Axis.first(192, 3072)},
             heads=Axis.blocks(8, 12, 96),
@@ -110,7 +120,7 @@ def _layouts() -> dict[str, Layout]:
 
 
 def _widen(stored: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
-    layout = _layouts()[prefix]
+    layout = _layouts(int(stored.get(UNET_HEADS, 8)))[prefix]
     return {name: layout.widen(name, tensor) for name, tensor in stored.items() if name.startswith(prefix)}
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from mulan_nodes.mulan.tiny_models.full_width import AUTOENCODER, CLIP, CONTROL, TEXT, UNET
+from mulan_nodes.mulan.tiny_models.full_width import AUTOENCODER, CLIP, CONTROL, TEXT, UNET, UNET_HEADS
 from mulan_nodes.mulan.tiny_models.packs import STEPS, pack_path
 
 METADATA = {
@@ -122,8 +122,11 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return stored
 
 
-def gather(work_dir: Path) -> dict[str, torch.Tensor]:
-    """The trained tensors, narrow and in float32, under the names they have in the pack."""
+def gather(work_dir: Path, unet_heads: int = 8) -> dict[str, torch.Tensor]:
+    """The trained tensors, narrow and in float32, under the names they have in the pack.
+
+    unet_heads: how many heads the live channels of the UNet were trained in.
+    """
     base = load_file(work_dir / "base.safetensors")
     text = load_file(work_dir / "text_encoder.safetensors")
 
@@ -140,7 +143,12 @@ def gather(work_dir: Path) -> dict[str, torch.Tensor]:
         },
         **{f"model.{name}": tensor for name, tensor in part(text, "llama.").items()},
     }
-    tensors = {name: _scaled_queries(name, tensor) for name, tensor in tensors.items()}
+    tensors = {
+        # live channels in fewer heads are more of each
+        name: _scaled_queries(name, tensor) * (math.sqrt(unet_heads / 8) if ".to_q." in name else 1.0)
+        for name, tensor in tensors.items()
+    }
+    tensors[UNET_HEADS] = torch.tensor(unet_heads, dtype=torch.int32)
     tensors["clip_tokens"] = base["token_ids"].int()
     tensors["spiece_model"] = torch.frombuffer(
         bytearray((work_dir / "tokenizer.model").read_bytes()), dtype=torch.uint8
