@@ -136,13 +136,29 @@ def loaded(stored):
     return model, clip, vae
 
 
-def test_the_full_unet_equals_the_narrow_one(models, loaded):
+@pytest.mark.parametrize("heads, autoencoder_width", [(8, 24), (4, 32)], ids=["shapes", "emoji"])
+def test_the_full_unet_equals_the_narrow_one(models, stored, heads, autoencoder_width):
+    """In as many live heads as it was trained in; whatever the autoencoder's width."""
+    import comfy.sd
+
+    unet, autoencoder = narrow.denoiser(heads), narrow.TinyAutoencoder(autoencoder_width)
+    unet.load_state_dict(models["unet"].state_dict())
+    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(full_width.AUTOENCODER)}
+    tensors |= {full_width.AUTOENCODER + name: tensor for name, tensor in autoencoder.state_dict().items()}
+    tensors |= {full_width.UNET_HEADS: torch.tensor(heads, dtype=torch.int32)}
+    tensors |= {
+        full_width.UNET + pack.unet_name(name): pack.scaled_queries(
+            full_width.UNET + pack.unet_name(name), value, heads
+        )
+        for name, value in unet.state_dict().items()
+    }
+    model, *_ = comfy.sd.load_state_dict_guess_config(full_width.checkpoint(tensors), output_clip=False)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([7, 941])
     context = torch.randn(2, 77, narrow.CONTEXT_WIDTH)
     full_context = torch.nn.functional.pad(context, (0, narrow.CONTEXT_FULL_WIDTH - narrow.CONTEXT_WIDTH))
     with torch.no_grad():
-        expected = models["unet"](x, t, context).sample
-        got = loaded[0].model.diffusion_model.float()(x, t, context=full_context)
+        expected = unet(x, t, context).sample
+        got = model.model.diffusion_model.float()(x, t, context=full_context)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -143,11 +143,7 @@ def gather(work_dir: Path, unet_heads: int = 8) -> dict[str, torch.Tensor]:
         },
         **{f"model.{name}": tensor for name, tensor in part(text, "llama.").items()},
     }
-    tensors = {
-        # live channels in fewer heads are more of each
-        name: _scaled_queries(name, tensor) * (math.sqrt(unet_heads / 8) if ".to_q." in name else 1.0)
-        for name, tensor in tensors.items()
-    }
+    tensors = {name: scaled_queries(name, tensor, unet_heads) for name, tensor in tensors.items()}
     tensors[UNET_HEADS] = torch.tensor(unet_heads, dtype=torch.int32)
     tensors["clip_tokens"] = base["token_ids"].int()
     tensors["spiece_model"] = torch.frombuffer(
@@ -162,24 +158,27 @@ def gather_companions(work_dir: Path) -> dict[str, torch.Tensor]:
         CONTROL + control_name(name): tensor
         for name, tensor in load_file(work_dir / "layout_controlnet.safetensors").items()
     }
-    tensors = {name: _scaled_queries(name, tensor) for name, tensor in control.items()}
+    tensors = {name: scaled_queries(name, tensor) for name, tensor in control.items()}
     for stage in LORAS:
         for name, tensor in load_file(work_dir / f"{stage}.safetensors").items():
-            tensors[f"{stage}.{name}"] = _scaled_queries(name, tensor) if name.endswith("lora_up.weight") else tensor
+            tensors[f"{stage}.{name}"] = scaled_queries(name, tensor) if name.endswith("lora_up.weight") else tensor
     return tensors
 
 
-def _scaled_queries(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return _with_queries(name, tensor, _query_scale(name))
+def scaled_queries(name: str, tensor: torch.Tensor, unet_heads: int = 8) -> torch.Tensor:
+    """A tensor of a narrow model as a pack has it."""
+    return _with_queries(name, tensor, _query_scale(name, unet_heads))
 
 
-def unscaled_queries(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def unscaled_queries(name: str, tensor: torch.Tensor, unet_heads: int = 8) -> torch.Tensor:
     """A pack's tensor as the narrow model has it."""
-    return _with_queries(name, tensor, 1 / _query_scale(name))
+    return _with_queries(name, tensor, 1 / _query_scale(name, unet_heads))
 
 
-def _query_scale(name: str) -> float:
-    return next((scale for part, scale in QUERY_SCALES.items() if part in name and not name.startswith(TEXT)), 1.0)
+def _query_scale(name: str, unet_heads: int) -> float:
+    """The live channels in fewer heads are more of each."""
+    scale = next((scale for part, scale in QUERY_SCALES.items() if part in name and not name.startswith(TEXT)), 1.0)
+    return scale * math.sqrt(unet_heads / 8) if ".to_q." in name else scale
 
 
 def _with_queries(name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
