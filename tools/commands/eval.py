@@ -1,20 +1,26 @@
-"""Measure the tiny models (output/*scores.md), or InternVL's zero-shot labels on a data set of yours."""
+"""Measure the tiny models (output/*.md), or InternVL's zero-shot labels on a data set of yours."""
 
 import argparse
 from pathlib import Path
 
 NEEDS_TINY_MODELS = True
 EVALUATIONS = ("mulan", "visionllm", "zeroshot")
+LANGUAGES = "languages"  # takes hours: only where it is asked for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", choices=EVALUATIONS, help="measure one of the three (default: all)")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=(*EVALUATIONS, LANGUAGES),
+        help="measure one of them (default: the first three; languages draws 113 and takes hours)",
+    )
     parser.add_argument(
         "--pictures",
         type=int,
         default=48,
         metavar="N",
-        help="mulan: images per language (default: 48, each thing once)",
+        help="mulan, languages: images per language (default: 48, of the shapes each once)",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -35,17 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the tiny world)",
     )
     zeroshot.add_argument(
-        "--language", nargs="+", metavar="xx", help="of the labels (default: en; in the tiny world all)"
+        "--language", nargs="+", metavar="xx", help="of the labels (default: en; in the tiny world all), or languages"
     )
     zeroshot.add_argument("--checkpoint", metavar="NAME", help="in models/internvl, or a path (default: the tiny one)")
     zeroshot.add_argument("--mode", choices=("C", "G"), help="(default: C; in the tiny world both)")
 
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
-    from .. import evaluate_mulan, evaluate_visionllm, evaluate_zeroshot
+    from .. import evaluate_languages, evaluate_mulan, evaluate_visionllm, evaluate_zeroshot
     from ..comfyui import OUTPUT, has_accelerator
 
     wanted, cpu = (options.what,) if options.what else EVALUATIONS, not has_accelerator()
+    if options.what == LANGUAGES:
+        codes = options.language or ()
+        evaluate_languages.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, codes)
+        return 0
     of_zeroshot = (options.dataset, options.language, options.checkpoint, options.mode)
     if options.what != "zeroshot" and any(of_zeroshot):
         raise SystemExit("--dataset, --language, --checkpoint and --mode belong to: dev.py eval zeroshot")

@@ -8,11 +8,14 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
     from ..comfyui import OUTPUT, open_comfyui
 
     open_comfyui("--cpu")
+    from ..emoji_world import training as emoji_training
     from ..tinyworld import chat_training, contrastive_training, training
     from ..tinyworld_visionllm import training as visionllm_training
 
     print(training.ESTIMATE)
     training.main(OUTPUT / "tiny_world")
+    print(emoji_training.ESTIMATE)
+    emoji_training.main(OUTPUT / "emoji_world")
     print(contrastive_training.ESTIMATE)
     print(f"the pack: {contrastive_training.train_internvl(OUTPUT / 'tiny_internvl')}")
     print(chat_training.ESTIMATE)

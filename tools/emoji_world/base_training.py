@@ -20,8 +20,8 @@ from ..tinyworld.base_training import CLIP_ROWS, SETTINGS, alphas_cumprod
 from ..tinyworld.stages import SEED, as_input, is_finished, train_stage
 from .captions import ENGLISH, coloured, english_caption, english_sentence, with_article
 from .concepts import CHARACTERS, english
-from .pictures import BACKGROUNDS, draw_corpus
-from .text_training import EMBEDDING, picture_vectors
+from .pictures import BACKGROUNDS, draw_corpus, picture_vectors
+from .text_training import EMBEDDING
 
 STAGE = "base"
 HEADS = 4  # of the UNet: as good as eight and a quarter faster
@@ -99,7 +99,7 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
     if is_finished(STAGE, work_dir):
         model.load_state_dict(load_file(work_dir / f"{STAGE}.safetensors"))
         return model
-    latents, looks = base_latents(work_dir, autoencoder), picture_vectors()
+    latents, looks = base_latents(work_dir, autoencoder), picture_vectors(EMBEDDING)
     alphas = alphas_cumprod()
     light = VARIANTS.count("")
     model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (no such overload declared)

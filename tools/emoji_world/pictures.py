@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..tinyworld.stages import SEED, as_input
 from .concepts import CHARACTERS, glyph_array
 
 PICTURE_SIZE = 96
@@ -43,3 +44,11 @@ def draw_corpus(seed: int, backgrounds: Sequence[str], things: Sequence[int] = r
     rng = np.random.default_rng(seed)
     pictures = np.stack([[draw(thing, rng, background) for background in backgrounds] for thing in things])
     return torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).contiguous()
+
+
+def picture_vectors(size: int) -> torch.Tensor:
+    """What the things look like, in the `size` directions in which they differ most: unit rows [130, size]."""
+    pictures = draw_corpus(SEED, ("",) * 4).flatten(0, 1)
+    small = F.avg_pool2d(as_input(pictures), 6).flatten(1).unflatten(0, (len(CHARACTERS), -1)).mean(1)
+    axes, _, _ = torch.linalg.svd(small - small.mean(0), full_matrices=False)
+    return F.normalize(axes[:, :size], dim=-1)

@@ -18,19 +18,19 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaModel
 
 from ..tinyworld import captions as shape_captions
 from ..tinyworld import world as shapes
-from ..tinyworld.stages import SEED, as_input, is_finished, train_stage
-from ..tinyworld.text_training import BOS, EOS, HEADS, PAD, PREFIX, WINDOW, states_of, typed
+from ..tinyworld.stages import SEED, is_finished, train_stage
+from ..tinyworld.text_training import BOS, EOS, PAD, PREFIX, WIDTH, WINDOW, llama, states_of, token_rows, typed
 from .captions import caption, vocabulary
 from .concepts import CHARACTERS, languages, trained_languages
-from .pictures import BACKGROUNDS, draw_corpus
+from .pictures import BACKGROUNDS, picture_vectors
 
 STAGE = "text_encoder"
 VOCABULARY = 4000
-WIDTH, EMBEDDING = 128, 64
+EMBEDDING = 64
 THINGS, SHAPES = 56, 14  # captions of each world in a batch, in each of the languages
 LANGUAGES = 3  # English and two others
 PADDING_ROWS = 4
@@ -65,44 +65,13 @@ def train_tokenizer() -> bytes:
     return model.getvalue()
 
 
-def token_rows(tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str], longest: int = WINDOW):
-    """Texts, with their prefix where they have one -> ids with bos and eos, not padded."""
-    return [[BOS, *ids[: longest - 2], EOS] for ids in tokenizer.encode(texts)]
-
-
-def llama() -> LlamaModel:
-    """The text encoder: LLaMA with full attention, without the language-model head."""
-    return LlamaModel(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            intermediate_size=320,
-            num_hidden_layers=3,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
-            rms_norm_eps=1e-6,
-            max_position_embeddings=WINDOW,
-            pad_token_id=None,
-            use_cache=False,
-        )
-    )
-
-
-def picture_vectors() -> torch.Tensor:
-    """What the things look like, in the directions in which they differ most: unit rows [130, 64]."""
-    pictures = draw_corpus(SEED, ("",) * 4).flatten(0, 1)
-    small = F.avg_pool2d(as_input(pictures), 6).flatten(1).unflatten(0, (len(CHARACTERS), -1)).mean(1)
-    axes, _, _ = torch.linalg.svd(small - small.mean(0), full_matrices=False)
-    return F.normalize(axes[:, :EMBEDDING], dim=-1)
-
-
 class Meanings(nn.Module):
     """A vector for whatever a caption can name. Those of the things are what the things look like, and stay."""
 
     def __init__(self):
         super().__init__()
         self.things: torch.Tensor
-        self.register_buffer("things", picture_vectors())
+        self.register_buffer("things", picture_vectors(EMBEDDING))
         names = (*BACKGROUNDS, *shapes.PALETTE, *shapes.SHAPES, *shapes.SIZES)
         self.others = nn.Parameter(F.normalize(torch.randn(len(names), EMBEDDING), dim=-1))
 
@@ -126,7 +95,7 @@ class Contrast(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.llama = llama()
+        self.llama = llama(VOCABULARY)
         self.meanings = Meanings()
         self.word_head = nn.Linear(WIDTH, EMBEDDING)
         self.padding_head = nn.Linear(WIDTH, EMBEDDING)

@@ -60,7 +60,8 @@ def read_shipped() -> Shipped:
             if name.startswith(prefix)
         }
 
-    base, autoencoder, adapter, text = Base(), narrow.TinyAutoencoder(), narrow.adapter(), llama()
+    base, autoencoder, adapter = Base(), narrow.TinyAutoencoder(), narrow.adapter()
+    text = llama(len(stored["model.embed_tokens.weight"]))
     unet = part(UNET)
     base.unet.load_state_dict({name: unet[pack.unet_name(name)] for name in base.unet.state_dict()})
     base.clip.load_state_dict(part(CLIP))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..emoji_world.text_training import train_text_encoder
 from . import pack
 from .adapter_training import train_adapter
 from .autoencoder_training import train_autoencoder
 from .base_training import train_base
 from .companion_training import train_companions
-from .text_training import train_text_encoder
 
 ESTIMATE = (
     "Training takes about an hour on two CPU cores (stages of 5, 8, 17, 9 and 15 minutes); interrupted, it "
