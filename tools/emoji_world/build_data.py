@@ -1,9 +1,9 @@
 """Makes the emoji world's two files from what they come from: names from Unicode CLDR, pictures from Noto Emoji.
 
-    python -m mulan_nodes.tools.emoji_world.build_data CLDR_FOLDER NOTO_FOLDER --chromium /usr/bin/chromium
+    python -m mulan_nodes.tools.emoji_world.build_data ANNOTATIONS LOCALENAMES NOTO --chromium /usr/bin/chromium
 
-The folders are the unpacked npm packages cldr-annotations-full (48.2.0) and @iconify-json/noto (1.2.9). Needs
-Playwright and a Chromium, which draws the pictures. `concepts.py` reads the files.
+The folders are the unpacked npm packages cldr-annotations-full and cldr-localenames-full (48.2.0) and
+@iconify-json/noto (1.2.9). Needs Playwright and a Chromium, which draws the pictures. `concepts.py` reads the files.
 """
 
 from __future__ import annotations
@@ -27,27 +27,38 @@ SHARED = 3  # concepts that a keyword may describe before it says too little
 def main() -> int:
     """Writes both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cldr", type=Path)
-    parser.add_argument("noto", type=Path)
+    for name in ("annotations", "localenames", "noto"):
+        parser.add_argument(name, type=Path)
     parser.add_argument("--chromium", help="the browser's program (default: Playwright's own)")
     arguments = parser.parse_args()
-    NAMES.write_bytes(lzma.compress(json.dumps(names_of(arguments.cldr), ensure_ascii=False, indent=0).encode()))
+    table = names_of(arguments.annotations, arguments.localenames)
+    NAMES.write_bytes(lzma.compress(json.dumps(table, ensure_ascii=False, indent=0).encode()))
     draw_sheet(arguments.noto, arguments.chromium)
     return 0
 
 
-def names_of(package: Path) -> dict[str, dict[str, list]]:
-    """Per language, in the order of `CHARACTERS`: "names", null where there is none, and "keywords", lists."""
-    languages = {}
+def names_of(package: Path, localenames: Path) -> dict[str, dict]:
+    """Per language its English "name" and its "own_name" and, in the order of `CHARACTERS`, "names", null where there
+    is none, and "keywords", lists.
+    """
+    languages, english = {}, _language_names(localenames, "en")
     for file in sorted(package.glob("annotations/*/annotations.json")):
         entries = json.loads(file.read_bytes())["annotations"].get("annotations", {})
         code = file.parent.name
         if code not in VARIANTS | INCOMPLETE and sum("tts" in entry for entry in entries.values()) > COMPLETE:
-            languages[code] = _of_language(code, [entries.get(c) or entries.get(c + "\ufe0f") for c in CHARACTERS])
+            called = {"name": english[code], "own_name": _language_names(localenames, code)[code]}
+            of_things = _of_language(code, [entries.get(c) or entries.get(c + "\ufe0f") for c in CHARACTERS])
+            languages[code] = called | of_things
     missing = {"en", *HELD_OUT_LANGUAGES} - set(languages)
     if missing:
         raise ValueError(f"{package} has no complete annotations in {', '.join(sorted(missing))}")
     return languages
+
+
+def _language_names(package: Path, code: str) -> dict[str, str]:
+    """What the languages are called in one of them."""
+    content = json.loads((package / "main" / code / "languages.json").read_bytes())
+    return content["main"][code]["localeDisplayNames"]["languages"]
 
 
 def _of_language(code: str, entries: list[dict | None]) -> dict[str, list]:

@@ -31,9 +31,14 @@ HELD_OUT = frozenset("🦊🐊🌷🍋🥕🍦🚒🏰👗🔔🍺🐞")  # the 
 
 @dataclass(frozen=True)
 class Language:
-    """The names of all things in one language, None where it has none, and words that describe each."""
+    """The names of all things in one language, None where it has none, and words that describe each.
+
+    name, own_name: the language's, in English and in itself.
+    """
 
     code: str
+    name: str
+    own_name: str
     names: tuple[str | None, ...]
     keywords: tuple[tuple[str, ...], ...]
 
@@ -43,7 +48,9 @@ def languages() -> dict[str, Language]:
     """All 113, by code."""
     table = json.loads(lzma.decompress(NAMES.read_bytes()))
     return {
-        code: Language(code, tuple(entry["names"]), tuple(map(tuple, entry["keywords"])))
+        code: Language(
+            code, entry["name"], entry["own_name"], tuple(entry["names"]), tuple(map(tuple, entry["keywords"]))
+        )
         for code, entry in table.items()
     }
 
