@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mulan_nodes.mulan.images.text_drawing import TextRenderer
+
 CELL, GAP, MARGIN, LABEL_WIDTH, HEAD_HEIGHT, TITLE_HEIGHT, SECTION_HEIGHT = 128, 10, 28, 200, 60, 88, 46
 PAPER, INK, QUIET, RULE = (255, 255, 255), (28, 30, 34), (110, 114, 122), (222, 224, 228)
-# Pillow's own font has Latin letters only and few machines have fonts for all the other scripts, so the languages'
-# names were drawn once.
+# Pillow's own font has Latin letters only and few machines have fonts for all the other scripts, so the names of the
+# twelve languages of the shapes were drawn once. Other names are drawn in the fonts that are found.
 NAMES_FILE = Path(__file__).with_name("language_names.png")
 
 
@@ -24,12 +26,15 @@ class SheetRow:
 
 
 def contact_sheet(
-    title: str, subtitle: str, heads: Sequence[str], sections: Mapping[str, Sequence[SheetRow]]
+    title: str, subtitle: str, heads: Sequence[str], sections: Mapping[str, Sequence[SheetRow]], cell: int = CELL
 ) -> Image.Image:
-    """heads: what each column's prompt means; a line break starts a smaller second line. sections: heading -> rows."""
+    """heads: what each column's prompt means; a line break starts a smaller second line. sections: heading -> rows.
+
+    cell: the side of a picture.
+    """
     rows = sum(len(section) for section in sections.values())
-    width = 2 * MARGIN + LABEL_WIDTH + len(heads) * (CELL + GAP) - GAP
-    height = 2 * MARGIN + TITLE_HEIGHT + HEAD_HEIGHT + len(sections) * SECTION_HEIGHT + rows * (CELL + GAP)
+    width = 2 * MARGIN + LABEL_WIDTH + len(heads) * (cell + GAP) - GAP
+    height = 2 * MARGIN + TITLE_HEIGHT + HEAD_HEIGHT + len(sections) * SECTION_HEIGHT + rows * (cell + GAP)
     sheet = Image.new("RGB", (width, height), PAPER)
     pen, names = ImageDraw.Draw(sheet), _names()
 
@@ -37,7 +42,7 @@ def contact_sheet(
     pen.text((MARGIN, MARGIN + 46), subtitle, QUIET, _font(17))
     y = MARGIN + TITLE_HEIGHT
     for column, head in enumerate(heads):
-        middle = _left(column) + CELL // 2
+        middle = _left(column, cell) + cell // 2
         first, _, second = head.partition("\n")
         pen.text((middle, y + 14), first, INK, _font(17), anchor="ma")
         pen.text((middle, y + 38), second, QUIET, _font(14), anchor="ma")
@@ -47,23 +52,30 @@ def contact_sheet(
         pen.text((MARGIN, y + 18), heading, QUIET, _font(17))
         y += SECTION_HEIGHT
         for row in section:
-            _label(sheet, pen, row, names.get(row.own_name), y)
+            _label(sheet, pen, row, names.get(row.own_name), y, cell)
             for column, picture in enumerate(row.pictures):
-                cell = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.LANCZOS)
-                sheet.paste(cell, (_left(column), y))
-            y += CELL + GAP
+                scaled = Image.fromarray(picture).resize((cell, cell), Image.Resampling.LANCZOS)
+                sheet.paste(scaled, (_left(column, cell), y))
+            y += cell + GAP
     return sheet
 
 
-def _left(column: int) -> int:
-    return MARGIN + LABEL_WIDTH + column * (CELL + GAP)
+def _left(column: int, cell: int) -> int:
+    return MARGIN + LABEL_WIDTH + column * (cell + GAP)
 
 
-def _label(sheet: Image.Image, pen: ImageDraw.ImageDraw, row: SheetRow, own_name: Image.Image | None, top: int) -> None:
-    y = top + (CELL - (64 if own_name else 30)) // 2
-    pen.text((MARGIN, y), row.name, INK, _font(24))
+def _label(
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, row: SheetRow, own_name: Image.Image | None, top: int, cell: int
+) -> None:
+    y = top + (cell - (64 if row.own_name else 30)) // 2
+    size = next((size for size in (24, 20) if pen.textlength(row.name, _font(size)) < LABEL_WIDTH), 16)
+    pen.text((MARGIN, y), row.name, INK, _font(size))
     if own_name:
         sheet.paste(QUIET, (MARGIN, y + 34), own_name)
+    elif row.own_name:
+        renderer = TextRenderer(sample=row.own_name)
+        shortened = renderer.shorten(row.own_name, 20, LABEL_WIDTH - GAP)
+        renderer.draw(sheet, MARGIN, y + 54, shortened, 20, QUIET)
 
 
 def _names() -> dict[str, Image.Image]:

@@ -136,14 +136,18 @@ def loaded(stored):
     return model, clip, vae
 
 
-@pytest.mark.parametrize("heads, autoencoder_width", [(8, 24), (4, 32)], ids=["shapes", "emoji"])
-def test_the_full_unet_equals_the_narrow_one(models, stored, heads, autoencoder_width):
-    """In as many live heads as it was trained in; whatever the autoencoder's width."""
+@pytest.mark.parametrize("heads, levels, autoencoder_width", [(8, 1, 24), (4, 2, 32)], ids=["shapes", "emoji"])
+def test_the_full_unet_equals_the_narrow_one(stored, heads, levels, autoencoder_width):
+    """On as many levels and in as many live heads as it was trained in; whatever the autoencoder's width."""
     import comfy.sd
 
-    unet, autoencoder = narrow.denoiser(heads), narrow.TinyAutoencoder(autoencoder_width)
-    unet.load_state_dict(models["unet"].state_dict())
-    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(full_width.AUTOENCODER)}
+    torch.manual_seed(0)
+    unet, autoencoder = narrow.denoiser(heads, levels), narrow.TinyAutoencoder(autoencoder_width)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    others = (full_width.AUTOENCODER, full_width.UNET)
+    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(others)}
     tensors |= {full_width.AUTOENCODER + name: tensor for name, tensor in autoencoder.state_dict().items()}
     tensors |= {full_width.UNET_HEADS: torch.tensor(heads, dtype=torch.int32)}
     tensors |= {

@@ -123,17 +123,18 @@ class TinyAutoencoder(nn.Module):
         )
 
 
-def denoiser(heads: int = 8) -> nn.Module:
-    """SD1.5's UNet with one level and no middle block, 64 of 320 channels wide: diffusers' class with padded norms.
+def denoiser(heads: int = 8, levels: int = 1) -> nn.Module:
+    """SD1.5's UNet without middle block, 64 of 320 channels wide: diffusers' class with padded norms.
 
-    `heads` of its eight attention heads share the live channels.
+    The last of its levels has attention, and `heads` of its eight attention heads share the live channels.
     """
+    plain = levels - 1
     unet = UNet2DConditionModel(
-        block_out_channels=(UNET_WIDTH,),
+        block_out_channels=(UNET_WIDTH,) * levels,
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",),
+        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
         mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
         cross_attention_dim=CONTEXT_WIDTH,
         attention_head_dim=heads,  # diffusers' name for their number
         norm_num_groups=32,

@@ -37,14 +37,18 @@ SHORTEST = 16  # weights in a row: the step of a shorter one would take what its
 # queries make up for it.
 QUERY_SCALES = {"to_q.": math.sqrt(40 / 8), "q_proj.": math.sqrt(64 / 8), "in_proj_": math.sqrt(96 / 12)}
 
-# diffusers' names in one level of a UNet -> SD1.5's own
+# diffusers' names in a UNet of up to two levels with a block each -> SD1.5's own
 _UNET_NAMES = (
-    ("down_blocks.0.resnets.0.", "input_blocks.1.0."),
-    ("down_blocks.0.attentions.0.", "input_blocks.1.1."),
-    ("up_blocks.0.resnets.0.", "output_blocks.0.0."),
-    ("up_blocks.0.attentions.0.", "output_blocks.0.1."),
-    ("up_blocks.0.resnets.1.", "output_blocks.1.0."),
-    ("up_blocks.0.attentions.1.", "output_blocks.1.1."),
+    *((f"down_blocks.{level}.resnets.0.", f"input_blocks.{1 + 2 * level}.0.") for level in range(2)),
+    *((f"down_blocks.{level}.attentions.0.", f"input_blocks.{1 + 2 * level}.1.") for level in range(2)),
+    ("down_blocks.0.downsamplers.0.conv.", "input_blocks.2.0.op."),
+    *(
+        (f"up_blocks.{level}.{diffusers_kind}.{block}.", f"output_blocks.{2 * level + block}.{place}.")
+        for level in range(2)
+        for block in range(2)
+        for place, diffusers_kind in enumerate(("resnets", "attentions"))
+    ),
+    ("up_blocks.0.upsamplers.0.conv.", "output_blocks.1.2.conv."),
     ("time_embedding.linear_1.", "time_embed.0."),
     ("time_embedding.linear_2.", "time_embed.2."),
     ("conv_in.", "input_blocks.0.0."),
