@@ -13,21 +13,38 @@ import numpy as np
 from . import graphs
 from .comfy_server import ComfyServer
 from .emoji_world import captions, reader
-from .emoji_world.concepts import CHARACTERS, HELD_OUT, HELD_OUT_LANGUAGES, SEEN, languages
+from .emoji_world.concepts import (
+    CHARACTERS,
+    HELD_OUT,
+    HELD_OUT_LANGUAGES,
+    SEEN,
+    languages,
+    script_of,
+    trained_languages,
+)
+from .emoji_world.pictures import BACKGROUNDS, is_held_out, read_background
 from .evaluate_mulan import GRAPH, Ticker, draw_all, shown
 from .evaluation import MULAN, OWN_CLIP, Case
 
 CHECKPOINT, ADAPTER = "tiny_emoji_sd15.safetensors", "tiny_emoji_adapter.safetensors"
 SIZE, STEPS, CFG = 96, 20, 3.0
-NAMED, SENTENCE, NEVER_SEEN = "name", "sentence", "thing never seen by the adapter"
+NAMED, SENTENCE, NEVER_SEEN, BACKGROUND, SPACED = (
+    "names",
+    "sentences never trained",
+    "things never seen by the adapter",
+    "pairs of thing and background never seen by the adapter",
+    "names with other white space",
+)
+SPACES = ("  {}  ", "\n{}", "{}\n", "\t{} ")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a picture should show, and how it was asked for."""
+    """What a picture should show, and how it was asked for; mixed: the scripts of a name and the sentence around it."""
 
     thing: int
     kind: str = NAMED
+    background: str | None = None  # None: any
 
 
 class EmojiReader:
@@ -37,7 +54,9 @@ class EmojiReader:
         self._reader = reader.load()
 
     def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]:
-        return {"right": float(self._reader.agrees(picture[None], [case.expected.thing])[0])}
+        asked = case.expected
+        right = bool(self._reader.agrees(picture[None], [asked.thing])[0])
+        return {"right": float(right and asked.background in (None, read_background(picture)))}
 
 
 def choose(count: int, seed: int, things: Sequence[int] = SEEN) -> list[tuple[int, int]]:
@@ -47,21 +66,54 @@ def choose(count: int, seed: int, things: Sequence[int] = SEEN) -> list[tuple[in
     return [(thing, seed * 10_000 + number) for number, thing in enumerate(chosen)]
 
 
-def name_cases(row: str, code: str, chosen: Sequence[tuple[int, int]], kind: str = NAMED) -> list[Case]:
-    """The things by their names in a language; those without one are left out."""
+def name_cases(
+    row: str, code: str, chosen: Sequence[tuple[int, int]], kind: str = NAMED, frames: Sequence[str] = ("{}",)
+) -> list[Case]:
+    """The things by their names in a language, in one frame after another; those without a name are left out."""
     return [
-        Case(row, code, name, seed, Asked(thing, kind))
-        for thing, seed in chosen
+        Case(row, code, frames[number % len(frames)].format(name), seed, Asked(thing, kind))
+        for number, (thing, seed) in enumerate(chosen)
         if (name := languages()[code].names[thing])
     ]
 
 
+def script_pairs() -> list[tuple[str, str]]:
+    """A language of each script, and two languages with sentences of other scripts in turn for each."""
+    of_script = {script_of(code): code for code in reversed(trained_languages())}
+    around = {script_of(code): code for code in reversed(list(captions.COLOURED))}
+    pairs = []
+    for place, (script, code) in enumerate(of_script.items()):
+        others = [other for name, other in around.items() if name != script]
+        pairs += [(code, others[(2 * place + step) % len(others)]) for step in range(2)]
+    return pairs
+
+
+def mixed_cases(count: int, seed: int) -> list[Case]:
+    """A name of one script in sentences of another: `count` for each pair of scripts."""
+    cases = []
+    for code, other in script_pairs():
+        kind = f"{script_of(code)} in {script_of(other)}"
+        cases += name_cases(MULAN, code, choose(count, seed), kind, captions.frames(other))
+    return cases
+
+
+def background_cases(count: int, seed: int) -> list[Case]:
+    """Things on named backgrounds, in the twelve languages that can say so: pairs that the adapter never saw."""
+    cases = []
+    for code in captions.COLOURED:
+        for number, (thing, noise) in enumerate(choose(count, seed)):
+            held_out = [background for background in BACKGROUNDS if is_held_out(thing, background)]
+            background = held_out[number % len(held_out)] if held_out else ""
+            name = languages()[code].names[thing]
+            if name and background:
+                text = captions.coloured(name, code, background)
+                cases.append(Case(MULAN, code, text, noise, Asked(thing, BACKGROUND, background)))
+    return cases
+
+
 def all_cases(count: int, seed: int, codes: Sequence[str]) -> list[Case]:
-    """Names in every language with the same things and noise; then what is asked of fewer: the base alone, English
-    sentences that no training saw, things that the adapter never saw.
-    """
-    chosen = choose(count, seed)
-    fewer = chosen[: math.ceil(count / 3)]
+    """Names in every language with the same things and noise, then what is asked of fewer pictures."""
+    chosen, fewer = choose(count, seed), choose(math.ceil(count / 3), seed)
     cases = [case for code in codes for case in name_cases(MULAN, code, chosen)]
     cases += [case for code in codes for case in name_cases(OWN_CLIP, code, chosen if code == "en" else fewer)]
     for thing, noise in chosen:
@@ -70,7 +122,9 @@ def all_cases(count: int, seed: int, codes: Sequence[str]) -> list[Case]:
         cases.append(Case(MULAN, "en", text, noise, Asked(thing, SENTENCE)))
     held_out = [place for place, character in enumerate(CHARACTERS) if character in HELD_OUT]
     never = choose(2 * len(held_out), seed, held_out)
-    return cases + name_cases(MULAN, "en", never, NEVER_SEEN) + name_cases(OWN_CLIP, "en", never, NEVER_SEEN)
+    cases += name_cases(MULAN, "en", never, NEVER_SEEN) + name_cases(OWN_CLIP, "en", never, NEVER_SEEN)
+    cases += name_cases(MULAN, "en", fewer, SPACED, SPACES) + background_cases(math.ceil(count / 6), seed)
+    return cases + mixed_cases(math.ceil(count / 6), seed)
 
 
 def graph(template: dict) -> dict:
@@ -110,14 +164,18 @@ def as_table(results: Sequence[tuple[Case, float]]) -> str:
         drawn, alone = right.get((MULAN, code, NAMED), []), right.get((OWN_CLIP, code, NAMED), [])
         never = " (never trained)" if code in HELD_OUT_LANGUAGES else ""
         low, high = interval(drawn)
-        lines.append(f"| {code}{never} | {share(drawn)} | {low:.2f} to {high:.2f} | {share(alone)} |")
+        lines.append(f"| {languages()[code].name}{never} | {share(drawn)} | {low:.2f} to {high:.2f} | {share(alone)} |")
     others = [code for code in codes if code not in ("en", *HELD_OUT_LANGUAGES) and right.get((MULAN, code, NAMED))]
     means = [float(np.mean(right[MULAN, code, NAMED])) for code in others]
     if means:
         lines.append(f"| mean of {len(means)} others | {np.mean(means):.3f} | lowest {min(means):.2f} | |")
-    for kind in (SENTENCE, NEVER_SEEN):
-        drawn, alone = right.get((MULAN, "en", kind), []), right.get((OWN_CLIP, "en", kind), [])
-        lines.append(f"| en, {kind} | {share(drawn)} | | {share(alone)} |")
+    lines += ["", "| asked for | with MuLan | base model alone |", "| --- | --: | --: |"]
+    for kind in dict.fromkeys(case.expected.kind for case, _ in results if case.expected.kind != NAMED):
+        drawn, alone = (
+            [score for case, score in results if case.expected.kind == kind and case.row == row]
+            for row in (MULAN, OWN_CLIP)
+        )
+        lines.append(f"| {kind} | {share(drawn)} ({len(drawn)}) | {share(alone)} |")
     return "\n".join(lines) + "\n"
 
 

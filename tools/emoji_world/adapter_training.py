@@ -1,5 +1,6 @@
-"""Trains the emoji world's MuLan adapter with the project's own trainer: English captions of the things that are not
-held out, nothing else.
+"""Trains the emoji world's MuLan adapter with the project's own trainer, on English captions alone.
+
+It never sees the things that are held out, nor the pairs of thing and background that are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..tinyworld.text_training import PREFIX
 from .base_training import COLOURED_SHARE, VARIANTS, Base, base_latents, sample_pictures
 from .captions import english_caption
 from .concepts import CHARACTERS, HELD_OUT, SEEN, english, languages
-from .pictures import draw_corpus
+from .pictures import draw_corpus, is_held_out
 
 OFFSET = 0.8  # of the spread between English names: the largest offset of a caption's end and padding in training
 SHOWN = ("en", "zh", "de", "ar", "hi", "am", "ta", "zu")  # while it trains
@@ -64,7 +65,8 @@ class Examples(torch.utils.data.Dataset):
         rng = np.random.default_rng((SEED, index))
         thing, variant = self.things[index // self.PER_THING], int(rng.integers(self.light))
         if rng.random() < COLOURED_SHARE:
-            variant = int(rng.integers(self.light, len(VARIANTS)))
+            seen = [place for place, on in enumerate(VARIANTS) if on and not is_held_out(thing, on)]
+            variant = int(rng.choice(seen))
         text = english_caption(thing, rng, VARIANTS[variant])
         return {
             "latent": self.latents[thing, variant],

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mulan_nodes.mulan.images.unicode_text import script
+
 DATA = Path(__file__).with_name("data")
 NAMES, PICTURES = DATA / "names.json.xz", DATA / "pictures.png"
 PICTURE_SIDE, COLUMNS = 128, 16  # of the sheet
@@ -65,6 +67,13 @@ def english(thing: int) -> str:
     name = languages()["en"].names[thing]
     assert name is not None
     return name
+
+
+def script_of(code: str) -> str:
+    """The script that most letters of a language's names are of, as Unicode calls it; "Kana" for both of Japan's."""
+    letters = [script(letter) for name in languages()[code].names if name for letter in name if letter.isalpha()]
+    kind = max(set(letters), key=letters.count)
+    return "Kana" if kind in ("Hiragana", "Katakana") else kind
 
 
 SEEN = tuple(place for place, character in enumerate(CHARACTERS) if character not in HELD_OUT)
