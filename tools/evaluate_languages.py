@@ -1,31 +1,44 @@
-"""Draws names in 113 languages through a real ComfyUI and has a strict reader judge them: `dev.py eval languages`."""
+"""Draws names in 113 languages through a real ComfyUI and has a strict reader judge them: what `dev.py demo` and
+`dev.py eval languages` do.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from . import graphs
-from .comfy_server import ComfyServer
+from .comfy_server import ComfyServer, decode
+from .contact_sheet import SheetRow, contact_sheet
 from .emoji_world import captions, reader
 from .emoji_world.concepts import (
     CHARACTERS,
     HELD_OUT,
     HELD_OUT_LANGUAGES,
     SEEN,
+    english,
     languages,
     script_of,
     trained_languages,
 )
 from .emoji_world.pictures import BACKGROUNDS, is_held_out, read_background
-from .evaluate_mulan import GRAPH, Ticker, draw_all, shown
+from .evaluate_mulan import GRAPH, Result, Ticker, draw_all, shown
 from .evaluation import MULAN, OWN_CLIP, Case
 
+DEMO_THINGS = tuple(CHARACTERS.index(character) for character in "🦁🚀🍓🦋🏰🌈🍔🎸")
+DEMO_LEAST_SHARE = 0.8  # of the demo's images that must be right
+# A language of each script, and more of the scripts that many languages share.
+SHOWN = (
+    *("en", "es", "vi", "sw", "zh", "ja", "ko", "ar", "fa", "he", "ru", "uk", "el", "hy"),
+    *("ka", "hi", "bn", "ta", "te", "th", "km", "my", "am", "chr"),
+)
 CHECKPOINT, ADAPTER = "tiny_emoji_sd15.safetensors", "tiny_emoji_adapter.safetensors"
 SIZE, STEPS, CFG = 96, 20, 3.0
 NAMED, SENTENCE, NEVER_SEEN, BACKGROUND, SPACED = (
@@ -135,16 +148,64 @@ def graph(template: dict) -> dict:
     return graphs.change(changed, "KSampler", steps=STEPS, cfg=CFG)
 
 
-def evaluation(comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int, codes: Sequence[str] = ()) -> None:
-    """Draw, judge, and write output/languages.md and languages.json."""
-    cases = all_cases(pictures, seed, codes or list(languages()))
+def demo(comfyui: Path, cpu: bool, output: Path) -> bool:
+    """Eight things in every trained language: two sheets, every image, and whether enough of them are right."""
+    chosen = [(thing, seed) for seed, thing in enumerate(DEMO_THINGS, start=1)]
+    cases = name_cases(OWN_CLIP, "en", chosen) + name_cases(OWN_CLIP, "zh", chosen)
+    cases += [case for code in trained_languages() for case in name_cases(MULAN, code, chosen)]
+    results = draw_and_judge(comfyui, cpu, output, cases)
+    folder = output / "languages"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for result in results:
+        name = english(result.case.expected.thing).replace(" ", "_")
+        row = "" if result.case.row == MULAN else "without_mulan_"
+        (folder / f"{row}{result.case.language}_{name}.png").write_bytes(result.file)
+    for name, codes in (("languages.png", SHOWN), ("all_languages.png", trained_languages())):
+        sheet(results, codes).save(output / name)
+        print(f"The sheet: {shown(output / name)}")
+    right = [result.scores["right"] for result in results if result.case.row == MULAN]
+    print(f"The images: {shown(folder)}; {sum(right):.0f} of {len(right)} through MuLan are right, strictly read")
+    return sum(right) >= DEMO_LEAST_SHARE * len(right)
+
+
+def sheet(results: Sequence[Result], codes: Sequence[str]) -> Image.Image:
+    """A row per language, without and with MuLan; a name that a language lacks leaves its cell empty."""
+    drawn = {
+        (result.case.row, result.case.language, result.case.expected.thing): decode(result.file) for result in results
+    }
+    empty = np.full((SIZE, SIZE, 3), 255, np.uint8)
+
+    def row(kind: str, code: str) -> SheetRow:
+        language = languages()[code]
+        own_name = language.own_name if language.own_name != language.name else ""
+        return SheetRow(language.name, own_name, [drawn.get((kind, code, thing), empty) for thing in DEMO_THINGS])
+
+    sections = {
+        "Without MuLan": [row(OWN_CLIP, code) for code in ("en", "zh")],
+        "With MuLan": [row(MULAN, code) for code in codes],
+    }
+    subtitle = "Each prompt is one word. In a column only its language changes. The adapter learned from English alone."
+    heads = [english(thing) for thing in DEMO_THINGS]
+    return contact_sheet(f"One word in {len(codes)} languages", subtitle, heads, sections, cell=SIZE)
+
+
+def draw_and_judge(comfyui: Path, cpu: bool, output: Path, cases: list[Case]) -> list[Result]:
+    """Draw the cases through a server started for them, telling how far it is."""
     output.mkdir(exist_ok=True)
     results, judge = [], EmojiReader()
     with ComfyServer(comfyui, cpu=cpu, log=output / "server.log") as server:
-        ticker = Ticker(cases)
+        ticker = Ticker(cases, lambda code: languages()[code].name)
         for result in draw_all(server, cases, judge, graph(graphs.load(GRAPH)), ticker.step):
             ticker.drawn(len(results))
-            results.append((result.case, result.scores["right"]))
+            results.append(result)
+    return results
+
+
+def evaluation(comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int, codes: Sequence[str] = ()) -> None:
+    """Draw, judge, and write output/languages.md and languages.json."""
+    cases = all_cases(pictures, seed, codes or list(languages()))
+    results = [(result.case, result.scores["right"]) for result in draw_and_judge(comfyui, cpu, output, cases)]
     table, readings = output / "languages.md", output / "languages.json"
     table.write_text(as_table(results), "utf-8")
     readings.write_text(

@@ -141,8 +141,9 @@ def graph_of(case: Case, template: dict) -> dict:
 class Ticker:
     """One line per language, rewritten in place; where nobody watches, only its last state is written."""
 
-    def __init__(self, cases: list[Case]):
-        self._cases, self._start, self._watched = cases, time.monotonic(), sys.stdout.isatty()
+    def __init__(self, cases: list[Case], label: Callable[[str], str] = language_label):
+        self._cases, self._label = cases, label
+        self._start, self._watched = time.monotonic(), sys.stdout.isatty()
 
     def step(self, number: int, step: int, steps: int) -> None:
         if self._watched:
@@ -157,7 +158,7 @@ class Ticker:
         line = [other for other in range(len(self._cases)) if self._line(other) == (row, language)]
         seconds = time.monotonic() - self._start
         text = (
-            f"  {language_label(language)}, {row}: picture {line.index(number) + 1} of {len(line)}, {state}, "
+            f"  {self._label(language)}, {row}: picture {line.index(number) + 1} of {len(line)}, {state}, "
             f"{seconds:.0f} s"
         )
         print(f"\r{text:<79}" if self._watched else text, end=end, flush=True)
