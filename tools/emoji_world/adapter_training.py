@@ -26,28 +26,7 @@ from .captions import english_caption
 from .concepts import CHARACTERS, HELD_OUT, SEEN, english, languages
 from .pictures import draw_corpus, is_held_out
 
-OFFSET = 0.8  # of the spread between English names: the largest offset of a caption's end and padding in training
 SHOWN = ("en", "zh", "de", "ar", "hi", "am", "ta", "zu")  # while it trains
-
-
-class DisturbedStates(TextStates):
-    """Text states with noise on the words and one offset for the end and all padding rows, for training.
-
-    Both differ from language to language: words much, the rest a little. So the adapter learns to read where languages
-    agree, and to read it within a distance.
-    """
-
-    def __init__(self, model: LlamaModel, tokenizer: sentencepiece.SentencePieceProcessor):
-        super().__init__(model, tokenizer)
-        names = [PREFIX + english(thing) for thing in range(len(CHARACTERS))]
-        self.spread = self(names)[:, 40:].mean(1).std(0)
-
-    def disturbed(self, texts: list[str]) -> torch.Tensor:
-        states = super().disturbed(texts)
-        for of_text, text in zip(states, texts, strict=True):
-            if text:
-                of_text[self._end(text) :] += OFFSET * torch.rand(1) * self.spread * torch.randn_like(self.spread)
-        return states
 
 
 class Examples(torch.utils.data.Dataset):
@@ -88,7 +67,7 @@ def train_adapter(
     An interrupted run goes on from its last state, with other noise on the states than it would have had.
     """
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model"))
-    states = DisturbedStates(text_encoder, tokenizer)
+    states = TextStates(text_encoder, tokenizer, [english(thing) for thing in range(len(CHARACTERS))])
     base.requires_grad_(False)
     torch.manual_seed(SEED)
     adapter = narrow.adapter()

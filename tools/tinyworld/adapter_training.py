@@ -4,6 +4,7 @@ nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from .text_training import PREFIX, PREFIX_PIECES, WINDOW, states_of, token_rows
 
 CAPTIONS_PER_PICTURE = 4
 UNPREFIXED_SHARE = 0.1
+OFFSET = 0.8  # of the spread between English texts: the largest offset of a text's end and padding
 WORD_NOISE = 1.0  # standard deviation; the states' own root mean square is about 1
 
 
@@ -29,27 +31,33 @@ class TextStates:
     are cut.
 
     A text without the prefix is encoded in a window of 77, as negative prompts are. Every text is encoded once.
+    `english` are texts of all that there is to tell, for `disturbed`.
     """
 
     ROWS = 77
 
-    def __init__(self, model: LlamaModel, tokenizer: sentencepiece.SentencePieceProcessor):
+    def __init__(self, model: LlamaModel, tokenizer: sentencepiece.SentencePieceProcessor, english: Sequence[str] = ()):
         self.model = model.half().float().requires_grad_(False)  # the shipped weights are float16
         self.tokenizer = tokenizer
         self.known: dict[str, torch.Tensor] = {}
+        self.spread = self([PREFIX + text for text in english])[:, 40:].mean(1).std(0) if english else None
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         return torch.stack([self._states(text) for text in texts])
 
     def disturbed(self, texts: list[str]) -> torch.Tensor:
-        """The same with noise on the words, for training: their states differ from language to language.
+        """The same with noise on the words and one offset for the end and all padding rows, for training.
 
-        So the adapter learns to read the end of the text and the padding, where all languages agree.
+        Both differ from language to language: words much, the rest a little. So the adapter learns to read where
+        languages agree, and to read it within a distance.
         """
         states = self(texts)
         for of_text, text in zip(states, texts, strict=True):
-            words = of_text[1 : self._end(text)]
+            end = self._end(text)
+            words = of_text[1:end]
             words += WORD_NOISE * torch.randn_like(words)
+            if text and self.spread is not None:
+                of_text[end:] += OFFSET * torch.rand(1) * self.spread * torch.randn_like(self.spread)
         return states
 
     def _states(self, text: str) -> torch.Tensor:
@@ -100,7 +108,9 @@ def train_adapter(
     An interrupted run goes on from its last state, with other noise on the words than it would have had.
     """
     text_states = TextStates(
-        text_encoder, sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model"))
+        text_encoder,
+        sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model")),
+        [captions.full_caption(thing, "en") for thing in world.SEEN_THINGS],
     )
     base.requires_grad_(False)
     torch.manual_seed(SEED)
