@@ -1,4 +1,4 @@
-"""Makes the emoji world's two files from what they come from: names from Unicode CLDR, pictures from Noto Emoji.
+"""Makes the emoji world's files from what they come from: names from Unicode CLDR, pictures from Noto Emoji.
 
     python -m mulan_nodes.tools.emoji_world.build_data ANNOTATIONS LOCALENAMES NOTO --chromium /usr/bin/chromium
 
@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import argparse
 import collections
+import io
 import json
 import lzma
 import math
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from .concepts import CHARACTERS, COLUMNS, HELD_OUT_LANGUAGES, NAMES, PICTURE_SIDE, PICTURES
+from .spoiled import OTHER_CHARACTERS, OTHERS, OTHERS_COLUMNS, OTHERS_SIDE
 
 COMPLETE = 1000  # names in a locale that has vetted most of them
 VARIANTS = {"kk-Arab", "pa-Arab", "pt-PT", "sr-Latn", "yo-BJ", "yue-Hans", "zh-Hant"}  # of languages that are there
@@ -25,7 +30,7 @@ SHARED = 3  # concepts that a keyword may describe before it says too little
 
 
 def main() -> int:
-    """Writes both files."""
+    """Writes all three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("annotations", "localenames", "noto"):
         parser.add_argument(name, type=Path)
@@ -33,7 +38,9 @@ def main() -> int:
     arguments = parser.parse_args()
     table = names_of(arguments.annotations, arguments.localenames)
     NAMES.write_bytes(lzma.compress(json.dumps(table, ensure_ascii=False, indent=0).encode()))
-    draw_sheet(arguments.noto, arguments.chromium)
+    PICTURES.write_bytes(draw_sheet(arguments.noto, arguments.chromium, CHARACTERS, PICTURE_SIDE, COLUMNS))
+    others = draw_sheet(arguments.noto, arguments.chromium, OTHER_CHARACTERS, OTHERS_SIDE, OTHERS_COLUMNS)
+    Image.open(io.BytesIO(others)).save(OTHERS, quality=80, alpha_quality=60, method=6)
     return 0
 
 
@@ -82,8 +89,8 @@ def _of_language(code: str, entries: list[dict | None]) -> dict[str, list]:
     return {"names": names, "keywords": telling}
 
 
-def draw_sheet(package: Path, chromium: str | None) -> None:
-    """Draws all pictures, transparent around, into one sheet."""
+def draw_sheet(package: Path, chromium: str | None, drawn: Sequence[str], side: int, columns: int) -> bytes:
+    """Draw these emoji, `side` pixels each, transparent around, in one sheet: a PNG file."""
     from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
 
     icons, characters = (json.loads((package / name).read_bytes()) for name in ("icons.json", "chars.json"))
@@ -93,17 +100,17 @@ def draw_sheet(package: Path, chromium: str | None) -> None:
         name = characters.get(code) or characters[f"{code}-fe0f"]
         icon = icons["icons"][icons["aliases"].get(name, {}).get("parent", name)]
         box = f"0 0 {icon.get('width', icons['width'])} {icon.get('height', icons['height'])}"
-        return f'<svg width="{PICTURE_SIDE}" height="{PICTURE_SIDE}" viewBox="{box}">{icon["body"]}</svg>'
+        return f'<svg width="{side}" height="{side}" viewBox="{box}">{icon["body"]}</svg>'
 
-    grid = f"display:grid;grid-template-columns:repeat({COLUMNS},{PICTURE_SIDE}px)"
-    page_text = f'<body style="margin:0"><div style="{grid}">{"".join(map(svg, CHARACTERS))}</div>'
-    size = {"width": COLUMNS * PICTURE_SIDE, "height": math.ceil(len(CHARACTERS) / COLUMNS) * PICTURE_SIDE}
+    grid = f"display:grid;grid-template-columns:repeat({columns},{side}px)"
+    page_text = f'<body style="margin:0"><div style="{grid}">{"".join(map(svg, drawn))}</div>'
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
-        page = browser.new_page(viewport=size)
+        page = browser.new_page(viewport={"width": columns * side, "height": math.ceil(len(drawn) / columns) * side})
         page.set_content(page_text)
-        page.screenshot(path=str(PICTURES), omit_background=True)
+        sheet = page.screenshot(omit_background=True)
         browser.close()
+    return sheet
 
 
 if __name__ == "__main__":
