@@ -1,7 +1,8 @@
 """Drawings by a diffusion model, good and bad, labelled by hand: what the strict reader is measured against.
 
-Each was shown beside the thing that was wanted, and passed where a person who sees the drawing alone would name this
-thing, or pick it out of all of them at once. Even places set the reader's thresholds, odd ones measure it.
+Each was shown beside the thing that was wanted, before any reader had judged it. It "passes" where a person who sees
+the drawing alone would name this thing, or pick it out of all of them at once; it "fails" where not; it is "unsure"
+where the person hesitated. Even places set the reader's thresholds, odd ones measure it.
 """
 
 from __future__ import annotations
@@ -22,29 +23,32 @@ COLUMNS = 20
 
 @dataclass(frozen=True)
 class Labelled:
-    """Drawings uint8 [N, 96, 96, 3], the things that were wanted [N], and whether a person passes each [N]."""
+    """Drawings uint8 [N, 96, 96, 3], the things that were wanted [N], and their labels [N]."""
 
     pictures: np.ndarray
     wanted: np.ndarray
-    passes: np.ndarray
+    labels: np.ndarray
 
     def half(self, odd: bool) -> Labelled:
         """Every second one."""
-        return Labelled(self.pictures[odd::2], self.wanted[odd::2], self.passes[odd::2])
+        return Labelled(self.pictures[odd::2], self.wanted[odd::2], self.labels[odd::2])
 
 
 @dataclass(frozen=True)
 class Errors:
-    """How the reader differs from the person."""
+    """How the reader differs from the person: how many of how many."""
 
     false_passes: int
-    refused: int  # by the person
+    fails: int
     false_failures: int
-    passed: int  # by the person
+    passes: int
+    unsure_passed: int
+    unsure: int
 
     def __str__(self) -> str:
         return (
-            f"false passes {self.false_passes} of {self.refused}, false failures {self.false_failures} of {self.passed}"
+            f"false passes {self.false_passes} of {self.fails}, false failures {self.false_failures} of {self.passes}, "
+            f"passed where the person hesitated {self.unsure_passed} of {self.unsure}"
         )
 
 
@@ -56,12 +60,12 @@ def labelled() -> Labelled:
     return Labelled(
         tiles.reshape(-1, PICTURE_SIZE, PICTURE_SIZE, 3)[[entry["tile"] for entry in entries]],
         np.array([CHARACTERS.index(entry["wanted"]) for entry in entries]),
-        np.array([entry["passes"] for entry in entries]),
+        np.array([entry["label"] for entry in entries]),
     )
 
 
 def errors(reader: Reader, drawings: Labelled) -> Errors:
     """What the reader gets wrong."""
     agrees = reader.agrees(drawings.pictures, drawings.wanted)
-    passes = drawings.passes
-    return Errors(int((agrees & ~passes).sum()), int((~passes).sum()), int((~agrees & passes).sum()), int(passes.sum()))
+    fails, passes, unsure = (agrees[drawings.labels == label] for label in ("fails", "passes", "unsure"))
+    return Errors(fails.sum(), len(fails), (~passes).sum(), len(passes), unsure.sum(), len(unsure))

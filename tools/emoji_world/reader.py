@@ -1,8 +1,8 @@
 """The strict reader of the emoji world: which thing a drawing shows, or none of them.
 
-Two networks, one that sees colours and one that sees only edges, must name the same thing and both be sure; then the
-drawing is laid over the thing's own picture and must have its details. What passes, a person passes too: the reader is
-measured against drawings labelled by hand (`labelled.py`).
+Two networks, one that sees colours and one that sees only edges, must name the same thing; then the drawing is laid
+over the thing's own picture and must have its details. What passes, a person passes too: the reader is measured against
+drawings labelled by hand (`labelled.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from .spoiled import blur, things
 
 READER = DATA / "reader.safetensors"
 NONE = len(CHARACTERS)  # the networks' class for none of the things; `read` says -1
-SURE = 0.3  # the least probability that each network must give
-DETAILS = 0.65  # the least likeness to the thing's own picture
+SURE = 0.2  # the least probability that each network must give
+DETAILS = 0.5  # the least likeness to the thing's own picture
+ENOUGH = 1.3  # the least of all together: the more details, the less sure the networks need be
+NETWORKS_SHARE = 0.15
 
 
 class Network(nn.Module):
@@ -79,23 +81,24 @@ class Reader(nn.Module):
         )
 
     @torch.no_grad()
-    def judge(self, pictures: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """uint8 [N, 96, 96, 3] -> the thing, or `NONE`; how sure the less sure network is; how like the thing: [N]."""
-        named, sure, like = [], [], []
+    def judge(self, pictures: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 [N, 96, 96, 3] -> the thing that each shows if any [N], and whether it is drawn well enough [N]."""
+        named, passed = [], []
         for part in torch.as_tensor(pictures).split(128):
             images = part.permute(0, 3, 1, 2).float() / 255
-            chances = [network(images).softmax(-1) for network in self.networks()]
-            both = torch.minimum(*chances)
-            thing = both[:, :NONE].argmax(-1)
+            chances = torch.stack([network(images).softmax(-1) for network in self.networks()])
+            thing = chances[..., :NONE].amin(0).argmax(-1)
+            sure = chances.gather(2, thing.expand(2, -1)[..., None])[..., 0]
+            like = likeness(images, thing)
+            total = like.logit(1e-4) + NETWORKS_SHARE * sure.logit(1e-4).mean(0)
             named.append(thing)
-            sure.append(both.gather(1, thing[:, None])[:, 0])
-            like.append(likeness(images, thing))
-        return torch.cat(named), torch.cat(sure), torch.cat(like)
+            passed.append((sure.amin(0) >= SURE) & (like >= DETAILS) & (total >= ENOUGH))
+        return torch.cat(named), torch.cat(passed)
 
     def read(self, pictures: np.ndarray | torch.Tensor) -> np.ndarray:
         """uint8 [N, 96, 96, 3] -> the place in `CHARACTERS` of what each shows, or -1: int64 [N]."""
-        named, sure, like = self.judge(pictures)
-        return torch.where((sure >= SURE) & (like >= DETAILS), named, -1).numpy()
+        named, passed = self.judge(pictures)
+        return torch.where(passed, named, -1).numpy()
 
     def agrees(self, pictures: np.ndarray | torch.Tensor, wanted) -> np.ndarray:
         """Whether each picture shows the thing wanted of it: bool [N]."""

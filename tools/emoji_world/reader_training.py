@@ -1,7 +1,13 @@
-"""Trains the strict reader on drawings, good and spoiled."""
+"""Trains the strict reader on drawings, good and spoiled.
+
+    python -m mulan_nodes.tools.emoji_world.reader_training FOLDER
+
+The folder is that of the other stages, of which it needs the autoencoder. The result is kept as `reader.READER`.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +17,8 @@ from torch.nn import functional as F
 
 from ..tinyworld.narrow import TinyAutoencoder
 from ..tinyworld.stages import SEED, as_input, as_pictures, is_finished, train_stage
-from .reader import DETAILS, NONE, SURE, Reader, load
+from .autoencoder_training import train_autoencoder
+from .reader import NONE, Reader, load
 from .spoiled import KINDS, Dice, compose, fair, good, spoiled, things, wear
 
 STAGE = "reader"
@@ -20,11 +27,12 @@ BATCH = 64
 
 
 def drawings(
-    dice: Dice, of_each: int, autoencoder: TinyAutoencoder | None = None, restored: int = 0
+    dice: Dice, autoencoder: TinyAutoencoder, of_each: int, restored: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Good drawings, `of_each` thing, and as many spoiled ones, in as many ways; uint8 [N, 3, 96, 96] with labels [N].
+    """Good drawings, `of_each` of the things, and about as many spoiled ones, of all kinds in turn; uint8
+    [N, 3, 96, 96], with labels [N].
 
-    So many more of each thing, of both sorts, are by the autoencoder.
+    `restored` more of each thing, good and spoiled, are the autoencoder's.
     """
     pictures, labels = [], []
 
@@ -37,7 +45,7 @@ def drawings(
         add(fair(things(), dice) if place % 2 else compose(good(things(), dice), dice), every)
         wrong, really = spoiled(list(KINDS)[place % len(KINDS)], things(), dice)
         add(wrong[really], none[really])
-    for _ in range(restored if autoencoder else 0):
+    for _ in range(restored):
         right, failed = restorations(autoencoder, dice)
         add(good(right, dice), every)
         add(good(failed, dice), none)
@@ -69,14 +77,14 @@ def restorations(autoencoder: TinyAutoencoder, dice: Dice) -> tuple[torch.Tensor
     return autoencoder.taesd_decoder(latents + noise).clamp(0, 1), autoencoder.taesd_decoder(failed).clamp(0, 1)
 
 
-def train_reader(work_dir: Path, autoencoder: TinyAutoencoder | None = None, steps: int = 3000) -> Reader:
+def train_reader(work_dir: Path, autoencoder: TinyAutoencoder, steps: int = 1600) -> Reader:
     """Writes reader.safetensors, float16."""
     if is_finished(STAGE, work_dir):
         return load(work_dir / f"{STAGE}.safetensors")
     torch.manual_seed(SEED)
     model = Reader().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (no such overload)
-    pictures, labels = drawings(Dice(SEED), OF_EACH, autoencoder, RESTORED)
-    held_out = drawings(Dice(SEED + 1), len(KINDS) // 2, autoencoder, 1)
+    pictures, labels = drawings(Dice(SEED), autoencoder, OF_EACH, RESTORED)
+    held_out = drawings(Dice(SEED + 1), autoencoder, len(KINDS), 1)
 
     def loss_of(rng):
         # Each network has a batch of its own.
@@ -100,12 +108,19 @@ def train_reader(work_dir: Path, autoencoder: TinyAutoencoder | None = None, ste
 
 @torch.no_grad()
 def figures(reader: Reader, pictures: torch.Tensor, labels: torch.Tensor) -> str:
-    """How many of the good drawings are read right, and how many of the spoiled ones as some thing."""
-    named, sure, like = reader.judge(pictures.permute(0, 2, 3, 1))
-    fine = labels != NONE
-    lines = []
-    for least, details in ((0.0, 0.0), (0.5, 0.0), (SURE, DETAILS)):
-        passed = (sure >= least) & (like >= details)
-        right, wrong = (passed & (named == labels))[fine].float().mean(), passed[~fine].float().mean()
-        lines.append(f"good ones right {right:.3f}, spoiled ones passed {wrong:.3f}")
+    """How many of the good drawings are read right, and how many of the spoiled ones as some thing: first as the
+    networks have it, then all in all.
+    """
+    seen = [torch.cat([network(as_input(part)) for part in pictures.split(128)]) for network in reader.networks()]
+    named = [logits.argmax(-1) for logits in seen]
+    read = torch.from_numpy(reader.read(pictures.permute(0, 2, 3, 1))) % (NONE + 1)  # -1 is NONE
+    fine, lines = labels != NONE, []
+    for name, found in (("colours", named[0]), ("edges", named[1]), ("all", read)):
+        right, wrong = (found == labels)[fine].float().mean(), (found != NONE)[~fine].float().mean()
+        lines.append(f"{name}: good ones right {right:.3f}, spoiled ones passed {wrong:.3f}")
     return "; ".join(lines)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    train_reader(folder, train_autoencoder(folder))
