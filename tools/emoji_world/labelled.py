@@ -68,4 +68,4 @@ def errors(reader: Reader, drawings: Labelled) -> Errors:
     """What the reader gets wrong."""
     agrees = reader.agrees(drawings.pictures, drawings.wanted)
     fails, passes, unsure = (agrees[drawings.labels == label] for label in ("fails", "passes", "unsure"))
-    return Errors(fails.sum(), len(fails), (~passes).sum(), len(passes), unsure.sum(), len(unsure))
+    return Errors(int(fails.sum()), len(fails), int((~passes).sum()), len(passes), int(unsure.sum()), len(unsure))

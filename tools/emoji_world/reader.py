@@ -24,7 +24,7 @@ READER = DATA / "reader.safetensors"
 NONE = len(CHARACTERS)  # the networks' class for none of the things; `read` says -1
 SURE = 0.2  # the least probability that each network must give
 DETAILS = 0.5  # the least likeness to the thing's own picture
-ENOUGH = 1.3  # the least of all together: the more details, the less sure the networks need be
+ENOUGH = 1.35  # the least of all together: the more details, the less sure the networks need be
 NETWORKS_SHARE = 0.15
 
 
