@@ -23,7 +23,7 @@ from .text_training import PREFIX, PREFIX_PIECES, WINDOW, states_of, token_rows
 CAPTIONS_PER_PICTURE = 4
 UNPREFIXED_SHARE = 0.1
 OFFSET = 0.8  # of the spread between English texts: the largest offset of a text's end and padding
-WORD_NOISE = 1.0  # standard deviation; the states' own root mean square is about 1
+WORD_NOISE = 1.0  # of the words' own root mean square
 
 
 class TextStates:
@@ -55,7 +55,7 @@ class TextStates:
         for of_text, text in zip(states, texts, strict=True):
             end = self._end(text)
             words = of_text[1:end]
-            words += WORD_NOISE * torch.randn_like(words)
+            words += WORD_NOISE * words.square().mean().sqrt() * torch.randn_like(words)
             if text and self.spread is not None:
                 of_text[end:] += OFFSET * torch.rand(1) * self.spread * torch.randn_like(self.spread)
         return states

@@ -1,0 +1,92 @@
+"""Trains adapters that show what the emoji world owes to what: of fewer things, and of a text encoder that knows nothing.
+
+    python -m mulan_nodes.tools.emoji_world.controls FOLDER [STEPS]
+
+The folder is that of the finished stages. Writes controls.md there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from transformers import LlamaModel
+
+from ..tinyworld.adapter_training import TextStates
+from ..tinyworld.stages import SEED, as_pictures
+from ..tinyworld.text_training import llama
+from . import reader
+from .adapter_training import draw_names, train_adapter
+from .autoencoder_training import train_autoencoder
+from .base_training import Base, sample_pictures, train_base
+from .concepts import CHARACTERS, HELD_OUT, SEEN, english, languages, trained_languages
+from .text_training import VOCABULARY, train_text_encoder
+
+COUNTS = (15, 30, 60, len(SEEN))
+STEPS = 1000
+LANGUAGES = trained_languages()[1::11]  # a tenth of the others
+NEVER_SEEN = tuple(place for place, character in enumerate(CHARACTERS) if character in HELD_OUT)
+
+
+class Drawer:
+    """Draws names and reads them strictly."""
+
+    def __init__(self, work_dir: Path):
+        self.work_dir = work_dir
+        self.autoencoder = train_autoencoder(work_dir)
+        self.base: Base = train_base(work_dir, self.autoencoder)
+        self.reader = reader.load()
+        self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model"))
+
+    def alone(self, things: Sequence[int]) -> float:
+        """The share of English names that the base draws right without MuLan."""
+        contexts = self.base.context([english(thing) for thing in things])
+        return self._right(sample_pictures(self.autoencoder, self.base, contexts, self.base.context([""])), things)
+
+    def line(self, text_encoder: LlamaModel, things: tuple[int, ...], steps: int, name: str) -> str:
+        """Train an adapter on some things, and tell what it draws right of them and of those never seen."""
+        adapter = train_adapter(self.work_dir, self.autoencoder, text_encoder, self.base, steps, things, name)
+        states = TextStates(text_encoder, self.tokenizer)
+
+        def right(code: str, asked: Sequence[int]) -> float:
+            named = [(thing, text) for thing in asked if (text := languages()[code].names[thing])]
+            drawn = draw_names(self.autoencoder, states, self.base, adapter, [text for _, text in named])
+            return self._right(drawn, [thing for thing, _ in named])
+
+        seen = [thing for place, thing in enumerate(things) if place % max(1, len(things) // 30) == 0]
+        others = np.mean([right(code, seen) for code in LANGUAGES])
+        unseen = np.mean([right(code, NEVER_SEEN) for code in LANGUAGES])
+        return (
+            f"| {name} | {len(things)} | {right('en', things):.2f} | {others:.2f} | "
+            f"{right('en', NEVER_SEEN):.2f} | {unseen:.2f} |"
+        )
+
+    def _right(self, pictures: torch.Tensor, things: Sequence[int]) -> float:
+        return float(self.reader.agrees(as_pictures(pictures), list(things)).mean())
+
+
+def main(work_dir: Path, steps: int = STEPS) -> None:
+    drawer, text_encoder = Drawer(work_dir), train_text_encoder(work_dir)
+    order = [SEEN[place] for place in np.random.default_rng(SEED).permutation(len(SEEN))]
+    lines = [
+        f"The base alone draws {drawer.alone(SEEN):.2f} of the things right, and {drawer.alone(NEVER_SEEN):.2f} of the "
+        f"{len(NEVER_SEEN)} that no adapter saw, both from English names. Adapters of {steps} steps:",
+        "",
+        "| adapter | things in its training | English | other languages | never seen, English | never seen, others |",
+        "| --- | --: | --: | --: | --: | --: |",
+    ]
+    for count in COUNTS:
+        lines.append(drawer.line(text_encoder, tuple(sorted(order[:count])), steps, f"of_{count}_things"))
+        print(lines[-1], flush=True)
+    torch.manual_seed(SEED)
+    lines.append(drawer.line(llama(VOCABULARY), SEEN, steps, "random_encoder"))
+    print(lines[-1], flush=True)
+    (work_dir / "controls.md").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
