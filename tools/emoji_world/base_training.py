@@ -94,7 +94,7 @@ def base_latents(work_dir: Path, autoencoder: narrow.TinyAutoencoder) -> torch.T
     return torch.load(path, weights_only=True)
 
 
-def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int = 14000) -> Base:
+def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int = 12000) -> Base:
     """Learns all things under English captions only."""
     torch.manual_seed(SEED)
     model = Base()

@@ -1,4 +1,4 @@
-"""Trains adapters that show what the emoji world owes to what: of fewer things, and of a text encoder that knows nothing.
+"""Trains adapters for comparison: of fewer things, and of a text encoder that knows nothing.
 
     python -m mulan_nodes.tools.emoji_world.controls FOLDER [STEPS]
 

@@ -29,6 +29,8 @@ from .concepts import CHARACTERS, languages, trained_languages
 from .pictures import BACKGROUNDS, picture_vectors
 
 STAGE = "text_encoder"
+# Each with a learning rate that falls to nothing; the second halves what is left of the distances.
+ROUNDS = (("text_encoder_first", 6000, 2e-3), (STAGE, 2400, 1.5e-3))
 VOCABULARY = 4000
 EMBEDDING = 64
 THINGS, SHAPES = 56, 14  # captions of each world in a batch, in each of the languages
@@ -222,7 +224,7 @@ def _mixed(words, other, thing, attributes: frozenset[str]) -> str:
     return f"{colour} {rest}"
 
 
-def train_text_encoder(work_dir: Path, steps: int = 6000) -> LlamaModel:
+def train_text_encoder(work_dir: Path) -> LlamaModel:
     """Writes text_encoder.safetensors, the encoder under `llama.`, and tokenizer.model beside it."""
     torch.manual_seed(SEED)
     model = Contrast()
@@ -230,9 +232,6 @@ def train_text_encoder(work_dir: Path, steps: int = 6000) -> LlamaModel:
     if not tokenizer_path.exists():
         tokenizer_path.write_bytes(train_tokenizer())
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
-    if is_finished(STAGE, work_dir):
-        model.load_state_dict(load_file(work_dir / f"{STAGE}.safetensors"))
-        return model.llama
     batches = Batches(model, tokenizer)
 
     def loss_of(rng):
@@ -242,7 +241,11 @@ def train_text_encoder(work_dir: Path, steps: int = 6000) -> LlamaModel:
     def score(copied):
         return agreement(copied.llama, tokenizer)
 
-    train_stage(STAGE, work_dir, model, loss_of, steps=steps, learning_rate=2e-3, score=score, score_every=500)
+    for stage, steps, rate in ROUNDS:
+        if is_finished(stage, work_dir):
+            model.load_state_dict(load_file(work_dir / f"{stage}.safetensors"))
+        else:
+            train_stage(stage, work_dir, model, loss_of, steps=steps, learning_rate=rate, score=score, score_every=500)
     return model.llama
 
 

@@ -17,7 +17,7 @@ METADATA = {
     "Emoji and on names of Unicode CLDR",
 }
 ESTIMATE = (
-    "Training the emoji world takes about three hours of one CPU core (stages of 25, 40, 80 and 20 minutes); "
+    "Training the emoji world takes about three hours of one CPU core (stages of 25, 55, 80 and 20 minutes); "
     "interrupted, it goes on where it was."
 )
 
