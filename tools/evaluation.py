@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,18 @@ from .tinyworld import captions, world
 
 MULAN = "MuLan"
 OWN_CLIP = "base model alone"
+# A language of each script that the trained ones are in.
+SCRIPTS = {
+    "en": "Latin",
+    "zh": "Han",
+    "ja": "Kana",
+    "ko": "Hangul",
+    "ar": "Arabic",
+    "ru": "Cyrillic",
+    "hi": "Devanagari",
+    "th": "Thai",
+}
+WITHIN = " within "  # between the codes of a mixed prompt's languages: the colour's, the rest's
 TINY_WORLD_HEADINGS = {"right": "colour and shape", "strict": "strict", "colour": "colour", "shape": "shape"}
 
 
@@ -25,7 +38,8 @@ TINY_WORLD_HEADINGS = {"right": "colour and shape", "strict": "strict", "colour"
 class Case:
     """One picture to make and read.
 
-    row: what reads the prompt, `MULAN` or `OWN_CLIP` (the base model without MuLan). language: its code, such as "zh".
+    row: what reads the prompt, `MULAN` or `OWN_CLIP` (the base model without MuLan). language: its code, such as "zh",
+    or "zh within en".
     expected: what the picture should show, in the reader's terms.
     """
 
@@ -117,12 +131,27 @@ def tiny_world_cases(row: str, language: str, draws: Sequence[Draw]) -> list[Cas
     ]
 
 
+def mixed_cases(draws: Sequence[Draw]) -> list[Case]:
+    """The draws with the colour in a word of another script, for each pair of scripts."""
+    return [
+        Case(
+            MULAN,
+            f"{of_colour}{WITHIN}{code}",
+            captions.mixed_caption(draw.thing, code, of_colour, draw.template),
+            draw.seed,
+            draw.thing,
+        )
+        for code, of_colour in permutations(SCRIPTS, 2)
+        for draw in draws
+    ]
+
+
 def tiny_world_evaluation(pictures_per_language: int, seed: int) -> list[Case]:
     """English through the base model alone, and every language through MuLan, with the same draws throughout.
 
     Then two rows that need fewer pictures: a third as many for what the base model alone makes of the other languages,
     and a sixth as many for each trained language of the pairs of colour and shape that neither text encoder nor adapter
-    saw in training.
+    saw in training. Last, as many for each pair of scripts in one prompt.
     """
     draws = tiny_world_draws(pictures_per_language, seed)
     held_out = tiny_world_draws(
@@ -140,7 +169,7 @@ def tiny_world_evaluation(pictures_per_language: int, seed: int) -> list[Case]:
         for row, languages, drawn in plan
         for language in languages
         for case in tiny_world_cases(row, language, drawn)
-    ]
+    ] + mixed_cases(draws[: math.ceil(pictures_per_language / 6)])
 
 
 def summarise(
@@ -177,13 +206,21 @@ def tiny_world_rows(cases: Sequence[Case], scores: Sequence[dict[str, float]]) -
     def is_other(case: Case) -> bool:
         return case.language in captions.TRAINED and case.language != "en"
 
+    def is_mixed(case: Case) -> bool:
+        return WITHIN in case.language
+
+    def script_of_colour(case: Case) -> str:
+        return f"colours in {SCRIPTS[case.language.partition(WITHIN)[0]]}, the rest in each of the other scripts"
+
     chance = {
         "right": 1 / (len(world.PALETTE) * len(world.SHAPES)),
         "colour": 1 / len(world.PALETTE),
         "shape": 1 / len(world.SHAPES),
     }
     return [
-        *rows(lambda case: language_label(case.language), lambda case: not case.expected.held_out),
+        *rows(
+            lambda case: language_label(case.language), lambda case: not case.expected.held_out and not is_mixed(case)
+        ),
         *rows(
             lambda case: "all trained languages but English", lambda case: is_other(case) and not case.expected.held_out
         ),
@@ -193,11 +230,14 @@ def tiny_world_rows(cases: Sequence[Case], scores: Sequence[dict[str, float]]) -
             ),
             lambda case: case.expected.held_out,
         ),
+        *rows(script_of_colour, is_mixed),
         Row("", "chance", 0, chance),
     ]
 
 
 def language_label(language: str) -> str:
+    if WITHIN in language:
+        return WITHIN.join(map(language_label, language.split(WITHIN)))
     label = captions.LANGUAGES[language].name
     return label if language in captions.TRAINED else f"{label} (never trained)"
 

@@ -209,6 +209,12 @@ def full_caption(thing: Thing, language: str, template: int = 0) -> str:
     return words.templates[template % len(words.templates)].format(words.noun_phrase(thing, frozenset(ATTRIBUTES)))
 
 
+def mixed_caption(thing: Thing, language: str, other: str, template: int = 0) -> str:
+    """The same, the colour in another language's word: "a big 红色的 circle"."""
+    words = replace(LANGUAGES[language], colours=LANGUAGES[other].colours)
+    return words.templates[template % len(words.templates)].format(words.noun_phrase(thing, frozenset(ATTRIBUTES)))
+
+
 def choose_attributes(rng: np.random.Generator, drop: float) -> frozenset[str]:
     """The attributes a caption names: each is left out with probability `drop`, but never all of them."""
     named = frozenset(name for name in ATTRIBUTES if rng.random() >= drop)
