@@ -12,7 +12,14 @@ from comfy_api.latest import io
 from ..mulan.conditioning.clip import load_clip, negative_view
 from ..mulan.conditioning.model_files import open_adapter
 from ..mulan.conditioning.prompt_tokenizer import STYLES
-from ..mulan.tiny_models.unpacking import ADAPTER, CHECKPOINT, TEXT_ENCODER, TINY_MODELS, TinyModel, write_tiny_models
+from ..mulan.tiny_models.unpacking import (
+    EMOJI_ADAPTER,
+    EMOJI_CHECKPOINT,
+    TEXT_ENCODER,
+    TINY_MODELS,
+    TinyModel,
+    write_tiny_models,
+)
 from . import categories
 from .checked_node import CheckedNode
 from .common import announce_files, fingerprint_model, prompt_memory, show_progress, show_text
@@ -27,8 +34,9 @@ class MulanTinyModels(CheckedNode):
             category=categories.MULAN,
             description=(
                 "Writes the pack's tiny models into ComfyUI's models folders, offline and within seconds, and loads "
-                "Stable Diffusion with MuLan from them. They draw colored shapes of 64 x 64 pixels: a first image "
-                "without a download, and small models for trying every template."
+                "Stable Diffusion with MuLan from them. They draw 130 things, such as a lion or a rocket, 96 x 96 "
+                "pixels, from their names in 110 languages: a first image without a download, and small models for "
+                "trying every template."
             ),
             search_aliases=[
                 "tiny models",
@@ -58,10 +66,11 @@ class MulanTinyModels(CheckedNode):
             hidden=[io.Hidden.unique_id],
             inputs=[],
             outputs=[
-                io.Model.Output(tooltip="The tiny Stable Diffusion 1.5. It draws one colored shape, 64 x 64 pixels."),
+                io.Model.Output(tooltip="The tiny Stable Diffusion 1.5. It draws one thing, 96 x 96 pixels."),
                 io.Clip.Output(
                     tooltip=(
-                        "Encodes prompts in many languages, such as 'a big red circle': a color, a shape and a size."
+                        "Encodes prompts in 110 languages: the name of a thing, such as 'rocket', alone or in a "
+                        "sentence."
                     )
                 ),
                 io.Clip.Output(display_name="CLIP (negative)", tooltip="Encodes negative prompts; may be empty."),
@@ -86,8 +95,8 @@ class MulanTinyModels(CheckedNode):
         written = write_tiny_models(paths, show)
         if written:
             announce_files()
-        model, _, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(paths[CHECKPOINT]), output_clip=False)
-        clip = load_clip(paths[TEXT_ENCODER], open_adapter(paths[ADAPTER]), STYLES[0], memory=prompt_memory())
+        model, _, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(paths[EMOJI_CHECKPOINT]), output_clip=False)
+        clip = load_clip(paths[TEXT_ENCODER], open_adapter(paths[EMOJI_ADAPTER]), STYLES[0], memory=prompt_memory())
         result = _describe("Wrote", written) if written else _describe("Already there:", list(paths.values()))
         return io.NodeOutput(model, clip, negative_view(clip), vae, ui=show_text(result))
 

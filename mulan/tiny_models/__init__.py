@@ -1,1 +1,1 @@
-"""Tiny models of a world of colored shapes, packed, and their unpacking into the files that ComfyUI loads."""
+"""Tiny models of colored shapes and of 130 things, packed, and their unpacking into the files that ComfyUI loads."""

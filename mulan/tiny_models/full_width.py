@@ -1,4 +1,4 @@
-"""The tiny world's narrow tensors, widened into tensors of the published sizes.
+"""The tiny models' narrow tensors, widened into tensors of the published sizes.
 
 A pack holds only the channels that were trained. The others are zero, and a full-width layer whose other channels are
 zero computes what the narrow one does: its norms and queries were trained with that in mind.

@@ -41,6 +41,8 @@ TEXT_ENCODER = TinyModel(
     json.dumps({"num_attention_heads": 4, "rms_norm_eps": 1e-6}),
 )
 ADAPTER = TinyModel("mulan", "tiny_sd15_adapter.safetensors", "world", full_width.adapter)
+EMOJI_CHECKPOINT = TinyModel("checkpoints", "tiny_emoji_sd15.safetensors", "emoji", full_width.checkpoint)
+EMOJI_ADAPTER = TinyModel("mulan", "tiny_emoji_adapter.safetensors", "emoji", full_width.adapter)
 PATTERN_LORA = TinyModel(
     "loras", "tiny_pattern_lora.safetensors", "companions", partial(full_width.lora, prefix="pattern_lora.")
 )
@@ -49,7 +51,10 @@ CONTROLNET = TinyModel("controlnet", "tiny_layout_controlnet.safetensors", "comp
 INTERNVL = TinyModel("internvl", "tiny_internvl_vision.safetensors", "internvl")
 CHAT = TinyModel("internvl_chat", "tiny_internvl_chat.safetensors", "internvl_chat")
 VISIONLLM = TinyModel("visionllm", "tiny_visionllm.safetensors", "visionllm")
-TINY_MODELS = (CHECKPOINT, TEXT_ENCODER, ADAPTER, PATTERN_LORA, LCM_LORA, CONTROLNET, INTERNVL, CHAT, VISIONLLM)
+TINY_MODELS = (
+    *(CHECKPOINT, TEXT_ENCODER, ADAPTER, EMOJI_CHECKPOINT, EMOJI_ADAPTER),
+    *(PATTERN_LORA, LCM_LORA, CONTROLNET, INTERNVL, CHAT, VISIONLLM),
+)
 
 
 def write_tiny_models(
