@@ -1,5 +1,6 @@
 """Fixtures of all tests: ComfyUI's folder, one running server, the tiny models."""
 
+import datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ def pytest_addoption(parser):
         type=Path,
         metavar="DIR",
         help="names and shapes of full-size models (default: `manifests` beside the goldens, else tests/parity's)",
+    )
+    parser.addoption(
+        "--day",
+        type=datetime.date.fromisoformat,
+        default=datetime.datetime.now(datetime.timezone.utc).date(),
+        metavar="YYYY-MM-DD",
+        help="the day whose sample of languages is drawn (default: today)",
     )
 
 

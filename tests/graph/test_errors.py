@@ -175,7 +175,7 @@ SPOILT_FILES = {
     "vocabulary": (
         {"text_encoder": "wrong_vocabulary.safetensors"},
         "MuLanLoader",
-        ["wrong_vocabulary.safetensors (in ", "but its embedding has 1200 rows", "tokenizer.model", ENCODER_SOURCE],
+        ["wrong_vocabulary.safetensors (in ", "but its embedding has 4000 rows", "tokenizer.model", ENCODER_SOURCE],
     ),
     "tokenizer": (
         {"text_encoder": "wrong_tokenizer.safetensors"},
