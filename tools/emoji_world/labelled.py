@@ -2,7 +2,8 @@
 
 Each was shown beside the thing that was wanted, before any reader had judged it. It "passes" where a person who sees
 the drawing alone would name this thing, or pick it out of all of them at once; it "fails" where not; it is "unsure"
-where the person hesitated. Even places set the reader's thresholds, odd ones measure it.
+where the person hesitated. Even places set the reader's thresholds, odd ones measure it. Those that are "mixed" were
+drawn from the mean of two things' contexts.
 """
 
 from __future__ import annotations

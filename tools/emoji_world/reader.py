@@ -119,7 +119,7 @@ REACH = 3  # half-size pixels of shift that are tried each way
 
 
 @cache
-def _details() -> tuple[torch.Tensor, torch.Tensor]:
+def _details() -> torch.Tensor:
     """Of each thing at each scale, what `blur` takes from its picture, colours and alpha: [130, S, 4, 48, 48]."""
     sizes = []
     for scale in SCALES:
@@ -127,7 +127,7 @@ def _details() -> tuple[torch.Tensor, torch.Tensor]:
         places = F.affine_grid(matrix, [NONE, 1, 96, 96], align_corners=False)
         sizes.append(F.avg_pool2d(F.grid_sample(things(), places, align_corners=False), 2))
     small = torch.stack(sizes, 1)
-    return small - _soft(small.flatten(0, 1)).view_as(small), small
+    return small - _soft(small.flatten(0, 1)).view_as(small)
 
 
 def _soft(small: torch.Tensor) -> torch.Tensor:
@@ -140,12 +140,11 @@ def likeness(pictures: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     The correlation of what is finer than a blur, at the best scale and shift; a picture that has too little of it in
     all counts as little.
     """
-    details, _ = _details()
     border = torch.cat([pictures[:, :, :2].flatten(2), pictures[:, :, -2:].flatten(2)], -1)
     ground = border.median(-1).values
     small = F.avg_pool2d(pictures, 2)
     seen = small - _soft(small)
-    own = details[wanted]
+    own = _details()[wanted]
     own = own[:, :, :3] - own[:, :, 3:] * ground[:, None, :, None, None]
     products = torch.fft.irfft2(
         (torch.fft.rfft2(seen)[:, None] * torch.fft.rfft2(own).conj()).sum(2), s=small.shape[2:]
