@@ -5,15 +5,15 @@ from pathlib import Path
 
 NEEDS_TINY_MODELS = True
 EVALUATIONS = ("mulan", "visionllm", "zeroshot")
-LANGUAGES = "languages"  # takes hours: only where it is asked for
+LANGUAGES, NAMES = "languages", "names"  # of 113 languages, which takes long: only where it is asked for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=(*EVALUATIONS, LANGUAGES),
-        help="measure one of them (default: the first three; languages draws 113 and takes hours)",
+        choices=(*EVALUATIONS, LANGUAGES, NAMES),
+        help="measure one of them (default: the first three; languages and names ask in 113 of them, for an hour)",
     )
     parser.add_argument(
         "--pictures",
@@ -41,20 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the tiny world)",
     )
     zeroshot.add_argument(
-        "--language", nargs="+", metavar="xx", help="of the labels (default: en; in the tiny world all), or languages"
+        "--language",
+        nargs="+",
+        metavar="xx",
+        help="of the labels (default: en; in the tiny world all), languages or names",
     )
     zeroshot.add_argument("--checkpoint", metavar="NAME", help="in models/internvl, or a path (default: the tiny one)")
     zeroshot.add_argument("--mode", choices=("C", "G"), help="(default: C; in the tiny world both)")
 
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
-    from .. import evaluate_languages, evaluate_mulan, evaluate_visionllm, evaluate_zeroshot
+    from .. import evaluate_languages, evaluate_mulan, evaluate_names, evaluate_visionllm, evaluate_zeroshot
     from ..comfyui import OUTPUT, has_accelerator
 
     wanted, cpu = (options.what,) if options.what else EVALUATIONS, not has_accelerator()
     if options.what == LANGUAGES:
         codes = options.language or ()
         evaluate_languages.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, codes)
+        return 0
+    if options.what == NAMES:
+        evaluate_names.evaluation(comfyui, cpu, OUTPUT, options.language or ())
         return 0
     of_zeroshot = (options.dataset, options.language, options.checkpoint, options.mode)
     if options.what != "zeroshot" and any(of_zeroshot):
