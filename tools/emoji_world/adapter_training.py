@@ -58,7 +58,7 @@ def train_adapter(
     autoencoder: narrow.TinyAutoencoder,
     text_encoder: LlamaModel,
     base: Base,
-    steps: int = 2500,
+    steps: int = 4000,
     things: tuple[int, ...] = SEEN,
     name: str = "adapter",
 ) -> LanguageAdapter:

@@ -101,7 +101,7 @@ class Examples(torch.utils.data.Dataset):
 
 
 def train_adapter(
-    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 2000
+    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 3000
 ) -> LanguageAdapter:
     """Leaves adapter/adapter.safetensors (published names, narrow, float32) in `work_dir`.
 
