@@ -56,9 +56,23 @@ class TextStates:
             end = self._end(text)
             words = of_text[1:end]
             words += WORD_NOISE * words.square().mean().sqrt() * torch.randn_like(words)
-            if text and self.spread is not None:
-                of_text[end:] += OFFSET * torch.rand(1) * self.spread * torch.randn_like(self.spread)
+            self._offset(of_text[end:], text)
         return states
+
+    def swapped(self, texts: list[str]) -> torch.Tensor:
+        """The same with the words of another of the texts in place of a text's own, and the offset."""
+        states = self(texts)
+        words = [of_text[1 : self._end(text)].clone() for of_text, text in zip(states, texts, strict=True)]
+        for of_text, text, others in zip(states, texts, words[1:] + words[:1], strict=True):
+            end = self._end(text)
+            if len(others):
+                of_text[1:end] = others[torch.arange(end - 1) % len(others)]
+            self._offset(of_text[end:], text)
+        return states
+
+    def _offset(self, rows: torch.Tensor, text: str) -> None:
+        if text and self.spread is not None:
+            rows += OFFSET * torch.rand(1) * self.spread * torch.randn_like(self.spread)
 
     def _states(self, text: str) -> torch.Tensor:
         if text not in self.known:
@@ -101,7 +115,7 @@ class Examples(torch.utils.data.Dataset):
 
 
 def train_adapter(
-    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 3000
+    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 2500
 ) -> LanguageAdapter:
     """Leaves adapter/adapter.safetensors (published names, narrow, float32) in `work_dir`.
 
@@ -143,7 +157,7 @@ def train_adapter(
     return trainer.train_adapter(
         adapter,
         base,
-        text_states.disturbed,
+        text_states.swapped,  # noise alone left the colours of other languages to chance
         Examples(autoencoder),
         alphas_cumprod(),
         settings,
