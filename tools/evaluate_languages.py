@@ -40,7 +40,7 @@ SHOWN = (
     *("ka", "hi", "bn", "ta", "te", "th", "km", "my", "am", "chr"),
 )
 CHECKPOINT, ADAPTER = "tiny_emoji_sd15.safetensors", "tiny_emoji_adapter.safetensors"
-SIZE, STEPS, CFG = 96, 20, 3.0
+SIZE, STEPS, CFG = 96, 10, 3.0
 NAMED, SENTENCE, NEVER_SEEN, BACKGROUND, SPACED = (
     "names",
     "sentences never trained",
