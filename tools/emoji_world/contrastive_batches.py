@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from mulan_nodes.mulan.internvl.zeroshot import BUILT_IN
+
 from ..tinyworld.stages import SEED, as_input
 from . import captions
 from .concepts import CHARACTERS, english, languages, trained_languages
@@ -16,6 +18,7 @@ from .pictures import BACKGROUNDS, draw_corpus
 VARIANTS = ("",) * 20 + tuple(BACKGROUNDS) * 2
 THINGS, WORDINGS = 64, 6  # in a batch: things, and languages for each of them all
 BARE = 0.5
+SENTENCES = 6  # of those that InternVL has for a language, at most
 
 
 def small_pictures(pictures: torch.Tensor, size: int) -> torch.Tensor:
@@ -23,6 +26,13 @@ def small_pictures(pictures: torch.Tensor, size: int) -> torch.Tensor:
     flat = as_input(pictures.flatten(0, -4))
     shrunk = F.interpolate(flat, (size, size), mode="bicubic", antialias=True, align_corners=False)
     return (shrunk.clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, pictures.shape[:-3])
+
+
+def own_sentences(code: str) -> list[str]:
+    """The first of InternVL's own sentences for labels in a language, around "{}"."""
+    return [
+        sentence.replace("{c}", "{}") for sentence in (BUILT_IN[code].sentences[:SENTENCES] if code in BUILT_IN else ())
+    ]
 
 
 class NameBatches:
@@ -33,7 +43,8 @@ class NameBatches:
         sentences = []
         for code in trained_languages():
             names = [name or english(thing) for thing, name in enumerate(languages()[code].names)]
-            sentences.append([[sentence.format(name) for name in names] for sentence in ("{}", *captions.frames(code))])
+            frames = ("{}", *captions.frames(code), *own_sentences(code))
+            sentences.append([[sentence.format(name) for name in names] for sentence in frames])
         flat = rows_of([text for of_language in sentences for texts in of_language for text in texts])
         counts = [len(of_language) * len(CHARACTERS) for of_language in sentences]
         self.rows = [rows.unflatten(0, (-1, len(CHARACTERS))) for rows in flat.split(counts)]

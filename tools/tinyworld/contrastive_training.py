@@ -37,7 +37,7 @@ from mulan_nodes.mulan.internvl.internvl_model import text_ids
 from mulan_nodes.mulan.internvl.preprocessing import MEAN, STD
 from mulan_nodes.mulan.tiny_models.unpacking import TEXT_ENCODER, write_tiny_models
 
-from ..emoji_world.contrastive_batches import NameBatches
+from ..emoji_world.contrastive_batches import NameBatches, own_sentences
 from . import captions, pack, scenes, world
 from .stages import SEED, draw_corpus, is_finished, train_stage
 
@@ -160,13 +160,17 @@ class FrozenText:
 
 def wordings(things) -> Iterator[list[list[str]]]:
     """For every trained language and every choice of attributes: the texts of all things without article, then in each
-    sentence.
+    sentence, and without article in InternVL's own sentences.
     """
-    for language in captions.TRAINED.values():
+    for code, language in captions.TRAINED.items():
         for named in captions.CHOICES:
             bare = [language.bare_phrase(thing, named) for thing in things]
             phrases = [language.noun_phrase(thing, named) for thing in things]
-            yield [bare, *([template.format(phrase) for phrase in phrases] for template in language.templates)]
+            yield [
+                bare,
+                *([template.format(phrase) for phrase in phrases] for template in language.templates),
+                *([sentence.format(label) for label in bare] for sentence in own_sentences(code)),
+            ]
 
 
 def draw_anywhere(thing: world.Thing, rng: np.random.Generator) -> np.ndarray:
