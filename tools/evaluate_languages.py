@@ -32,7 +32,7 @@ from .emoji_world.pictures import BACKGROUNDS, is_held_out, read_background
 from .evaluate_mulan import GRAPH, Result, Ticker, draw_all, shown
 from .evaluation import MULAN, OWN_CLIP, Case
 
-DEMO_THINGS = tuple(CHARACTERS.index(character) for character in "🦁🚀🍓🦋🏰🌈🍔🎸")
+DEMO_THINGS = tuple(CHARACTERS.index(character) for character in "🦁🚀🍓🦋🌻🌈🍔🎸")
 DEMO_LEAST_SHARE = 0.8  # of the demo's images that must be right
 # A language of each script, and more of the scripts that many languages share.
 SHOWN = (
