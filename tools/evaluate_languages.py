@@ -48,6 +48,7 @@ NAMED, SENTENCE, NEVER_SEEN, BACKGROUND, SPACED = (
     "pairs of thing and background never seen by the adapter",
     "names with other white space",
 )
+KINDS = (SENTENCE, NEVER_SEEN, BACKGROUND, SPACED)  # what is asked beside names
 SPACES = ("  {}  ", "\n{}", "{}\n", "\t{} ")
 
 
@@ -231,12 +232,23 @@ def as_table(results: Sequence[tuple[Case, float]]) -> str:
     if means:
         lines.append(f"| mean of {len(means)} others | {np.mean(means):.3f} | lowest {min(means):.2f} | |")
     lines += ["", "| asked for | with MuLan | base model alone |", "| --- | --: | --: |"]
-    for kind in dict.fromkeys(case.expected.kind for case, _ in results if case.expected.kind != NAMED):
+    for kind in KINDS:
         drawn, alone = (
             [score for case, score in results if case.expected.kind == kind and case.row == row]
             for row in (MULAN, OWN_CLIP)
         )
         lines.append(f"| {kind} | {share(drawn)} ({len(drawn)}) | {share(alone)} |")
+    mixed: dict[str, list[float]] = {}
+    for case, score in results:
+        if case.expected.kind not in (NAMED, *KINDS):
+            mixed.setdefault(case.expected.kind, []).append(score)
+    if mixed:
+        scores = [score for of_pair in mixed.values() for score in of_pair]
+        least, lowest = min((float(np.mean(of_pair)), pair) for pair, of_pair in mixed.items())
+        lines.append(
+            f"| a name of one script in a sentence of another, {len(mixed)} pairs (lowest: {lowest} {least:.2f}) | "
+            f"{share(scores)} ({len(scores)}) | |"
+        )
     return "\n".join(lines) + "\n"
 
 
