@@ -10,12 +10,6 @@ from .classify import Scores, Vectors
 from .dataset import Dataset
 from .paper import PUBLISHED, Published, published
 
-NOTE = (
-    "Without its article a label may begin with its colour, which the tiny tokenizer then cuts into other tokens "
-    "than inside a sentence: the tiny "
-    "text encoder never learned those of English, Hindi and German. Behind an article or in a template they are read."
-)
-
 
 def of_dataset(model: str, dataset: Dataset, vectors: Vectors, found: Mapping[str, Scores]) -> str:
     """The table by language, the paper's figures, what could not be read, and a table by class."""
@@ -70,7 +64,7 @@ def of_tiny_world(model: str, drawings: int, found: Mapping[str, Mapping[str, Ma
             for language, shares in of_mode.items()
         ]
         lines += [*table(["labels", *QUESTIONS], rows), ""]
-    return "\n".join([*lines, NOTE, "", *_published(None, {}, model)]) + "\n"
+    return "\n".join([*lines, *_published(None, {}, model)]) + "\n"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
