@@ -4,16 +4,16 @@ real tokenizers.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from ..sentencepiece_training import train_bpe
 
 LANGUAGES = ("qwen2", "qwen3", "internlm2")
 TILE, PATCH = 28, 7  # pixels
@@ -107,25 +107,8 @@ def write_internlm2_tokenizer(folder: Path) -> None:
     """tokenizer.model without a leading space, and the added tokens beside it; `SPECIAL` but for Qwen's end follow its
     pieces.
     """
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([WORDS] * 10),
-        model_writer=model,
-        vocab_size=PIECES,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        minloglevel=2,
-        num_threads=1,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    model = train_bpe([WORDS] * 10, PIECES, add_dummy_prefix=False)
+    (folder / "tokenizer.model").write_bytes(model)
     names = ("<unk>", "<s>", "</s>")
     added = {number: name for number, name in enumerate(names)} | {
         PIECES + number: name for number, name in enumerate(SPECIAL[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from mulan_nodes.tests.parity.visionllm_case import Case
 
 from ..comfyui import ROOT
+from ..sentencepiece_training import train_bpe
 
 PARITY = ROOT / "tests" / "parity"
 PIECES = 320
@@ -50,26 +50,7 @@ WORDS = (
 
 def sentencepiece_model(pieces: int) -> bytes:
     """A LLaMA-like tokenizer model of exactly so many pieces (at least 300), with bytes for what its letters lack."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(WORDS.split() * 20),
-        model_writer=model,
-        vocab_size=pieces,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=True,
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        num_threads=1,
-    )
-    return model.getvalue()
+    return train_bpe(WORDS.split() * 20, pieces, hard_vocab_limit=False)
 
 
 def checkpoint(folder: Path, mappers: bool = False, writes: str | None = None, **told) -> Path:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-import sentencepiece
 
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from mulan_nodes.visionllm_nodes.model.prompt_templates import VICUNA
 from mulan_nodes.visionllm_nodes.model.special_tokens import ADDED
 
+from ..sentencepiece_training import train_bpe
 from . import scenes
 from .questions import TASKS
 
@@ -32,27 +30,7 @@ def train_tokenizer(seed: int = 20) -> bytes:
             for name in (*ADDED, "</s>"):
                 text = text.replace(name, "\n")
             lines += [line.strip() for line in text.split("\n") if line.strip()]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        vocab_size=PIECES,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=True,
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        split_digits=True,
-        minloglevel=2,
-        num_threads=1,
-        hard_vocab_limit=False,
-    )
-    return model.getvalue()
+    return train_bpe(lines, PIECES, split_digits=True, hard_vocab_limit=False)
 
 
 def tokenizer_of(model: bytes) -> VisionTokenizer:
