@@ -122,7 +122,7 @@ def stored(models, tmp_path_factory) -> dict[str, torch.Tensor]:
     save_file(models["autoencoder"].state_dict(), work / "autoencoder.safetensors")
     save_file(to_published(models["adapter"].state_dict()), work / "adapter" / "adapter.safetensors")
     save_file({"llama.norm.weight": torch.ones(128)}, work / "text_encoder.safetensors")
-    return pack.gather(work)
+    return pack.gather(work) | pack.gather_text(work)
 
 
 @pytest.fixture(scope="module")

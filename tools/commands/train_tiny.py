@@ -13,9 +13,10 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
     from ..tinyworld_visionllm import training as visionllm_training
 
     print(training.ESTIMATE)
-    training.main(OUTPUT / "tiny_world")
+    texts = OUTPUT / "tiny_text_encoder"
+    training.main(OUTPUT / "tiny_world", texts)
     print(emoji_training.ESTIMATE)
-    emoji_training.main(OUTPUT / "emoji_world")
+    emoji_training.main(OUTPUT / "emoji_world", texts)
     print(contrastive_training.ESTIMATE)
     print(f"the pack: {contrastive_training.train_internvl(OUTPUT / 'tiny_internvl')}")
     print(chat_training.ESTIMATE)

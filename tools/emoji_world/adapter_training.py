@@ -8,24 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
-from torch.nn import functional as F
-from transformers import LlamaModel
 
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
-from mulan_nodes.mulan.training import trainer
 
 from ..tinyworld import narrow
-from ..tinyworld.adapter_training import UNPREFIXED_SHARE, TextStates
-from ..tinyworld.base_training import alphas_cumprod
-from ..tinyworld.stages import SEED, as_input
-from ..tinyworld.text_training import PREFIX
+from ..tinyworld.adapter_training import UNPREFIXED_SHARE, TextStates, fit
+from ..tinyworld.stages import SEED
+from ..tinyworld.text_training import PREFIX, TextEncoder
 from .base_training import COLOURED_SHARE, VARIANTS, Base, base_latents, sample_pictures
 from .captions import english_caption
 from .concepts import CHARACTERS, HELD_OUT, SEEN, english, languages
-from .pictures import draw_corpus, is_held_out
+from .pictures import is_held_out, nearest
 
+STEPS = 4000
 SHOWN = ("en", "zh", "de", "ar", "hi", "am", "ta", "zu")  # while it trains
 
 
@@ -56,56 +52,21 @@ class Examples(torch.utils.data.Dataset):
 def train_adapter(
     work_dir: Path,
     autoencoder: narrow.TinyAutoencoder,
-    text_encoder: LlamaModel,
+    text_encoder: TextEncoder,
     base: Base,
-    steps: int = 4000,
+    steps: int = STEPS,
     things: tuple[int, ...] = SEEN,
     name: str = "adapter",
 ) -> LanguageAdapter:
-    """Leaves <name>/adapter.safetensors (published names, narrow, float32) in `work_dir`; `things` are those it sees.
+    """Leaves <name>/adapter.safetensors in `work_dir`: see `fit`. `things` are those it sees."""
+    states = TextStates(text_encoder, [english(thing) for thing in range(len(CHARACTERS))])
+    examples = Examples(base_latents(work_dir, autoencoder), things)
 
-    An interrupted run goes on from its last state, with other noise on the states than it would have had.
-    """
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model"))
-    states = TextStates(text_encoder, tokenizer, [english(thing) for thing in range(len(CHARACTERS))])
-    base.requires_grad_(False)
-    torch.manual_seed(SEED)
-    adapter = narrow.adapter()
-    trainer.init_weights(adapter, SEED)
-    settings = trainer.TrainSettings(
-        steps=steps,
-        batch_size=32,
-        learning_rate=1.5e-3,
-        seed=SEED,
-        high_noise_share=0.4,
-        high_noise_weight=True,
-        ema=0.995,
-        save_every=250,
-        validate_every=500,
-        out_dir=work_dir / name,
-        result_dtype="fp32",
-    )
-
-    def report(step, steps, loss, seconds_left):
-        if step % 100 == 0:
-            print(f"{name}: step {step} of {steps}, loss {loss:.4f}, {seconds_left:.0f} s left", flush=True)
-
-    def validate(step, adapter):
+    def scores(adapter, finished):
         for code in SHOWN:
-            print(f"{name}: {code}: {score(autoencoder, states, base, adapter, code)}", flush=True)
+            yield code, score(autoencoder, states, base, adapter, code)
 
-    latents = base_latents(work_dir, autoencoder)
-    return trainer.train_adapter(
-        adapter,
-        base,
-        states.disturbed,
-        Examples(latents, things),
-        alphas_cumprod(),
-        settings,
-        report=report,
-        validate=validate,
-        resume=True,
-    )
+    return fit(work_dir / name, base, states.disturbed, examples, steps, scores, score_every=500)
 
 
 @torch.no_grad()
@@ -126,9 +87,3 @@ def score(autoencoder, states: TextStates, base: Base, adapter: LanguageAdapter,
     right = nearest(drawn) == torch.tensor(places)
     held_out = torch.tensor([CHARACTERS[thing] in HELD_OUT for thing in places])
     return f"{right[~held_out].float().mean().item():.3f}, never seen {right[held_out].float().mean().item():.2f}"
-
-
-def nearest(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures [N, 3, 96, 96] -> the thing whose own picture each is nearest to."""
-    own = as_input(draw_corpus(SEED, ("",))[:, 0])
-    return torch.cdist(F.avg_pool2d(pictures, 2).flatten(1), F.avg_pool2d(own, 2).flatten(1)).argmin(1)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPTokenizer
 
 from mulan_nodes.mulan.training import diffusion
 
+from ..tinyworld import base_training as tiny_base
 from ..tinyworld import narrow
-from ..tinyworld.base_training import CLIP_ROWS, SETTINGS, alphas_cumprod
-from ..tinyworld.stages import SEED, as_input, is_finished, train_stage
+from ..tinyworld.stages import SEED, is_finished, train_stage
 from .captions import ENGLISH, coloured, english_caption, english_sentence, with_article
 from .concepts import CHARACTERS, english
-from .pictures import BACKGROUNDS, draw_corpus, picture_vectors
+from .pictures import BACKGROUNDS, draw_corpus, nearest, own_pictures, picture_vectors
 from .text_training import EMBEDDING
 
 STAGE = "base"
@@ -35,17 +32,6 @@ EMPTY_SHARE = 0.1
 STEPS, CFG = 20, 3.0  # of the pictures that scores are taken from
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's own, from ComfyUI's folder, which must be on the path."""
-    comfy = importlib.util.find_spec("comfy")
-    if comfy is None or not comfy.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "the tiny base needs CLIP's vocabulary from ComfyUI, but sys.path has no module `comfy`: add ComfyUI's "
-            "folder"
-        )
-    return CLIPTokenizer.from_pretrained(Path(comfy.submodule_search_locations[0]) / "sd1_tokenizer")
-
-
 def english_texts() -> list[str]:
     """Every English caption, and ""."""
     texts = [""]
@@ -56,41 +42,23 @@ def english_texts() -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-class Base(nn.Module):
-    """The UNet, its CLIP over only the tokens of English captions, and the table from captions to those tokens."""
+class Base(tiny_base.Base):
+    """With what only its training needs.
+
+    What a caption's thing looks like must be seen in CLIP's states, as in the published one's: the adapter then finds a
+    space whose neighbours look alike.
+    """
 
     def __init__(self):
-        super().__init__()
-        texts = english_texts()
-        ids = torch.tensor(clip_tokenizer()(texts, padding="max_length", max_length=CLIP_ROWS)["input_ids"])
-        self.token_ids: torch.Tensor  # index in the narrow vocabulary -> id in CLIP's
-        self.register_buffer("token_ids", ids.unique())
-        self.places = dict(zip(texts, torch.searchsorted(self.token_ids, ids), strict=True))
-        self.clip = narrow.clip(len(self.token_ids))
-        self.unet = narrow.denoiser(HEADS, LEVELS)
-        # What a caption's thing looks like must be seen in CLIP's states, as in the published one's: the adapter then
-        # finds a space whose neighbours look alike.
+        super().__init__(english_texts(), HEADS, LEVELS)
         self.looks = nn.Linear(narrow.CONTEXT_WIDTH, EMBEDDING)
-
-    def context(self, texts: Sequence[str]) -> torch.Tensor:
-        """English captions -> [B, 77, 96]."""
-        return self.clip(torch.stack([self.places[text] for text in texts])).last_hidden_state
-
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        return self.unet(x, timesteps, context).sample
-
-
-def latents_of(autoencoder: narrow.TinyAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 pictures [things, variants, 3, 96, 96] -> latents [things, variants, 4, 12, 12]."""
-    with torch.no_grad():
-        return torch.stack([autoencoder.taesd_encoder(as_input(of_thing)) for of_thing in pictures])
 
 
 def base_latents(work_dir: Path, autoencoder: narrow.TinyAutoencoder) -> torch.Tensor:
     """The latents of `VARIANTS` of all things, kept on disk."""
     path = work_dir / "latents.pt"
     if not path.exists():
-        torch.save(latents_of(autoencoder, draw_corpus(SEED, VARIANTS)), path)
+        torch.save(tiny_base.latents_of(autoencoder, draw_corpus(SEED, VARIANTS)), path)
     return torch.load(path, weights_only=True)
 
 
@@ -102,7 +70,7 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         model.load_state_dict(load_file(work_dir / f"{STAGE}.safetensors"))
         return model
     latents, looks = base_latents(work_dir, autoencoder), picture_vectors(EMBEDDING)
-    alphas = alphas_cumprod()
+    alphas = tiny_base.alphas_cumprod()
     light = VARIANTS.count("")
     model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (no such overload declared)
 
@@ -117,19 +85,9 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         empty = rng.random(BATCH) < EMPTY_SHARE
         texts = ["" if nothing else text for nothing, text in zip(empty, texts, strict=True)]
         clean = latents[things, variants]
-        timesteps = torch.from_numpy(rng.integers(np.where(rng.random(BATCH) < 0.4, 600, 0), 1000))
-        noise = torch.randn_like(clean)
-        noisy = diffusion.add_noise(clean, noise, alphas[timesteps])
         context = model.context(texts)
-        loss = diffusion.diffusion_loss(
-            model(noisy, timesteps, context),
-            clean,
-            noise,
-            alphas[timesteps],
-            SETTINGS.prediction,
-            SETTINGS.high_noise_weight,
-        )
-        seen = F.normalize(model.looks(context[:, rng.integers(24, CLIP_ROWS, size=4)]), dim=-1).mean(1)
+        loss = tiny_base.denoising_loss(model, clean, context, alphas, rng)
+        seen = F.normalize(model.looks(context[:, rng.integers(24, tiny_base.CLIP_ROWS, size=4)]), dim=-1).mean(1)
         told = F.cross_entropy(10 * (seen @ looks.T)[~empty], torch.from_numpy(things)[~empty])
         return loss + 0.02 * told
 
@@ -154,7 +112,7 @@ def sample_pictures(
     parts = []
     for first in range(0, len(context), 65):
         latents = diffusion.sample(
-            denoiser, context[first : first + 65], empty, alphas_cumprod(), STEPS, CFG, seed + first, LATENT
+            denoiser, context[first : first + 65], empty, tiny_base.alphas_cumprod(), STEPS, CFG, seed + first, LATENT
         )
         parts.append(autoencoder.taesd_decoder(latents).clamp(0, 1))
     return torch.cat(parts)
@@ -165,16 +123,15 @@ def score_of(autoencoder: narrow.TinyAutoencoder, model: Base, sheet: Path) -> s
     """One picture of each thing from its English name: how near it is to the thing's own, and a sheet of them all."""
     from PIL import Image
 
-    wanted = as_input(draw_corpus(SEED, ("",))[:, 0])
+    wanted = own_pictures()
     drawn = sample_pictures(
         autoencoder, model, model.context(list(map(english, range(len(CHARACTERS))))), model.context([""])
     )
-    nearest = torch.cdist(F.avg_pool2d(drawn, 2).flatten(1), F.avg_pool2d(wanted, 2).flatten(1)).argmin(1)
     rows = []
     for first in range(0, len(drawn), 13):
         rows.append(torch.cat(list(wanted[first : first + 13]), dim=2))
         rows.append(torch.cat(list(drawn[first : first + 13]), dim=2))
     pixels = (torch.cat(rows, dim=1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     Image.fromarray(pixels).save(sheet)
-    near = (nearest == torch.arange(len(drawn))).float().mean().item()
+    near = (nearest(drawn) == torch.arange(len(drawn))).float().mean().item()
     return f"nearest picture right {near:.3f}, mean error {(drawn - wanted).square().mean().sqrt().item():.3f}"

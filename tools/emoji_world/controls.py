@@ -1,8 +1,8 @@
 """Trains adapters for comparison: of fewer things, and of a text encoder that knows nothing.
 
-    python -m mulan_nodes.tools.emoji_world.controls FOLDER
+    python -m mulan_nodes.tools.emoji_world.controls FOLDER TEXTS
 
-The folder is that of the finished stages. Writes controls.md there.
+The folders are those of the finished stages and of the text encoder. Writes controls.md into the first.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
-from transformers import LlamaModel
 
 from ..tinyworld.adapter_training import TextStates
 from ..tinyworld.stages import SEED, as_pictures
-from ..tinyworld.text_training import llama
+from ..tinyworld.text_training import TextEncoder, llama
 from . import reader
-from .adapter_training import draw_names, train_adapter
+from .adapter_training import STEPS, draw_names, train_adapter
 from .autoencoder_training import train_autoencoder
 from .base_training import Base, sample_pictures, train_base
 from .concepts import CHARACTERS, HELD_OUT, SEEN, english, languages, trained_languages
 from .text_training import VOCABULARY, train_text_encoder
 
 COUNTS = (15, 30, 60)
-ADAPTER_STEPS, FEWER_STEPS = 4000, 1200  # of the world's own adapter, and of the others
+FEWER_STEPS = 1200  # than those of the world's own adapter
 LANGUAGES = trained_languages()[1::11]  # a tenth of the others
 NEVER_SEEN = tuple(place for place, character in enumerate(CHARACTERS) if character in HELD_OUT)
 
@@ -40,17 +38,16 @@ class Drawer:
         self.autoencoder = train_autoencoder(work_dir)
         self.base: Base = train_base(work_dir, self.autoencoder)
         self.reader = reader.load()
-        self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model"))
 
     def alone(self, things: Sequence[int]) -> float:
         """The share of English names that the base draws right without MuLan."""
         contexts = self.base.context([english(thing) for thing in things])
         return self._right(sample_pictures(self.autoencoder, self.base, contexts, self.base.context([""])), things)
 
-    def line(self, text_encoder: LlamaModel, things: tuple[int, ...], steps: int, name: str) -> str:
+    def line(self, text_encoder: TextEncoder, things: tuple[int, ...], steps: int, name: str) -> str:
         """Train an adapter on some things, and tell what it draws right of them and of those never seen."""
         adapter = train_adapter(self.work_dir, self.autoencoder, text_encoder, self.base, steps, things, name)
-        states = TextStates(text_encoder, self.tokenizer)
+        states = TextStates(text_encoder)
 
         def right(code: str, asked: Sequence[int]) -> float:
             named = [(thing, text) for thing in asked if (text := languages()[code].names[thing])]
@@ -71,8 +68,8 @@ class Drawer:
         return float(self.reader.agrees(as_pictures(pictures), list(things)).mean())
 
 
-def main(work_dir: Path) -> None:
-    drawer, text_encoder = Drawer(work_dir), train_text_encoder(work_dir)
+def main(work_dir: Path, text_dir: Path) -> None:
+    drawer, text_encoder = Drawer(work_dir), train_text_encoder(text_dir)
     order = [SEEN[place] for place in np.random.default_rng(SEED).permutation(len(SEEN))]
     torch.manual_seed(SEED)
     lines = [
@@ -81,12 +78,12 @@ def main(work_dir: Path) -> None:
         "",
         "| adapter | its things | steps | English | other languages | never seen, English | never seen, others |",
         "| --- | --: | --: | --: | --: | --: | --: |",
-        drawer.line(text_encoder, SEEN, ADAPTER_STEPS, "adapter"),
+        drawer.line(text_encoder, SEEN, STEPS, "adapter"),
         *(drawer.line(text_encoder, tuple(sorted(order[:count])), FEWER_STEPS, f"of_{count}") for count in COUNTS),
-        drawer.line(llama(VOCABULARY), SEEN, FEWER_STEPS, "random_encoder"),
+        drawer.line(TextEncoder(llama(VOCABULARY), text_encoder.tokenizer), SEEN, FEWER_STEPS, "random_encoder"),
     ]
     (work_dir / "controls.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -59,6 +59,17 @@ def draw_corpus(seed: int, backgrounds: Sequence[str], things: Sequence[int] = r
     return torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).contiguous()
 
 
+def own_pictures() -> torch.Tensor:
+    """A drawing of each thing: float32 [130, 3, 96, 96] in 0..1."""
+    return as_input(draw_corpus(SEED, ("",))[:, 0])
+
+
+def nearest(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures [N, 3, 96, 96] -> the thing whose own picture each is nearest to."""
+    seen, own = (F.avg_pool2d(some, 2).flatten(1) for some in (pictures, own_pictures()))
+    return torch.cdist(seen, own).argmin(1)
+
+
 def picture_vectors(size: int) -> torch.Tensor:
     """What the things look like, in the `size` directions in which they differ most: unit rows [130, size]."""
     pictures = draw_corpus(SEED, ("",) * 4).flatten(0, 1)

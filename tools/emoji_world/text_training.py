@@ -9,7 +9,6 @@ their spread within a thing over that between things. Languages in which that ra
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaModel
 
+from ..sentencepiece_training import train_bpe
 from ..tinyworld import captions as shape_captions
 from ..tinyworld import world as shapes
 from ..tinyworld.stages import SEED, is_finished, train_stage
-from ..tinyworld.text_training import BOS, EOS, PAD, PREFIX, WIDTH, WINDOW, llama, states_of, token_rows, typed
+from ..tinyworld.text_training import PREFIX, WIDTH, WINDOW, TextEncoder, llama, states_of, token_rows, typed
 from .captions import caption, vocabulary
 from .concepts import CHARACTERS, languages, trained_languages
 from .pictures import BACKGROUNDS, picture_vectors
@@ -45,26 +45,7 @@ PARTS = 5  # of a batch, by length: less padding to compute
 def train_tokenizer() -> bytes:
     """A sentencepiece BPE model in which the prefix is always the same three pieces, whatever follows it."""
     shape_words = [word for code in shape_captions.TRAINED for word in shape_captions.vocabulary(code)]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*shape_words * 3, *vocabulary()]),
-        model_writer=model,
-        vocab_size=VOCABULARY,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=True,
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        unk_id=PAD,
-        bos_id=BOS,
-        eos_id=EOS,
-        pad_id=-1,
-        user_defined_symbols=["\u2581summar", "ize", ":"],
-        minloglevel=2,
-        num_threads=1,
-    )
-    return model.getvalue()
+    return train_bpe([*shape_words * 3, *vocabulary()], VOCABULARY, user_defined_symbols=["\u2581summar", "ize", ":"])
 
 
 class Meanings(nn.Module):
@@ -224,8 +205,9 @@ def _mixed(words, other, thing, attributes: frozenset[str]) -> str:
     return f"{colour} {rest}"
 
 
-def train_text_encoder(work_dir: Path) -> LlamaModel:
+def train_text_encoder(work_dir: Path) -> TextEncoder:
     """Writes text_encoder.safetensors, the encoder under `llama.`, and tokenizer.model beside it."""
+    work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     model = Contrast()
     tokenizer_path = work_dir / "tokenizer.model"
@@ -246,7 +228,7 @@ def train_text_encoder(work_dir: Path) -> LlamaModel:
             model.load_state_dict(load_file(work_dir / f"{stage}.safetensors"))
         else:
             train_stage(stage, work_dir, model, loss_of, steps=steps, learning_rate=rate, score=score, score_every=500)
-    return model.llama
+    return TextEncoder(model.llama, tokenizer)
 
 
 @torch.no_grad()

@@ -4,13 +4,11 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
-from transformers import LlamaModel
 
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 from mulan_nodes.mulan.training import trainer
@@ -18,7 +16,7 @@ from mulan_nodes.mulan.training import trainer
 from . import captions, narrow, world
 from .base_training import Base, alphas_cumprod, latents_of, score_of
 from .stages import SEED, draw_corpus
-from .text_training import PREFIX, PREFIX_PIECES, WINDOW, states_of, token_rows
+from .text_training import PREFIX, PREFIX_PIECES, WINDOW, TextEncoder, states_of, token_rows
 
 CAPTIONS_PER_PICTURE = 4
 UNPREFIXED_SHARE = 0.1
@@ -36,9 +34,9 @@ class TextStates:
 
     ROWS = 77
 
-    def __init__(self, model: LlamaModel, tokenizer: sentencepiece.SentencePieceProcessor, english: Sequence[str] = ()):
-        self.model = model.half().float().requires_grad_(False)  # the shipped weights are float16
-        self.tokenizer = tokenizer
+    def __init__(self, encoder: TextEncoder, english: Sequence[str] = ()):
+        self.model = encoder.model.half().float().requires_grad_(False)  # the shipped weights are float16
+        self.tokenizer = encoder.tokenizer
         self.known: dict[str, torch.Tensor] = {}
         self.spread = self([PREFIX + text for text in english])[:, 40:].mean(1).std(0) if english else None
 
@@ -115,17 +113,34 @@ class Examples(torch.utils.data.Dataset):
 
 
 def train_adapter(
-    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: LlamaModel, base: Base, steps: int = 2500
+    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: TextEncoder, base: Base, steps: int = 2500
 ) -> LanguageAdapter:
-    """Leaves adapter/adapter.safetensors (published names, narrow, float32) in `work_dir`.
+    """Leaves adapter/adapter.safetensors in `work_dir`: see `fit`."""
+    text_states = TextStates(text_encoder, [captions.full_caption(thing, "en") for thing in world.SEEN_THINGS])
 
-    An interrupted run goes on from its last state, with other noise on the words than it would have had.
+    def scores(adapter, finished):
+        for language in captions.LANGUAGES if finished else ("en", "zh", "hi"):
+            yield language, adapter_score(autoencoder, text_states, base, adapter, language)
+
+    # Noise alone left the colours of other languages to chance.
+    return fit(work_dir / "adapter", base, text_states.swapped, Examples(autoencoder), steps, scores, score_every=1000)
+
+
+def fit(
+    folder: Path,
+    base: Base,
+    states: Callable[[list[str]], torch.Tensor],
+    examples: torch.utils.data.Dataset,
+    steps: int,
+    scores: Callable[[LanguageAdapter, bool], Iterable[tuple[str, str]]],
+    score_every: int,
+) -> LanguageAdapter:
+    """Trains an adapter and leaves adapter.safetensors (published names, narrow, float32) in the folder, by whose name
+    it is called in what is printed.
+
+    `scores` gets the adapter and whether it is finished, and says of each language how good it is. An interrupted run
+    goes on from its last state, with other noise on the states than it would have had.
     """
-    text_states = TextStates(
-        text_encoder,
-        sentencepiece.SentencePieceProcessor(model_file=str(work_dir / "tokenizer.model")),
-        [captions.full_caption(thing, "en") for thing in world.SEEN_THINGS],
-    )
     base.requires_grad_(False)
     torch.manual_seed(SEED)
     adapter = narrow.adapter()
@@ -138,32 +153,22 @@ def train_adapter(
         high_noise_share=0.4,
         high_noise_weight=True,
         ema=0.995,
-        save_every=500,
-        validate_every=1000,
-        out_dir=work_dir / "adapter",
+        save_every=score_every // 2,
+        validate_every=score_every,
+        out_dir=folder,
         result_dtype="fp32",
     )
 
     def report(step, steps, loss, seconds_left):
         if step % 100 == 0:
-            print(f"adapter: step {step} of {steps}, loss {loss:.4f}, {seconds_left:.0f} s left", flush=True)
+            print(f"{folder.name}: step {step} of {steps}, loss {loss:.4f}, {seconds_left:.0f} s left", flush=True)
 
     def validate(step, adapter):
-        for language in captions.LANGUAGES if step == steps else ("en", "zh", "hi"):
-            print(
-                f"adapter: {language}: {adapter_score(autoencoder, text_states, base, adapter, language)}", flush=True
-            )
+        for language, score in scores(adapter, step == steps):
+            print(f"{folder.name}: {language}: {score}", flush=True)
 
     return trainer.train_adapter(
-        adapter,
-        base,
-        text_states.swapped,  # noise alone left the colours of other languages to chance
-        Examples(autoencoder),
-        alphas_cumprod(),
-        settings,
-        report=report,
-        validate=validate,
-        resume=True,
+        adapter, base, states, examples, alphas_cumprod(), settings, report=report, validate=validate, resume=True
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,8 @@ def alphas_cumprod() -> torch.Tensor:
     return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0).float()
 
 
-def clip_tokens() -> dict[str, list[int]]:
-    """Every English caption -> its 77 ids in CLIP's own vocabulary, padded as SD1.5 pads. Needs ComfyUI's folder on the
-    path.
-    """
+def clip_tokens(texts: Sequence[str]) -> torch.Tensor:
+    """Texts -> their 77 ids each in CLIP's own vocabulary, padded as SD1.5 pads. Needs ComfyUI's folder on the path."""
     comfy = importlib.util.find_spec("comfy")
     if comfy is None or not comfy.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -38,25 +37,31 @@ def clip_tokens() -> dict[str, list[int]]:
             "folder"
         )
     tokenizer = CLIPTokenizer.from_pretrained(Path(comfy.submodule_search_locations[0]) / "sd1_tokenizer")
-    texts = captions.all_captions(world.THINGS, "en")
-    return dict(zip(texts, tokenizer(texts, padding="max_length", max_length=CLIP_ROWS)["input_ids"], strict=True))
+    return torch.tensor(tokenizer(list(texts), padding="max_length", max_length=CLIP_ROWS)["input_ids"])
+
+
+def english_texts() -> list[str]:
+    """Every English caption, and ""."""
+    return captions.all_captions(world.THINGS, "en")
 
 
 class Base(nn.Module):
-    """The UNet, its CLIP over only the tokens of English captions, and the table from captions to those tokens."""
+    """The UNet, its CLIP over only the tokens of some texts, and the table from the texts to those tokens.
 
-    def __init__(self):
+    heads, levels: the UNet's.
+    """
+
+    def __init__(self, texts: Sequence[str], heads: int = 8, levels: int = 1):
         super().__init__()
-        tokens = clip_tokens()
-        ids = torch.tensor(list(tokens.values()))
+        ids = clip_tokens(texts)
         self.token_ids: torch.Tensor  # index in the narrow vocabulary -> id in CLIP's
         self.register_buffer("token_ids", ids.unique())
-        self.places = dict(zip(tokens, torch.searchsorted(self.token_ids, ids), strict=True))
+        self.places = dict(zip(texts, torch.searchsorted(self.token_ids, ids), strict=True))
         self.clip = narrow.clip(len(self.token_ids))
-        self.unet = narrow.denoiser()
+        self.unet = narrow.denoiser(heads, levels)
 
-    def context(self, texts: list[str]) -> torch.Tensor:
-        """English captions -> [B, 77, 96]."""
+    def context(self, texts: Sequence[str]) -> torch.Tensor:
+        """Texts -> [B, 77, 96]."""
         return self.clip(torch.stack([self.places[text] for text in texts])).last_hidden_state
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -64,15 +69,25 @@ class Base(nn.Module):
 
 
 def latents_of(autoencoder: narrow.TinyAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 pictures [things, variants, 3, 64, 64] -> latents [things, variants, 4, 8, 8]."""
+    """uint8 pictures [things, variants, 3, S, S] -> latents [things, variants, 4, S / 8, S / 8]."""
     with torch.no_grad():
         return torch.stack([autoencoder.taesd_encoder(as_input(of_thing)) for of_thing in pictures])
+
+
+def denoising_loss(
+    model: Base, clean: torch.Tensor, context: torch.Tensor, alphas: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
+    """Latents [B, 4, h, w] under contexts [B, R, 96] -> the loss, much noise more often than little."""
+    timesteps = torch.from_numpy(rng.integers(np.where(rng.random(len(clean)) < 0.4, 600, 0), 1000))
+    noise, alphas = torch.randn_like(clean), alphas[timesteps]
+    predicted = model(diffusion.add_noise(clean, noise, alphas), timesteps, context)
+    return diffusion.diffusion_loss(predicted, clean, noise, alphas, SETTINGS.prediction, SETTINGS.high_noise_weight)
 
 
 def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int = 3500) -> Base:
     """Learns all things, the held-out pairs too, under English captions only."""
     torch.manual_seed(SEED)
-    model = Base()
+    model = Base(english_texts())
     if is_finished("base", work_dir):
         model.load_state_dict(load_file(work_dir / "base.safetensors"))
         return model
@@ -86,18 +101,7 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
             captions.caption(world.THINGS[i], "en", rng, captions.choose_attributes(rng, drop=0.1)) for i in things
         ]
         texts = ["" if empty else text for empty, text in zip(rng.random(32) < 0.1, texts, strict=False)]
-        first = np.where(rng.random(32) < 0.4, 600, 0)
-        timesteps = torch.from_numpy(rng.integers(first, 1000))
-        noise = torch.randn_like(clean)
-        noisy = diffusion.add_noise(clean, noise, alphas[timesteps])
-        return diffusion.diffusion_loss(
-            model(noisy, timesteps, model.context(texts)),
-            clean,
-            noise,
-            alphas[timesteps],
-            SETTINGS.prediction,
-            SETTINGS.high_noise_weight,
-        )
+        return denoising_loss(model, clean, model.context(texts), alphas, rng)
 
     def score(copied):
         return score_of(autoencoder, copied, copied.context)

@@ -23,8 +23,8 @@ from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 
 from . import narrow, pack
 from .adapter_training import TextStates
-from .base_training import Base
-from .text_training import PREFIX, llama
+from .base_training import Base, english_texts
+from .text_training import PREFIX, TextEncoder, llama
 
 LORA_RANK = 16
 HINT_WIDTHS = (12, 20, 40, 48)  # of the 16, 32, 96 and 256 channels that the published layout has
@@ -60,7 +60,7 @@ def read_shipped() -> Shipped:
             if name.startswith(prefix)
         }
 
-    base, autoencoder, adapter = Base(), narrow.TinyAutoencoder(), narrow.adapter()
+    base, autoencoder, adapter = Base(english_texts()), narrow.TinyAutoencoder(), narrow.adapter()
     text = llama(len(stored["model.embed_tokens.weight"]))
     unet = part(UNET)
     base.unet.load_state_dict({name: unet[pack.unet_name(name)] for name in base.unet.state_dict()})
@@ -73,7 +73,7 @@ def read_shipped() -> Shipped:
     for model in (base, autoencoder, adapter):
         model.requires_grad_(False)
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=stored["spiece_model"].numpy().tobytes())
-    return Shipped(base, autoencoder, adapter, TextStates(text, tokenizer))
+    return Shipped(base, autoencoder, adapter, TextStates(TextEncoder(text, tokenizer)))
 
 
 class LowRank(nn.Module):

@@ -87,9 +87,9 @@ def control_name(name: str) -> str:
     return unet_name(name)
 
 
-def build(work_dir: Path) -> Path:
-    """Writes what the training stages left in `work_dir` as one pack."""
-    return write_pack("world", gather(work_dir), METADATA)
+def build(work_dir: Path, text_dir: Path) -> Path:
+    """Writes what the training stages left in `work_dir`, and the text encoder, as one pack."""
+    return write_pack("world", gather(work_dir) | gather_text(text_dir), METADATA)
 
 
 def build_companions(work_dir: Path) -> Path:
@@ -127,12 +127,11 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def gather(work_dir: Path, unet_heads: int = 8) -> dict[str, torch.Tensor]:
-    """The trained tensors, narrow and in float32, under the names they have in the pack.
+    """Base, autoencoder and adapter, narrow and in float32, under the names they have in the pack.
 
     unet_heads: how many heads the live channels of the UNet were trained in.
     """
     base = load_file(work_dir / "base.safetensors")
-    text = load_file(work_dir / "text_encoder.safetensors")
 
     def part(tensors, prefix):
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -145,15 +144,21 @@ def gather(work_dir: Path, unet_heads: int = 8) -> dict[str, torch.Tensor]:
             f"adapter.{name}": tensor
             for name, tensor in load_file(work_dir / "adapter" / "adapter.safetensors").items()
         },
-        **{f"model.{name}": tensor for name, tensor in part(text, "llama.").items()},
     }
     tensors = {name: scaled_queries(name, tensor, unet_heads) for name, tensor in tensors.items()}
     tensors[UNET_HEADS] = torch.tensor(unet_heads, dtype=torch.int32)
     tensors["clip_tokens"] = base["token_ids"].int()
-    tensors["spiece_model"] = torch.frombuffer(
-        bytearray((work_dir / "tokenizer.model").read_bytes()), dtype=torch.uint8
-    )
     return tensors
+
+
+def gather_text(text_dir: Path) -> dict[str, torch.Tensor]:
+    """The text encoder and its tokenizer under the names they have in the pack."""
+    trained = load_file(text_dir / "text_encoder.safetensors")
+    tokenizer = bytearray((text_dir / "tokenizer.model").read_bytes())
+    return {
+        **{f"model.{name.removeprefix('llama.')}": trained[name] for name in trained if name.startswith("llama.")},
+        "spiece_model": torch.frombuffer(tokenizer, dtype=torch.uint8),
+    }
 
 
 def gather_companions(work_dir: Path) -> dict[str, torch.Tensor]:

@@ -5,6 +5,8 @@ The encoder itself is trained in `emoji_world/text_training.py`, for both worlds
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import sentencepiece
 import torch
@@ -15,6 +17,14 @@ PREFIX = "summarize:"
 PREFIX_PIECES = 3
 BOS, EOS, PAD = 1, 2, 0
 WIDTH, HEADS = 128, 4
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder with its tokenizer."""
+
+    model: LlamaModel
+    tokenizer: sentencepiece.SentencePieceProcessor
 
 
 def token_rows(
