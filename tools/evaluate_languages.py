@@ -5,30 +5,21 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mulan_nodes.mulan.tiny_models.unpacking import EMOJI_ADAPTER, EMOJI_CHECKPOINT
+
 from . import graphs
 from .comfy_server import ComfyServer, decode
 from .contact_sheet import SheetRow, contact_sheet
-from .emoji_world import captions, reader
-from .emoji_world.concepts import (
-    CHARACTERS,
-    HELD_OUT,
-    HELD_OUT_LANGUAGES,
-    SEEN,
-    english,
-    languages,
-    script_of,
-    trained_languages,
-)
-from .emoji_world.pictures import BACKGROUNDS, is_held_out, read_background
+from .emoji_world.concepts import CHARACTERS, english, languages, trained_languages
+from .emoji_world.evaluation import EmojiReader, all_cases, as_table, name_cases
 from .evaluate_mulan import GRAPH, Result, Ticker, draw_all, shown
 from .evaluation import MULAN, OWN_CLIP, Case
 
@@ -39,112 +30,13 @@ SHOWN = (
     *("en", "es", "vi", "sw", "zh", "ja", "ko", "ar", "fa", "he", "ru", "uk", "el", "hy"),
     *("ka", "hi", "bn", "ta", "te", "th", "km", "my", "am", "chr"),
 )
-CHECKPOINT, ADAPTER = "tiny_emoji_sd15.safetensors", "tiny_emoji_adapter.safetensors"
 SIZE, STEPS, CFG = 96, 10, 3.0
-NAMED, SENTENCE, NEVER_SEEN, BACKGROUND, SPACED = (
-    "names",
-    "sentences never trained",
-    "things never seen by the adapter",
-    "pairs of thing and background never seen by the adapter",
-    "names with other white space",
-)
-KINDS = (SENTENCE, NEVER_SEEN, BACKGROUND, SPACED)  # what is asked beside names
-SPACES = ("  {}  ", "\n{}", "{}\n", "\t{} ")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a picture should show, and how it was asked for; mixed: the scripts of a name and the sentence around it."""
-
-    thing: int
-    kind: str = NAMED
-    background: str | None = None  # None: any
-
-
-class EmojiReader:
-    """Judges pictures strictly; `case.expected` is an `Asked`."""
-
-    def __init__(self):
-        self._reader = reader.load()
-
-    def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]:
-        asked = case.expected
-        right = bool(self._reader.agrees(picture[None], [asked.thing])[0])
-        return {"right": float(right and asked.background in (None, read_background(picture)))}
-
-
-def choose(count: int, seed: int, things: Sequence[int] = SEEN) -> list[tuple[int, int]]:
-    """`count` things with a seed each, every one as often as another, as far as `count` allows."""
-    rng = np.random.default_rng(seed)
-    chosen = [things[place] for _ in range(0, count, len(things)) for place in rng.permutation(len(things))][:count]
-    return [(thing, seed * 10_000 + number) for number, thing in enumerate(chosen)]
-
-
-def name_cases(
-    row: str, code: str, chosen: Sequence[tuple[int, int]], kind: str = NAMED, frames: Sequence[str] = ("{}",)
-) -> list[Case]:
-    """The things by their names in a language, in one frame after another; those without a name are left out."""
-    return [
-        Case(row, code, frames[number % len(frames)].format(name), seed, Asked(thing, kind))
-        for number, (thing, seed) in enumerate(chosen)
-        if (name := languages()[code].names[thing])
-    ]
-
-
-def script_pairs() -> list[tuple[str, str]]:
-    """A language of each script, and two languages with sentences of other scripts in turn for each."""
-    of_script = {script_of(code): code for code in reversed(trained_languages())}
-    around = {script_of(code): code for code in reversed(list(captions.COLOURED))}
-    pairs = []
-    for place, (script, code) in enumerate(of_script.items()):
-        others = [other for name, other in around.items() if name != script]
-        pairs += [(code, others[(2 * place + step) % len(others)]) for step in range(2)]
-    return pairs
-
-
-def mixed_cases(count: int, seed: int) -> list[Case]:
-    """A name of one script in sentences of another: `count` for each pair of scripts."""
-    cases = []
-    for code, other in script_pairs():
-        kind = f"{script_of(code)} in {script_of(other)}"
-        cases += name_cases(MULAN, code, choose(count, seed), kind, captions.frames(other))
-    return cases
-
-
-def background_cases(count: int, seed: int) -> list[Case]:
-    """Things on named backgrounds, in the twelve languages that can say so: pairs that the adapter never saw."""
-    cases = []
-    for code in captions.COLOURED:
-        for number, (thing, noise) in enumerate(choose(count, seed)):
-            held_out = [background for background in BACKGROUNDS if is_held_out(thing, background)]
-            background = held_out[number % len(held_out)] if held_out else ""
-            name = languages()[code].names[thing]
-            if name and background:
-                text = captions.coloured(name, code, background)
-                cases.append(Case(MULAN, code, text, noise, Asked(thing, BACKGROUND, background)))
-    return cases
-
-
-def all_cases(count: int, seed: int, codes: Sequence[str]) -> list[Case]:
-    """Names in every language with the same things and noise, then what is asked of fewer pictures."""
-    chosen, fewer = choose(count, seed), choose(math.ceil(count / 3), seed)
-    cases = [case for code in codes for case in name_cases(MULAN, code, chosen)]
-    cases += [case for code in codes for case in name_cases(OWN_CLIP, code, chosen if code == "en" else fewer)]
-    for thing, noise in chosen:
-        template = captions.UNSEEN_ENGLISH[thing % len(captions.UNSEEN_ENGLISH)]
-        text = captions.english_sentence(thing, template)
-        cases.append(Case(MULAN, "en", text, noise, Asked(thing, SENTENCE)))
-    held_out = [place for place, character in enumerate(CHARACTERS) if character in HELD_OUT]
-    never = choose(2 * len(held_out), seed, held_out)
-    cases += name_cases(MULAN, "en", never, NEVER_SEEN) + name_cases(OWN_CLIP, "en", never, NEVER_SEEN)
-    cases += name_cases(MULAN, "en", fewer, SPACED, SPACES) + background_cases(math.ceil(count / 6), seed)
-    return cases + mixed_cases(math.ceil(count / 6), seed)
 
 
 def graph(template: dict) -> dict:
     """The graph of text to image with the emoji world's models and size."""
-    changed = graphs.change(template, "CheckpointLoaderSimple", ckpt_name=CHECKPOINT)
-    changed = graphs.change(changed, "MuLanLoader", adapter=ADAPTER)
+    changed = graphs.change(template, "CheckpointLoaderSimple", ckpt_name=EMOJI_CHECKPOINT.name)
+    changed = graphs.change(changed, "MuLanLoader", adapter=EMOJI_ADAPTER.name)
     changed = graphs.change(changed, "EmptyLatentImage", width=SIZE, height=SIZE)
     return graphs.change(changed, "KSampler", steps=STEPS, cfg=CFG)
 
@@ -213,54 +105,3 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int,
         json.dumps([{**asdict(case), "right": right} for case, right in results], ensure_ascii=False, indent=0), "utf-8"
     )
     print(f"{table.read_text('utf-8')}\nThe table: {shown(table)}\nEvery prompt and reading: {shown(readings)}")
-
-
-def as_table(results: Sequence[tuple[Case, float]]) -> str:
-    """A line per language: share of right pictures with its 95 % interval, and the base model alone."""
-    right: dict[tuple[str, str, str], list[float]] = {}
-    for case, score in results:
-        right.setdefault((case.row, case.language, case.expected.kind), []).append(score)
-    codes = list(dict.fromkeys(case.language for case, _ in results))
-    lines = ["| language | with MuLan | 95 % | base model alone |", "| --- | --: | :-: | --: |"]
-    for code in sorted(codes, key=lambda code: (code in HELD_OUT_LANGUAGES, code != "en", code)):
-        drawn, alone = right.get((MULAN, code, NAMED), []), right.get((OWN_CLIP, code, NAMED), [])
-        never = " (never trained)" if code in HELD_OUT_LANGUAGES else ""
-        low, high = interval(drawn)
-        lines.append(f"| {languages()[code].name}{never} | {share(drawn)} | {low:.2f} to {high:.2f} | {share(alone)} |")
-    others = [code for code in codes if code not in ("en", *HELD_OUT_LANGUAGES) and right.get((MULAN, code, NAMED))]
-    means = [float(np.mean(right[MULAN, code, NAMED])) for code in others]
-    if means:
-        lines.append(f"| mean of {len(means)} others | {np.mean(means):.3f} | lowest {min(means):.2f} | |")
-    lines += ["", "| asked for | with MuLan | base model alone |", "| --- | --: | --: |"]
-    for kind in KINDS:
-        drawn, alone = (
-            [score for case, score in results if case.expected.kind == kind and case.row == row]
-            for row in (MULAN, OWN_CLIP)
-        )
-        lines.append(f"| {kind} | {share(drawn)} ({len(drawn)}) | {share(alone)} |")
-    mixed: dict[str, list[float]] = {}
-    for case, score in results:
-        if case.expected.kind not in (NAMED, *KINDS):
-            mixed.setdefault(case.expected.kind, []).append(score)
-    if mixed:
-        scores = [score for of_pair in mixed.values() for score in of_pair]
-        least, lowest = min((float(np.mean(of_pair)), pair) for pair, of_pair in mixed.items())
-        lines.append(
-            f"| a name of one script in a sentence of another, {len(mixed)} pairs (lowest: {lowest} {least:.2f}) | "
-            f"{share(scores)} ({len(scores)}) | |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def share(scores: Sequence[float]) -> str:
-    return f"{np.mean(scores):.2f}" if scores else ""
-
-
-def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    count = len(scores)
-    if not count:
-        return 0.0, 1.0
-    z, mean = 1.96, sum(scores) / count
-    middle, half = mean + z * z / (2 * count), z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-    return (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)

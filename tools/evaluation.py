@@ -15,21 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from .emoji_world.concepts import language_of_script, script_of
 from .tinyworld import captions, world
 
 MULAN = "MuLan"
 OWN_CLIP = "base model alone"
-# A language of each script that the trained ones are in.
-SCRIPTS = {
-    "en": "Latin",
-    "zh": "Han",
-    "ja": "Kana",
-    "ko": "Hangul",
-    "ar": "Arabic",
-    "ru": "Cyrillic",
-    "hi": "Devanagari",
-    "th": "Thai",
-}
 WITHIN = " within "  # between the codes of a mixed prompt's languages: the colour's, the rest's
 TINY_WORLD_HEADINGS = {"right": "colour and shape", "strict": "strict", "colour": "colour", "shape": "shape"}
 
@@ -141,7 +131,7 @@ def mixed_cases(draws: Sequence[Draw]) -> list[Case]:
             draw.seed,
             draw.thing,
         )
-        for code, of_colour in permutations(SCRIPTS, 2)
+        for code, of_colour in permutations(language_of_script(captions.TRAINED).values(), 2)
         for draw in draws
     ]
 
@@ -210,7 +200,7 @@ def tiny_world_rows(cases: Sequence[Case], scores: Sequence[dict[str, float]]) -
         return WITHIN in case.language
 
     def script_of_colour(case: Case) -> str:
-        return f"colours in {SCRIPTS[case.language.partition(WITHIN)[0]]}, the rest in each of the other scripts"
+        return f"colours in {script_of(case.language.partition(WITHIN)[0])}, the rest in each of the other scripts"
 
     chance = {
         "right": 1 / (len(world.PALETTE) * len(world.SHAPES)),

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="?",
         choices=(*EVALUATIONS, LANGUAGES, NAMES),
-        help="measure one of them (default: the first three; languages and names ask in 113 of them, for an hour)",
+        help="measure one of them (default: the first three; languages and names ask in 113 languages, the first for hours)",
     )
     parser.add_argument(
         "--pictures",

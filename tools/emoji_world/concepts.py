@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,11 @@ def script_of(code: str) -> str:
     letters = [script(letter) for name in languages()[code].names if name for letter in name if letter.isalpha()]
     kind = max(set(letters), key=letters.count)
     return "Kana" if kind in ("Hiragana", "Katakana") else kind
+
+
+def language_of_script(codes: Iterable[str]) -> dict[str, str]:
+    """The first language of each script that the languages are written in."""
+    return {script_of(code): code for code in reversed(list(codes))}
 
 
 SEEN = tuple(place for place, character in enumerate(CHARACTERS) if character not in HELD_OUT)
