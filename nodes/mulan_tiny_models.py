@@ -34,7 +34,7 @@ class MulanTinyModels(CheckedNode):
             category=categories.MULAN,
             description=(
                 "Writes the pack's tiny models into ComfyUI's models folders, offline and within seconds, and loads "
-                "Stable Diffusion with MuLan from them. They draw 130 things, such as a lion or a rocket, 96 x 96 "
+                "Stable Diffusion with MuLan from them. They draw 118 things, such as a lion or a rocket, 96 x 96 "
                 "pixels, from their names in 110 languages: a first image without a download, and small models for "
                 "trying every template."
             ),
@@ -67,12 +67,7 @@ class MulanTinyModels(CheckedNode):
             inputs=[],
             outputs=[
                 io.Model.Output(tooltip="The tiny Stable Diffusion 1.5. It draws one thing, 96 x 96 pixels."),
-                io.Clip.Output(
-                    tooltip=(
-                        "Encodes prompts in 110 languages: the name of a thing, such as 'rocket', alone or in a "
-                        "sentence."
-                    )
-                ),
+                io.Clip.Output(tooltip="Encodes prompts in 110 languages: the name of a thing, such as 'rocket'."),
                 io.Clip.Output(display_name="CLIP (negative)", tooltip="Encodes negative prompts; may be empty."),
                 io.Vae.Output(tooltip="The tiny VAE, for VAE Decode and VAE Encode."),
             ],

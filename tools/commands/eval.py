@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="?",
         choices=(*EVALUATIONS, LANGUAGES, NAMES),
-        help="measure one of them (default: the first three; languages and names ask in 113 languages, the first for hours)",
+        help="measure one of them (default: the first three; languages, for hours, and names ask in 113 of them)",
     )
     parser.add_argument(
         "--pictures",
