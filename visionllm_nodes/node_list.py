@@ -3,6 +3,7 @@
 from .ask import VisionLLMAsk
 from .conditioning import VisionLLMEditConditioning, VisionLLMGenerateConditioning
 from .detect import VisionLLMDetect
+from .detections.nodes_answers import VisionLLMTextToBoxes
 from .detections.nodes_box_conversions import VisionLLMBoxesToMask, VisionLLMBoxesToSEGS, VisionLLMMaskToBoxes
 from .detections.nodes_boxes import VisionLLMFilterBoxes, VisionLLMPickBox
 from .detections.nodes_draw import VisionLLMDrawDetections
@@ -28,6 +29,7 @@ NODES = [
     VisionLLMEditConditioning,
     VisionLLMFilterBoxes,
     VisionLLMPickBox,
+    VisionLLMTextToBoxes,
     VisionLLMBoxesToMask,
     VisionLLMMaskToBoxes,
     VisionLLMBoxesToSEGS,
