@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..mulan.boundary.interrupts import interruptible
+from ..mulan.boundary.limits import MAX_NAME_LENGTH, MAX_NAMES
 from ..mulan.images.video_frames import sample_frames
 from ..mulan.internvl_chat.chat_files import SOURCE, open_chat
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
 from ..mulan.internvl_chat.chat_loader import load_chat
 from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES
 from ..mulan.internvl_chat.chat_prompts import ChatPrompts
+from ..mulan.internvl_chat.chat_template import FIND, REF
+from ..visionllm_nodes.detections.names import split_names
 from . import categories
 from .checked_node import CheckedNode
 from .common import (
@@ -27,6 +31,7 @@ from .common import (
 from .internvl_reports import document
 
 KIND = "internvl_chat"
+ASK_TASK, FIND_TASK = TASKS = ("ask", "find")
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
 
 
@@ -111,7 +116,8 @@ class InternVLChat(CheckedNode):
             category=categories.INTERNVL,
             description=(
                 "Answers questions about images and videos, describes them, or just chats, with "
-                "InternVL. Connect history to the next node to continue the conversation."
+                "InternVL, or finds what you name. Connect history to the next node to continue the "
+                "conversation."
             ),
             search_aliases=[
                 "image to text",
@@ -146,6 +152,9 @@ class InternVLChat(CheckedNode):
                 "反推提示词",
                 "décrire l'image",
                 "описание изображения",
+                "internvl grounding",
+                "find by sentence",
+                "referring expression",
             ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -225,9 +234,20 @@ class InternVLChat(CheckedNode):
                     ),
                 ),
                 *sampling_inputs(max_tokens=512, limit=32768),
+                io.Combo.Input(
+                    "task",
+                    options=list(TASKS),
+                    default=ASK_TASK,
+                    optional=True,
+                    tooltip=(
+                        "ask: answers the question. find: asks where each name or description in the question "
+                        "is, one per line or separated by commas, in InternVL's own words for it. Connect text to "
+                        "Text to Boxes and Points."
+                    ),
+                ),
             ],
             outputs=[
-                io.String.Output(display_name="text", tooltip="The answer."),
+                io.String.Output(display_name="text", tooltip="The answer; for find, one per line."),
                 io.String.Output(
                     display_name="history",
                     tooltip="The conversation so far with this answer, for the next InternVL Chat. JSON.",
@@ -236,8 +256,8 @@ class InternVLChat(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, question, images=None, history="", system="", thinking=False):
-        return [validate(_check, question, system, thinking), validate(parse_history, history, field="history")]
+    def validate_inputs(cls, question, images=None, history="", system="", thinking=False, task=ASK_TASK):
+        return [validate(_check, question, system, thinking, task), validate(parse_history, history, field="history")]
 
     @classmethod
     def execute(
@@ -255,44 +275,75 @@ class InternVLChat(CheckedNode):
         temperature=0.0,
         top_p=0.9,
         seed=0,
+        task=ASK_TASK,
     ) -> io.NodeOutput:
         if not isinstance(getattr(clip, "tokenizer", None), ChatPrompts):
             raise ValueError("clip: this CLIP cannot generate text. Connect the CLIP output of InternVL Chat Loader.")
-        _check(question, system, thinking)
+        questions = _check(question, system, thinking, task)
         rounds = with_field_name("history", parse_history, history)
         batches = [images[name] for name in IMAGE_NAMES if images and images.get(name) is not None]
         single_images = [image for batch in batches for image in batch]
         video_frames = sample_frames(video, frames) if video is not None else []
-        tokens = clip.tokenize(
-            question,
-            images=single_images,
-            frames=video_frames,
-            history=rounds,
-            system=system or None,
-            thinking=thinking,
-            tiles=tiles,
-        )
-        with clip.cond_stage_model.streaming_to(lambda ids: show_progress(cls, clip.decode(ids))):
-            ids = clip.generate(
-                tokens,
-                do_sample=temperature > 0,
-                max_length=max_tokens,
-                temperature=temperature,
-                top_k=0,
-                top_p=top_p,
-                seed=seed,
+        if task == FIND_TASK and not (single_images or video_frames):
+            raise ValueError("images: connect an image in which to find something")
+        texts: list[str] = []
+        for prompt in interruptible(questions):
+            tokens = clip.tokenize(
+                prompt,
+                images=single_images,
+                frames=video_frames,
+                history=rounds,
+                system=system or None,
+                thinking=thinking,
+                tiles=tiles,
             )
-        text = clip.decode(ids)
+
+            model = clip.cond_stage_model
+            with model.streaming_to(lambda ids: show_progress(cls, "\n".join([*texts, clip.decode(ids)]))):
+                ids = clip.generate(
+                    tokens,
+                    do_sample=temperature > 0,
+                    max_length=max_tokens,
+                    temperature=temperature,
+                    top_k=0,
+                    top_p=top_p,
+                    seed=seed,
+                )
+            texts.append(clip.decode(ids) if task == ASK_TASK else _found(clip, ids, prompt))
+        text = "\n".join(texts)
         sizes = [{"width": image.shape[1], "height": image.shape[0]} for image in single_images]
         written = document(
-            "chat", model=clip.tokenizer.title, prompt=question, text=text, pictures=sizes, frames=len(video_frames)
+            "chat" if task == ASK_TASK else task,
+            model=clip.tokenizer.title,
+            prompt=question,
+            text=text,
+            pictures=sizes,
+            frames=len(video_frames),
         )
-        return io.NodeOutput(text, history_to_json([*rounds, (question, text)]), ui=show_text(text, written))
+        exchanges = [*rounds, *zip(questions, texts, strict=True)]
+        return io.NodeOutput(text, history_to_json(exchanges), ui=show_text(text, written))
 
 
-def _check(question: str, system: str, thinking: bool) -> None:
-    """Raise ValueError that begins with the field."""
+def _found(clip, ids: list[int], prompt: str) -> str:
+    """Return the answer with its tags, which are special tokens, and with the name where the model left it out."""
+    text = clip.decode([id for id in ids if id not in clip.cond_stage_model.stop_tokens], skip_special_tokens=False)
+    return text if REF in text else prompt[prompt.index(REF) :] + text
+
+
+def _check(question: str, system: str, thinking: bool, task: str) -> list[str]:
+    """Return the prompts: the question, or one for each name to find. Raise ValueError that begins with the field."""
     if not question.strip():
-        raise ValueError("question: enter a question")
+        raise ValueError("question: enter a question" if task == ASK_TASK else "question: enter what to find")
     if system.strip() and thinking:
         raise ValueError("system: leave it empty when thinking is on, which has a system prompt of its own")
+    if task == ASK_TASK:
+        return [question]
+    names = split_names(question)
+    if not 0 < len(names) <= MAX_NAMES:
+        raise ValueError(f"question: it has {len(names)} names to find, expected 1 to {MAX_NAMES}")
+    for name in names:
+        if len(name) > MAX_NAME_LENGTH:
+            raise ValueError(f"question: a name to find has {len(name)} characters, at most {MAX_NAME_LENGTH} are read")
+        if "<" in name or ">" in name:
+            raise ValueError(f"question: the name {name[:40]!r} has < or >, which mark its ends for the model")
+    return [FIND.format(name) for name in names]

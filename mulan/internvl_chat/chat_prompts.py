@@ -109,7 +109,7 @@ class ChatPrompts:
         return input_ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self.tokenizer.decode(token_ids).strip()
+        return self.tokenizer.decode(token_ids, skip_special_tokens).strip()
 
     def state_dict(self) -> dict:
         return {}
