@@ -32,6 +32,7 @@ _NEXT_PAIR = re.compile(r"\s*,?\s*(?=\()")
 _TOUCHING_PAIR = re.compile(r",?(?=\()")
 _NEXT_GROUP = re.compile(r"\s*,?\s*(?=[\[(])")
 _THINKING = re.compile(r"</think(?:ing)?>")
+_FILLER = re.compile(r"(?:(?:and|the|an?)\s+)+", re.IGNORECASE)
 _BREAKS = re.compile(r"[.;!?,；，。、](?:\s|$)|[；，。、]|<[^<>]{0,40}>|[\])}]")
 
 
@@ -169,6 +170,7 @@ class _Reader:
             return ""
         name = _BREAKS.split(before.rstrip(" :：="))[-1].strip(" \t*_`#>-•\"'“”([{")
         name = name.rsplit(".", 1)[-1] if re.fullmatch(r"[\w.]+", name) else name  # of pyautogui.click
+        name = name[_end(_FILLER, name, 0) :]
         usable = len(name) <= SHOWN and len(name.split()) <= 6 and name.lower() not in NO_NAMES
         return name if usable and any(map(str.isalnum, name)) else ""
 
