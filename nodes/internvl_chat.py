@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from comfy_api.latest import io
 
 from ..mulan.boundary.interrupts import interruptible
 from ..mulan.boundary.limits import MAX_NAME_LENGTH, MAX_NAMES
+from ..mulan.boundary.texts import GrowingText
 from ..mulan.images.video_frames import sample_frames
 from ..mulan.internvl_chat.chat_files import SOURCE, open_chat
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
@@ -284,8 +287,6 @@ class InternVLChat(CheckedNode):
         batches = [images[name] for name in IMAGE_NAMES if images and images.get(name) is not None]
         single_images = [image for batch in batches for image in batch]
         video_frames = sample_frames(video, frames) if video is not None else []
-        if task == FIND_TASK and not (single_images or video_frames):
-            raise ValueError("images: connect an image in which to find something")
         texts: list[str] = []
         for prompt in interruptible(questions):
             tokens = clip.tokenize(
@@ -297,9 +298,9 @@ class InternVLChat(CheckedNode):
                 thinking=thinking,
                 tiles=tiles,
             )
-
-            model = clip.cond_stage_model
-            with model.streaming_to(lambda ids: show_progress(cls, "\n".join([*texts, clip.decode(ids)]))):
+            so_far = GrowingText(clip.tokenizer.tokenizer.decode)
+            shown = "".join(f"{text}\n" for text in texts)
+            with clip.cond_stage_model.streaming_to(_progress(cls, shown, so_far)):
                 ids = clip.generate(
                     tokens,
                     do_sample=temperature > 0,
@@ -322,6 +323,11 @@ class InternVLChat(CheckedNode):
         )
         exchanges = [*rounds, *zip(questions, texts, strict=True)]
         return io.NodeOutput(text, history_to_json(exchanges), ui=show_text(text, written))
+
+
+def _progress(node: type[InternVLChat], before: str, so_far: GrowingText) -> Callable[[list[int]], None]:
+    """Return what shows the answers so far in the node."""
+    return lambda ids: show_progress(node, before + so_far(ids).strip())
 
 
 def _found(clip, ids: list[int], prompt: str) -> str:

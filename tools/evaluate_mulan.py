@@ -86,9 +86,15 @@ def demo(comfyui: Path, cpu: bool, output: Path) -> bool:
     return share >= DEMO_LEAST_SHARE
 
 
-def evaluation(comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int) -> None:
-    """The full measure: every language, the base model alone, and the languages and pairs that no training saw."""
-    results = draw_and_score(comfyui, cpu, output, tiny_world_evaluation(pictures, seed))
+def evaluation(
+    comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int, text_encoder: str | None = None
+) -> None:
+    """The full measure: every language, the base model alone, and the languages and pairs that no training saw.
+
+    text_encoder: another than the tiny one, without what the base model draws alone.
+    """
+    cases = [case for case in tiny_world_evaluation(pictures, seed) if not text_encoder or case.row == MULAN]
+    results = draw_and_score(comfyui, cpu, output, cases, text_encoder)
     scores, readings = output / "scores.md", output / "eval.json"
     scores.write_text(table(results), "utf-8")
     lines = [json.dumps({**asdict(result.case), "scores": result.scores}, ensure_ascii=False) for result in results]
@@ -96,15 +102,20 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int)
     print(f"{table(results)}\nThe table: {shown(scores)}\nEvery prompt, seed and reading: {shown(readings)}")
 
 
-def draw_and_score(comfyui: Path, cpu: bool, output: Path, cases: list[Case]) -> list[Result]:
-    """Draw the cases through a server started for them, telling how far it is."""
+def draw_and_score(
+    comfyui: Path, cpu: bool, output: Path, cases: list[Case], text_encoder: str | None = None
+) -> list[Result]:
+    """Draw the cases through a server started for them, telling how far it is. text_encoder: another than the tiny."""
     output.mkdir(exist_ok=True)
+    graph = graphs.load(GRAPH)
+    if text_encoder:
+        graph = graphs.change(graph, "MuLan Loader", text_encoder=text_encoder)
     log, start = output / "server.log", time.monotonic()
     print(f"starting ComfyUI (its log: {shown(log)}) ...", flush=True)
     with ComfyServer(comfyui, cpu=cpu, log=log) as server:
         print(f"  it answers after {time.monotonic() - start:.0f} s; {len(cases)} pictures to draw", flush=True)
         results, ticker = [], Ticker(cases)
-        for result in draw_all(server, cases, TinyWorldReader(), graphs.load(GRAPH), ticker.step):
+        for result in draw_all(server, cases, TinyWorldReader(), graph, ticker.step):
             ticker.drawn(len(results))
             results.append(result)
     return results

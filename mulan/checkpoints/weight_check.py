@@ -14,9 +14,11 @@ from .weight_source import MARK, SCALE, TENSOR_SCALE, WeightSource
 
 Shape = tuple[int, ...]
 
-NVFP4 = "nvfp4"
+INT8, NVFP4 = "int8_tensorwise", "nvfp4"
 # ComfyUI's format of a quantized layer -> the dtype that its weight is stored in
-STORED_IN = {"int8_tensorwise": "int8", "float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2", NVFP4: "uint8"}
+STORED_IN = {INT8: "int8", "float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2", NVFP4: "uint8"}
+ROTATED_COLUMNS = 256  # in a group where an int8 layer's mark only says that its columns are rotated
+ROTATIONS = [4**power for power in range(1, 9)]  # numbers of columns in a group
 PACKED = ("mxfp8", "convrot_w4a4")  # formats of ComfyUI's whose weights have shapes of their own
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
@@ -80,13 +82,16 @@ def check_dtype(file: TensorFile, name: str, stored_in: str | None = None) -> No
 
 def layer_format(file: TensorFile, mark: str) -> str:
     """Return the quantization that a layer's mark names. Raises WrongFileError where it names none."""
+    return _read_mark(file, mark)["format"]
+
+
+def _read_mark(file: TensorFile, mark: str) -> dict[str, Any]:
     try:
         content: Any = parse_json(file.read_bytes(mark))
     except ValueError:
         content = None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found in STORED_IN or found in PACKED:
-        return found
+    if isinstance(content, dict) and content.get("format") in (*STORED_IN, *PACKED):
+        return content
     raise WrongFileError(
         f"{describe_path(file.path)}: {mark} names no quantization that is known here "
         f"({', '.join(STORED_IN)}). Convert it again."
@@ -104,13 +109,16 @@ def _check_weight(
                 f"{describe_path(file.path)}: {source.names[0]} is marked as quantized, and such a tensor cannot be. "
                 f"Convert it again."
             )
-        quantization = layer_format(file, sources[f"{layer}{MARK}"].names[0])
+        mark = sources[f"{layer}{MARK}"].names[0]
+        quantization = layer_format(file, mark)
         stored_in = STORED_IN.get(quantization, "another format")
         for scale, weight in zip(sources[f"{layer}{SCALE}"].names, source.names, strict=True):
             if quantization == NVFP4:
                 _check_nvfp4_scales(file, scale, file.shapes[weight])
             else:
                 _check_scale(file, scale, file.shapes[weight])
+        if quantization == INT8:
+            _check_rotation(file, mark, shape[1])
         shape = packed_shape(shape) if quantization == NVFP4 else shape
     for name in source.names:
         check_dtype(file, name, stored_in)
@@ -123,6 +131,18 @@ def _check_weight(
         raise WrongFileError(
             f"{describe_path(file.path)}: {shapes} cannot be {ours} {list(shape)}. "
             f"The file is damaged, or its config.json is another checkpoint's."
+        )
+
+
+def _check_rotation(file: TensorFile, mark: str, columns: int) -> None:
+    content = _read_mark(file, mark)
+    settings = content.get("params")
+    settings = {**settings, **content} if isinstance(settings, dict) else content  # ComfyUI reads both, content first
+    group = settings.get("convrot_groupsize", ROTATED_COLUMNS)
+    if settings.get("convrot") and (group not in ROTATIONS or columns % group):
+        raise WrongFileError(
+            f"{describe_path(file.path)}: {mark} rotates groups of {str(group)[:40]} columns, expected a power of 4 "
+            f"that divides the {columns} columns of the weight. Convert it again."
         )
 
 

@@ -409,6 +409,42 @@ def test_damaged_4_bits_are_named_before_they_are_read(name, value, words, sourc
         open_text_encoder(tmp_path / "damaged.safetensors")
 
 
+@pytest.mark.parametrize(
+    "mark, words",
+    [
+        ({"convrot_groupsize": 0}, "rotates groups of 0 columns"),
+        ({"convrot_groupsize": -256}, "rotates groups of -256 columns"),
+        ({"convrot_groupsize": 2}, "rotates groups of 2 columns"),
+        ({"convrot_groupsize": 128}, "rotates groups of 128 columns"),
+        ({"convrot_groupsize": 1024}, "rotates groups of 1024 columns, .* divides the 512 columns"),
+        ({"convrot_groupsize": 4**40}, "rotates groups of 1208925819614629174706176 columns"),
+        ({"convrot_groupsize": "all"}, "rotates groups of all columns"),
+        ({"convrot_groupsize": [256]}, r"rotates groups of \[256\] columns"),
+        ({"convrot_groupsize": None}, "rotates groups of None columns"),
+        ({"convrot": False, "params": {"convrot": True, "convrot_groupsize": 7}}, None),
+        ({"convrot": None, "params": {"convrot": True, "convrot_groupsize": 7}}, None),
+        ({"format": []}, "names no quantization"),
+    ],
+    ids=str,
+)
+def test_a_rotation_that_cannot_be_is_named_before_it_is_read(mark, words, sources, tmp_path):
+    weights = load_file(convert(sources["bin folder"], tmp_path, "int8").path)
+    name = "model.layers.1.mlp.down_proj.comfy_quant"
+    content = json.loads(bytes(weights[name].tolist()))
+    assert content.keys() == {"format", "convrot", "convrot_groupsize"}
+    marks = [content | mark]
+    if "convrot_groupsize" in mark:  # ComfyUI also reads it from the layer's params
+        marks.append({"format": content["format"], "params": {"convrot": True, **mark}})
+    for changed in marks:
+        damaged = {**weights, name: torch.tensor(list(json.dumps(changed).encode()), dtype=torch.uint8)}
+        save_file(damaged, tmp_path / "damaged.safetensors")
+        if words is None:
+            open_text_encoder(tmp_path / "damaged.safetensors")
+            continue
+        with pytest.raises(WrongFileError, match=f"damaged.safetensors .*: {name} {words}.*Convert it again"):
+            open_text_encoder(tmp_path / "damaged.safetensors")
+
+
 OUTLIERS = torch.tensor([3, 50, 101, 170, 200, 250]), torch.tensor([20.0, 30.0, 50.0, 100.0, 40.0, 25.0])
 
 

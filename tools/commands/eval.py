@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
+        "--text-encoder",
+        metavar="NAME",
+        help="mulan, zeroshot: in models/text_encoders; zeroshot: or a path (default: the tiny one; zeroshot: the one "
+        "in the checkpoint)",
+    )
+    parser.add_argument(
         "--scenes", type=int, default=300, metavar="N", help="visionllm: number of scenes (default: 300)"
     )
     zeroshot = parser.add_argument_group("zeroshot")
@@ -32,9 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language", nargs="+", metavar="xx", help="of the labels (default: en; in the tiny world all)"
     )
     zeroshot.add_argument("--checkpoint", metavar="NAME", help="in models/internvl, or a path (default: the tiny one)")
-    zeroshot.add_argument(
-        "--text-encoder", metavar="NAME", help="in models/text_encoders, or a path (default: the one in the checkpoint)"
-    )
     zeroshot.add_argument("--mode", choices=("C", "G"), help="(default: C; in the tiny world both)")
 
 
@@ -43,13 +46,13 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
     from ..comfyui import OUTPUT, has_accelerator
 
     wanted, cpu = (options.what,) if options.what else EVALUATIONS, not has_accelerator()
-    of_zeroshot = (options.dataset, options.language, options.checkpoint, options.text_encoder, options.mode)
+    of_zeroshot = (options.dataset, options.language, options.checkpoint, options.mode)
     if options.what != "zeroshot" and any(of_zeroshot):
-        raise SystemExit(
-            "--dataset, --language, --checkpoint, --text-encoder and --mode belong to: dev.py eval zeroshot"
-        )
+        raise SystemExit("--dataset, --language, --checkpoint and --mode belong to: dev.py eval zeroshot")
+    if options.text_encoder and options.what not in ("mulan", "zeroshot"):
+        raise SystemExit("--text-encoder belongs to: dev.py eval mulan, dev.py eval zeroshot")
     if "mulan" in wanted:
-        evaluate_mulan.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed)
+        evaluate_mulan.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.text_encoder)
     if "visionllm" in wanted:
         evaluate_visionllm.evaluation(comfyui, cpu, OUTPUT, options.scenes)
     if "zeroshot" in wanted:

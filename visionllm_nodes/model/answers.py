@@ -9,6 +9,7 @@ from functools import partial
 import comfy.model_management
 import torch
 
+from ...mulan.boundary.texts import GrowingText
 from .generation import GeneratedText, Generation, Sampler, ToolCall, greedy
 from .image_inputs import ImageLike
 from .prefill import (
@@ -47,7 +48,7 @@ class Reply:
 class Conversation:
     """Questions about one or several images, answered side by side.
 
-    Each iteration generates a token of each answer and gives the texts so far.
+    Each iteration generates a token of each answer.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Conversation:
             for input_ids in rests
         ]
         self._max_tokens = max_tokens
+        self._texts = [GrowingText(partial(loaded.tokenizer.decode, special=True)) for _ in asked]
         self._generation = Generation(
             loaded.model,
             asked,
@@ -112,19 +114,22 @@ class Conversation:
             check=partial(loaded.check_finite, what="logits"),
         )
 
-    def __iter__(self) -> Iterator[list[str]]:
+    def __iter__(self) -> Iterator[None]:
         advance = step_progress(self._max_tokens)
         for _ in self._generation:
             advance()
-            yield [self._text(answer) for answer in self._generation.answers]
+            yield
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts so far, with tool tokens spelled out."""
+        answers = self._generation.answers
+        return [text(answer.token_ids).strip() for text, answer in zip(self._texts, answers, strict=True)]
 
     @property
     def replies(self) -> list[Reply]:
         """The answers as far as they are generated."""
         return [self._reply(answer) for answer in self._generation.answers]
-
-    def _text(self, answer: GeneratedText) -> str:
-        return self._loaded.tokenizer.decode(answer.token_ids, special=True).strip()
 
     def _reply(self, answer: GeneratedText) -> Reply:
         decode = self._loaded.tokenizer.decode
@@ -135,7 +140,7 @@ class Conversation:
             for start, end in zip(starts, positions, strict=False)  # the text behind the last tool leads to none
         ]
         return Reply(
-            self._text(answer),
+            decode(answer.token_ids, special=True).strip(),
             decode(answer.token_ids).strip(),
             answer.finished,
             tuple(answer.tools),
@@ -158,9 +163,9 @@ def answer(
     conversation = Conversation(
         loaded, images, questions, region_masks=region_masks, max_tokens=max_tokens, sampler=sampler
     )
-    for texts in conversation:
+    for _ in conversation:
         if on_text is not None:
-            on_text(texts)
+            on_text(conversation.texts)
     return conversation.replies
 
 
