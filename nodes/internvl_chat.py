@@ -118,9 +118,8 @@ class InternVLChat(CheckedNode):
             display_name="InternVL Chat",
             category=categories.INTERNVL,
             description=(
-                "Answers questions about images and videos, describes them, or just chats, with "
-                "InternVL, or finds what you name. Connect history to the next node to continue the "
-                "conversation."
+                "Answers questions about images and videos, describes them, finds what you name, or just "
+                "chats, with InternVL. Connect history to the next node to continue the conversation."
             ),
             search_aliases=[
                 "image to text",
@@ -287,6 +286,8 @@ class InternVLChat(CheckedNode):
         batches = [images[name] for name in IMAGE_NAMES if images and images.get(name) is not None]
         single_images = [image for batch in batches for image in batch]
         video_frames = sample_frames(video, frames) if video is not None else []
+        if task == FIND_TASK and not (single_images or video_frames):
+            raise ValueError("images: connect the image in which to find something")
         texts: list[str] = []
         for prompt in interruptible(questions):
             tokens = clip.tokenize(

@@ -136,6 +136,53 @@ def test_several_pictures_of_different_sizes(server):
     assert shown(server.run(fewer))["text"] != told["text"]
 
 
+# --- find ---
+
+
+def test_each_name_is_asked_for_with_the_published_prompt(server):
+    prompt = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
+    seen = {"images.image_1": ["2", 0]}
+    graph = chat(ENDLESS, task="find", question="red circle, 猫", **seen)
+    graph["4"] = node("PreviewAny", source=["3", 1])
+    outputs = server.run(graph)
+    lines = ["<ref>red circle</ref>" + "<box>" * 6, "<ref>猫</ref>" + "<box>" * 6]
+    told = shown(outputs)
+    assert told["task"] == "find" and told["prompt"] == "red circle, 猫" and told["text"].split("\n") == lines
+    turns = json.loads(outputs.nodes["4"]["text"][0])
+    assert [turn["content"] for turn in turns[::2]] == [prompt.format("red circle"), prompt.format("猫")]
+    assert [turn["content"] for turn in turns[1::2]] == lines
+
+
+def test_the_same_question_asked_is_answered_as_before(server):
+    """What `find` sends is a question like any other; its answer alone is shown without special tokens."""
+    prompt = "Please provide the bounding box coordinate of the region this sentence describes: <ref>cat</ref>"
+    seen = {"images.image_1": ["2", 0]}
+    found = shown(server.run(chat(task="find", question="cat", **seen)))["text"]
+    asked = shown(server.run(chat(question=prompt, **seen)))["text"]
+    assert asked and asked in found
+
+
+def test_what_it_finds_becomes_boxes(server):
+    graph = chat(ENDLESS, task="find", question="cat", **{"images.image_1": ["2", 0]})
+    graph["4"] = node("VisionLLMTextToBoxes", text=["3", 0], image=["2", 0], coordinates="auto")
+    outputs = server.run(graph)
+    assert "not read, it breaks off: <box>" in outputs.nodes["4"]["mulan_text"][0]
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [(" , ,", "it has 0 names to find"), ("<box>", "the name '<box>' has < or >"), (" ", "enter what to find")],
+)
+def test_names_that_cannot_be_found_are_refused_before_the_run(server, question, message):
+    with pytest.raises(GraphRejected, match=message):
+        server.run(chat(task="find", question=question, **{"images.image_1": ["2", 0]}))
+
+
+def test_finding_needs_an_image(server):
+    with pytest.raises(GraphFailed, match="images: connect the image in which to find something"):
+        server.run(chat(task="find", question="cat"))
+
+
 def test_frames_of_a_video(server):
     graph = chat(video=["5", 0], frames=3) | {
         "2": picture(count=12),

@@ -89,6 +89,8 @@ def test_the_byte_pair_tokenizer_equals_transformers(qwen, tmp_path):
             == again.decode(ids)
             == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
+        whole = theirs.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert ours.decode(ids, skip_special_tokens=False) == whole
     rare = list(range(0, len(theirs), 7))
     assert ours.decode(rare) == theirs.decode(rare, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert ours.vocab_size == again.vocab_size == len(theirs) and ours.token_to_id(
@@ -116,6 +118,7 @@ def test_the_sentencepiece_tokenizer_of_internlm2(tmp_path):
     assert words.vocab_size == random_chat.PIECES + len(random_chat.SPECIAL) - 1
     for text in ("The red circle", "书生·万象 é", "  two"):
         assert words.decode([*words.encode(text), end]) == text
+        assert words.decode([*words.encode(text), end], skip_special_tokens=False) == f"<s>{text}<|im_end|>"
 
 
 @pytest.mark.parametrize(
