@@ -1,4 +1,4 @@
-"""InternVL Chat Loader, whose CLIP ComfyUI's Generate Text takes too, and InternVL Chat."""
+"""InternVL Chat: talks about images, and finds what is named in them."""
 
 from __future__ import annotations
 
@@ -10,104 +10,18 @@ from ..mulan.boundary.interrupts import interruptible
 from ..mulan.boundary.limits import MAX_NAME_LENGTH, MAX_NAMES
 from ..mulan.boundary.texts import GrowingText
 from ..mulan.images.video_frames import sample_frames
-from ..mulan.internvl_chat.chat_files import SOURCE, open_chat
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
-from ..mulan.internvl_chat.chat_loader import load_chat
 from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES
 from ..mulan.internvl_chat.chat_prompts import ChatPrompts
-from ..mulan.internvl_chat.chat_template import FIND, REF
+from ..mulan.internvl_chat.chat_template import FIND, REF, split_thinking
 from ..visionllm_nodes.detections.names import split_names
 from . import categories
 from .checked_node import CheckedNode
-from .common import (
-    device_input,
-    device_of,
-    fingerprint_model,
-    list_models,
-    locate_model,
-    sampling_inputs,
-    show_progress,
-    show_text,
-    validate,
-    with_field_name,
-)
+from .common import sampling_inputs, show_progress, show_text, validate, with_field_name
 from .internvl_reports import document
 
-KIND = "internvl_chat"
 ASK_TASK, FIND_TASK = TASKS = ("ask", "find")
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
-
-
-class InternVLChatLoader(CheckedNode):
-    files = ("checkpoint",)
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="InternVLChatLoader",
-            display_name="InternVL Chat Loader",
-            category=categories.INTERNVL,
-            description=(
-                "Loads InternVL 2.5, 3 or 3.5, a vision language model (VLM), as a CLIP for Generate "
-                "Text and InternVL Chat."
-            ),
-            search_aliases=[
-                "load internvl",
-                "internvl chat",
-                "load llm",
-                "load vlm",
-                "vision language model",
-                "multimodal model",
-                "chat model",
-                "image to text model",
-                "caption model",
-                "多模态大模型",
-                "视觉语言模型",
-                "书生万象",
-                "視覚言語モデル",
-                "画像からテキスト",
-                "시각 언어 모델",
-                "modèle vision-langage",
-                "Vision-Language-Modell",
-                "визуально-языковая модель",
-                "modelo de visión y lenguaje",
-            ],
-            inputs=[
-                io.Combo.Input(
-                    "checkpoint",
-                    options=list_models(KIND),
-                    tooltip=(
-                        f"The model in models/internvl_chat: a folder from {SOURCE}, or its -hf version, "
-                        "or the single .safetensors file that MuLan Get Model makes of it."
-                    ),
-                ),
-                device_input(),
-            ],
-            outputs=[
-                io.Clip.Output(
-                    display_name="CLIP",
-                    tooltip=(
-                        "The model for Generate Text and InternVL Chat. It makes no conditioning: encode "
-                        "prompts with the CLIP of a text encoder. ComfyUI moves it to the GPU and back, "
-                        "like any model."
-                    ),
-                )
-            ],
-        )
-
-    @classmethod
-    def validate_inputs(cls, checkpoint):
-        """Reject a wrong file before the run starts; only names, shapes and the tokenizer are read."""
-        return validate(lambda name: open_chat(locate_model(KIND, name, SOURCE)).tokenizer(), checkpoint)
-
-    @classmethod
-    def fingerprint_inputs(cls, checkpoint=None, **others):
-        """Change when a file does, so that one downloaded again under its name is read again."""
-        return fingerprint_model(KIND, checkpoint)
-
-    @classmethod
-    def execute(cls, checkpoint, device="default") -> io.NodeOutput:
-        return io.NodeOutput(load_chat(locate_model(KIND, checkpoint, SOURCE), device_of(device)))
 
 
 class InternVLChat(CheckedNode):
@@ -219,9 +133,8 @@ class InternVLChat(CheckedNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "Lets the model reason between <think> and </think> before it answers. InternVL "
-                        "3.5 is trained for it; raise max_tokens and set temperature to 0.6. Leave "
-                        "system empty."
+                        "Lets the model reason before it answers. InternVL 3.5 is trained for it; raise "
+                        "max_tokens and set temperature to 0.6. Leave system empty."
                     ),
                 ),
                 io.Int.Input(
@@ -253,6 +166,13 @@ class InternVLChat(CheckedNode):
                 io.String.Output(
                     display_name="history",
                     tooltip="The conversation so far with this answer, for the next InternVL Chat. JSON.",
+                ),
+                io.String.Output(
+                    display_name="thinking",
+                    tooltip=(
+                        "What the model thought before it answered; it is in neither text nor history. If "
+                        "text is empty, max_tokens ended the answer while it thought."
+                    ),
                 ),
             ],
         )
@@ -289,6 +209,7 @@ class InternVLChat(CheckedNode):
         if task == FIND_TASK and not (single_images or video_frames):
             raise ValueError("images: connect the image in which to find something")
         texts: list[str] = []
+        thoughts: list[str] = []
         for prompt in interruptible(questions):
             tokens = clip.tokenize(
                 prompt,
@@ -311,19 +232,22 @@ class InternVLChat(CheckedNode):
                     top_p=top_p,
                     seed=seed,
                 )
-            texts.append(clip.decode(ids) if task == ASK_TASK else _found(clip, ids, prompt))
-        text = "\n".join(texts)
+            thought, answer = split_thinking(clip.decode(ids) if task == ASK_TASK else _with_tags(clip, ids))
+            texts.append(answer if task == ASK_TASK else _named(answer, prompt))
+            thoughts += [thought] if thought else []
+        text, thought = "\n".join(texts), "\n\n".join(thoughts)
         sizes = [{"width": image.shape[1], "height": image.shape[0]} for image in single_images]
         written = document(
             "chat" if task == ASK_TASK else task,
             model=clip.tokenizer.title,
             prompt=question,
             text=text,
+            thinking=thought or None,
             pictures=sizes,
             frames=len(video_frames),
         )
         exchanges = [*rounds, *zip(questions, texts, strict=True)]
-        return io.NodeOutput(text, history_to_json(exchanges), ui=show_text(text, written))
+        return io.NodeOutput(text, history_to_json(exchanges), thought, ui=show_text(text or thought, written))
 
 
 def _progress(node: type[InternVLChat], before: str, so_far: GrowingText) -> Callable[[list[int]], None]:
@@ -331,10 +255,14 @@ def _progress(node: type[InternVLChat], before: str, so_far: GrowingText) -> Cal
     return lambda ids: show_progress(node, before + so_far(ids).strip())
 
 
-def _found(clip, ids: list[int], prompt: str) -> str:
-    """Return the answer with its tags, which are special tokens, and with the name where the model left it out."""
-    text = clip.decode([id for id in ids if id not in clip.cond_stage_model.stop_tokens], skip_special_tokens=False)
-    return text if REF in text else prompt[prompt.index(REF) :] + text
+def _with_tags(clip, ids: list[int]) -> str:
+    """Return an answer with its tags, which are special tokens."""
+    return clip.decode([id for id in ids if id not in clip.cond_stage_model.stop_tokens], skip_special_tokens=False)
+
+
+def _named(answer: str, prompt: str) -> str:
+    """Return an answer with the name that it is about, where the model left it out."""
+    return answer if REF in answer else prompt[prompt.index(REF) :] + answer
 
 
 def _check(question: str, system: str, thinking: bool, task: str) -> list[str]:

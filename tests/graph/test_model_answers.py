@@ -21,10 +21,10 @@ def node(kind: str, /, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def reading(text: str = ANSWER, count: int = 1, **more) -> dict:
+def reading(answer: str = ANSWER, count: int = 1, **more) -> dict:
     """A text (1), images (2) and the reader (3)."""
     return {
-        "1": node("PrimitiveStringMultiline", value=text),
+        "1": node("PrimitiveStringMultiline", value=answer),
         "2": node("EmptyImage", width=WIDTH, height=HEIGHT, batch_size=count, color=0),
         "3": node("VisionLLMTextToBoxes", **{"text": ["1", 0], "image": ["2", 0], "coordinates": "auto", **more}),
     }

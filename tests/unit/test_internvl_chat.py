@@ -26,6 +26,7 @@ from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
 from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
 from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD, preprocess_tiles
 from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
+from mulan_nodes.mulan.internvl_chat.chat_template import split_thinking
 from mulan_nodes.mulan.internvl_chat.chat_tokenizer import load_tokenizer
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from mulan_nodes.tools.shards import shard
@@ -311,6 +312,41 @@ def test_pixels_equal_transformers(height, width):
         assert theirs.shape == ours.shape
         difference = ((ours - theirs).abs().amax((0, 2, 3)) * torch.tensor(STD) * 255).max()
         assert difference < levels, (processor, difference)
+
+
+# --- settings, thoughts ---
+
+
+def test_core_s_system_prompt_is_ours(clip):
+    said = clip.tokenize("Hi", system="Be brief.")
+    assert clip.tokenize("Hi", system_prompt="Be brief.") == said != clip.tokenize("Hi")
+    assert clip.tokenize("Hi", system_prompt=" ") == clip.tokenize("Hi", system_prompt=None) == clip.tokenize("Hi")
+    with pytest.raises(ValueError, match="system_prompt: leave it empty when thinking is on"):
+        clip.tokenize("Hi", system_prompt="Be brief.", thinking=True)
+    with pytest.raises(ValueError, match="system_prompt: leave it empty when the default template is off"):
+        clip.tokenize("Hi", system_prompt="Be brief.", skip_template=True)
+
+
+def test_a_setting_that_it_does_not_know_is_refused_where_it_is_set(clip):
+    with pytest.raises(ValueError, match="does not know the setting tone, tools: leave it at its default"):
+        clip.tokenize("Hi", tone="calm", tools=["search"], other=None)
+    core = {"min_length": 1, "audio": None, "tokenizer_options": {"a": 1}, "embeds": [], "enable": False, "prefix": ""}
+    assert clip.tokenize("Hi", **core) == clip.tokenize("Hi")
+
+
+@pytest.mark.parametrize(
+    ("answer", "thought", "said"),
+    [
+        ("<think>\nA cat?\n</think>\n\nA cat.", "A cat?", "A cat."),
+        (" <think></think>A cat.", "", "A cat."),
+        ("<think>A cat, or", "A cat, or", ""),
+        ("A cat. <think>no</think>", "", "A cat. <think>no</think>"),
+        ("<think>a</think>b</think>", "a", "b</think>"),
+        ("A cat. ", "", "A cat. "),
+    ],
+)
+def test_what_a_model_thinks_is_parted_from_its_answer(answer, thought, said):
+    assert split_thinking(answer) == (thought, said)
 
 
 # --- what a CLIP must do ---

@@ -78,7 +78,8 @@ class Answer:
 
     def problem(self, why: str, span: Span) -> None:
         """Say what cannot be read."""
-        self.problems.append(f"not read, {why}: {self.shown(span)}")
+        if len(self.problems) < MAX_ANSWER_PLACES:
+            self.problems.append(f"not read, {why}: {self.shown(span)}")
 
     def shown(self, span: Span) -> str:
         """Return what stands there, in one short line."""
