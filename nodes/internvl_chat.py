@@ -206,8 +206,9 @@ class InternVLChat(CheckedNode):
         batches = [images[name] for name in IMAGE_NAMES if images and images.get(name) is not None]
         single_images = [image for batch in batches for image in batch]
         video_frames = sample_frames(video, frames) if video is not None else []
-        if task == FIND_TASK and not (single_images or video_frames):
-            raise ValueError("images: connect the image in which to find something")
+        count = len(single_images) + len(video_frames)
+        if task == FIND_TASK and count != 1:
+            raise ValueError(f"images: find looks in one image, got {count}. Connect one, or a list of images")
         texts: list[str] = []
         thoughts: list[str] = []
         for prompt in interruptible(questions):

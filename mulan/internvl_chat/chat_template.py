@@ -1,7 +1,7 @@
 """The prompt of a chat model: the turns of a dialogue, and where the images stand in it.
 
-Source: OpenGVLab/InternVL, the template ``internvl2_5``, ``InternVLChatModel.chat`` and ``eval/refcoco``; the model
-cards of InternVL 2.5, 3 and 3.5 for several pictures, videos and thinking.
+Source: OpenGVLab/InternVL, the template ``internvl2_5``, ``InternVLChatModel.chat`` and its evaluation on RefCOCO; the
+model cards of InternVL 2.5, 3 and 3.5 for several pictures, videos and thinking.
 """
 
 from __future__ import annotations

@@ -178,9 +178,11 @@ def test_names_that_cannot_be_found_are_refused_before_the_run(server, question,
         server.run(chat(task="find", question=question, **{"images.image_1": ["2", 0]}))
 
 
-def test_finding_needs_an_image(server):
-    with pytest.raises(GraphFailed, match="images: connect the image in which to find something"):
-        server.run(chat(task="find", question="cat"))
+@pytest.mark.parametrize("count", [0, 2])
+def test_finding_needs_one_image(server, count):
+    graph = chat(task="find", question="cat", **({"images.image_1": ["2", 0]} if count else {}))
+    with pytest.raises(GraphFailed, match=f"images: find looks in one image, got {count}"):
+        server.run(graph | {"2": picture(count=max(1, count))})
 
 
 def test_frames_of_a_video(server):

@@ -127,10 +127,10 @@ class _Reader:
     def _read_loc(self, match: re.Match) -> int:
         florence = match[0].startswith("<loc_")
         if florence:  # x first, in a thousand bins, behind the name
-            numbers, end = [number + 0.5 for number in _numbers(match[0].replace("_", " "))], match.end()
+            numbers, end = [number + 0.5 for number in _numbers(match[0])], match.end()
             form = Form(self._name_before(match.start(), any_end=True), whole=THOUSAND)
         else:  # y first, before the name
-            numbers, end = _numbers(match[0].replace("c", " ")), _end(_BEHIND_LOC, self.plain, match.end())
+            numbers, end = _numbers(match[0]), _end(_BEHIND_LOC, self.plain, match.end())
             form = Form(self.text[match.end() : end].rsplit(">", 1)[-1].strip(), whole=1024.0, y_first=True)
         if len(numbers) % 4:
             self.answer.problem(f"{len(numbers)} location tokens, but a box has 4", match.span())
