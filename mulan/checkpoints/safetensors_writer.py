@@ -115,7 +115,8 @@ class SafetensorsWriter:
                 f"{name}: {tuple(tensor.shape)} {tensor.dtype} from row {first_row} on does not fit "
                 f"{spec.shape} {spec.dtype}"
             )
-        self._file.write(data.data, len(self._header) + self._offsets[name] + start)
+        if self._file.held or data.any():  # a new file is zeros, which take no room where nothing was written
+            self._file.write(data.data, len(self._header) + self._offsets[name] + start)
         self.written += data.nbytes
         left = self._missing.pop(name, 0) - data.nbytes
         if left:

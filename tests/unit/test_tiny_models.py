@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mulan_nodes.mulan.boundary.files import UnwritableError
+from mulan_nodes.mulan.checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 from mulan_nodes.mulan.tiny_models import packs, unpacking
 from mulan_nodes.mulan.tiny_models.unpacking import TINY_MODELS, write_tiny_models
 from mulan_nodes.tools.tinyworld import pack
@@ -69,3 +73,15 @@ def test_codes_stand_for_the_weights():
     assert decoded["weights"].dtype == torch.float16 and not decoded["weights"][3].any()
     errors = (decoded["weights"].float() - weights).flatten(1).square().mean(1).sqrt()
     assert (errors <= 0.02 * weights.flatten(1).square().mean(1).sqrt() + 1e-7).all()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there a file's room is told")
+def test_zeros_take_no_room_on_the_disk(tmp_path):
+    path = tmp_path / "zeros.safetensors"
+    weights = torch.zeros(4096, 1024)
+    weights[7] = 1.0
+    with SafetensorsWriter(path, {"weights": TensorSpec(torch.float32, (4096, 1024))}, {}) as writer:
+        for first in range(0, 4096, 512):
+            writer.write("weights", weights[first : first + 512], first)
+    assert torch.equal(load_file(path)["weights"], weights)
+    assert path.stat().st_size > 2**24 and path.stat().st_blocks * 512 < 2**23
