@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from mulan_nodes.mulan.boundary.limits import MAX_ANSWER_PLACES
-from mulan_nodes.visionllm_nodes.detections.answer_coordinates import AUTO, COORDINATES, ORDERS, PIXELS, locate
+from mulan_nodes.visionllm_nodes.detections.answer_coordinates import (
+    AUTO,
+    COORDINATES,
+    ORDERS,
+    PIXELS,
+    ImagePlaces,
+    locate,
+)
 from mulan_nodes.visionllm_nodes.detections.json_document import frame_record, read_document, write_document
 from mulan_nodes.visionllm_nodes.detections.keypoints import check_keypoints
 from mulan_nodes.visionllm_nodes.detections.model_answers import read_answer
@@ -307,7 +314,8 @@ def test_boxes_and_points_of_one_image_stand_in_one_document():
     found = read('cat: [80, 100, 400, 300] {"point_2d": [200, 450], "label": "nose"}', PIXELS)
     frame = frame_record(800, 500, found.boxes, keypoints=found.keypoints, text="the answer")
     document = read_document(write_document("read", "", [frame]))
-    assert boxes(type(found)(SIZE, *document.bounding_boxes())) == [CAT]
+    (loaded,) = document.bounding_boxes()
+    assert boxes(ImagePlaces(SIZE, loaded)) == [CAT]
     (pose,) = document.keypoints()
     assert [one["label"] for one in pose["objects"]] == ["nose"] and document.masks() is None
     assert document.texts == ["the answer"]
