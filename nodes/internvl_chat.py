@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from comfy_api.latest import io
 
+from ..mulan.boundary.growing_text import GrowingText
 from ..mulan.boundary.interrupts import interruptible
 from ..mulan.boundary.limits import MAX_NAME_LENGTH, MAX_NAMES
-from ..mulan.boundary.texts import GrowingText
 from ..mulan.images.video_frames import sample_frames
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
 from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES

@@ -1,10 +1,9 @@
-"""Text from outside: half characters, byte order marks, line breaks, punctuation of every script; text that grows."""
+"""Text from outside: half characters, byte order marks, line breaks and punctuation of every script."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
 
 # Commas and semicolons of the scripts that have their own, ASCII's first
 COMMAS = ",\u055d\u060c\u07f8\u1363\u1802\u1808\u3001\ua4fe\ua60d\ua6f5\ufe10\ufe11\ufe50\ufe51\uff0c\uff64\u2e41\u2e4c"
@@ -22,28 +21,6 @@ def whole_characters(text: str) -> tuple[str, int]:
         return text, 0
     joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     return _SURROGATE.subn("\ufffd", joined)
-
-
-class GrowingText:
-    """The text of token ids that are generated one after another.
-
-    Only the last ids are decoded again: those that may still become another character, and a few before them, because
-    what a decoder makes of an id may depend on the one before.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str]):
-        self._decode = decode
-        self._text = ""  # of the ids before `_settled`
-        self._before = ""  # of those from `_start` to there, by themselves
-        self._start = self._settled = 0
-
-    def __call__(self, ids: Sequence[int]) -> str:
-        """Return `decode(ids)`. The ids begin with those of the call before."""
-        text = self._text + self._decode(ids[self._start :])[len(self._before) :]
-        new = self._decode(ids[self._settled :])
-        if new.strip() and not new.endswith("\ufffd"):  # seen by itself, and in whole characters
-            self._text, self._before, self._start, self._settled = text, new, self._settled, len(ids)
-        return text
 
 
 def clean_text(text: str) -> str:

@@ -110,7 +110,8 @@ def _check_weight(
                 f"Convert it again."
             )
         mark = sources[f"{layer}{MARK}"].names[0]
-        quantization = layer_format(file, mark)
+        content = _read_mark(file, mark)
+        quantization = content["format"]
         stored_in = STORED_IN.get(quantization, "another format")
         for scale, weight in zip(sources[f"{layer}{SCALE}"].names, source.names, strict=True):
             if quantization == NVFP4:
@@ -118,7 +119,7 @@ def _check_weight(
             else:
                 _check_scale(file, scale, file.shapes[weight])
         if quantization == INT8:
-            _check_rotation(file, mark, shape[1])
+            _check_rotation(file, mark, content, shape[1])
         shape = packed_shape(shape) if quantization == NVFP4 else shape
     for name in source.names:
         check_dtype(file, name, stored_in)
@@ -134,8 +135,7 @@ def _check_weight(
         )
 
 
-def _check_rotation(file: TensorFile, mark: str, columns: int) -> None:
-    content = _read_mark(file, mark)
+def _check_rotation(file: TensorFile, mark: str, content: dict[str, Any], columns: int) -> None:
     settings = content.get("params")
     settings = {**settings, **content} if isinstance(settings, dict) else content  # ComfyUI reads both, content first
     group = settings.get("convrot_groupsize", ROTATED_COLUMNS)

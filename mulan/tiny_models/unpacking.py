@@ -63,7 +63,7 @@ def write_tiny_models(
     versions = {name: pack_version(pack_path(name)) for name in {model.pack for model in paths}}
     missing = {model: path for model, path in paths.items() if version_of(path) != versions[model.pack]}
     packs = {name: read_pack(pack_path(name)) for name in {model.pack for model in missing}}
-    for index, (model, path) in enumerate(missing.items()):
+    for index, (model, path) in enumerate(interruptible(missing.items())):
         if progress is not None:
             progress(index, len(missing), path)
         stored, metadata = packs[model.pack]

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-encoder",
         metavar="NAME",
-        help="mulan, zeroshot: in models/text_encoders; zeroshot: or a path (default: the tiny one; zeroshot: the one "
-        "in the checkpoint)",
+        help="mulan, zeroshot: a file in models/text_encoders, for zeroshot also a path (default: the tiny one, for "
+        "zeroshot the one in the checkpoint)",
     )
     parser.add_argument(
         "--scenes", type=int, default=300, metavar="N", help="visionllm: number of scenes (default: 300)"

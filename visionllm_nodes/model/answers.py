@@ -9,7 +9,7 @@ from functools import partial
 import comfy.model_management
 import torch
 
-from ...mulan.boundary.texts import GrowingText
+from ...mulan.boundary.growing_text import GrowingText
 from .generation import GeneratedText, Generation, Sampler, ToolCall, greedy
 from .image_inputs import ImageLike
 from .prefill import (
