@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from comfy_api.latest import io
 
-from ..mulan.boundary.growing_text import GrowingText
 from ..mulan.boundary.interrupts import interruptible
-from ..mulan.boundary.limits import MAX_NAME_LENGTH, MAX_NAMES
 from ..mulan.images.video_frames import sample_frames
+from ..mulan.internvl_chat.chat_answer import Sampling, answer
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
 from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES
 from ..mulan.internvl_chat.chat_prompts import ChatPrompts
-from ..mulan.internvl_chat.chat_template import FIND, REF, split_thinking
-from ..visionllm_nodes.detections.names import split_names
 from . import categories
 from .checked_node import CheckedNode
 from .common import sampling_inputs, show_progress, show_text, validate, with_field_name
+from .internvl_chat_questions import (
+    ASK_TASK,
+    FIND_TASK,
+    ONE_BY_ONE,
+    PICTURES,
+    TASKS,
+    TOGETHER,
+    groups_of,
+    questions_of,
+    with_name,
+)
 from .internvl_reports import document
 
-ASK_TASK, FIND_TASK = TASKS = ("ask", "find")
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
 
 
@@ -90,10 +95,7 @@ class InternVLChat(CheckedNode):
                     "images",
                     optional=True,
                     template=io.Autogrow.TemplateNames(io.Image.Input("image"), names=IMAGE_NAMES, min=0),
-                    tooltip=(
-                        "Images of any size, or batches of them, all for one answer. Leave it "
-                        "unconnected to chat without images."
-                    ),
+                    tooltip=("Images of any size, or batches of them. Leave it unconnected to chat without images."),
                 ),
                 io.Video.Input(
                     "video", optional=True, tooltip="A video to ask about. Evenly spaced frames of it are used."
@@ -160,17 +162,60 @@ class InternVLChat(CheckedNode):
                         "Text to Boxes and Points."
                     ),
                 ),
+                io.Combo.Input(
+                    "pictures",
+                    options=list(PICTURES),
+                    default=TOGETHER,
+                    optional=True,
+                    tooltip=(
+                        "all together: asks once about all images and the video. one by one: asks about each image, "
+                        "and about the video, by itself and returns a list of answers."
+                    ),
+                ),
+                io.Int.Input(
+                    "top_k",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Samples only from this many most likely tokens. 0: no limit. Used when temperature is above 0."
+                    ),
+                ),
+                io.Float.Input(
+                    "repetition_penalty",
+                    default=1.0,
+                    min=1.0,
+                    max=2.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Makes tokens that the answer has already less likely, at any temperature. 1 is off; 1.05 to "
+                        "1.2 ends answers that repeat themselves."
+                    ),
+                ),
             ],
             outputs=[
-                io.String.Output(display_name="text", tooltip="The answer; for find, one per line."),
+                io.String.Output(
+                    display_name="text",
+                    is_output_list=True,
+                    tooltip=(
+                        "List of answers: one about everything, or one per image if pictures is one by one. For find, "
+                        "an answer has one line per name."
+                    ),
+                ),
                 io.String.Output(
                     display_name="history",
-                    tooltip="The conversation so far with this answer, for the next InternVL Chat. JSON.",
+                    is_output_list=True,
+                    tooltip="List of the conversations so far, with these answers, for the next InternVL Chat. JSON.",
                 ),
                 io.String.Output(
                     display_name="thinking",
+                    is_output_list=True,
                     tooltip=(
-                        "What the model thought before it answered; it is in neither text nor history. If "
+                        "List of what the model thought before each answer; it is in neither text nor history. If "
                         "text is empty, max_tokens ended the answer while it thought."
                     ),
                 ),
@@ -179,7 +224,10 @@ class InternVLChat(CheckedNode):
 
     @classmethod
     def validate_inputs(cls, question, images=None, history="", system="", thinking=False, task=ASK_TASK):
-        return [validate(_check, question, system, thinking, task), validate(parse_history, history, field="history")]
+        return [
+            validate(questions_of, question, system, thinking, task),
+            validate(parse_history, history, field="history"),
+        ]
 
     @classmethod
     def execute(
@@ -198,88 +246,58 @@ class InternVLChat(CheckedNode):
         top_p=0.9,
         seed=0,
         task=ASK_TASK,
+        pictures=TOGETHER,
+        top_k=0,
+        repetition_penalty=1.0,
     ) -> io.NodeOutput:
         if not isinstance(getattr(clip, "tokenizer", None), ChatPrompts):
             raise ValueError("clip: this CLIP cannot generate text. Connect the CLIP output of InternVL Chat Loader.")
-        questions = _check(question, system, thinking, task)
+        questions = questions_of(question, system, thinking, task)
         rounds = with_field_name("history", parse_history, history)
         batches = [images[name] for name in IMAGE_NAMES if images and images.get(name) is not None]
         single_images = [image for batch in batches for image in batch]
         video_frames = sample_frames(video, frames) if video is not None else []
-        count = len(single_images) + len(video_frames)
-        if task == FIND_TASK and count != 1:
-            raise ValueError(f"images: find looks in one image, got {count}. Connect one, or a list of images")
+        groups = groups_of(single_images, video_frames, pictures)
+        if task == FIND_TASK and any(len(group) + len(frames) != 1 for group, frames in groups):
+            count = len(single_images) + len(video_frames)
+            raise ValueError(
+                f"images: find looks in one image at a time, got {count}. Connect one, or set pictures to {ONE_BY_ONE}"
+            )
+        sampling = Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed)
         texts: list[str] = []
         thoughts: list[str] = []
-        for prompt in interruptible(questions):
-            tokens = clip.tokenize(
-                prompt,
-                images=single_images,
-                frames=video_frames,
-                history=rounds,
-                system=system or None,
-                thinking=thinking,
-                tiles=tiles,
-            )
-            so_far = GrowingText(clip.tokenizer.tokenizer.decode)
-            shown = "".join(f"{text}\n" for text in texts)
-            with clip.cond_stage_model.streaming_to(_progress(cls, shown, so_far)):
-                ids = clip.generate(
-                    tokens,
-                    do_sample=temperature > 0,
-                    max_length=max_tokens,
-                    temperature=temperature,
-                    top_k=0,
-                    top_p=top_p,
-                    seed=seed,
+        histories: list[str] = []
+        for of_group, frames_of_group in interruptible(groups):
+            replies = []
+            for prompt in interruptible(questions):
+                before = "".join(f"{text}\n\n" for text in texts) + "".join(f"{text}\n" for _, text in replies)
+                thought, said = answer(
+                    clip,
+                    prompt,
+                    of_group,
+                    frames_of_group,
+                    rounds,
+                    system=system or None,
+                    thinking=thinking,
+                    tiles=tiles,
+                    sampling=sampling,
+                    with_tags=task == FIND_TASK,
+                    on_text=lambda text, before=before: show_progress(cls, before + text),
                 )
-            thought, answer = split_thinking(clip.decode(ids) if task == ASK_TASK else _with_tags(clip, ids))
-            texts.append(answer if task == ASK_TASK else _named(answer, prompt))
-            thoughts += [thought] if thought else []
-        text, thought = "\n".join(texts), "\n\n".join(thoughts)
-        sizes = [{"width": image.shape[1], "height": image.shape[0]} for image in single_images]
+                replies.append((thought, said if task == ASK_TASK else with_name(said, prompt)))
+            texts.append("\n".join(text for _, text in replies))
+            thoughts.append("\n\n".join(thought for thought, _ in replies if thought))
+            asked = zip(questions, (text for _, text in replies), strict=True)
+            histories.append(history_to_json([*rounds, *asked]))
+        text, thought = "\n\n".join(texts), "\n\n".join(filter(None, thoughts))
         written = document(
             "chat" if task == ASK_TASK else task,
             model=clip.tokenizer.title,
             prompt=question,
             text=text,
+            texts=texts if pictures == ONE_BY_ONE else None,
             thinking=thought or None,
-            pictures=sizes,
+            pictures=[{"width": image.shape[1], "height": image.shape[0]} for image in single_images],
             frames=len(video_frames),
         )
-        exchanges = [*rounds, *zip(questions, texts, strict=True)]
-        return io.NodeOutput(text, history_to_json(exchanges), thought, ui=show_text(text or thought, written))
-
-
-def _progress(node: type[InternVLChat], before: str, so_far: GrowingText) -> Callable[[list[int]], None]:
-    """Return what shows the answers so far in the node."""
-    return lambda ids: show_progress(node, before + so_far(ids).strip())
-
-
-def _with_tags(clip, ids: list[int]) -> str:
-    """Return an answer with its tags, which are special tokens."""
-    return clip.decode([id for id in ids if id not in clip.cond_stage_model.stop_tokens], skip_special_tokens=False)
-
-
-def _named(answer: str, prompt: str) -> str:
-    """Return an answer with the name that it is about, where the model left it out."""
-    return answer if REF in answer else prompt[prompt.index(REF) :] + answer
-
-
-def _check(question: str, system: str, thinking: bool, task: str) -> list[str]:
-    """Return the prompts: the question, or one for each name to find. Raise ValueError that begins with the field."""
-    if not question.strip():
-        raise ValueError("question: enter a question" if task == ASK_TASK else "question: enter what to find")
-    if system.strip() and thinking:
-        raise ValueError("system: leave it empty when thinking is on, which has a system prompt of its own")
-    if task == ASK_TASK:
-        return [question]
-    names = split_names(question)
-    if not 0 < len(names) <= MAX_NAMES:
-        raise ValueError(f"question: it has {len(names)} names to find, expected 1 to {MAX_NAMES}")
-    for name in names:
-        if len(name) > MAX_NAME_LENGTH:
-            raise ValueError(f"question: a name to find has {len(name)} characters, at most {MAX_NAME_LENGTH} are read")
-        if "<" in name or ">" in name:
-            raise ValueError(f"question: the name {name[:40]!r} has < or >, which mark its ends for the model")
-    return [FIND.format(name) for name in names]
+        return io.NodeOutput(texts, histories, thoughts, ui=show_text(text or thought, written))

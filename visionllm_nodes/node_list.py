@@ -9,6 +9,7 @@ from .detections.nodes_boxes import VisionLLMFilterBoxes, VisionLLMPickBox
 from .detections.nodes_draw import VisionLLMDrawDetections
 from .detections.nodes_files import VisionLLMLoadDetections, VisionLLMSaveDetections
 from .detections.nodes_keypoints import VisionLLMKeypointsToPose, VisionLLMKeypointsToRegions, VisionLLMPoseToKeypoints
+from .detections.nodes_region_prompts import MuLanRegionPrompts
 from .ground import VisionLLMGround
 from .instruct import VisionLLMInstruct
 from .loader import VisionLLMLoader
@@ -39,4 +40,5 @@ NODES = [
     VisionLLMKeypointsToRegions,
     VisionLLMKeypointsToPose,
     VisionLLMPoseToKeypoints,
+    MuLanRegionPrompts,
 ]

@@ -136,6 +136,37 @@ def test_several_pictures_of_different_sizes(server):
     assert shown(server.run(fewer))["text"] != told["text"]
 
 
+def test_one_by_one_is_a_list_of_images(server):
+    """Three images of a batch give the three answers that a list of them gives, and their histories go on in order."""
+    pictures = {f"2{index}": picture(color=color) for index, color in enumerate((0x3366AA, 0xFFFFFF, 0x101010))}
+    pictures["2"] = node("BatchImagesNode", **{f"images.image{index}": [f"2{index}", 0] for index in range(3)})
+    seen = {"images.image_1": ["2", 0]}
+    graph = chat(pictures="one by one", **seen) | pictures | {"4": node("PreviewAny", source=["3", 1])}
+    outputs = server.run(graph)
+    told, histories = shown(outputs), [json.loads(text) for text in outputs.nodes["4"]["text"]]
+    apart = [shown(server.run(chat(**seen) | {"2": pictures[f"2{index}"]}))["text"] for index in range(3)]
+    assert told["texts"] == apart and len(set(apart)) == 3 and told["text"] == "\n\n".join(apart)
+    assert [history[1]["content"] for history in histories] == apart
+    together = shown(server.run(chat(**seen) | pictures))
+    assert "texts" not in together and together["text"] not in apart
+
+
+def test_a_video_beside_images_has_an_answer_of_its_own(server):
+    of_video = {"5": node("CreateVideo", images=["6", 0], fps=12.0), "6": picture(count=12, color=0x10AA10)}
+    graph = chat(pictures="one by one", video=["5", 0], frames=3, **{"images.image_1": ["2", 0]}) | of_video
+    alone = shown(server.run(chat(video=["5", 0], frames=3) | of_video))["text"]
+    assert shown(server.run(graph))["texts"] == [shown(server.run(chat(**{"images.image_1": ["2", 0]})))["text"], alone]
+
+
+def test_how_tokens_are_chosen(server):
+    """A penalty acts without drawing; drawing from one token is as greedy."""
+    texts = [
+        shown(server.run(chat(max_tokens=40, **how)))["text"]
+        for how in ({}, {"temperature": 2.0, "top_k": 1}, {"repetition_penalty": 2.0})
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
 # --- find ---
 
 
@@ -181,8 +212,21 @@ def test_names_that_cannot_be_found_are_refused_before_the_run(server, question,
 @pytest.mark.parametrize("count", [0, 2])
 def test_finding_needs_one_image(server, count):
     graph = chat(task="find", question="cat", **({"images.image_1": ["2", 0]} if count else {}))
-    with pytest.raises(GraphFailed, match=f"images: find looks in one image, got {count}"):
+    with pytest.raises(GraphFailed, match=f"images: find looks in one image at a time, got {count}"):
         server.run(graph | {"2": picture(count=max(1, count))})
+
+
+def test_one_by_one_it_finds_in_each_image(server):
+    graph = chat(ENDLESS, task="find", question="cat, dog", pictures="one by one", **{"images.image_1": ["2", 0]})
+    graph |= {
+        "2": picture(count=2),
+        "4": node("VisionLLMTextToBoxes", text=["3", 0], image=["2", 0], coordinates="auto"),
+    }
+    outputs = server.run(graph)
+    lines = "<ref>cat</ref>" + "<box>" * 6 + "\n<ref>dog</ref>" + "<box>" * 6
+    assert shown(outputs)["texts"] == [lines] * 2
+    read = json.loads(outputs.nodes["4"]["text"][0])
+    assert [frame["text"] for frame in read["frames"]] == [lines] * 2
 
 
 def test_frames_of_a_video(server):

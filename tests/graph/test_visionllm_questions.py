@@ -282,6 +282,48 @@ def test_history_continues_a_conversation(server):
     assert shown(fresh)["frames"][0]["text"] != shown(outputs, "4")["frames"][0]["text"]
 
 
+def test_a_question_names_regions(server):
+    """Boxes of a detector, a point: their names are in the answer's boxes, and which is which matters."""
+    about = {"images.image_1": ["2", 0], "points": '[{"x": 5, "y": 6}]'}
+    graph = ask(2, question="Is region1 left of region2?", bboxes=["5", 0], **about)
+    graph["5"] = node("PrimitiveBoundingBox", x=60, y=12, width=30, height=20)
+    graph["6"] = node("PreviewAny", source=["3", 3])
+    outputs = server.run(graph)
+    told = shown(outputs)
+    assert told["prompt"] == "Is region1 left of region2?" and all(frame["text"] for frame in told["frames"])
+    for objects in (frame["objects"] for frame in told["frames"]):
+        assert [(thing["label"], thing["box"]) for thing in objects] == [
+            ("region1", [60, 12, 90, 32]),
+            ("region2", [5, 6, 5, 6]),
+        ]
+    assert [[box["label"] for box in boxes] for boxes in json.loads(outputs.nodes["6"]["text"][0])] == [
+        ["region1", "region2"]
+    ] * 2
+
+
+def test_history_names_the_regions_of_a_later_question(server):
+    seen = {"images.image_1": ["2", 0], "points": POINTS}
+    graph = ask(question="What is region2?", **seen)
+    graph["4"] = node("VisionLLMAsk", visionllm=["1", 0], question="Why?", max_tokens=6, history=["3", 1], **seen)
+    outputs = server.run(graph | {"5": node("PreviewAny", source=["4", 1])})
+    said = json.loads(outputs.nodes["5"]["text"][0])
+    assert [turn["content"] for turn in said[::2]] == ["What is region2?", "Why?"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"question": "region3?"}, "question about image 1: it names region3, but 2 regions are marked"),
+        ({"question": "What?"}, "question about image 1: it names no region"),
+        ({"question": "region1?", "pictures": "all together"}, "one image at a time. Set pictures to one by one"),
+    ],
+)
+def test_regions_that_cannot_be_asked_about(server, inputs, words):
+    graph = ask(2, **{"images.image_1": ["2", 0], "points": POINTS, **inputs})
+    with pytest.raises(GraphFailed, match=words):
+        server.run(graph)
+
+
 def test_sampling_is_reproducible_by_seed(server):
     def text(seed):
         return shown(server.run(ask(temperature=1.5, top_p=1.0, seed=seed, **{"images.image_1": ["2", 0]})))["frames"][

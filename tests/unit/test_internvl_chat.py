@@ -14,7 +14,13 @@ import sentencepiece
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, Qwen2Tokenizer, Qwen3Config
+from transformers import (
+    GotOcr2ImageProcessor,
+    InternVLVisionConfig,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
@@ -22,6 +28,7 @@ from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.images.tiling import choose_tile_grid
 from mulan_nodes.mulan.internvl_chat import chat_template
 from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
+from mulan_nodes.mulan.internvl_chat.chat_language_model import penalize
 from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
 from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
 from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD, preprocess_tiles
@@ -387,6 +394,21 @@ def test_a_seed_decides_what_is_drawn(clip):
         )
 
     assert drawn(1) == drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.1, 2.0])
+@pytest.mark.parametrize("token_ids", [[], [3], [3, 5, 3, 19]])
+def test_a_penalty_is_transformers_s(penalty, token_ids):
+    logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(0))
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([token_ids], dtype=torch.long), logits.clone())
+    assert torch.equal(penalize(logits, token_ids, penalty), theirs)
+
+
+@pytest.mark.parametrize(("penalty", "chosen"), [(1.0, 1), (1.4, 1), (1.6, 2)])
+def test_a_penalty_acts_where_nothing_is_drawn(clip, penalty, chosen):
+    logits = torch.tensor([[-1.0, 3.0, 2.0]])
+    sample = clip.cond_stage_model.chat.language_model.sample_token
+    assert sample(logits, 1.0, 0, 1.0, 0.0, penalty, [1, 0], None, do_sample=False).item() == chosen
 
 
 def test_every_token_is_streamed(clip):
