@@ -10,6 +10,7 @@ from .detections.nodes_draw import VisionLLMDrawDetections
 from .detections.nodes_files import VisionLLMLoadDetections, VisionLLMSaveDetections
 from .detections.nodes_keypoints import VisionLLMKeypointsToPose, VisionLLMKeypointsToRegions, VisionLLMPoseToKeypoints
 from .detections.nodes_region_prompts import MuLanRegionPrompts
+from .detections.nodes_track import VisionLLMTrackDetections
 from .ground import VisionLLMGround
 from .instruct import VisionLLMInstruct
 from .loader import VisionLLMLoader
@@ -40,5 +41,6 @@ NODES = [
     VisionLLMKeypointsToRegions,
     VisionLLMKeypointsToPose,
     VisionLLMPoseToKeypoints,
+    VisionLLMTrackDetections,
     MuLanRegionPrompts,
 ]

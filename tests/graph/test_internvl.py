@@ -409,6 +409,25 @@ def test_texts_are_ranked_by_a_picture(server):
     assert values(outputs, "names") == [label["label"] for label in best]
 
 
+def test_videos_are_found_by_an_image_of_theirs(server):
+    """A video of equal frames is as its frame; a list of videos is ranked, of each only so many frames are seen."""
+    colors = (0x3366AA, 0xAA3311, 0x11AA33)
+    graph = {
+        "1": loader(),
+        **{f"2{i}": node("EmptyImage", width=48, height=32, batch_size=4, color=c) for i, c in enumerate(colors)},
+        **{f"3{i}": node("CreateVideo", images=[f"2{i}", 0], fps=8.0) for i in range(3)},
+        "40": node("CreateList", **{f"inputs.input{i}": [f"3{i}", 0] for i in range(3)}),
+        "41": node("ImageFromBatch", image=["21", 0], batch_index=0, length=1),
+        **embed("4", video=["40", 0], frames=2),
+        "3": node("InternVLRank", internvl=["1", 0], query_image=["41", 0], embeddings=["4", 0], top_k=0),
+    }
+    outputs = server.run(graph)
+    ranked = shown(outputs)["ranked"]
+    assert ranked[0]["name"] == "video 2" and ranked[0]["score"] == pytest.approx(1, abs=1e-5) and len(ranked) == 3
+    told = shown(outputs, "4")
+    assert told["kind"] == "video" and told["names"] == ["video 1", "video 2", "video 3"]
+
+
 def test_embed_tells_what_it_has(server, album):
     outputs = server.run(
         {
@@ -674,8 +693,12 @@ REJECTED = {
     ),
     "nothing to look for": (rank(1, query=" "), "3", ["query: enter what to look for, or connect query_image"]),
     "nothing to rank": (rank(), "3", ["image, embeddings or folder: none of them is given"]),
-    "nothing to embed": (asking("InternVLEmbed", texts=" "), "3", ["image, texts or folder: none"]),
-    "texts and pictures": (asking("InternVLEmbed", 1, texts="a"), "3", ["image, texts or folder: more than one"]),
+    "nothing to embed": (asking("InternVLEmbed", texts=" "), "3", ["image, texts, video or folder: none"]),
+    "texts and pictures": (
+        asking("InternVLEmbed", 1, texts="a"),
+        "3",
+        ["image, texts, video or folder: more than one"],
+    ),
     "no video": (video(), "3", ["video, image: connect exactly one of them"]),
     "a file of something else": (
         classify(1, loader("wrong.safetensors")),

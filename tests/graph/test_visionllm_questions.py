@@ -135,6 +135,15 @@ def test_ground_returns_one_object(server, kind):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "label"), [("what stands out", "salient object"), ("what hides", "camouflaged object")]
+)
+def test_what_stands_out_or_hides_needs_no_sentence(server, kind, label):
+    told = shown(server.run(asking("VisionLLMGround", 2, image=["2", 0], sentence="", kind=kind, threshold=0.0)))
+    assert [[thing["label"] for thing in frame["objects"]] for frame in told["frames"]] == [[label]] * 2
+    assert told["prompt"] == label
+
+
 @pytest.mark.parametrize("mode", ["semantic", "instance"])
 def test_segment(server, mode):
     graph = asking(
@@ -586,6 +595,11 @@ REJECTED = {
         asking("VisionLLMGround", image=["2", 0], sentence=" ", threshold=0.0),
         "3",
         ["sentence: ", "empty"],
+    ),
+    "no such kind": (
+        asking("VisionLLMGround", image=["2", 0], sentence="x", kind="best", threshold=0.0),
+        "3",
+        ["kind: 'best' is not one of phrase, question"],
     ),
     "no question": (ask(question=""), "3", ["question: ", "empty"]),
     "no instruction": (

@@ -42,7 +42,7 @@ def test_lines_are_of_a_label_or_of_the_whole_image(text, whole, of_label):
         ("cat:\u3000", None),
         ("cat：", "the label 'cat' has no prompt"),
         ("cat: a\nCat: b", "the label 'Cat' has two prompts"),
-        ("\n".join(f"l{number}: x" for number in range(5000)), "5000 labels, and at most"),
+        ("\n".join(f"l{number}: x" for number in range(10_000)), "10000 labels, and at most"),
     ],
 )
 def test_lines_that_cannot_be_read(text, words):

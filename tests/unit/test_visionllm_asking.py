@@ -142,6 +142,12 @@ def test_a_question_about_regions_is_about_those_in_their_order(loaded, image):
     assert not torch.allclose(logits("What is region1?", marks), logits("What is region1?", marks.flip(0)))
 
 
+def test_what_stands_out_and_what_hides_are_two_questions(loaded, image):
+    first, second = (perception.detect_salient(loaded, image, "it", camouflaged=hides) for hides in (False, True))
+    assert len(first) == len(second) == 1 and first.names == ("it",) and first.masks.shape == (1, 90, 130)
+    assert not torch.equal(first.scores, second.scores)
+
+
 def test_a_checkpoint_without_regions_says_so(loaded, image, monkeypatch):
     monkeypatch.setattr(loaded.model, "region_encoder", None)
     marks = torch.ones(1, loaded.settings.tower, loaded.settings.tower, dtype=torch.bool)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io
-from node_helpers import conditioning_set_values
 
 from ...mulan.conditioning.clip import encode_prompts
 from ...nodes import categories
@@ -146,17 +145,16 @@ class MuLanRegionPrompts(VisionLLMNode):
         areas = {label: soften(found[label], feather) for label in used}
         union = torch.stack(list(areas.values())).amax(0) if areas else torch.zeros(len(frames) or 1, height, width)
         encoded_whole, *encoded = encode_prompts(clip, [read.whole, *used.values()])
-        conditioning = (
-            conditioning_set_values(encoded_whole, _masked(1 - (1 - whole) * union)) if areas else encoded_whole
-        )
+        conditioning = _masked(encoded_whole, 1 - (1 - whole) * union) if areas else encoded_whole
         for area, of_region in zip(areas.values(), encoded, strict=True):
-            conditioning += conditioning_set_values(of_region, _masked(area, strength, set_cond_area == BOUNDS))
+            conditioning += _masked(of_region, area, strength, set_cond_area == BOUNDS)
         return io.NodeOutput(conditioning, union, ui=show_text(_report(read.whole, used, label_of, list(found))))
 
 
-def _masked(mask: torch.Tensor, strength: float = 1.0, to_bounds: bool = False) -> dict:
-    """Return what ComfyUI's samplers read of a masked conditioning."""
-    return {"mask": mask, "mask_strength": strength, "set_area_to_bounds": to_bounds}
+def _masked(conditioning: list, mask: torch.Tensor, strength: float = 1.0, to_bounds: bool = False) -> list:
+    """Return a conditioning with what ComfyUI's samplers read of a masked one."""
+    values = {"mask": mask, "mask_strength": strength, "set_area_to_bounds": to_bounds}
+    return [[context, more | values] for context, more in conditioning]
 
 
 def _report(whole: str, used: dict[str, str], label_of: dict[str, str | None], labels: list[str]) -> str:

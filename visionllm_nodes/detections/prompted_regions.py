@@ -87,7 +87,7 @@ def soften(mask: torch.Tensor, pixels: int) -> torch.Tensor:
     soft = [
         torch.from_numpy(ndimage.distance_transform_edt(each.numpy() == 0))
         if each.any()
-        else torch.full_like(each, pixels)
+        else torch.full_like(each, pixels + 1)
         for each in interruptible(mask)
     ]
     return torch.maximum(mask, (1 - torch.stack(soft).float() / (pixels + 1)).clamp(min=0))

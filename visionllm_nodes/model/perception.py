@@ -16,6 +16,7 @@ from ..detections.results import Detections, Keypoints, Segmentation, concatenat
 from . import decoding, prompt_templates
 from .image_inputs import ImageLike
 from .prefill import ImageView, progress_share, super_link_states
+from .prompt_templates import Turn
 from .selection import MAX_DETECTIONS, Limits, select
 from .visionllm_loader import LoadedVisionLLM
 
@@ -62,12 +63,17 @@ def ground(
 
     With `reasoning` the one that a whole question or description, taken as it is, refers to.
     """
-    decoding.require_part(loaded, "grounding")
     turn = (prompt_templates.reasoning if reasoning else prompt_templates.grounding)(sentence)
-    view = ImageView(loaded, image)
-    canvas = decoding.grounding_canvas(loaded, view)
-    (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
-    return decoding.detect(loaded, canvas, queries, [sentence], Limits(max_detections=1), masks=masks)
+    return _one_object(loaded, image, turn, sentence, masks)
+
+
+@torch.no_grad()
+def detect_salient(
+    loaded: LoadedVisionLLM, image: ImageLike, label: str, *, camouflaged: bool = False, masks: bool = True
+) -> Detections:
+    """Detect the one object that stands out, or with `camouflaged` the one that hides; it gets the label."""
+    name = prompt_templates.CAMOUFLAGE if camouflaged else prompt_templates.FOREGROUND
+    return _one_object(loaded, image, prompt_templates.salient(name), label, masks)
 
 
 @torch.no_grad()
@@ -160,6 +166,14 @@ def check_names(names: Sequence[str]) -> None:
             f"the name {longest[:40]!r}... is {len(longest)} characters long, and at most {MAX_NAME_LENGTH} are read"
         )
     prompt_templates.detection(names)
+
+
+def _one_object(loaded: LoadedVisionLLM, image: ImageLike, turn: Turn, label: str, masks: bool) -> Detections:
+    decoding.require_part(loaded, "grounding")
+    view = ImageView(loaded, image)
+    canvas = decoding.grounding_canvas(loaded, view)
+    (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
+    return decoding.detect(loaded, canvas, queries, [label], Limits(max_detections=1), masks=masks)
 
 
 def _ask_in_parts(
