@@ -1,5 +1,6 @@
 """The MuLan and InternVL nodes. Not in `__init__`: `common` must be importable without them."""
 
+from .internvl_captions import InternVLImagesToCaption, InternVLSaveCaptions
 from .internvl_chat import InternVLChat
 from .internvl_chat_loader import InternVLChatLoader
 from .internvl_classify import InternVLZeroShotClassify
@@ -30,4 +31,6 @@ NODES = [
     InternVLVideoClassify,
     InternVLChatLoader,
     InternVLChat,
+    InternVLImagesToCaption,
+    InternVLSaveCaptions,
 ]

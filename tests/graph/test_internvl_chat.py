@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from mulan_nodes.mulan.conversion.converters import convert
@@ -277,6 +278,46 @@ def test_an_answer_becomes_a_prompt(server):
     }
     outputs = server.run(graph)
     assert outputs.nodes["5"]["text"][0] == shown(outputs)["text"] + "!"
+
+
+# --- captions of a folder ---
+
+
+def test_a_folder_is_captioned_and_continued(server):
+    """Three images, two in a run: names and answers in order, then only what is new; nothing is left in the end."""
+    folder = server.folder / "input" / "to caption"
+    folder.mkdir()
+    for name, color in (("10.png", (9, 9, 200)), ("2.png", (200, 9, 9)), ("1.png", (9, 200, 9))):
+        Image.new("RGB", (40, 30), color).save(folder / name)
+    (folder / "3.png").write_bytes(b"broken")
+    graph = chat(**{"images.image_1": ["2", 0]}) | {
+        "2": node("InternVLImagesToCaption", folder="to caption", only_new=True, limit=2),
+        "4": node("InternVLSaveCaptions", captions=["3", 0], names=["2", 1], folder=["2", 2], trigger="my style"),
+    }
+    outputs = server.run(graph | {"5": node("PreviewAny", source=["2", 3])})
+    saved = {file.name: file.read_text("utf-8") for file in folder.glob("*.txt")}
+    assert saved.keys() == {"1.txt", "2.txt"} and all(text.startswith("my style, ") for text in saved.values())
+    assert outputs.nodes["5"]["text"][0] == "2" and "2 captions saved" in outputs.nodes["4"]["mulan_text"][0]
+    alone = chat(**{"images.image_1": ["2", 0]}) | {"2": node("LoadImage", image="to caption/1.png")}
+    assert saved["1.txt"] == f"my style, {shown(server.run(alone))['text']}\n"
+    server.run(graph)
+    assert {file.name for file in folder.glob("*.txt")} == {"1.txt", "2.txt", "10.txt"}
+    before = (folder / "10.txt").stat().st_mtime_ns
+    nothing = server.run(graph)
+    assert (
+        "0 of 4 images" in nothing.nodes["2"]["mulan_text"][0]
+        and "3.png could not be read" in nothing.nodes["2"]["mulan_text"][0]
+    )
+    assert (folder / "10.txt").stat().st_mtime_ns == before
+
+
+def test_captions_are_written_only_into_comfyui_s_folders(server, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    save = node("InternVLSaveCaptions", captions=["5", 0], names=["5", 0], folder=str(tmp_path))
+    graph = {"5": node("PrimitiveString", value="a.png"), "4": save}
+    with pytest.raises(GraphRejected, match="outside of ComfyUI's input and output folders"):
+        server.run(graph)
+    assert not list(tmp_path.glob("*.txt"))
 
 
 # --- the model ---
