@@ -116,6 +116,14 @@ def test_limits_of_detect(server):
     assert none.nodes["count"]["text"][0] == "0" and shown(none)["frames"][0]["objects"] == []
 
 
+def test_negative_names_are_not_found(server):
+    graph = detect(names="star, circle", negative="dog, cat", threshold=0.0, top_k=9)
+    labels = [thing["label"] for thing in shown(server.run(graph))["frames"][0]["objects"]]
+    assert set(labels) <= {"star", "circle"}
+    with pytest.raises(GraphRejected, match="'star' appears 2 times"):
+        server.run(detect(names="star", negative="star"))
+
+
 def test_masks_in_json_is_an_option(server):
     thing = shown(server.run(detect(top_k=1, masks_in_json=True)))["frames"][0]["objects"][0]
     assert thing["mask"]["size"] == [HEIGHT, WIDTH] and sum(thing["mask"]["counts"]) == HEIGHT * WIDTH

@@ -15,6 +15,7 @@ from mulan_nodes.visionllm_nodes.model.generation import nucleus_sampler
 from mulan_nodes.visionllm_nodes.model.prefix_cache import PrefixCache
 from mulan_nodes.visionllm_nodes.model.prompt_templates import chat
 from mulan_nodes.visionllm_nodes.model.region_mentions import place_regions
+from mulan_nodes.visionllm_nodes.model.selection import Limits, select
 from mulan_nodes.visionllm_nodes.model.visionllm_files import open_visionllm
 from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
@@ -39,6 +40,17 @@ def test_detection_is_ordered_and_within_its_bounds(loaded, image):
     assert len(found) == 12 and found.masks.shape == (12, 90, 130) and found.masks.dtype == torch.bool
     assert (found.scores.diff() <= 0).all() and 0 <= found.labels.min() and found.labels.max() < 3
     assert len(perception.detect(loaded, image, ["star"], threshold=1.1)) == 0
+
+
+def test_negative_names_take_what_they_fit_better(loaded, image):
+    names, negative = ["red circle"], ["blue square", "star"]
+    everything = perception.detect(loaded, image, names + negative, max_detections=1000, masks=False)
+    found = perception.detect(loaded, image, names, negative=negative, max_detections=500, masks=False)
+    limits = Limits(max_detections=500, wanted=1)
+    expected = everything.select(select(everything, limits))
+    assert (found.labels == 0).all() and 0 < len(found) and torch.equal(found.scores, expected.scores[: len(found)])
+    with pytest.raises(ValueError, match="star"):
+        perception.detect(loaded, image, ["star"], negative=["star"])
 
 
 def test_names_beyond_one_prompt_are_asked_in_several(loaded, image):

@@ -1,14 +1,17 @@
-"""Measure the tiny models (output/*scores.md), or InternVL's zero-shot labels on a data set of yours."""
+"""Measure the tiny models (output/*scores.md), or InternVL's labels and retrieval on a data set of yours."""
 
 import argparse
 from pathlib import Path
 
 NEEDS_TINY_MODELS = True
 EVALUATIONS = ("mulan", "visionllm", "zeroshot")
+RETRIEVAL = "retrieval"  # of a data set only
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", choices=EVALUATIONS, help="measure one of the three (default: all)")
+    parser.add_argument(
+        "what", nargs="?", choices=(*EVALUATIONS, RETRIEVAL), help="measure one (default: mulan, visionllm, zeroshot)"
+    )
     parser.add_argument(
         "--pictures",
         type=int,
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="a folder of images per class, laid out as ImageNet; class names in a language from classnames_xx.json "
-        "(default: the tiny world)",
+        "(default: the tiny world). retrieval: a folder of images, each with a .txt of captions or in metadata.jsonl",
     )
     zeroshot.add_argument(
         "--language", nargs="+", metavar="xx", help="of the labels (default: en; in the tiny world all)"
@@ -42,19 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
-    from .. import evaluate_mulan, evaluate_visionllm, evaluate_zeroshot
+    from .. import evaluate_mulan, evaluate_retrieval, evaluate_visionllm, evaluate_zeroshot
     from ..comfyui import OUTPUT, has_accelerator
 
     wanted, cpu = (options.what,) if options.what else EVALUATIONS, not has_accelerator()
     of_zeroshot = (options.dataset, options.language, options.checkpoint, options.mode)
-    if options.what != "zeroshot" and any(of_zeroshot):
-        raise SystemExit("--dataset, --language, --checkpoint and --mode belong to: dev.py eval zeroshot")
-    if options.text_encoder and options.what not in ("mulan", "zeroshot"):
-        raise SystemExit("--text-encoder belongs to: dev.py eval mulan, dev.py eval zeroshot")
+    if options.what not in ("zeroshot", RETRIEVAL) and any(of_zeroshot):
+        raise SystemExit("--dataset, --language, --checkpoint and --mode belong to: dev.py eval zeroshot and retrieval")
+    if options.text_encoder and options.what not in ("mulan", "zeroshot", RETRIEVAL):
+        raise SystemExit("--text-encoder belongs to: dev.py eval mulan, zeroshot and retrieval")
+    if options.what == RETRIEVAL and (options.dataset is None or options.language):
+        raise SystemExit("dev.py eval retrieval needs --dataset FOLDER, and takes no --language")
     if "mulan" in wanted:
         evaluate_mulan.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.text_encoder)
     if "visionllm" in wanted:
         evaluate_visionllm.evaluation(comfyui, cpu, OUTPUT, options.scenes)
     if "zeroshot" in wanted:
         evaluate_zeroshot.evaluation(comfyui, cpu, OUTPUT, options)
+    if RETRIEVAL in wanted:
+        evaluate_retrieval.evaluation(comfyui, cpu, OUTPUT, options)
     return 0

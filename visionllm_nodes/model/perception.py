@@ -7,6 +7,7 @@ eval_visual_prompt, eval_semseg, eval_pose); the prompts are in prompt_templates
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -29,6 +30,7 @@ def detect(
     image: ImageLike,
     names: Sequence[str],
     *,
+    negative: Sequence[str] = (),
     max_detections: int = MAX_DETECTIONS,
     threshold: float = 0.0,
     max_per_name: int | None = None,
@@ -38,21 +40,25 @@ def detect(
 ) -> Detections:
     """Detect every object of the named kinds; see `selection.Limits` for the limits.
 
-    One object may appear under several names. More than `NAMES_PER_PROMPT` names are asked in several prompts. Raises
-    ValueError for an empty list, an empty or a repeated name.
+    One object may appear under several names, but not where one of the `negative` names fits it better. More than
+    `NAMES_PER_PROMPT` names are asked in several prompts. Raises ValueError for an empty list, an empty or a repeated
+    name.
     """
     limits = Limits(max_detections, threshold, max_per_name, iou_threshold, class_agnostic)
     decoding.require_part(loaded, "grounding")
     view = ImageView(loaded, image)
-    check_names(names)
+    asked = [*names, *negative]
+    check_names(asked)
     canvas = decoding.grounding_canvas(loaded, view)
+    some_go = replace(limits, max_detections=2 * max_detections) if negative else limits
 
     def ask(part: slice) -> Detections:
-        turn = prompt_templates.detection(names[part])
+        turn = prompt_templates.detection(asked[part])
         (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
-        return decoding.detect(loaded, canvas, queries, names, limits, first=part.start, masks=masks)
+        return decoding.detect(loaded, canvas, queries, asked, some_go, first=part.start, masks=masks)
 
-    return _ask_in_parts(len(names), ask, lambda found: found.select(select(found, limits)))
+    found = _ask_in_parts(len(asked), ask, lambda found: found.select(select(found, some_go)))
+    return found.select(select(found, replace(limits, wanted=len(names)))) if negative else found
 
 
 @torch.no_grad()
