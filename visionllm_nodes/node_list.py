@@ -8,6 +8,7 @@ from .detections.nodes_box_conversions import VisionLLMBoxesToMask, VisionLLMBox
 from .detections.nodes_boxes import VisionLLMFilterBoxes, VisionLLMPickBox
 from .detections.nodes_draw import VisionLLMDrawDetections
 from .detections.nodes_files import VisionLLMLoadDetections, VisionLLMSaveDetections
+from .detections.nodes_find_alike import InternVLFindAlike
 from .detections.nodes_keypoints import VisionLLMKeypointsToPose, VisionLLMKeypointsToRegions, VisionLLMPoseToKeypoints
 from .detections.nodes_region_prompts import MuLanRegionPrompts
 from .detections.nodes_track import VisionLLMTrackDetections
@@ -43,4 +44,5 @@ NODES = [
     VisionLLMPoseToKeypoints,
     VisionLLMTrackDetections,
     MuLanRegionPrompts,
+    InternVLFindAlike,
 ]

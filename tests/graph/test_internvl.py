@@ -428,6 +428,37 @@ def test_videos_are_found_by_an_image_of_theirs(server):
     assert told["kind"] == "video" and told["names"] == ["video 1", "video 2", "video 3"]
 
 
+def test_what_an_example_shows_is_found_among_boxes(server):
+    """Two halves of two images as boxes: the half that the example shows is the best in each, and 1 where it is equal."""
+    left, right = 0x3366AA, 0xAA3311
+    halves = {"spacing_width": 0, "spacing_color": "white", "direction": "right", "match_image_size": False}
+    boxes = [{"x": x, "y": 0, "width": 32, "height": 32, "label": label} for x, label in ((0, "left"), (32, "right"))]
+    graph = {
+        "1": loader(),
+        "20": node("EmptyImage", width=32, height=32, batch_size=2, color=left),
+        "21": node("EmptyImage", width=32, height=32, batch_size=2, color=right),
+        "22": node("ImageStitch", image1=["20", 0], image2=["21", 0], **halves),
+        "23": node("ImageFromBatch", image=["22", 0], batch_index=0, length=1),
+        "3": node(
+            "InternVLFindAlike",
+            internvl=["1", 0],
+            image=["22", 0],
+            bboxes={"__value__": boxes},
+            example=["23", 0],
+            example_bboxes={"__value__": [boxes[1]]},
+            threshold=0.0,
+            top_k=1,
+            margin=0,
+        ),
+    }
+    told = shown(server.run(graph))
+    found = [[(thing["label"], round(thing["score"], 4)) for thing in frame["objects"]] for frame in told["frames"]]
+    assert found == [[("right", 1.0)]] * 2
+    outside = graph["3"]["inputs"] | {"example_bboxes": {"__value__": [{"x": 90, "y": 0, "width": 5, "height": 5}]}}
+    with pytest.raises(GraphFailed, match="example_bboxes: no box lies in the example"):
+        server.run(graph | {"3": node("InternVLFindAlike", **outside)})
+
+
 def test_embed_tells_what_it_has(server, album):
     outputs = server.run(
         {
