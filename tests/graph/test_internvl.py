@@ -429,7 +429,7 @@ def test_videos_are_found_by_an_image_of_theirs(server):
 
 
 def test_what_an_example_shows_is_found_among_boxes(server):
-    """Two halves of two images as boxes: the half that the example shows is the best in each, and 1 where it is equal."""
+    """Two halves of two images as boxes: the half that the example shows is the best in each, with 1 if equal."""
     left, right = 0x3366AA, 0xAA3311
     halves = {"spacing_width": 0, "spacing_color": "white", "direction": "right", "match_image_size": False}
     boxes = [{"x": x, "y": 0, "width": 32, "height": 32, "label": label} for x, label in ((0, "left"), (32, "right"))]
