@@ -1,106 +1,32 @@
-"""InternVL Chat Loader, whose CLIP ComfyUI's Generate Text takes too, and InternVL Chat."""
+"""InternVL Chat: talks about images, and finds what is named in them."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..mulan.boundary.growing_text import GrowingText
+from ..mulan.boundary.interrupts import interruptible
 from ..mulan.images.video_frames import sample_frames
-from ..mulan.internvl_chat.chat_files import SOURCE, open_chat
+from ..mulan.internvl_chat.chat_answer import Sampling, answer
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
-from ..mulan.internvl_chat.chat_loader import load_chat
 from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES
 from ..mulan.internvl_chat.chat_prompts import ChatPrompts
 from . import categories
 from .checked_node import CheckedNode
-from .common import (
-    device_input,
-    device_of,
-    fingerprint_model,
-    list_models,
-    locate_model,
-    sampling_inputs,
-    show_progress,
-    show_text,
-    validate,
-    with_field_name,
+from .common import sampling_inputs, show_progress, show_text, validate, with_field_name
+from .internvl_chat_questions import (
+    ASK_TASK,
+    FIND_TASK,
+    ONE_BY_ONE,
+    PICTURES,
+    TASKS,
+    TOGETHER,
+    groups_of,
+    questions_of,
+    with_name,
 )
 from .internvl_reports import document
 
-KIND = "internvl_chat"
 IMAGE_NAMES = [f"image_{number}" for number in range(1, 9)]
-
-
-class InternVLChatLoader(CheckedNode):
-    files = ("checkpoint",)
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="InternVLChatLoader",
-            display_name="InternVL Chat Loader",
-            category=categories.INTERNVL,
-            description=(
-                "Loads InternVL 2.5, 3 or 3.5, a vision language model (VLM), as a CLIP for Generate "
-                "Text and InternVL Chat."
-            ),
-            search_aliases=[
-                "load internvl",
-                "internvl chat",
-                "load llm",
-                "load vlm",
-                "vision language model",
-                "multimodal model",
-                "chat model",
-                "image to text model",
-                "caption model",
-                "多模态大模型",
-                "视觉语言模型",
-                "书生万象",
-                "視覚言語モデル",
-                "画像からテキスト",
-                "시각 언어 모델",
-                "modèle vision-langage",
-                "Vision-Language-Modell",
-                "визуально-языковая модель",
-                "modelo de visión y lenguaje",
-            ],
-            inputs=[
-                io.Combo.Input(
-                    "checkpoint",
-                    options=list_models(KIND),
-                    tooltip=(
-                        f"The model in models/internvl_chat: a folder from {SOURCE}, or its -hf version, "
-                        "or the single .safetensors file that MuLan Get Model makes of it."
-                    ),
-                ),
-                device_input(),
-            ],
-            outputs=[
-                io.Clip.Output(
-                    display_name="CLIP",
-                    tooltip=(
-                        "The model for Generate Text and InternVL Chat. It makes no conditioning: encode "
-                        "prompts with the CLIP of a text encoder. ComfyUI moves it to the GPU and back, "
-                        "like any model."
-                    ),
-                )
-            ],
-        )
-
-    @classmethod
-    def validate_inputs(cls, checkpoint):
-        """Reject a wrong file before the run starts; only names, shapes and the tokenizer are read."""
-        return validate(lambda name: open_chat(locate_model(KIND, name, SOURCE)).tokenizer(), checkpoint)
-
-    @classmethod
-    def fingerprint_inputs(cls, checkpoint=None, **others):
-        """Change when a file does, so that one downloaded again under its name is read again."""
-        return fingerprint_model(KIND, checkpoint)
-
-    @classmethod
-    def execute(cls, checkpoint, device="default") -> io.NodeOutput:
-        return io.NodeOutput(load_chat(locate_model(KIND, checkpoint, SOURCE), device_of(device)))
 
 
 class InternVLChat(CheckedNode):
@@ -111,8 +37,8 @@ class InternVLChat(CheckedNode):
             display_name="InternVL Chat",
             category=categories.INTERNVL,
             description=(
-                "Answers questions about images and videos, describes them, or just chats, with "
-                "InternVL. Connect history to the next node to continue the conversation."
+                "Answers questions about images and videos, describes them, finds what you name, or just "
+                "chats, with InternVL. Connect history to the next node to continue the conversation."
             ),
             search_aliases=[
                 "image to text",
@@ -147,6 +73,9 @@ class InternVLChat(CheckedNode):
                 "反推提示词",
                 "décrire l'image",
                 "описание изображения",
+                "internvl grounding",
+                "find by sentence",
+                "referring expression",
             ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -166,10 +95,7 @@ class InternVLChat(CheckedNode):
                     "images",
                     optional=True,
                     template=io.Autogrow.TemplateNames(io.Image.Input("image"), names=IMAGE_NAMES, min=0),
-                    tooltip=(
-                        "Images of any size, or batches of them, all for one answer. Leave it "
-                        "unconnected to chat without images."
-                    ),
+                    tooltip=("Images of any size, or batches of them. Leave it unconnected to chat without images."),
                 ),
                 io.Video.Input(
                     "video", optional=True, tooltip="A video to ask about. Evenly spaced frames of it are used."
@@ -209,9 +135,8 @@ class InternVLChat(CheckedNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "Lets the model reason between <think> and </think> before it answers. InternVL "
-                        "3.5 is trained for it; raise max_tokens and set temperature to 0.6. Leave "
-                        "system empty."
+                        "Lets the model reason before it answers. InternVL 3.5 is trained for it; raise "
+                        "max_tokens and set temperature to 0.6. Leave system empty."
                     ),
                 ),
                 io.Int.Input(
@@ -226,19 +151,83 @@ class InternVLChat(CheckedNode):
                     ),
                 ),
                 *sampling_inputs(max_tokens=512, limit=32768),
+                io.Combo.Input(
+                    "task",
+                    options=list(TASKS),
+                    default=ASK_TASK,
+                    optional=True,
+                    tooltip=(
+                        "ask: answers the question. find: asks where each name or description in the question "
+                        "is, one per line or separated by commas, in InternVL's own words for it. Connect text to "
+                        "Text to Boxes and Points."
+                    ),
+                ),
+                io.Combo.Input(
+                    "pictures",
+                    options=list(PICTURES),
+                    default=TOGETHER,
+                    optional=True,
+                    tooltip=(
+                        "all together: asks once about all images and the video. one by one: asks about each image, "
+                        "and about the video, by itself and returns a list of answers."
+                    ),
+                ),
+                io.Int.Input(
+                    "top_k",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Samples only from this many most likely tokens. 0: no limit. Used when temperature is above 0."
+                    ),
+                ),
+                io.Float.Input(
+                    "repetition_penalty",
+                    default=1.0,
+                    min=1.0,
+                    max=2.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Makes tokens that the answer has already less likely, at any temperature. 1 is off; 1.05 to "
+                        "1.2 ends answers that repeat themselves."
+                    ),
+                ),
             ],
             outputs=[
-                io.String.Output(display_name="text", tooltip="The answer."),
+                io.String.Output(
+                    display_name="text",
+                    is_output_list=True,
+                    tooltip=(
+                        "List of answers: one about everything, or one per image if pictures is one by one. For find, "
+                        "an answer has one line per name."
+                    ),
+                ),
                 io.String.Output(
                     display_name="history",
-                    tooltip="The conversation so far with this answer, for the next InternVL Chat. JSON.",
+                    is_output_list=True,
+                    tooltip="List of the conversations so far, with these answers, for the next InternVL Chat. JSON.",
+                ),
+                io.String.Output(
+                    display_name="thinking",
+                    is_output_list=True,
+                    tooltip=(
+                        "List of what the model thought before each answer; it is in neither text nor history. If "
+                        "text is empty, max_tokens ended the answer while it thought."
+                    ),
                 ),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, question, images=None, history="", system="", thinking=False):
-        return [validate(_check, question, system, thinking), validate(parse_history, history, field="history")]
+    def validate_inputs(cls, question, images=None, history="", system="", thinking=False, task=ASK_TASK):
+        return [
+            validate(questions_of, question, system, thinking, task),
+            validate(parse_history, history, field="history"),
+        ]
 
     @classmethod
     def execute(
@@ -256,45 +245,59 @@ class InternVLChat(CheckedNode):
         temperature=0.0,
         top_p=0.9,
         seed=0,
+        task=ASK_TASK,
+        pictures=TOGETHER,
+        top_k=0,
+        repetition_penalty=1.0,
     ) -> io.NodeOutput:
         if not isinstance(getattr(clip, "tokenizer", None), ChatPrompts):
             raise ValueError("clip: this CLIP cannot generate text. Connect the CLIP output of InternVL Chat Loader.")
-        _check(question, system, thinking)
+        questions = questions_of(question, system, thinking, task)
         rounds = with_field_name("history", parse_history, history)
         batches = [images[name] for name in IMAGE_NAMES if images and images.get(name) is not None]
         single_images = [image for batch in batches for image in batch]
         video_frames = sample_frames(video, frames) if video is not None else []
-        tokens = clip.tokenize(
-            question,
-            images=single_images,
-            frames=video_frames,
-            history=rounds,
-            system=system or None,
-            thinking=thinking,
-            tiles=tiles,
-        )
-        text_so_far = GrowingText(clip.tokenizer.tokenizer.decode)
-        with clip.cond_stage_model.streaming_to(lambda ids: show_progress(cls, text_so_far(ids).strip())):
-            ids = clip.generate(
-                tokens,
-                do_sample=temperature > 0,
-                max_length=max_tokens,
-                temperature=temperature,
-                top_k=0,
-                top_p=top_p,
-                seed=seed,
+        groups = groups_of(single_images, video_frames, pictures)
+        if task == FIND_TASK and any(len(group) + len(frames) != 1 for group, frames in groups):
+            count = len(single_images) + len(video_frames)
+            raise ValueError(
+                f"images: find looks in one image at a time, got {count}. Connect one, or set pictures to {ONE_BY_ONE}"
             )
-        text = clip.decode(ids)
-        sizes = [{"width": image.shape[1], "height": image.shape[0]} for image in single_images]
+        sampling = Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed)
+        texts: list[str] = []
+        thoughts: list[str] = []
+        histories: list[str] = []
+        for of_group, frames_of_group in interruptible(groups):
+            replies = []
+            for prompt in interruptible(questions):
+                before = "".join(f"{text}\n\n" for text in texts) + "".join(f"{text}\n" for _, text in replies)
+                thought, said = answer(
+                    clip,
+                    prompt,
+                    of_group,
+                    frames_of_group,
+                    rounds,
+                    system=system or None,
+                    thinking=thinking,
+                    tiles=tiles,
+                    sampling=sampling,
+                    with_tags=task == FIND_TASK,
+                    on_text=lambda text, before=before: show_progress(cls, before + text),
+                )
+                replies.append((thought, said if task == ASK_TASK else with_name(said, prompt)))
+            texts.append("\n".join(text for _, text in replies))
+            thoughts.append("\n\n".join(thought for thought, _ in replies if thought))
+            asked = zip(questions, (text for _, text in replies), strict=True)
+            histories.append(history_to_json([*rounds, *asked]))
+        text, thought = "\n\n".join(texts), "\n\n".join(filter(None, thoughts))
         written = document(
-            "chat", model=clip.tokenizer.title, prompt=question, text=text, pictures=sizes, frames=len(video_frames)
+            "chat" if task == ASK_TASK else task,
+            model=clip.tokenizer.title,
+            prompt=question,
+            text=text,
+            texts=texts if pictures == ONE_BY_ONE else None,
+            thinking=thought or None,
+            pictures=[{"width": image.shape[1], "height": image.shape[0]} for image in single_images],
+            frames=len(video_frames),
         )
-        return io.NodeOutput(text, history_to_json([*rounds, (question, text)]), ui=show_text(text, written))
-
-
-def _check(question: str, system: str, thinking: bool) -> None:
-    """Raise ValueError that begins with the field."""
-    if not question.strip():
-        raise ValueError("question: enter a question")
-    if system.strip() and thinking:
-        raise ValueError("system: leave it empty when thinking is on, which has a system prompt of its own")
+        return io.NodeOutput(texts, histories, thoughts, ui=show_text(text or thought, written))

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..mulan.boundary.interrupts import interruptible
 from ..mulan.images.text_drawing import TextRenderer
-from ..mulan.internvl.ranking import IMAGE, TEXT, Embeddings, best_pairs, check_same_model
+from ..mulan.images.video_frames import sample_frames
+from ..mulan.internvl.ranking import IMAGE, TEXT, VIDEO, Embeddings, best_pairs, check_same_model, mean_embedding
 from ..mulan.internvl.similarity_image import MAX_NAMES, draw_similarity
 from . import categories
 from .common import show_text, validation_result
@@ -37,7 +39,7 @@ class InternVLEmbed(InternVLNode):
             display_name="InternVL Embed",
             category=categories.INTERNVL,
             description=(
-                "Encodes the images of a batch or folder, or texts, as embeddings for InternVL Rank "
+                "Encodes the images of a batch or folder, videos, or texts, as embeddings for InternVL Rank "
                 "and InternVL Compare: encode once, use as often as you like."
             ),
             search_aliases=[
@@ -51,6 +53,9 @@ class InternVLEmbed(InternVLNode):
                 "index images",
                 "feature extraction",
                 "embed images",
+                "video embedding",
+                "embed video",
+                "video retrieval",
                 "图像嵌入",
                 "特征向量",
                 "文本嵌入",
@@ -76,6 +81,21 @@ class InternVLEmbed(InternVLNode):
                 image_input(),
                 folder_input(),
                 framing_input(WHOLE),
+                io.Video.Input(
+                    "video",
+                    optional=True,
+                    tooltip="Videos to encode instead of images: one, or a list. A video is the mean of its frames.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=8,
+                    min=1,
+                    max=256,
+                    optional=True,
+                    tooltip=(
+                        "The number of frames to use of each video, evenly spaced: the middle frames of equal parts."
+                    ),
+                ),
             ],
             outputs=[
                 EMBEDDINGS.Output(
@@ -83,19 +103,22 @@ class InternVLEmbed(InternVLNode):
                     tooltip="The embeddings, for InternVL Rank and InternVL Compare with the same model.",
                 ),
                 io.String.Output(
-                    display_name="names", is_output_list=True, tooltip="List: the texts, or the names of the images."
+                    display_name="names",
+                    is_output_list=True,
+                    tooltip="List: the texts, or the names of the images or videos.",
                 ),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, texts=(), image=ABSENT, folder=""):
+    def validate_inputs(cls, texts=(), image=ABSENT, folder="", video=ABSENT):
         return validation_result(
             check_source,
             image,
             unwrap_single(folder),
             texts=ABSENT if None not in texts and not _lines(texts) else texts,
+            video=video,
         )
 
     @classmethod
@@ -103,17 +126,21 @@ class InternVLEmbed(InternVLNode):
         return fingerprint_folder(folder)
 
     @classmethod
-    def execute(cls, internvl, texts=(), image=None, folder="", framing=WHOLE) -> io.NodeOutput:
+    def execute(cls, internvl, texts=(), image=None, folder="", framing=WHOLE, video=None, frames=8) -> io.NodeOutput:
         internvl, folder, framing, lines = (
             unwrap_single(internvl),
             unwrap_single(folder),
             unwrap_single(framing),
             _lines(texts),
         )
-        source = check_source(or_absent(image), folder, texts=lines or ABSENT)
+        source = check_source(or_absent(image), folder, texts=lines or ABSENT, video=or_absent(video))
         unreadable = []
         if lines:
             embeddings = Embeddings(internvl.embed_texts(lines), tuple(lines), TEXT, internvl.identity)
+        elif video is not None:
+            vectors = [_embed_video(internvl, each, unwrap_single(frames), framing) for each in interruptible(video)]
+            names = tuple(f"video {number}" for number in range(1, len(vectors) + 1))
+            embeddings = Embeddings(torch.stack(vectors), names, VIDEO, internvl.identity)
         else:
             images = embed_images(internvl, image, source, framing)
             embeddings = Embeddings(images.vectors, images.names, IMAGE, internvl.identity)
@@ -229,6 +256,10 @@ class InternVLCompare(InternVLNode):
         return io.NodeOutput(
             image, written, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **show_text(text, written)}
         )
+
+
+def _embed_video(internvl, video, frames: int, framing: str) -> torch.Tensor:
+    return mean_embedding(internvl.embed_images(sample_frames(video, frames), framing))
 
 
 def _lines(texts) -> list[str]:

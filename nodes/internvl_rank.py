@@ -93,7 +93,8 @@ class InternVLRank(InternVLNode):
                     "embeddings",
                     optional=True,
                     tooltip=(
-                        "Embeddings from InternVL Embed, instead of image and folder: the images or texts to sort."
+                        "Embeddings from InternVL Embed, instead of image and folder: the images, videos or texts to "
+                        "sort."
                     ),
                 ),
                 io.Int.Input(

@@ -1,6 +1,8 @@
 """The MuLan and InternVL nodes. Not in `__init__`: `common` must be importable without them."""
 
-from .internvl_chat import InternVLChat, InternVLChatLoader
+from .internvl_captions import InternVLImagesToCaption, InternVLSaveCaptions
+from .internvl_chat import InternVLChat
+from .internvl_chat_loader import InternVLChatLoader
 from .internvl_classify import InternVLZeroShotClassify
 from .internvl_embed import InternVLCompare, InternVLEmbed
 from .internvl_loader import InternVLLoader
@@ -29,4 +31,6 @@ NODES = [
     InternVLVideoClassify,
     InternVLChatLoader,
     InternVLChat,
+    InternVLImagesToCaption,
+    InternVLSaveCaptions,
 ]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from comfy_api.latest import io
 
-from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
+from ..mulan.internvl_chat.chat_history import Exchange, history_to_json, parse_history
 from ..nodes import categories
 from ..nodes.common import sampling_inputs, show_progress, show_text, validate, with_field_name
+from .detections.bounding_boxes import to_bounding_boxes
 from .detections.json_document import frame_record, write_document
 from .model import prompt_templates
-from .model.answers import MAX_TOKENS, Reply, answer
+from .model.answers import MAX_TOKENS, Reply
+from .model.answers import answer as generate
 from .model.generation import greedy, nucleus_sampler
+from .model.prompt_templates import Turn
+from .model.region_mentions import place_regions
 from .node_io import JSON_TOOLTIP, VisionLLMNode, for_each_image, model_input
+from .region_prompts import Regions, parse_points, region_inputs, regions_per_image
 
 ONE_BY_ONE, TOGETHER = PICTURES = ("one by one", "all together")
 FREE, SHORT, LETTER = STYLES = ("free", "a word or phrase", "a letter")
@@ -103,6 +111,7 @@ class VisionLLMAsk(VisionLLMNode):
                     "question continues this conversation.",
                 ),
                 *sampling_inputs(MAX_TOKENS, limit=4096),
+                *region_inputs(),
             ],
             outputs=[
                 io.String.Output(
@@ -117,12 +126,21 @@ class VisionLLMAsk(VisionLLMNode):
                     "VisionLLM Ask.",
                 ),
                 io.String.Output(display_name="json", tooltip=JSON_TOOLTIP),
+                io.BoundingBox.Output(
+                    display_name="regions",
+                    tooltip="The marked regions as bounding boxes in pixels with the names region1, region2, ... that "
+                    "the question may use, one list per image. Draw Detections shows which is which.",
+                ),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, question, images=None, history=""):
-        return [validate(prompt_templates.chat, question, field="question"), validate(_history, history)]
+    def validate_inputs(cls, question, images=None, history="", points=""):
+        return [
+            validate(prompt_templates.chat, question, field="question"),
+            validate(_history, history),
+            validate(parse_points, points),
+        ]
 
     @classmethod
     def execute(
@@ -137,30 +155,49 @@ class VisionLLMAsk(VisionLLMNode):
         temperature=0.0,
         top_p=0.9,
         seed=0,
+        mask=None,
+        bboxes=None,
+        points="",
     ) -> io.NodeOutput:
         with_field_name("question", prompt_templates.chat, question)
         rounds, prompt = _history(history), _with_style(question, answer)
         batches = [batch for name in IMAGE_NAMES if (batch := (images or {}).get(name)) is not None]
         images_in_order = [image for batch in batches for image in batch]
-
-        def ask(about: list) -> Reply:
-            sampler = nucleus_sampler(temperature, top_p, seed) if temperature else greedy
-            return _reply(
-                visionllm, about, prompt, rounds, max_tokens, sampler, lambda texts: show_progress(cls, texts[0])
-            )
-
         one_by_one = pictures == ONE_BY_ONE and bool(images_in_order)
         groups = [[image] for image in images_in_order] if one_by_one else [images_in_order]
-        texts = [reply.plain_text for reply in for_each_image(groups, ask)]
+        sizes = [(image.shape[0], image.shape[1]) for image in images_in_order]
+        marked = mask is not None or bboxes is not None or points.strip()
+        if marked and any(len(group) != 1 for group in groups):
+            what = "one image at a time. Set pictures to one by one" if images_in_order else "an image. Connect one"
+            raise ValueError(f"mask, bboxes, points: regions are asked about in {what}")
+        regions = regions_per_image(sizes, visionllm.settings.tower, mask, bboxes, points) if marked else None
+
+        def ask(index: int) -> Reply:
+            turns, marks = _conversation(groups[index], prompt, rounds, regions and regions[index], index)
+            sampler = nucleus_sampler(temperature, top_p, seed) if temperature else greedy
+            return generate(
+                visionllm,
+                groups[index],
+                [turns],
+                region_masks=marks,
+                max_tokens=max_tokens,
+                sampler=sampler,
+                on_text=lambda texts: show_progress(cls, texts[0]),
+            )[0]
+
+        texts = [reply.plain_text for reply in for_each_image(range(len(groups)), ask)]
+        detections = [of_image.to_detections(_region_names(len(of_image))) for of_image in regions or ()]
+        boxes = to_bounding_boxes(detections) or [[] for _ in sizes]
         frames = [
-            frame_record(image.shape[1], image.shape[0], text=texts[index] if one_by_one else None)
-            for index, image in enumerate(images_in_order)
+            frame_record(width, height, boxes[index], text=texts[index] if one_by_one else None)
+            for index, (height, width) in enumerate(sizes)
         ]
         record = write_document("ask", prompt, frames, None if one_by_one else texts[0])
         return io.NodeOutput(
             texts,
             [history_to_json([*rounds, (prompt, text)]) for text in texts],
             record,
+            boxes,
             ui=show_text("\n\n".join(texts), record),
         )
 
@@ -178,8 +215,16 @@ def _with_style(question: str, style: str) -> str:
     return turn.user.removeprefix(prompt_templates.IMAGE_LINE)
 
 
-def _reply(visionllm, images, prompt, rounds, max_tokens, sampler, on_text) -> Reply:
-    """Answer a question; the images come before the first question."""
-    first, *others = prompt_templates.chat(prompt, rounds, with_image=False)
-    turns = [first._replace(user=prompt_templates.IMAGE_LINE * len(images) + first.user), *others]
-    return answer(visionllm, images, [turns], max_tokens=max_tokens, sampler=sampler, on_text=on_text)[0]
+def _region_names(count: int) -> list[str]:
+    return [f"region{number}" for number in range(1, count + 1)]
+
+
+def _conversation(
+    images: Sequence[torch.Tensor], prompt: str, rounds: Sequence[Exchange], regions: Regions | None, index: int
+) -> tuple[list[Turn], torch.Tensor | None]:
+    """Return the turns, with the images before the first question, and the marks of the regions that they name."""
+    turns, marks = prompt_templates.chat(prompt, rounds, with_image=False), None
+    if regions is not None:
+        turns, named = with_field_name(f"question about image {index + 1}", place_regions, turns, len(regions))
+        marks = regions.marks[named]
+    return [turns[0]._replace(user=prompt_templates.IMAGE_LINE * len(images) + turns[0].user), *turns[1:]], marks

@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..nodes import categories
-from ..nodes.common import validate
-from .model.perception import NAMES_PER_PROMPT, detect
+from ..nodes.common import validate, with_field_name
+from .detections.names import split_names
+from .model.perception import NAMES_PER_PROMPT, check_names, detect
 from .model.selection import MAX_DETECTIONS
 from .node_io import (
     VisionLLMNode,
@@ -108,25 +109,44 @@ class VisionLLMDetect(VisionLLMNode):
                     tooltip="IoU threshold of nms: boxes that overlap more than this are duplicates.",
                 ),
                 json_masks_input(),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Names of what is not meant, such as 'toy car' for 'car': an object that one of them fits "
+                    "better is left out.",
+                ),
             ],
             outputs=detection_outputs(),
         )
 
     @classmethod
-    def validate_inputs(cls, names):
-        return validate(parse_names, "names", names)
+    def validate_inputs(cls, names, negative=""):
+        return [validate(parse_names, "names", names), validate(_negative, names, negative)]
 
     @classmethod
     def execute(
-        cls, visionllm, image, names, threshold, top_k, per_name=0, nms=OFF, nms_overlap=0.7, masks_in_json=False
+        cls,
+        visionllm,
+        image,
+        names,
+        threshold,
+        top_k,
+        per_name=0,
+        nms=OFF,
+        nms_overlap=0.7,
+        masks_in_json=False,
+        negative="",
     ) -> io.NodeOutput:
-        wanted = parse_names("names", names)
+        wanted, unwanted = parse_names("names", names), _negative(names, negative)
         detections = for_each_image(
             image,
             lambda frame: detect(
                 visionllm,
                 frame,
                 wanted,
+                negative=unwanted,
                 max_detections=top_k,
                 threshold=threshold,
                 max_per_name=per_name or None,
@@ -135,3 +155,12 @@ class VisionLLMDetect(VisionLLMNode):
             ),
         )
         return detection_output("detect", ", ".join(wanted), detections, masks_in_json)
+
+
+def _negative(names: str, negative: str) -> list[str]:
+    """Return the negative names. Raise ValueError that begins with the field, also for too many with the names."""
+    if not negative.strip():
+        return []
+    unwanted = parse_names("negative", negative)
+    with_field_name("negative", check_names, [*split_names(names), *unwanted])
+    return unwanted

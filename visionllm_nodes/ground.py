@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..nodes import categories
 from ..nodes.common import validate, with_field_name
 from .model import prompt_templates
-from .model.perception import ground
+from .model.perception import detect_salient, ground
 from .node_io import (
     VisionLLMNode,
     detection_output,
@@ -19,7 +19,8 @@ from .node_io import (
     threshold_input,
 )
 
-PHRASE, QUESTION = KINDS = ("phrase", "question")
+PHRASE, QUESTION, STANDS_OUT, HIDES = KINDS = ("phrase", "question", "what stands out", "what hides")
+LABELS = {STANDS_OUT: "salient object", HIDES: "camouflaged object"}
 
 
 class VisionLLMGround(VisionLLMNode):
@@ -29,8 +30,8 @@ class VisionLLMGround(VisionLLMNode):
             node_id="VisionLLMGround",
             display_name="VisionLLM Ground",
             category=categories.VISIONLLM,
-            description="Finds the one object that a phrase or question refers to, such as 'the dog on the left'. "
-            "Returns its box, mask and score.",
+            description="Finds the one object that a phrase or question refers to, such as 'the dog on the left', or "
+            "that stands out or hides. Returns its box, mask and score.",
             search_aliases=[
                 "referring expression",
                 "visual grounding",
@@ -43,6 +44,10 @@ class VisionLLMGround(VisionLLMNode):
                 "locate object",
                 "phrase grounding",
                 "grounding",
+                "salient object detection",
+                "camouflaged object detection",
+                "remove background",
+                "foreground mask",
                 "指代分割",
                 "视觉定位",
                 "参照表現",
@@ -68,7 +73,8 @@ class VisionLLMGround(VisionLLMNode):
                     optional=True,
                     tooltip="phrase: a description of the object, such as 'the left dog'. question: a sentence that "
                     "needs reasoning, sent to the model unchanged, such as 'Which of these keeps the rain "
-                    "off?'",
+                    "off?' what stands out: the salient object. what hides: the camouflaged object. Both need no "
+                    "sentence.",
                 ),
                 threshold_input(
                     0.0, "Returns nothing below this score. 0 always returns the best match, however poor."
@@ -81,12 +87,23 @@ class VisionLLMGround(VisionLLMNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sentence):
+    def validate_inputs(cls, sentence, kind=PHRASE):
+        """Check the sentence where it is used. `kind`: ComfyUI leaves to this method what it names."""
+        if kind not in (*KINDS, None):
+            return f"kind: {kind!r} is not one of {', '.join(KINDS)}"
+        if kind not in (PHRASE, QUESTION):
+            return True
         return validate(prompt_templates.grounding, sentence, field="sentence")
 
     @classmethod
     def execute(cls, visionllm, image, sentence, kind=PHRASE, threshold=0.0, masks_in_json=False) -> io.NodeOutput:
-        with_field_name("sentence", prompt_templates.grounding, sentence)
-        best = for_each_image(image, lambda frame: ground(visionllm, frame, sentence, reasoning=kind == QUESTION))
+        if kind in LABELS:
+            sentence = LABELS[kind]
+            best = for_each_image(
+                image, lambda frame: detect_salient(visionllm, frame, sentence, camouflaged=kind == HIDES)
+            )
+        else:
+            with_field_name("sentence", prompt_templates.grounding, sentence)
+            best = for_each_image(image, lambda frame: ground(visionllm, frame, sentence, reasoning=kind == QUESTION))
         detections = [found.select(found.scores >= threshold) for found in best]
         return detection_output("ground", sentence, detections, masks_in_json)

@@ -3,11 +3,15 @@
 from .ask import VisionLLMAsk
 from .conditioning import VisionLLMEditConditioning, VisionLLMGenerateConditioning
 from .detect import VisionLLMDetect
+from .detections.nodes_answers import VisionLLMTextToBoxes
 from .detections.nodes_box_conversions import VisionLLMBoxesToMask, VisionLLMBoxesToSEGS, VisionLLMMaskToBoxes
 from .detections.nodes_boxes import VisionLLMFilterBoxes, VisionLLMPickBox
 from .detections.nodes_draw import VisionLLMDrawDetections
 from .detections.nodes_files import VisionLLMLoadDetections, VisionLLMSaveDetections
+from .detections.nodes_find_alike import InternVLFindAlike
 from .detections.nodes_keypoints import VisionLLMKeypointsToPose, VisionLLMKeypointsToRegions, VisionLLMPoseToKeypoints
+from .detections.nodes_region_prompts import MuLanRegionPrompts
+from .detections.nodes_track import VisionLLMTrackDetections
 from .ground import VisionLLMGround
 from .instruct import VisionLLMInstruct
 from .loader import VisionLLMLoader
@@ -28,6 +32,7 @@ NODES = [
     VisionLLMEditConditioning,
     VisionLLMFilterBoxes,
     VisionLLMPickBox,
+    VisionLLMTextToBoxes,
     VisionLLMBoxesToMask,
     VisionLLMMaskToBoxes,
     VisionLLMBoxesToSEGS,
@@ -37,4 +42,7 @@ NODES = [
     VisionLLMKeypointsToRegions,
     VisionLLMKeypointsToPose,
     VisionLLMPoseToKeypoints,
+    VisionLLMTrackDetections,
+    MuLanRegionPrompts,
+    InternVLFindAlike,
 ]

@@ -26,7 +26,7 @@ from .node_io import (
     threshold_input,
     top_k_input,
 )
-from .region_prompts import Regions, parse_points, regions_per_image
+from .region_prompts import Regions, parse_points, region_inputs, regions_per_image
 
 SEGMENT, ALIKE, COUNT, DESCRIBE, NAME = QUESTIONS = ("segment", "find alike", "count", "describe", "name")
 IOU_THRESHOLD = 0.7  # two marks on similar objects would find each object twice
@@ -77,25 +77,7 @@ class VisionLLMRegion(VisionLLMNode):
                     "included. count: the same, counted. describe: one sentence per region. name: one or two "
                     "words per region.",
                 ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Regions as masks. With a single image, each mask is a region. With a batch, one mask per "
-                    "image or one for all. Masks of another size are stretched to the image.",
-                ),
-                io.BoundingBox.Input(
-                    "bboxes",
-                    optional=True,
-                    force_input=True,
-                    tooltip="Regions as bounding boxes in pixels: one box, a list, or a list per image.",
-                ),
-                io.String.Input(
-                    "points",
-                    default="",
-                    optional=True,
-                    tooltip='Regions as points in pixels: [{"x": 12, "y": 34}]. Each point is one region, the same in '
-                    "every image.",
-                ),
+                *region_inputs(),
                 threshold_input(0.3, "find alike and count: drops detections below this score."),
                 top_k_input(MAX_DETECTIONS, "find alike and count: maximum detections per image, best first."),
                 json_masks_input(),
@@ -131,7 +113,9 @@ class VisionLLMRegion(VisionLLMNode):
     def execute(
         cls, visionllm, image, question, threshold, top_k, mask=None, bboxes=None, points="", masks_in_json=False
     ) -> io.NodeOutput:
-        regions = regions_per_image(len(image), tuple(image.shape[1:3]), visionllm.settings.tower, mask, bboxes, points)
+        regions = regions_per_image(
+            [(frame.shape[0], frame.shape[1]) for frame in image], visionllm.settings.tower, mask, bboxes, points
+        )
         if not any(map(len, regions)):
             raise ValueError(
                 "mask, bboxes, points: no region is marked in any image. Connect a mask or boxes, or enter points."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
+from comfy_api.latest import io
 
 from ..mulan.boundary.files import parse_json
 from ..mulan.boundary.interrupts import interruptible
@@ -44,26 +46,56 @@ class Regions:
         )
 
 
+def region_inputs() -> list[io.Input]:
+    """Return the inputs that mark regions: what `regions_per_image` takes."""
+    return [
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Regions as masks. With a single image, each mask is a region. With a batch, one mask per "
+            "image or one for all. Masks of another size are stretched to the image.",
+        ),
+        io.BoundingBox.Input(
+            "bboxes",
+            optional=True,
+            force_input=True,
+            tooltip="Regions as bounding boxes in pixels: one box, a list, or a list per image.",
+        ),
+        io.String.Input(
+            "points",
+            default="",
+            optional=True,
+            tooltip='Regions as points in pixels: [{"x": 12, "y": 34}]. Each point is one region, the same in '
+            "every image.",
+        ),
+    ]
+
+
 def regions_per_image(
-    frames: int, size: tuple[int, int], tower: int, mask: torch.Tensor | None = None, bboxes=None, points: str = ""
+    sizes: Sequence[tuple[int, int]], tower: int, mask: torch.Tensor | None = None, bboxes=None, points: str = ""
 ) -> list[Regions]:
-    """Return the regions of each image: first its masks, then its boxes, then the points.
+    """Return the regions of each image of these sizes (height, width): its masks, then its boxes, then the points.
 
     mask [M, h, w]: M regions of a single image; with several images one region each, or one for all. `bboxes`: any
     BOUNDING_BOX. Each point is a region. Raise ValueError that begins with the field, also for too many regions.
     """
-    coordinates = parse_points(points)
+    coordinates, frames = parse_points(points), len(sizes)
     if bboxes is None:
         boxes = [[] for _ in range(frames)]
     else:
         boxes = with_field_name("bboxes", boxes_per_image, bboxes)
         boxes = boxes * frames if len(boxes) == 1 else with_field_name("bboxes", boxes_per_image, bboxes, frames)
     masks = [_masks_of_image(mask, index, frames) for index in range(frames)]
-    _check_counts(size, tower, masks, boxes, coordinates)
-    return [_regions(size, tower, *of_image, coordinates) for of_image in interruptible(zip(masks, boxes, strict=True))]
+    _check_counts(sizes, tower, masks, boxes, coordinates)
+    return [
+        _regions(size, tower, *of_image, coordinates)
+        for size, *of_image in interruptible(zip(sizes, masks, boxes, strict=True))
+    ]
 
 
-def _check_counts(size: tuple[int, int], tower: int, masks: Sequence, boxes: Sequence, points: Sequence) -> None:
+def _check_counts(
+    sizes: Sequence[tuple[int, int]], tower: int, masks: Sequence, boxes: Sequence, points: Sequence
+) -> None:
     counts = [
         ("mask", [0 if of_image is None else len(of_image) for of_image in masks]),
         ("bboxes", [len(of_image) for of_image in boxes]),
@@ -74,7 +106,7 @@ def _check_counts(size: tuple[int, int], tower: int, masks: Sequence, boxes: Seq
     most, count = max(of_images), sum(of_images)
     if most > MAX_REGIONS:
         raise ValueError(f"{given}: {most} regions, and at most {MAX_REGIONS} of one image are asked about")
-    for height, width in (size, (tower, tower)):
+    for height, width in (max(sizes, key=math.prod), (tower, tower)):
         with_field_name(given, check_mask_pixels, count, height, width)
 
 

@@ -18,6 +18,7 @@ MAX_WINDOWS = MAX_PROMPTS + MAX_PROMPT_WINDOWS  # of all of them: contexts of 4.
 MAX_NAMES = 2000  # names of objects in one question
 MAX_NAME_LENGTH = 1000  # characters of one such name
 MAX_REGIONS = 1000  # regions of one image
+MAX_ANSWER_PLACES = 10000  # boxes and points that are read from one text of a model
 MAX_LABELS = 10000  # labels of a zero-shot classification
 MAX_LABEL_SENTENCES = 200000  # labels x templates
 MAX_RESULT_PIXELS = 2**29  # pixels of all images that one node reads from files and returns: 6 GB

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..boundary.interrupts import interruptible
 
-IMAGE, TEXT = "picture", "text"  # kinds of embeddings
+IMAGE, TEXT, VIDEO = "picture", "text", "video"  # kinds of embeddings
 MAX_BLOCK = 2**24  # scores at a time
 
 
@@ -17,8 +17,8 @@ MAX_BLOCK = 2**24  # scores at a time
 class Embeddings:
     """Vectors, and what is needed to compare them.
 
-    `vectors` [N, E] float32 on the CPU, each of unit length; `names` of what they stand for; `kind`: IMAGE or TEXT;
-    `identity`: that of the model which made them (`LoadedInternVL.identity`).
+    `vectors` [N, E] float32 on the CPU, each of unit length; `names` of what they stand for; `kind`: IMAGE, TEXT or
+    VIDEO; `identity`: that of the model which made them (`LoadedInternVL.identity`).
     """
 
     vectors: torch.Tensor

@@ -5,7 +5,7 @@ norms of queries and keys.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,18 @@ def check_temperature(temperature: float) -> float:
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be a number from 0 on, not {temperature}")
     return max(temperature, MIN_TEMPERATURE)
+
+
+def penalize(logits: torch.Tensor, token_ids: Sequence[int], penalty: float) -> torch.Tensor:
+    """Return logits [1, vocab_size] with those of `token_ids` lowered: divided by the penalty, or multiplied below 0.
+
+    ComfyUI does it only where it draws; the authors' code, transformers, also where the likeliest token is taken.
+    """
+    if penalty == 1 or not token_ids:
+        return logits
+    seen = torch.tensor(sorted(set(token_ids)), device=logits.device)
+    rows = logits[:, seen]
+    return logits.index_copy(1, seen, torch.where(rows < 0, rows * penalty, rows / penalty))
 
 
 def causal_bias(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
@@ -108,11 +120,24 @@ class LanguageModel(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
         self.model = _Llama(config, device=device, dtype=dtype, ops=operations)
 
     def sample_token(
-        self, logits, temperature, top_k, top_p, min_p, repetition_penalty, token_history, *arguments, **options
+        self,
+        logits,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        token_history,
+        *arguments,
+        do_sample=True,
+        **options,
     ):
         is_finite = logits.isfinite().all()
+        logits = torch.where(is_finite, logits, 0.0)  # a draw among NaN would end a card's process
+        if not do_sample:
+            logits = penalize(logits, token_history, repetition_penalty)
         token = super().sample_token(
-            torch.where(is_finite, logits, 0.0),  # a draw among NaN would end a card's process
+            logits,
             check_temperature(temperature),
             top_k,
             top_p,
@@ -120,6 +145,7 @@ class LanguageModel(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
             repetition_penalty,
             token_history,
             *arguments,
+            do_sample=do_sample,
             **options,
         )
         token_id, finite = torch.cat((token.flatten(), is_finite[None].to(token))).tolist()  # a card is waited for once

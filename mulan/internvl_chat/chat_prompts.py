@@ -20,6 +20,9 @@ KEY = "internvl_chat"
 MAX_CHARACTERS = 16  # of a prompt, for each token that the model reads: few tokens are longer
 FRAME_RATE = 24  # of a video, as core's Generate Text says; one frame of each second is used
 
+# Settings of other text encoders, which ComfyUI passes to all: prompts of a chat have no padding and no weights
+WITHOUT_EFFECT = ("min_length", "tokenizer_options", "disable_weights")
+
 Entry = int | dict  # an id, or {"type": "image", "data": tiles [N, 3, S, S]}
 
 
@@ -49,16 +52,25 @@ class ChatPrompts:
         frames: Sequence[torch.Tensor] = (),
         history: Sequence[tuple[str, str]] = (),
         system: str | None = None,
+        system_prompt: str | None = None,
         tiles: int = MAX_TILES,
         **others,
     ):
         """Return {KEY: [[(entry, 1.0), ...]]}, from the arguments of core's Generate Text or of InternVL Chat.
 
-        Core's: `image` [B, H, W, C] is B images, `video` [B, H, W, C] frames at 24 per second. Our own: `images` and
-        `frames` of [H, W, C] each, `history`, `system` (None: the model's default), at most so many `tiles` of an
-        image. Halves of characters become U+FFFD. Raises ValueError for audio, for what is no image, and for more than
-        the model can read.
+        Core's: `image` [B, H, W, C] is B images, `video` [B, H, W, C] frames at 24 per second, `system_prompt` (empty:
+        the model's default). Our own: `images` and `frames` of [H, W, C] each, `history`, `system` (None: the model's
+        default), at most so many `tiles` of an image. Halves of characters become U+FFFD. Raises ValueError for audio,
+        for what is no image, for more than the model can read, and for a setting that it does not know.
         """
+        unknown = [name for name, value in others.items() if name not in WITHOUT_EFFECT and _is_set(value)]
+        if unknown:
+            raise ValueError(f"{self.title} does not know the setting {', '.join(unknown)}: leave it at its default")
+        if system_prompt and system_prompt.strip():
+            if skip_template or thinking:
+                why = "thinking is on, which has one of its own" if thinking else "the default template is off"
+                raise ValueError(f"system_prompt: leave it empty when {why}")
+            system = system_prompt
         if audio is not None:
             raise ValueError(f"{self.title} cannot use audio: leave audio unconnected")
         images = [*images, *(check_images(image) if image is not None else ())]
@@ -109,10 +121,14 @@ class ChatPrompts:
         return input_ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self.tokenizer.decode(token_ids).strip()
+        return self.tokenizer.decode(token_ids, skip_special_tokens).strip()
 
     def state_dict(self) -> dict:
         return {}
+
+
+def _is_set(value) -> bool:
+    return value is not None and value is not False and not (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def prompt_length(entries: Sequence[Entry], config: ChatConfig) -> int:

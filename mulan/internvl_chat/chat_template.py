@@ -1,7 +1,7 @@
 """The prompt of a chat model: the turns of a dialogue, and where the images stand in it.
 
-Source: OpenGVLab/InternVL, the template ``internvl2_5`` and ``InternVLChatModel.chat``; the model cards of InternVL
-2.5, 3 and 3.5 for several pictures, videos and thinking.
+Source: OpenGVLab/InternVL, the template ``internvl2_5``, ``InternVLChatModel.chat`` and its evaluation on RefCOCO; the
+model cards of InternVL 2.5, 3 and 3.5 for several pictures, videos and thinking.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ IMAGE = "<image>"  # an image's place in a question
 # The same as the model knows it. The encoded image takes the place of the middle one.
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+THINK, THINK_END = "<think>", "</think>"
+REF = "<ref>"  # begins the name of a region, which its box follows
+FIND = f"Please provide the bounding box coordinate of the region this sentence describes: {REF}{{}}</ref>"
 THINKING = """You are an AI assistant that rigorously follows this response protocol:
 
 1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, and reason \
@@ -54,3 +57,14 @@ def insert_images(questions: Sequence[str], image_count: int, frame_count: int =
         names += [f"Frame{number}: " for number in range(1, frame_count + 1)]
         questions = ["".join(f"{name}{IMAGE}\n" for name in names) + questions[0], *questions[1:]]
     return [question.replace(IMAGE, IMAGE_START + IMAGE_CONTEXT + IMAGE_END) for question in questions]
+
+
+def split_thinking(answer: str) -> tuple[str, str]:
+    """Return what a model thought and its answer, without the tags; the answer is empty where thinking has no end.
+
+    An answer that does not begin with a thought is returned as it is.
+    """
+    if not answer.lstrip().startswith(THINK):
+        return "", answer
+    thought, _, said = answer.lstrip().removeprefix(THINK).partition(THINK_END)
+    return thought.strip(), said.strip()

@@ -37,8 +37,8 @@ class Tokenizer(Protocol):
         """Return ids, with the token that begins a text where the model has one. Added tokens are one id each."""
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text without special tokens; bytes that are no whole character become U+FFFD."""
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text; bytes that are no whole character become U+FFFD."""
         ...
 
     def token_to_id(self, token: str) -> int | None:
@@ -108,8 +108,8 @@ class BytePairTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(token_ids))
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
 
 class SentencePieceTokenizer:
@@ -144,9 +144,11 @@ class SentencePieceTokenizer:
             ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part) if part else []
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(
-            self._pieces.decode(list(run)) for is_piece, run in groupby(token_ids, self._is_piece) if is_piece
+            self._pieces.decode(list(run)) if is_piece else "".join(self._names.get(id, "") for id in run)
+            for is_piece, run in groupby(token_ids, self._is_piece)
+            if is_piece or not skip_special_tokens
         )
 
     def _is_piece(self, token_id: int) -> bool:

@@ -4,6 +4,7 @@ pictures of the tiny world.
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -283,6 +284,62 @@ def test_regions_in_two_languages(kind, server, base):
             slice(0, 1) if kind == "default" else slice(None)
         )  # a mask alone has each prompt drawn across both halves, then cut
         assert tuple(half.split()[whole] for half in found) == tuple(half.split()[whole] for half in expected), found
+
+
+@pytest.mark.parametrize("kind", ("mask bounds", "default"))
+def test_region_prompts_are_the_stock_nodes_in_one(kind, server, base):
+    """Boxes with prompts, without the whole image's, draw what masked conditionings draw."""
+    graph = graphs.change(base, "Empty Latent Image", width=128)
+    by_hand = add(graph, encode("20", RED_CIRCLE), *halves(kind, "3", "20"), KSampler_positive=["29", 0])
+    boxes = [{"x": x, "y": 0, "width": 64, "height": 64, "label": label} for x, label in ((0, "left"), (64, "Right"))]
+    detections = {"format": "visionllm-nodes/1", "task": "t", "frames": [{"width": 128, "height": 64, "objects": []}]}
+    detections["frames"][0]["objects"] = [
+        {"label": each["label"], "box": [each["x"], 0, each["x"] + 64, 64]} for each in boxes
+    ]
+    in_one = add(
+        graph,
+        ("20", "VisionLLMLoadDetections", {"file": "the text below", "json": json.dumps(detections)}),
+        (
+            "21",
+            "MuLanRegionPrompts",
+            {
+                "clip": ["2", 1],
+                "prompts": f"right: {RED_CIRCLE}\nleft: {BLUE_STAR}\nfish: a fish",
+                "bboxes": ["20", 0],
+                "width": 128,
+                "height": 64,
+                "whole": 0.0,
+                "set_cond_area": kind,
+            },
+        ),
+        KSampler_positive=["21", 0],
+    )
+    assert np.abs(picture(server, in_one) - picture(server, by_hand)).max() <= 2
+    said = server.run(in_one).nodes["21"]["mulan_text"][0].split("\n")
+    assert said == ["whole image: (no prompt)", f"Right: {RED_CIRCLE}", f"left: {BLUE_STAR}", "no box: fish"]
+
+
+def test_the_whole_image_s_prompt_counts_inside_regions_as_much_as_it_is_said(server, base):
+    """At 1 beside a region of strength 0 it is the prompt alone."""
+    graph = add(
+        base,
+        ("20", "PrimitiveBoundingBox", {"x": 0, "y": 0, "width": 32, "height": 64}),
+        (
+            "21",
+            "MuLanRegionPrompts",
+            {
+                "clip": ["2", 1],
+                "prompts": f"{BLUE_STAR}\nregion1: {RED_CIRCLE}",
+                "bboxes": ["20", 0],
+                "width": 64,
+                "height": 64,
+                "strength": 0.0,
+                "whole": 1.0,
+            },
+        ),
+        KSampler_positive=["21", 0],
+    )
+    assert np.abs(picture(server, graph) - picture(server, base)).max() <= 2
 
 
 def test_prompts_scheduled_by_timestep_range(server, base, plain):

@@ -409,6 +409,56 @@ def test_texts_are_ranked_by_a_picture(server):
     assert values(outputs, "names") == [label["label"] for label in best]
 
 
+def test_videos_are_found_by_an_image_of_theirs(server):
+    """A video of equal frames is as its frame; a list of videos is ranked, of each only so many frames are seen."""
+    colors = (0x3366AA, 0xAA3311, 0x11AA33)
+    graph = {
+        "1": loader(),
+        **{f"2{i}": node("EmptyImage", width=48, height=32, batch_size=4, color=c) for i, c in enumerate(colors)},
+        **{f"3{i}": node("CreateVideo", images=[f"2{i}", 0], fps=8.0) for i in range(3)},
+        "40": node("CreateList", **{f"inputs.input{i}": [f"3{i}", 0] for i in range(3)}),
+        "41": node("ImageFromBatch", image=["21", 0], batch_index=0, length=1),
+        **embed("4", video=["40", 0], frames=2),
+        "3": node("InternVLRank", internvl=["1", 0], query_image=["41", 0], embeddings=["4", 0], top_k=0),
+    }
+    outputs = server.run(graph)
+    ranked = shown(outputs)["ranked"]
+    assert ranked[0]["name"] == "video 2" and ranked[0]["score"] == pytest.approx(1, abs=1e-5) and len(ranked) == 3
+    told = shown(outputs, "4")
+    assert told["kind"] == "video" and told["names"] == ["video 1", "video 2", "video 3"]
+
+
+def test_what_an_example_shows_is_found_among_boxes(server):
+    """Two halves of two images as boxes: the half that the example shows is the best in each, with 1 if equal."""
+    left, right = 0x3366AA, 0xAA3311
+    halves = {"spacing_width": 0, "spacing_color": "white", "direction": "right", "match_image_size": False}
+    boxes = [{"x": x, "y": 0, "width": 32, "height": 32, "label": label} for x, label in ((0, "left"), (32, "right"))]
+    graph = {
+        "1": loader(),
+        "20": node("EmptyImage", width=32, height=32, batch_size=2, color=left),
+        "21": node("EmptyImage", width=32, height=32, batch_size=2, color=right),
+        "22": node("ImageStitch", image1=["20", 0], image2=["21", 0], **halves),
+        "23": node("ImageFromBatch", image=["22", 0], batch_index=0, length=1),
+        "3": node(
+            "InternVLFindAlike",
+            internvl=["1", 0],
+            image=["22", 0],
+            bboxes={"__value__": boxes},
+            example=["23", 0],
+            example_bboxes={"__value__": [boxes[1]]},
+            threshold=0.0,
+            top_k=1,
+            margin=0,
+        ),
+    }
+    told = shown(server.run(graph))
+    found = [[(thing["label"], round(thing["score"], 4)) for thing in frame["objects"]] for frame in told["frames"]]
+    assert found == [[("right", 1.0)]] * 2
+    outside = graph["3"]["inputs"] | {"example_bboxes": {"__value__": [{"x": 90, "y": 0, "width": 5, "height": 5}]}}
+    with pytest.raises(GraphFailed, match="example_bboxes: no box lies in the example"):
+        server.run(graph | {"3": node("InternVLFindAlike", **outside)})
+
+
 def test_embed_tells_what_it_has(server, album):
     outputs = server.run(
         {
@@ -674,8 +724,12 @@ REJECTED = {
     ),
     "nothing to look for": (rank(1, query=" "), "3", ["query: enter what to look for, or connect query_image"]),
     "nothing to rank": (rank(), "3", ["image, embeddings or folder: none of them is given"]),
-    "nothing to embed": (asking("InternVLEmbed", texts=" "), "3", ["image, texts or folder: none"]),
-    "texts and pictures": (asking("InternVLEmbed", 1, texts="a"), "3", ["image, texts or folder: more than one"]),
+    "nothing to embed": (asking("InternVLEmbed", texts=" "), "3", ["image, texts, video or folder: none"]),
+    "texts and pictures": (
+        asking("InternVLEmbed", 1, texts="a"),
+        "3",
+        ["image, texts, video or folder: more than one"],
+    ),
     "no video": (video(), "3", ["video, image: connect exactly one of them"]),
     "a file of something else": (
         classify(1, loader("wrong.safetensors")),

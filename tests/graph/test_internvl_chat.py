@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from mulan_nodes.mulan.conversion.converters import convert
@@ -136,6 +137,99 @@ def test_several_pictures_of_different_sizes(server):
     assert shown(server.run(fewer))["text"] != told["text"]
 
 
+def test_one_by_one_is_a_list_of_images(server):
+    """Three images of a batch give the three answers that a list of them gives, and their histories go on in order."""
+    pictures = {f"2{index}": picture(color=color) for index, color in enumerate((0x3366AA, 0xFFFFFF, 0x101010))}
+    pictures["2"] = node("BatchImagesNode", **{f"images.image{index}": [f"2{index}", 0] for index in range(3)})
+    seen = {"images.image_1": ["2", 0]}
+    graph = chat(pictures="one by one", **seen) | pictures | {"4": node("PreviewAny", source=["3", 1])}
+    outputs = server.run(graph)
+    told, histories = shown(outputs), [json.loads(text) for text in outputs.nodes["4"]["text"]]
+    apart = [shown(server.run(chat(**seen) | {"2": pictures[f"2{index}"]}))["text"] for index in range(3)]
+    assert told["texts"] == apart and len(set(apart)) == 3 and told["text"] == "\n\n".join(apart)
+    assert [history[1]["content"] for history in histories] == apart
+    together = shown(server.run(chat(**seen) | pictures))
+    assert "texts" not in together and together["text"] not in apart
+
+
+def test_a_video_beside_images_has_an_answer_of_its_own(server):
+    of_video = {"5": node("CreateVideo", images=["6", 0], fps=12.0), "6": picture(count=12, color=0x10AA10)}
+    graph = chat(pictures="one by one", video=["5", 0], frames=3, **{"images.image_1": ["2", 0]}) | of_video
+    alone = shown(server.run(chat(video=["5", 0], frames=3) | of_video))["text"]
+    assert shown(server.run(graph))["texts"] == [shown(server.run(chat(**{"images.image_1": ["2", 0]})))["text"], alone]
+
+
+def test_how_tokens_are_chosen(server):
+    """A penalty acts without drawing; drawing from one token is as greedy."""
+    texts = [
+        shown(server.run(chat(max_tokens=40, **how)))["text"]
+        for how in ({}, {"temperature": 2.0, "top_k": 1}, {"repetition_penalty": 2.0})
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+# --- find ---
+
+
+def test_each_name_is_asked_for_with_the_published_prompt(server):
+    prompt = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
+    seen = {"images.image_1": ["2", 0]}
+    graph = chat(ENDLESS, task="find", question="red circle, 猫", **seen)
+    graph["4"] = node("PreviewAny", source=["3", 1])
+    outputs = server.run(graph)
+    lines = ["<ref>red circle</ref>" + "<box>" * 6, "<ref>猫</ref>" + "<box>" * 6]
+    told = shown(outputs)
+    assert told["task"] == "find" and told["prompt"] == "red circle, 猫" and told["text"].split("\n") == lines
+    turns = json.loads(outputs.nodes["4"]["text"][0])
+    assert [turn["content"] for turn in turns[::2]] == [prompt.format("red circle"), prompt.format("猫")]
+    assert [turn["content"] for turn in turns[1::2]] == lines
+
+
+def test_the_same_question_asked_is_answered_as_before(server):
+    """What `find` sends is a question like any other; its answer alone is shown without special tokens."""
+    prompt = "Please provide the bounding box coordinate of the region this sentence describes: <ref>cat</ref>"
+    seen = {"images.image_1": ["2", 0]}
+    found = shown(server.run(chat(task="find", question="cat", **seen)))["text"]
+    asked = shown(server.run(chat(question=prompt, **seen)))["text"]
+    assert asked and asked in found
+
+
+def test_what_it_finds_becomes_boxes(server):
+    graph = chat(ENDLESS, task="find", question="cat", **{"images.image_1": ["2", 0]})
+    graph["4"] = node("VisionLLMTextToBoxes", text=["3", 0], image=["2", 0], coordinates="auto")
+    outputs = server.run(graph)
+    assert "not read, it breaks off: <box>" in outputs.nodes["4"]["mulan_text"][0]
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [(" , ,", "it has 0 names to find"), ("<box>", "the name '<box>' has < or >"), (" ", "enter what to find")],
+)
+def test_names_that_cannot_be_found_are_refused_before_the_run(server, question, message):
+    with pytest.raises(GraphRejected, match=message):
+        server.run(chat(task="find", question=question, **{"images.image_1": ["2", 0]}))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_finding_needs_one_image(server, count):
+    graph = chat(task="find", question="cat", **({"images.image_1": ["2", 0]} if count else {}))
+    with pytest.raises(GraphFailed, match=f"images: find looks in one image at a time, got {count}"):
+        server.run(graph | {"2": picture(count=max(1, count))})
+
+
+def test_one_by_one_it_finds_in_each_image(server):
+    graph = chat(ENDLESS, task="find", question="cat, dog", pictures="one by one", **{"images.image_1": ["2", 0]})
+    graph |= {
+        "2": picture(count=2),
+        "4": node("VisionLLMTextToBoxes", text=["3", 0], image=["2", 0], coordinates="auto"),
+    }
+    outputs = server.run(graph)
+    lines = "<ref>cat</ref>" + "<box>" * 6 + "\n<ref>dog</ref>" + "<box>" * 6
+    assert shown(outputs)["texts"] == [lines] * 2
+    read = json.loads(outputs.nodes["4"]["text"][0])
+    assert [frame["text"] for frame in read["frames"]] == [lines] * 2
+
+
 def test_frames_of_a_video(server):
     graph = chat(video=["5", 0], frames=3) | {
         "2": picture(count=12),
@@ -184,6 +278,46 @@ def test_an_answer_becomes_a_prompt(server):
     }
     outputs = server.run(graph)
     assert outputs.nodes["5"]["text"][0] == shown(outputs)["text"] + "!"
+
+
+# --- captions of a folder ---
+
+
+def test_a_folder_is_captioned_and_continued(server):
+    """Three images, two in a run: names and answers in order, then only what is new; nothing is left in the end."""
+    folder = server.folder / "input" / "to caption"
+    folder.mkdir()
+    for name, color in (("10.png", (9, 9, 200)), ("2.png", (200, 9, 9)), ("1.png", (9, 200, 9))):
+        Image.new("RGB", (40, 30), color).save(folder / name)
+    (folder / "3.png").write_bytes(b"broken")
+    graph = chat(**{"images.image_1": ["2", 0]}) | {
+        "2": node("InternVLImagesToCaption", folder="to caption", only_new=True, limit=2),
+        "4": node("InternVLSaveCaptions", captions=["3", 0], names=["2", 1], folder=["2", 2], trigger="my style"),
+    }
+    outputs = server.run(graph | {"5": node("PreviewAny", source=["2", 3])})
+    saved = {file.name: file.read_text("utf-8") for file in folder.glob("*.txt")}
+    assert saved.keys() == {"1.txt", "2.txt"} and all(text.startswith("my style, ") for text in saved.values())
+    assert outputs.nodes["5"]["text"][0] == "2" and "2 captions saved" in outputs.nodes["4"]["mulan_text"][0]
+    alone = chat(**{"images.image_1": ["2", 0]}) | {"2": node("LoadImage", image="to caption/1.png")}
+    assert saved["1.txt"] == f"my style, {shown(server.run(alone))['text']}\n"
+    server.run(graph)
+    assert {file.name for file in folder.glob("*.txt")} == {"1.txt", "2.txt", "10.txt"}
+    before = (folder / "10.txt").stat().st_mtime_ns
+    nothing = server.run(graph)
+    assert (
+        "0 of 4 images" in nothing.nodes["2"]["mulan_text"][0]
+        and "3.png could not be read" in nothing.nodes["2"]["mulan_text"][0]
+    )
+    assert (folder / "10.txt").stat().st_mtime_ns == before
+
+
+def test_captions_are_written_only_into_comfyui_s_folders(server, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    save = node("InternVLSaveCaptions", captions=["5", 0], names=["5", 0], folder=str(tmp_path))
+    graph = {"5": node("PrimitiveString", value="a.png"), "4": save}
+    with pytest.raises(GraphRejected, match="outside of ComfyUI's input and output folders"):
+        server.run(graph)
+    assert not list(tmp_path.glob("*.txt"))
 
 
 # --- the model ---

@@ -116,6 +116,14 @@ def test_limits_of_detect(server):
     assert none.nodes["count"]["text"][0] == "0" and shown(none)["frames"][0]["objects"] == []
 
 
+def test_negative_names_are_not_found(server):
+    graph = detect(names="star, circle", negative="dog, cat", threshold=0.0, top_k=9)
+    labels = [thing["label"] for thing in shown(server.run(graph))["frames"][0]["objects"]]
+    assert set(labels) <= {"star", "circle"}
+    with pytest.raises(GraphRejected, match="'star' appears 2 times"):
+        server.run(detect(names="star", negative="star"))
+
+
 def test_masks_in_json_is_an_option(server):
     thing = shown(server.run(detect(top_k=1, masks_in_json=True)))["frames"][0]["objects"][0]
     assert thing["mask"]["size"] == [HEIGHT, WIDTH] and sum(thing["mask"]["counts"]) == HEIGHT * WIDTH
@@ -133,6 +141,15 @@ def test_ground_returns_one_object(server, kind):
         ]["objects"]
         == []
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"), [("what stands out", "salient object"), ("what hides", "camouflaged object")]
+)
+def test_what_stands_out_or_hides_needs_no_sentence(server, kind, label):
+    told = shown(server.run(asking("VisionLLMGround", 2, image=["2", 0], sentence="", kind=kind, threshold=0.0)))
+    assert [[thing["label"] for thing in frame["objects"]] for frame in told["frames"]] == [[label]] * 2
+    assert told["prompt"] == label
 
 
 @pytest.mark.parametrize("mode", ["semantic", "instance"])
@@ -280,6 +297,48 @@ def test_history_continues_a_conversation(server):
     )
     fresh = server.run(ask(question="Why?", **{"images.image_1": ["2", 0]}))
     assert shown(fresh)["frames"][0]["text"] != shown(outputs, "4")["frames"][0]["text"]
+
+
+def test_a_question_names_regions(server):
+    """Boxes of a detector, a point: their names are in the answer's boxes, and which is which matters."""
+    about = {"images.image_1": ["2", 0], "points": '[{"x": 5, "y": 6}]'}
+    graph = ask(2, question="Is region1 left of region2?", bboxes=["5", 0], **about)
+    graph["5"] = node("PrimitiveBoundingBox", x=60, y=12, width=30, height=20)
+    graph["6"] = node("PreviewAny", source=["3", 3])
+    outputs = server.run(graph)
+    told = shown(outputs)
+    assert told["prompt"] == "Is region1 left of region2?" and all(frame["text"] for frame in told["frames"])
+    for objects in (frame["objects"] for frame in told["frames"]):
+        assert [(thing["label"], thing["box"]) for thing in objects] == [
+            ("region1", [60, 12, 30, 20]),
+            ("region2", [5, 6, 0, 0]),
+        ]
+    assert [[box["label"] for box in boxes] for boxes in json.loads(outputs.nodes["6"]["text"][0])] == [
+        ["region1", "region2"]
+    ] * 2
+
+
+def test_history_names_the_regions_of_a_later_question(server):
+    seen = {"images.image_1": ["2", 0], "points": POINTS}
+    graph = ask(question="What is region2?", **seen)
+    graph["4"] = node("VisionLLMAsk", visionllm=["1", 0], question="Why?", max_tokens=6, history=["3", 1], **seen)
+    outputs = server.run(graph | {"5": node("PreviewAny", source=["4", 1])})
+    said = json.loads(outputs.nodes["5"]["text"][0])
+    assert [turn["content"] for turn in said[::2]] == ["What is region2?", "Why?"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"question": "region3?"}, "question about image 1: it names region3, but 2 regions are marked"),
+        ({"question": "What?"}, "question about image 1: it names no region"),
+        ({"question": "region1?", "pictures": "all together"}, "one image at a time. Set pictures to one by one"),
+    ],
+)
+def test_regions_that_cannot_be_asked_about(server, inputs, words):
+    graph = ask(2, **{"images.image_1": ["2", 0], "points": POINTS, **inputs})
+    with pytest.raises(GraphFailed, match=words):
+        server.run(graph)
 
 
 def test_sampling_is_reproducible_by_seed(server):
@@ -544,6 +603,11 @@ REJECTED = {
         asking("VisionLLMGround", image=["2", 0], sentence=" ", threshold=0.0),
         "3",
         ["sentence: ", "empty"],
+    ),
+    "no such kind": (
+        asking("VisionLLMGround", image=["2", 0], sentence="x", kind="best", threshold=0.0),
+        "3",
+        ["kind: 'best' is not one of phrase, question"],
     ),
     "no question": (ask(question=""), "3", ["question: ", "empty"]),
     "no instruction": (

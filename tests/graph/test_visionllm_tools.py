@@ -462,3 +462,45 @@ def test_boxes_are_filled_where_a_file_has_not_every_mask(server):
     assert each.sum((1, 2)).tolist() == [16, 16]
     whole = written([thing(0, 0, 4, 4, mask={"size": [HEIGHT, WIDTH], "counts": RUNS})])
     assert torch.from_numpy(mask(server, {"7": load(whole)}, ["7", 2])).nonzero().tolist() == [[0, 8, 0], [0, 9, 0]]
+
+
+def test_tracks_have_a_name_in_every_frame(server):
+    """Boxes of four frames, one of them missed: names, the missed box, masks for SAM3's tracker, what is drawn."""
+    boxes = [[{"x": 4 * time, "y": 5, "width": 20, "height": 10, "label": "犬"}] for time in range(4)]
+    boxes[2] = []
+    boxes[0].append({"x": 60, "y": 30, "width": 20, "height": 20, "label": "cat", "score": 0.5})
+    track = dict(min_overlap=0.2, max_gap=15, min_length=1, fill=True, smooth=0.0)
+    graph = {
+        "2": node("EmptyImage", width=WIDTH, height=HEIGHT, batch_size=4, color=0),
+        "5": node("VisionLLMTrackDetections", image=["2", 0], bboxes={"__value__": boxes}, **track),
+    }
+    named = value(server, graph, ["5", 0])
+    assert [[one["label"] for one in of_frame] for of_frame in named] == [
+        ["犬 1", "cat 1"],
+        ["犬 1"],
+        ["犬 1"],
+        ["犬 1"],
+    ]
+    assert named[2][0]["x"] == 8
+    first = mask(server, graph, ["5", 4])
+    assert first.shape == (2, HEIGHT, WIDTH) and first[0, 5:15, :20].all() and first[0].sum() == 200
+    assert "masks: not connected" in failure(server, graph, ["5", 1])
+    drawn = node(
+        "VisionLLMDrawDetections",
+        image=["2", 0],
+        bboxes=["5", 0],
+        names=True,
+        scores=True,
+        keypoint_names=False,
+        colours="by name",
+        mask_opacity=0.4,
+        line_width=0,
+        text_size=0,
+    )
+    assert seen(server, graph | {"6": drawn}, ["6", 0]).any(axis=(1, 2, 3)).all()
+    told = server.run(graph).nodes["5"]
+    assert told["mulan_text"][0] == "犬 1: frames 0 to 3\ncat 1: frames 0 to 0"
+    both = graph["5"]["inputs"] | {"keypoints": ["7", 3]}
+    loaded = node("VisionLLMLoadDetections", file="the text below", json=told["text"][0])
+    wrong = graph | {"5": node("VisionLLMTrackDetections", **both), "7": loaded}
+    assert "bboxes, keypoints: connect exactly one of them" in failure(server, wrong, ["5", 0])

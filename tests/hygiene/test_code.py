@@ -254,5 +254,5 @@ def test_no_large_files():
 
 def test_versions_agree():
     version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)[1]
-    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[1] == version
+    assert re.search(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[1] == version
     assert f'VERSION = "{version}"' in (ROOT / "mulan" / "__init__.py").read_text("utf-8")

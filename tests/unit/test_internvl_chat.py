@@ -14,7 +14,13 @@ import sentencepiece
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, Qwen2Tokenizer, Qwen3Config
+from transformers import (
+    GotOcr2ImageProcessor,
+    InternVLVisionConfig,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
@@ -22,10 +28,12 @@ from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.images.tiling import choose_tile_grid
 from mulan_nodes.mulan.internvl_chat import chat_template
 from mulan_nodes.mulan.internvl_chat.chat_files import open_chat, unexpected
+from mulan_nodes.mulan.internvl_chat.chat_language_model import penalize
 from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
 from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
 from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD, preprocess_tiles
 from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
+from mulan_nodes.mulan.internvl_chat.chat_template import split_thinking
 from mulan_nodes.mulan.internvl_chat.chat_tokenizer import load_tokenizer
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from mulan_nodes.tools.shards import shard
@@ -89,6 +97,8 @@ def test_the_byte_pair_tokenizer_equals_transformers(qwen, tmp_path):
             == again.decode(ids)
             == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
+        whole = theirs.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert ours.decode(ids, skip_special_tokens=False) == whole
     rare = list(range(0, len(theirs), 7))
     assert ours.decode(rare) == theirs.decode(rare, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert ours.vocab_size == again.vocab_size == len(theirs) and ours.token_to_id(
@@ -116,6 +126,7 @@ def test_the_sentencepiece_tokenizer_of_internlm2(tmp_path):
     assert words.vocab_size == random_chat.PIECES + len(random_chat.SPECIAL) - 1
     for text in ("The red circle", "书生·万象 é", "  two"):
         assert words.decode([*words.encode(text), end]) == text
+        assert words.decode([*words.encode(text), end], skip_special_tokens=False) == f"<s>{text}<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -310,6 +321,41 @@ def test_pixels_equal_transformers(height, width):
         assert difference < levels, (processor, difference)
 
 
+# --- settings, thoughts ---
+
+
+def test_core_s_system_prompt_is_ours(clip):
+    said = clip.tokenize("Hi", system="Be brief.")
+    assert clip.tokenize("Hi", system_prompt="Be brief.") == said != clip.tokenize("Hi")
+    assert clip.tokenize("Hi", system_prompt=" ") == clip.tokenize("Hi", system_prompt=None) == clip.tokenize("Hi")
+    with pytest.raises(ValueError, match="system_prompt: leave it empty when thinking is on"):
+        clip.tokenize("Hi", system_prompt="Be brief.", thinking=True)
+    with pytest.raises(ValueError, match="system_prompt: leave it empty when the default template is off"):
+        clip.tokenize("Hi", system_prompt="Be brief.", skip_template=True)
+
+
+def test_a_setting_that_it_does_not_know_is_refused_where_it_is_set(clip):
+    with pytest.raises(ValueError, match="does not know the setting tone, tools: leave it at its default"):
+        clip.tokenize("Hi", tone="calm", tools=["search"], other=None)
+    core = {"min_length": 1, "audio": None, "tokenizer_options": {"a": 1}, "embeds": [], "enable": False, "prefix": ""}
+    assert clip.tokenize("Hi", **core) == clip.tokenize("Hi")
+
+
+@pytest.mark.parametrize(
+    ("answer", "thought", "said"),
+    [
+        ("<think>\nA cat?\n</think>\n\nA cat.", "A cat?", "A cat."),
+        (" <think></think>A cat.", "", "A cat."),
+        ("<think>A cat, or", "A cat, or", ""),
+        ("A cat. <think>no</think>", "", "A cat. <think>no</think>"),
+        ("<think>a</think>b</think>", "a", "b</think>"),
+        ("A cat. ", "", "A cat. "),
+    ],
+)
+def test_what_a_model_thinks_is_parted_from_its_answer(answer, thought, said):
+    assert split_thinking(answer) == (thought, said)
+
+
 # --- what a CLIP must do ---
 
 
@@ -348,6 +394,21 @@ def test_a_seed_decides_what_is_drawn(clip):
         )
 
     assert drawn(1) == drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.1, 2.0])
+@pytest.mark.parametrize("token_ids", [[], [3], [3, 5, 3, 19]])
+def test_a_penalty_is_transformers_s(penalty, token_ids):
+    logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(0))
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([token_ids], dtype=torch.long), logits.clone())
+    assert torch.equal(penalize(logits, token_ids, penalty), theirs)
+
+
+@pytest.mark.parametrize(("penalty", "chosen"), [(1.0, 1), (1.4, 1), (1.6, 2)])
+def test_a_penalty_acts_where_nothing_is_drawn(clip, penalty, chosen):
+    logits = torch.tensor([[-1.0, 3.0, 2.0]])
+    sample = clip.cond_stage_model.chat.language_model.sample_token
+    assert sample(logits, 1.0, 0, 1.0, 0.0, penalty, [1, 0], None, do_sample=False).item() == chosen
 
 
 def test_every_token_is_streamed(clip):

@@ -14,6 +14,8 @@ from mulan_nodes.visionllm_nodes.model import answers, contexts, perception, pro
 from mulan_nodes.visionllm_nodes.model.generation import nucleus_sampler
 from mulan_nodes.visionllm_nodes.model.prefix_cache import PrefixCache
 from mulan_nodes.visionllm_nodes.model.prompt_templates import chat
+from mulan_nodes.visionllm_nodes.model.region_mentions import place_regions
+from mulan_nodes.visionllm_nodes.model.selection import Limits, select
 from mulan_nodes.visionllm_nodes.model.visionllm_files import open_visionllm
 from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
@@ -38,6 +40,17 @@ def test_detection_is_ordered_and_within_its_bounds(loaded, image):
     assert len(found) == 12 and found.masks.shape == (12, 90, 130) and found.masks.dtype == torch.bool
     assert (found.scores.diff() <= 0).all() and 0 <= found.labels.min() and found.labels.max() < 3
     assert len(perception.detect(loaded, image, ["star"], threshold=1.1)) == 0
+
+
+def test_negative_names_take_what_they_fit_better(loaded, image):
+    names, negative = ["red circle"], ["blue square", "star"]
+    everything = perception.detect(loaded, image, names + negative, max_detections=1000, masks=False)
+    found = perception.detect(loaded, image, names, negative=negative, max_detections=500, masks=False)
+    limits = Limits(max_detections=500, wanted=1)
+    expected = everything.select(select(everything, limits))
+    assert (found.labels == 0).all() and 0 < len(found) and torch.equal(found.scores, expected.scores[: len(found)])
+    with pytest.raises(ValueError, match="star"):
+        perception.detect(loaded, image, ["star"], negative=["star"])
 
 
 def test_names_beyond_one_prompt_are_asked_in_several(loaded, image):
@@ -112,6 +125,46 @@ def test_regions(loaded, image):
         regions.masks_from_masks(torch.zeros(1, 90, 130), size)
     with pytest.raises(ValueError, match="no region"):
         perception.detect_at_regions(loaded, image, marks[:0])
+
+
+def test_a_question_about_regions_is_about_those_in_their_order(loaded, image):
+    """What the language model reads of two regions: each its own, and exchanged where their names are."""
+    marks = regions.masks_from_boxes(
+        torch.tensor([[10.0, 10, 50, 60], [70, 5, 120, 80]]), 90, 130, loaded.settings.tower
+    )
+    marks = marks[:, 0]
+
+    def logits(question: str, of_regions: torch.Tensor) -> torch.Tensor:
+        seen = []
+        turns, named = place_regions(prompt_templates.chat(question), len(of_regions))
+        answers.answer(
+            loaded,
+            [image],
+            [turns],
+            region_masks=of_regions[named],
+            max_tokens=1,
+            sampler=lambda logits: (seen.append(logits), logits.argmax(-1))[1],
+        )
+        return seen[0]
+
+    both = logits("Is region1 left of region2?", marks)
+    assert torch.equal(both, logits("Is region1 left of region2?", marks))
+    assert not torch.allclose(both, logits("Is region1 left of region2?", marks.flip(0)))
+    assert not torch.allclose(both, logits("Is region2 left of region1?", marks))
+    assert not torch.allclose(logits("What is region1?", marks), logits("What is region1?", marks.flip(0)))
+
+
+def test_what_stands_out_and_what_hides_are_two_questions(loaded, image):
+    first, second = (perception.detect_salient(loaded, image, "it", camouflaged=hides) for hides in (False, True))
+    assert len(first) == len(second) == 1 and first.names == ("it",) and first.masks.shape == (1, 90, 130)
+    assert not torch.equal(first.scores, second.scores)
+
+
+def test_a_checkpoint_without_regions_says_so(loaded, image, monkeypatch):
+    monkeypatch.setattr(loaded.model, "region_encoder", None)
+    marks = torch.ones(1, loaded.settings.tower, loaded.settings.tower, dtype=torch.bool)
+    with pytest.raises(ValueError, match="has no region encoder"):
+        answers.answer(loaded, [image], [[prompt_templates.region_caption()]], region_masks=marks)
 
 
 def test_pose(loaded, image):

@@ -30,7 +30,7 @@ def image():
 
 def marks_of(loaded, count):
     boxes = [{"x": float(index % 100), "y": float(index % 70), "width": 20.0, "height": 15.0} for index in range(count)]
-    (regions,) = region_prompts.regions_per_image(1, (90, 130), loaded.settings.tower, bboxes=boxes)
+    (regions,) = region_prompts.regions_per_image([(90, 130)], loaded.settings.tower, bboxes=boxes)
     return regions.marks
 
 
@@ -113,15 +113,23 @@ def test_images_beyond_the_limit(loaded, monkeypatch):
 )
 def test_regions_beyond_the_limit(given, words):
     with pytest.raises(ValueError, match=words):
-        region_prompts.regions_per_image(1, (64, 64), 56, **given)
+        region_prompts.regions_per_image([(64, 64)], 56, **given)
+
+
+def test_regions_of_images_of_different_sizes():
+    boxes = [[{"x": 1, "y": 2, "width": 3, "height": 4}], [], [{"x": 50, "y": 20, "width": 9, "height": 9}] * 2]
+    found = region_prompts.regions_per_image([(8, 9), (30, 5), (64, 96)], 56, bboxes=boxes)
+    assert [len(of_image) for of_image in found] == [1, 0, 2]
+    assert [of_image.masks.shape[1:] for of_image in found] == [(8, 9), (30, 5), (64, 96)]
+    assert found[2].boxes[0].tolist() == [50, 20, 59, 29] and found[2].marks[0].any()
 
 
 def test_regions_whose_masks_would_not_fit_in_memory():
     box = {"x": 1, "y": 1, "width": 5, "height": 5}
     with pytest.raises(ValueError, match=r"bboxes: 900 masks of 8000 x 8000 pixels .* at most"):
-        region_prompts.regions_per_image(1, (8000, 8000), 56, bboxes=[box] * 900)
+        region_prompts.regions_per_image([(8000, 8000)], 56, bboxes=[box] * 900)
     with pytest.raises(ValueError, match="bboxes: "):
-        region_prompts.regions_per_image(100_000, (8, 8), 336, bboxes=[box] * 900)
+        region_prompts.regions_per_image([(8, 8)] * 100_000, 336, bboxes=[box] * 900)
 
 
 def test_a_batch_whose_masks_would_not_fit_in_memory(monkeypatch, loaded, image):
@@ -212,7 +220,7 @@ def test_stop_stops_within_half_a_second(loaded, image, stop_soon, what):
         "names": lambda: perception.detect(loaded, image, names),
         "regions": lambda: perception.detect_at_regions(loaded, image, marks),
         "similar": lambda: perception.detect_similar(loaded, image, marks, Limits()),
-        "masks of regions": lambda: region_prompts.regions_per_image(1, (1000, 1000), 336, mask=masks),
+        "masks of regions": lambda: region_prompts.regions_per_image([(1000, 1000)], 336, mask=masks),
     }[what]
     timer.start()
     with pytest.raises(comfy.model_management.InterruptProcessingException):

@@ -46,6 +46,9 @@ DETECTED = found(
         (Limits(iou_threshold=0.9), [1, 2, 4, 0, 3]),
         (Limits(iou_threshold=0.5, max_per_name=1), [1, 2]),
         (Limits(threshold=0.95), []),
+        (Limits(wanted=1), [1, 4]),
+        (Limits(wanted=2), [1, 2, 4, 0, 3]),
+        (Limits(wanted=1, threshold=0.85), [1]),
     ],
 )
 def test_limits_keep_the_best(limits, kept):

@@ -11,6 +11,7 @@ import sentencepiece
 from mulan_nodes.visionllm_nodes.detections import names, skeletons
 from mulan_nodes.visionllm_nodes.model import prompt_templates, special_tokens
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
+from mulan_nodes.visionllm_nodes.model.region_mentions import place_regions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "parity" / "goldens" / "mulan" / "tokenizer" / "tokenizer.model"
 SCRIPTS = ["cat", "日本の犬", "кошка", "قطة", "แมว", "🐕‍🦺", "Ça_va-bien/ß"]
@@ -206,3 +207,42 @@ def test_formats_and_history():
         "<|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n"
     )
     assert "<image>" not in prompt_templates.VICUNA.prompt(prompt_templates.chat("Hello", with_image=False))
+
+
+def mark(number: int) -> str:
+    return f"<reg>region{number}<region></reg>"
+
+
+@pytest.mark.parametrize(
+    ("questions", "placed", "order"),
+    [
+        (["What is region1?"], [f"What is {mark(1)}?"], [0]),
+        (["Is region2 left of Region 1?"], [f"Is {mark(2)} left of {mark(1)}?"], [1, 0]),
+        (["region1在region3的哪边"], [f"{mark(1)}在{mark(3)}的哪边"], [0, 2]),
+        (["كم region٢؟"], [f"كم {mark(2)}؟"], [1]),
+        (["region1, and region1 again", "why region1?"], [f"{mark(1)}, and region1 again", "why region1?"], [0]),
+        (["region1?", "and region2?"], [f"{mark(1)}?", f"and {mark(2)}?"], [0, 1]),
+        (["xregion1 my_region1 region12345678901 region1"], [f"xregion1 my_region1 region12345678901 {mark(1)}"], [0]),
+    ],
+)
+def test_regions_stand_where_a_conversation_names_them_first(questions, placed, order):
+    """Their tokens come once each, in the order of the embeddings; answers of before are left as they are."""
+    *before, last = questions
+    turns = prompt_templates.chat(last, [(question, "region3 is a cat") for question in before], with_image=False)
+    found, indexes = place_regions(turns, 3)
+    assert [turn.user for turn in found] == placed and indexes == order
+    assert all(turn.assistant == "region3 is a cat" for turn in found[:-1])
+
+
+@pytest.mark.parametrize(
+    ("question", "count", "words"),
+    [
+        ("region3?", 2, "it names region3, but 2 regions are marked"),
+        ("region0?", 1, "it names region0, but 1 region is marked"),
+        ("region1?", 0, "it names region1, but no region is marked"),
+        ("What is it?", 2, "it names no region. Write region1, region2"),
+    ],
+)
+def test_regions_that_a_question_cannot_name(question, count, words):
+    with pytest.raises(ValueError, match=words):
+        place_regions(prompt_templates.chat(question), count)

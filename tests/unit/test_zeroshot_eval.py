@@ -221,7 +221,7 @@ def test_the_command_line(capsys, tmp_path):
     given = (options.dataset, options.language, options.mode, options.checkpoint)
     assert given == (Path("data"), ["en", "zh"], "G", None)
     for wrong in (("--dataset", "data"), ("mulan", "--language", "en")):
-        with pytest.raises(SystemExit, match="belong to: dev.py eval zeroshot"):
+        with pytest.raises(SystemExit, match="belongs? to: dev.py eval zeroshot"):
             command.run(tmp_path, parse(*wrong))
     with pytest.raises(SystemExit):
         parse("sixty")

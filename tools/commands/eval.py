@@ -1,4 +1,4 @@
-"""Measure the tiny models (output/*.md), or InternVL's zero-shot labels on a data set of yours."""
+"""Measure the tiny models (output/*.md), or InternVL's labels and retrieval on a data set of yours."""
 
 import argparse
 from pathlib import Path
@@ -6,13 +6,14 @@ from pathlib import Path
 NEEDS_TINY_MODELS = True
 EVALUATIONS = ("mulan", "visionllm", "zeroshot")
 LANGUAGES, NAMES = "languages", "names"  # of 113 languages, which takes long: only where it is asked for
+RETRIEVAL = "retrieval"  # of a data set only
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=(*EVALUATIONS, LANGUAGES, NAMES),
+        choices=(*EVALUATIONS, LANGUAGES, NAMES, RETRIEVAL),
         help="measure one of them (default: the first three; languages, for hours, and names ask in 113 of them)",
     )
     parser.add_argument(
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="a folder of images per class, laid out as ImageNet; class names in a language from classnames_xx.json "
-        "(default: the tiny world)",
+        "(default: the tiny world). retrieval: a folder of images, each with a .txt of captions or in metadata.jsonl",
     )
     zeroshot.add_argument(
         "--language",
@@ -51,26 +52,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
-    from .. import evaluate_languages, evaluate_mulan, evaluate_names, evaluate_visionllm, evaluate_zeroshot
+    from .. import (
+        evaluate_languages,
+        evaluate_mulan,
+        evaluate_names,
+        evaluate_retrieval,
+        evaluate_visionllm,
+        evaluate_zeroshot,
+    )
     from ..comfyui import OUTPUT, has_accelerator
 
     wanted, cpu = (options.what,) if options.what else EVALUATIONS, not has_accelerator()
-    if options.what == LANGUAGES:
-        codes = options.language or ()
-        evaluate_languages.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, codes)
-        return 0
-    if options.what == NAMES:
-        evaluate_names.evaluation(comfyui, cpu, OUTPUT, options.language or ())
-        return 0
-    of_zeroshot = (options.dataset, options.language, options.checkpoint, options.mode)
-    if options.what != "zeroshot" and any(of_zeroshot):
-        raise SystemExit("--dataset, --language, --checkpoint and --mode belong to: dev.py eval zeroshot")
-    if options.text_encoder and options.what not in ("mulan", "zeroshot"):
-        raise SystemExit("--text-encoder belongs to: dev.py eval mulan, dev.py eval zeroshot")
+    data_set = options.what in ("zeroshot", RETRIEVAL)
+    if not data_set and any((options.dataset, options.checkpoint, options.mode)):
+        raise SystemExit("--dataset, --checkpoint and --mode belong to: dev.py eval zeroshot and retrieval")
+    if options.language and options.what not in ("zeroshot", LANGUAGES, NAMES):
+        raise SystemExit("--language belongs to: dev.py eval zeroshot, languages and names")
+    if options.text_encoder and not data_set and options.what != "mulan":
+        raise SystemExit("--text-encoder belongs to: dev.py eval mulan, zeroshot and retrieval")
+    if options.what == RETRIEVAL and options.dataset is None:
+        raise SystemExit("dev.py eval retrieval needs --dataset FOLDER")
     if "mulan" in wanted:
         evaluate_mulan.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.text_encoder)
     if "visionllm" in wanted:
         evaluate_visionllm.evaluation(comfyui, cpu, OUTPUT, options.scenes)
     if "zeroshot" in wanted:
         evaluate_zeroshot.evaluation(comfyui, cpu, OUTPUT, options)
+    if LANGUAGES in wanted:
+        evaluate_languages.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.language or ())
+    if NAMES in wanted:
+        evaluate_names.evaluation(comfyui, cpu, OUTPUT, options.language or ())
+    if RETRIEVAL in wanted:
+        evaluate_retrieval.evaluation(comfyui, cpu, OUTPUT, options)
     return 0

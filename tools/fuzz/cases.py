@@ -104,6 +104,8 @@ CHOSEN: dict[str, dict] = {
     "VisionLLMDrawDetections": {"image": ["image", 0], "bboxes": ["boxes", 0]},
     "VisionLLMSaveDetections": {"bboxes": ["boxes", 0], "image": ["image", 0]},
     "VisionLLMLoadDetections": {"json": json.dumps(values.DOCUMENT)},
+    "VisionLLMTrackDetections": {"bboxes": ["boxes", 0], "masks": ["mask", 0], "min_length": 1},
+    "InternVLFindAlike": {"masks": ["mask", 0]},
 }
 # Inputs that exclude each other: where the first is tried, the others go
 INSTEAD: dict[tuple[str, str], tuple[str, ...]] = {
@@ -114,11 +116,13 @@ INSTEAD: dict[tuple[str, str], tuple[str, ...]] = {
     ("InternVLRank", "folder"): ("image",),
     ("InternVLEmbed", "image"): ("texts",),
     ("InternVLEmbed", "folder"): ("texts",),
+    ("InternVLEmbed", "video"): ("texts",),
     ("VisionLLMRegion", "mask"): ("bboxes",),
     ("VisionLLMRegion", "points"): ("bboxes",),
     ("VisionLLMDrawDetections", "keypoints"): ("bboxes",),
     ("VisionLLMSaveDetections", "json"): ("bboxes", "image"),
     ("VisionLLMSaveDetections", "keypoints"): ("bboxes",),
+    ("VisionLLMTrackDetections", "keypoints"): ("bboxes", "masks"),
     ("InternVLChat", "video"): ("images.image_1",),
     ("MuLanPromptInspector", "clip"): (),
 }
@@ -144,8 +148,18 @@ USES: dict[str, tuple[dict, ...]] = {
         ),
     ),
 }
-NO_MODEL = ("VisionLLMGenerateConditioning", "VisionLLMEditConditioning")  # the tiny VisionLLM has no mappers
-BLOCKED = {"MuLanLoader": (0,), "VisionLLMInstruct": (6, 7, 8)}  # outputs without a value in the graph that works
+# The tiny VisionLLM has no mappers; captions need a folder of images
+NO_MODEL = (
+    "VisionLLMGenerateConditioning",
+    "VisionLLMEditConditioning",
+    "InternVLImagesToCaption",
+    "InternVLSaveCaptions",
+)
+BLOCKED = {
+    "MuLanLoader": (0,),
+    "VisionLLMInstruct": (6, 7, 8),
+    "VisionLLMTrackDetections": (2,),
+}  # outputs without a value in the graph that works
 TENSORS = {"IMAGE": values.IMAGES, "MASK": values.MASKS}
 WIDGETS = ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
 # Of a hundred cases; what is left is drawn

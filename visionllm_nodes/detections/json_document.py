@@ -42,19 +42,19 @@ def frame_record(
 ) -> dict:
     """Return the frame of one image.
 
-    It has `boxes` with their `masks` [N, H, W], or the objects of one KEYPOINTS record, or only a text.
+    It has `boxes` with their `masks` [N, H, W], then the objects of one KEYPOINTS record, or only a text.
     """
     record: dict = {"width": int(width), "height": int(height)}
     if text is not None:
         record["text"] = text
     if keypoints is not None:
         record["skeleton"] = [[int(end) for end in bone] for bone in keypoints["skeleton"]]
-        record["objects"] = [
+    record["objects"] = [_object(box, None if masks is None else masks[index]) for index, box in enumerate(boxes)]
+    if keypoints is not None:
+        record["objects"] += [
             _object(obj["box"] | {"label": obj["label"], "score": obj["score"]}, points=obj["keypoints"])
             for obj in keypoints["objects"]
         ]
-    else:
-        record["objects"] = [_object(box, None if masks is None else masks[index]) for index, box in enumerate(boxes)]
     return record
 
 
@@ -82,8 +82,8 @@ class Document:
         return [record.get("text", self.text) for record in self.frames] or [self.text]
 
     def bounding_boxes(self) -> list[list[dict]]:
-        """Return BOUNDING_BOX of all objects."""
-        return [[_box(obj) for obj in record["objects"]] for record in self.frames]
+        """Return BOUNDING_BOX of all objects but those that are only a point."""
+        return [[_box(obj) for obj in record["objects"] if not _is_point(obj)] for record in self.frames]
 
     def keypoints(self) -> list[dict]:
         """Return KEYPOINTS of the objects that have some."""
@@ -177,6 +177,11 @@ def _object(box: dict, mask: torch.Tensor | None = None, points: Sequence[dict] 
 
 def _box(obj: dict) -> dict:
     return obj["box"] | {name: obj[name] for name in ("label", "score") if name in obj}
+
+
+def _is_point(obj: dict) -> bool:
+    """Return whether an object is a keypoint, and its box has no side."""
+    return len(obj.get("keypoints", ())) == 1 and not (obj["box"]["width"] or obj["box"]["height"] or "mask" in obj)
 
 
 def _checked_frame(record, place: Place) -> dict:

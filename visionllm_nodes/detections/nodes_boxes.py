@@ -19,6 +19,11 @@ BOXES = (
 )
 
 
+def no_masks() -> ExecutionBlocker:
+    """Return what a masks output gives where the masks of the boxes are not connected."""
+    return ExecutionBlocker("masks: not connected, but the masks output is used. Connect the boxes' masks.")
+
+
 class VisionLLMFilterBoxes(VisionLLMNode):
     @classmethod
     def define_schema(cls):
@@ -144,7 +149,7 @@ class VisionLLMFilterBoxes(VisionLLMNode):
                 positions = {id(box): position for position, box in enumerate(boxes)}
                 kept_masks += [box_masks[positions[id(box)]] for box in matching]
         if masks is None:
-            filtered = ExecutionBlocker("masks: not connected, but the masks output is used. Connect the boxes' masks.")
+            filtered = no_masks()
         else:
             filtered = torch.stack(kept_masks) if kept_masks else masks.new_zeros(1, *masks.shape[1:])
         return io.NodeOutput(kept, filtered, sum(map(len, kept)))

@@ -187,7 +187,7 @@ class VisionLLMLoadDetections(VisionLLMNode):
     def execute(cls, file, json) -> io.NodeOutput:
         loaded = read(file, json)
         boxes = loaded.bounding_boxes()
-        return io.NodeOutput(boxes, *_masks(loaded, boxes), loaded.keypoints(), loaded.texts)
+        return io.NodeOutput(boxes, *document_masks(loaded, boxes), loaded.keypoints(), loaded.texts)
 
 
 def _written(image, bboxes, masks, keypoints) -> str:
@@ -217,7 +217,7 @@ def _written(image, bboxes, masks, keypoints) -> str:
     )
 
 
-def _masks(loaded: Document, boxes: list) -> tuple:
+def document_masks(loaded: Document, boxes: list) -> tuple:
     """Return union masks and object masks, or what blocks both outputs where they would be too many.
 
     A single empty one of each where the images differ in size.

@@ -10,6 +10,7 @@ import comfy.model_management
 import torch
 
 from ...mulan.boundary.growing_text import GrowingText
+from .decoding import require_part
 from .generation import GeneratedText, Generation, Sampler, ToolCall, greedy
 from .image_inputs import ImageLike
 from .prefill import (
@@ -68,8 +69,10 @@ class Conversation:
         question names. max_tokens: per answer. Raises ValueError where the images or regions are not those that a
         question has positions for.
         """
-        if region_masks is not None and len(questions) > 1:
-            raise ValueError("ask one question at a time about regions")
+        if region_masks is not None:
+            require_part(loaded, "region_encoder")
+            if len(questions) > 1:
+                raise ValueError("ask one question at a time about regions")
         self._loaded = loaded
         views = [ImageView(loaded, image) for image in images]
         counts = [count_image_tokens(loaded, view) for view in views]

@@ -7,6 +7,7 @@ eval_visual_prompt, eval_semseg, eval_pose); the prompts are in prompt_templates
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,7 @@ from ..detections.results import Detections, Keypoints, Segmentation, concatenat
 from . import decoding, prompt_templates
 from .image_inputs import ImageLike
 from .prefill import ImageView, progress_share, super_link_states
+from .prompt_templates import Turn
 from .selection import MAX_DETECTIONS, Limits, select
 from .visionllm_loader import LoadedVisionLLM
 
@@ -28,6 +30,7 @@ def detect(
     image: ImageLike,
     names: Sequence[str],
     *,
+    negative: Sequence[str] = (),
     max_detections: int = MAX_DETECTIONS,
     threshold: float = 0.0,
     max_per_name: int | None = None,
@@ -37,21 +40,25 @@ def detect(
 ) -> Detections:
     """Detect every object of the named kinds; see `selection.Limits` for the limits.
 
-    One object may appear under several names. More than `NAMES_PER_PROMPT` names are asked in several prompts. Raises
-    ValueError for an empty list, an empty or a repeated name.
+    One object may appear under several names, but not where one of the `negative` names fits it better. More than
+    `NAMES_PER_PROMPT` names are asked in several prompts. Raises ValueError for an empty list, an empty or a repeated
+    name.
     """
     limits = Limits(max_detections, threshold, max_per_name, iou_threshold, class_agnostic)
     decoding.require_part(loaded, "grounding")
     view = ImageView(loaded, image)
-    check_names(names)
+    asked = [*names, *negative]
+    check_names(asked)
     canvas = decoding.grounding_canvas(loaded, view)
+    some_go = replace(limits, max_detections=2 * max_detections) if negative else limits
 
     def ask(part: slice) -> Detections:
-        turn = prompt_templates.detection(names[part])
+        turn = prompt_templates.detection(asked[part])
         (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
-        return decoding.detect(loaded, canvas, queries, names, limits, first=part.start, masks=masks)
+        return decoding.detect(loaded, canvas, queries, asked, some_go, first=part.start, masks=masks)
 
-    return _ask_in_parts(len(names), ask, lambda found: found.select(select(found, limits)))
+    found = _ask_in_parts(len(asked), ask, lambda found: found.select(select(found, some_go)))
+    return found.select(select(found, replace(limits, wanted=len(names)))) if negative else found
 
 
 @torch.no_grad()
@@ -62,12 +69,17 @@ def ground(
 
     With `reasoning` the one that a whole question or description, taken as it is, refers to.
     """
-    decoding.require_part(loaded, "grounding")
     turn = (prompt_templates.reasoning if reasoning else prompt_templates.grounding)(sentence)
-    view = ImageView(loaded, image)
-    canvas = decoding.grounding_canvas(loaded, view)
-    (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
-    return decoding.detect(loaded, canvas, queries, [sentence], Limits(max_detections=1), masks=masks)
+    return _one_object(loaded, image, turn, sentence, masks)
+
+
+@torch.no_grad()
+def detect_salient(
+    loaded: LoadedVisionLLM, image: ImageLike, label: str, *, camouflaged: bool = False, masks: bool = True
+) -> Detections:
+    """Detect the one object that stands out, or with `camouflaged` the one that hides; it gets the label."""
+    name = prompt_templates.CAMOUFLAGE if camouflaged else prompt_templates.FOREGROUND
+    return _one_object(loaded, image, prompt_templates.salient(name), label, masks)
 
 
 @torch.no_grad()
@@ -160,6 +172,14 @@ def check_names(names: Sequence[str]) -> None:
             f"the name {longest[:40]!r}... is {len(longest)} characters long, and at most {MAX_NAME_LENGTH} are read"
         )
     prompt_templates.detection(names)
+
+
+def _one_object(loaded: LoadedVisionLLM, image: ImageLike, turn: Turn, label: str, masks: bool) -> Detections:
+    decoding.require_part(loaded, "grounding")
+    view = ImageView(loaded, image)
+    canvas = decoding.grounding_canvas(loaded, view)
+    (queries,) = super_link_states(loaded, view, [turn], decoder=canvas.memory)
+    return decoding.detect(loaded, canvas, queries, [label], Limits(max_detections=1), masks=masks)
 
 
 def _ask_in_parts(

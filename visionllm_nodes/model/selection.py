@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from ..detections.results import Detections, sort_order
 
 MAX_DETECTIONS = 100
+NEGATIVE_OVERLAP = 0.5  # IoU from which two boxes are of one object
 CANDIDATES = 1000  # so many of the best are looked at where some of them may have to go
 
 
@@ -18,7 +19,8 @@ class Limits:
     """At most `max_detections`, and `max_per_name` of one name, with scores from `threshold` on.
 
     iou_threshold: of boxes with a higher IoU only the best stays (None: no NMS). class_agnostic: whatever their names;
-    else among those of one name.
+    else among those of one name. wanted: only detections of the first so many names are kept, and none of an object
+    that another name fits better (None: all).
     """
 
     max_detections: int = MAX_DETECTIONS
@@ -26,6 +28,7 @@ class Limits:
     max_per_name: int | None = None
     iou_threshold: float | None = None
     class_agnostic: bool = False
+    wanted: int | None = None
 
     @property
     def candidates(self) -> int:
@@ -45,6 +48,8 @@ def select(detections: Detections, limits: Limits) -> torch.Tensor:
     if limits.iou_threshold is not None:
         labels = None if limits.class_agnostic else detections.labels[index]
         index = index[nms_mask(detections.boxes[index], labels, limits.iou_threshold)]
+    if limits.wanted is not None:
+        index = index[_fits_best(detections.select(index), limits.wanted)]
     if limits.max_per_name is not None:
         index = index[_rank_in_name(detections.labels[index]) < limits.max_per_name]
     return index[: limits.max_detections]
@@ -66,6 +71,16 @@ def nms_mask(boxes: torch.Tensor, labels: torch.Tensor | None, iou_threshold: fl
     for group in groups:
         stays[group[nms(boxes[group], ranks[group], iou_threshold)]] = True
     return stays
+
+
+def _fits_best(detections: Detections, wanted: int) -> torch.Tensor:
+    """Return which detections, best first, are of the first `wanted` names and not of an object that another name fits
+    better, bool [N].
+    """
+    negative = detections.labels >= wanted
+    places = torch.arange(len(detections), device=negative.device)
+    covers = box_iou(detections.boxes[negative], detections.boxes) > NEGATIVE_OVERLAP
+    return ~negative & ~(covers & (places[negative][:, None] < places[None])).any(0)
 
 
 def _rank_in_name(labels: torch.Tensor) -> torch.Tensor:
