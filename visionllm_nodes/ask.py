@@ -173,7 +173,7 @@ class VisionLLMAsk(VisionLLMNode):
         regions = regions_per_image(sizes, visionllm.settings.tower, mask, bboxes, points) if marked else None
 
         def ask(index: int) -> Reply:
-            turns, marks = _conversation(groups[index], prompt, rounds, regions and regions[index], index)
+            turns, marks = _conversation(groups[index], prompt, rounds, regions[index] if regions else None, index)
             sampler = nucleus_sampler(temperature, top_p, seed) if temperature else greedy
             return generate(
                 visionllm,

@@ -88,8 +88,8 @@ def regions_per_image(
     masks = [_masks_of_image(mask, index, frames) for index in range(frames)]
     _check_counts(sizes, tower, masks, boxes, coordinates)
     return [
-        _regions(size, tower, *of_image, coordinates)
-        for size, *of_image in interruptible(zip(sizes, masks, boxes, strict=True))
+        _regions(size, tower, masks_of_image, boxes_of_image, coordinates)
+        for size, masks_of_image, boxes_of_image in interruptible(zip(sizes, masks, boxes, strict=True))
     ]
 
 
