@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,24 +42,33 @@ def graph(template: dict) -> dict:
 
 
 def demo(comfyui: Path, cpu: bool, output: Path) -> bool:
-    """Eight things in every trained language: two sheets, every image, and whether enough of them are right."""
+    """Eight things in every trained language: two sheets, every image, and whether enough of them are right.
+
+    The languages that are shown come first: their sheet is there while the others are drawn.
+    """
     chosen = [(thing, seed) for seed, thing in enumerate(DEMO_THINGS, start=1)]
     cases = name_cases(OWN_CLIP, "en", chosen) + name_cases(OWN_CLIP, "zh", chosen)
-    cases += [case for code in trained_languages() for case in name_cases(MULAN, code, chosen)]
-    results = draw_and_judge(comfyui, cpu, output, cases)
-    folder = output / "languages"
+    cases += [case for code in dict.fromkeys(SHOWN + trained_languages()) for case in name_cases(MULAN, code, chosen)]
+    last_shown = max(number for number, case in enumerate(cases) if case.language in SHOWN)
+    folder, results = output / "languages", []
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for result in results:
+    folder.mkdir(parents=True)
+    for number, result in enumerate(draw_and_judge(comfyui, cpu, output, cases)):
+        results.append(result)
         name = english(result.case.expected.thing).replace(" ", "_")
         row = "" if result.case.row == MULAN else "without_mulan_"
         (folder / f"{row}{result.case.language}_{name}.png").write_bytes(result.file)
-    for name, codes in (("languages.png", SHOWN), ("all_languages.png", trained_languages())):
-        sheet(results, codes).save(output / name)
-        print(f"The sheet: {shown(output / name)}")
+        if number == last_shown:
+            save_sheet(results, SHOWN, output / "languages.png")
+    save_sheet(results, trained_languages(), output / "all_languages.png")
     right = [result.scores["right"] for result in results if result.case.row == MULAN]
     print(f"The images: {shown(folder)}; {sum(right):.0f} of {len(right)} through MuLan are right, strictly read")
     return sum(right) >= DEMO_LEAST_SHARE * len(right)
+
+
+def save_sheet(results: Sequence[Result], codes: Sequence[str], path: Path) -> None:
+    sheet(results, codes).save(path)
+    print(f"The sheet: {shown(path)}")
 
 
 def sheet(results: Sequence[Result], codes: Sequence[str]) -> Image.Image:
@@ -83,16 +92,15 @@ def sheet(results: Sequence[Result], codes: Sequence[str]) -> Image.Image:
     return contact_sheet(f"One word in {len(codes)} languages", subtitle, heads, sections, cell=SIZE)
 
 
-def draw_and_judge(comfyui: Path, cpu: bool, output: Path, cases: list[Case]) -> list[Result]:
+def draw_and_judge(comfyui: Path, cpu: bool, output: Path, cases: list[Case]) -> Iterator[Result]:
     """Draw the cases through a server started for them, telling how far it is."""
     output.mkdir(exist_ok=True)
-    results, judge = [], EmojiReader()
+    judge = EmojiReader()
     with ComfyServer(comfyui, cpu=cpu, log=output / "server.log") as server:
         ticker = Ticker(cases, lambda code: languages()[code].name)
-        for result in draw_all(server, cases, judge, graph(graphs.load(GRAPH)), ticker.step):
-            ticker.drawn(len(results))
-            results.append(result)
-    return results
+        for number, result in enumerate(draw_all(server, cases, judge, graph(graphs.load(GRAPH)), ticker.step)):
+            ticker.drawn(number)
+            yield result
 
 
 def evaluation(comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int, codes: Sequence[str] = ()) -> None:

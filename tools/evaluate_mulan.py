@@ -159,7 +159,7 @@ class Ticker:
         seconds = time.monotonic() - self._start
         text = (
             f"  {self._label(language)}, {row}: picture {line.index(number) + 1} of {len(line)}, {state}, "
-            f"{seconds:.0f} s"
+            f"{number + 1} of all {len(self._cases)} in {seconds:.0f} s"
         )
         print(f"\r{text:<79}" if self._watched else text, end=end, flush=True)
 

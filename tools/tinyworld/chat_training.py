@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save
@@ -27,20 +28,26 @@ from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, Projector
 from mulan_nodes.mulan.internvl_chat.chat_preprocessing import preprocess_tiles
 from mulan_nodes.mulan.internvl_chat.chat_template import (
     END,
+    FIND,
     IMAGE_CONTEXT,
     IMAGE_END,
     IMAGE_START,
+    REF,
     START,
     format_dialogue,
     insert_images,
 )
 from mulan_nodes.mulan.internvl_chat.chat_tokenizer import SPLIT_PATTERN
 
-from . import world
+from ..emoji_world import talks as of_names
+from ..emoji_world.concepts import CHARACTERS, trained_languages
+from ..emoji_world.contrastive_batches import VARIANTS, small_pictures
+from ..emoji_world.pictures import draw_corpus as draw_names
+from . import pointing, world
 from .contrastive_training import as_seen, begin_tower, draw_anywhere
 from .pack import pack_file
 from .stages import SEED, draw_corpus, is_finished, train_stage
-from .talks import MOST, Talk, all_words, draw_talk, draw_talk_of_two
+from .talks import MOST, Exchange, Talk, all_words, draw_talk, draw_talk_of_two
 
 ESTIMATE = (
     "Training the tiny InternVL that talks takes about twenty minutes of one CPU core; interrupted, it goes "
@@ -57,8 +64,8 @@ TOWER = InternViTConfig(
     qk_norm=False,
     qkv_bias=True,
 )
-VOCABULARY = 1500  # of the byte-level BPE; the added tokens follow
-ADDED = ("<|endoftext|>", START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
+VOCABULARY = 4000  # of the byte-level BPE; the added tokens follow
+ADDED = ("<|endoftext|>", START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REF, "</ref>", "<box>", "</box>")
 WIDTH, LAYERS, HEADS, KEY_VALUE_HEADS, FEED_FORWARD = 128, 4, 4, 2, 320
 LONGEST = 1024  # tokens
 SYSTEM = "You look at pictures of coloured shapes."
@@ -66,6 +73,9 @@ BATCH = 32
 TWO_PICTURES = 0.25  # the share of batches of talks about two pictures
 ENLARGED = 0.1  # the share of batches whose pictures are so big that they become tiles
 TILED_DRAWINGS = 8  # of each thing
+NAMES_SHARE, POINTING_SHARE = 0.45, 0.2  # of the batches: what a thing is called, and where something is
+NAMES_ASKED = 8  # of one picture, each in another language
+SCENES = 6000
 FORGOTTEN_SYSTEM = 0.1  # the share of talks without a system message
 METADATA = {
     "title": "MuLan Nodes: the tiny InternVL that talks",
@@ -83,6 +93,8 @@ class Seeing(nn.Module):
         self.tower = InternViT(TOWER, operations=nn)
         self.projector = Projector(chat_config(VOCABULARY), operations=nn)
         self.heads = nn.ModuleList(nn.Linear(WIDTH, len(names)) for names in (world.PALETTE, world.SHAPES, world.SIZES))
+        self.name = nn.Linear(WIDTH, len(CHARACTERS))
+        self.here = nn.Linear(WIDTH, len(world.PALETTE) + len(world.SHAPES) + 4)
         begin_tower(self.tower)
 
     def loss(self, images: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
@@ -90,6 +102,22 @@ class Seeing(nn.Module):
         seen = self.project(self.tower(images)[0]).mean(dim=1)
         losses = [F.cross_entropy(head(seen), of_head) for head, of_head in zip(self.heads, named.T, strict=True)]
         return torch.stack(losses).sum()
+
+    def loss_of_names(self, images: torch.Tensor, things: torch.Tensor) -> torch.Tensor:
+        """images [N, 3, S, S], normed; things [N] of the emoji world."""
+        return F.cross_entropy(self.name(self.project(self.tower(images)[0]).mean(dim=1)), things)
+
+    def loss_of_places(self, images: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+        """images [N, 3, S, S], normed; here [N, tokens, 6]: colour, shape and box of what each token's place shows,
+        colour -100 where that is nothing.
+        """
+        told = self.here(self.project(self.tower(images)[0]))
+        colours, shapes, boxes = told.split([len(world.PALETTE), len(world.SHAPES), 4], -1)
+        there = here[..., 0] >= 0
+        losses = [
+            F.cross_entropy(of_all[there], here[..., n][there].long()) for n, of_all in ((0, colours), (1, shapes))
+        ]
+        return torch.stack(losses).sum() + 5 * (boxes - here[..., 2:])[there].abs().mean()
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """The tower's states of patches [N, patches, width] -> what the language model reads, [N, tokens, width]."""
@@ -149,7 +177,14 @@ def train_tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        [*all_words(), SYSTEM, "system user assistant Image-1: Image-2: "],
+        [
+            *all_words(),
+            *of_names.all_words(),
+            FIND,
+            "0 1 2 3 4 5 6 7 8 9 [[0, 1]]",
+            SYSTEM,
+            "system user assistant Image-1: Image-2: ",
+        ],
         trainers.BpeTrainer(
             vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         ),
@@ -203,10 +238,19 @@ class Talker(nn.Module):
 
 def prompt_of(talk: Talk, system: str = SYSTEM) -> str:
     """The whole talk with all its answers, as the model reads it."""
-    *said, last = talk.exchanges
-    *before, question = insert_images([exchange.question for exchange in talk.exchanges], len(talk.things))
+    return prompt_of_exchanges(talk.exchanges, len(talk.things), system)
+
+
+def prompt_of_exchanges(exchanges: Sequence[Exchange], pictures: int, system: str = SYSTEM) -> str:
+    """Exchanges about so many pictures with all answers, as the model reads them."""
+    *said, last = exchanges
+    *before, question = insert_images([exchange.question for exchange in exchanges], pictures)
     history = [(asked, exchange.answer) for asked, exchange in zip(before, said, strict=True)]
     return f"{format_dialogue(question, history, system)}{last.answer}{END}"
+
+
+def _prompt(exchanges: Sequence[Exchange], pictures: int, rng: np.random.Generator) -> str:
+    return prompt_of_exchanges(exchanges, pictures, SYSTEM if rng.random() >= FORGOTTEN_SYSTEM else "")
 
 
 def train_chat(work_dir: Path, seeing_steps: int = 1500, steps: int = 3000) -> Path:
@@ -248,11 +292,44 @@ def _seeing_loss(seeing: Seeing):
     }
     named = torch.tensor([[numbers[thing.colour], numbers[thing.shape], numbers[thing.size]] for thing in things])
 
+    named_pictures = small_pictures(draw_names(SEED, VARIANTS), TOWER.image_size)
+    scenes, here = _scenes()
+
     def loss_of(rng):
+        some = torch.from_numpy(rng.integers(named_pictures.shape[1], size=len(named_pictures)))
+        every = torch.arange(len(named_pictures))
+        places = torch.from_numpy(rng.integers(len(scenes), size=2 * BATCH))
+        loss = seeing.loss_of_names(as_seen(named_pictures[every, some]), every)
+        loss = loss + seeing.loss_of_places(as_seen(scenes[places]), here[places])
         chosen = torch.from_numpy(rng.integers(pictures.shape[1], size=len(things)))
-        return seeing.loss(as_seen(pictures[torch.arange(len(things)), chosen]), named)
+        return loss + seeing.loss(as_seen(pictures[torch.arange(len(things)), chosen]), named)
 
     return loss_of
+
+
+def _shown() -> list[pointing.Shown]:
+    """Pictures of some shapes, anywhere."""
+    rng = np.random.default_rng(SEED)
+    return [pointing.show(rng) for _ in range(SCENES)]
+
+
+def _scenes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures uint8 [N, 3, S, S], and what is at the place of each token: see `Seeing.loss_of_places`."""
+    shown, side = _shown(), TOWER.image_size // TOWER.patch_size // 2
+    colours, shapes = list(world.PALETTE), list(world.SHAPES)
+    edges = np.arange(side + 1) / side
+    here = np.full((len(shown), side, side, 6), -100, np.float32)
+    for number, one in enumerate(shown):
+        covered = np.zeros((side, side))
+        for thing, (x0, y0, x1, y1) in zip(one.things, one.boxes, strict=True):
+            wide = (np.minimum(edges[1:], x1) - np.maximum(edges[:-1], x0)).clip(0)
+            high = (np.minimum(edges[1:], y1) - np.maximum(edges[:-1], y0)).clip(0)
+            area = high[:, None] * wide[None]
+            more = area > np.maximum(covered, 0.1 / side**2)
+            here[number][more] = [colours.index(thing.colour), shapes.index(thing.shape), x0, y0, x1, y1]
+            covered = np.maximum(covered, area)
+    pictures = torch.from_numpy(np.stack([one.picture for one in shown])).permute(0, 3, 1, 2).contiguous()
+    return pictures, torch.from_numpy(here).flatten(1, 2)
 
 
 @torch.no_grad()
@@ -271,7 +348,28 @@ def _talking_loss(talker: Talker):
         for times in (2, 3)
     }
 
+    named = small_pictures(draw_names(SEED, VARIANTS), TOWER.image_size)
+    seen_names = torch.stack([talker.seeing.tower(as_seen(of_thing))[0] for of_thing in named])[:, :, None]
+    shown, (scenes, _) = _shown(), _scenes()
+    seen_scenes = torch.cat([talker.seeing.tower(as_seen(part))[0] for part in scenes.split(256)])[:, None]
+
+    def names(rng):
+        things = rng.integers(len(CHARACTERS), size=BATCH)
+        asked = [of_names.draw_exchanges(thing, NAMES_ASKED, trained_languages(), rng) for thing in things]
+        states = [seen_names[thing, rng.integers(seen_names.shape[1])] for thing in things]
+        return [_prompt(exchanges, 1, rng) for exchanges in asked], states
+
+    def places(rng):
+        drawn = [
+            (number, pointing.draw_find(shown[number], rng)) for number in rng.integers(len(shown), size=2 * BATCH)
+        ]
+        asked = [(number, exchange) for number, exchange in drawn if exchange]
+        return [_prompt([exchange], 1, rng) for _, exchange in asked], [seen_scenes[number] for number, _ in asked]
+
     def loss_of(rng):
+        kind = rng.random()
+        if kind < NAMES_SHARE + POINTING_SHARE:
+            return talker.loss(*(names(rng) if kind < NAMES_SHARE else places(rng)))
         if rng.random() < ENLARGED:
             states, count = enlarged[int(rng.integers(2, 4))], BATCH // 4
         else:
@@ -280,9 +378,7 @@ def _talking_loss(talker: Talker):
         draw = draw_talk_of_two if rng.random() < TWO_PICTURES else draw_talk
         talks = [draw(rng, things, exchanges) for _ in range(count)]
         chosen = [states[number_of[thing], rng.integers(states.shape[1])] for talk in talks for thing in talk.things]
-        return talker.loss(
-            [prompt_of(talk, SYSTEM if rng.random() >= FORGOTTEN_SYSTEM else "") for talk in talks], chosen
-        )
+        return talker.loss([_prompt(talk.exchanges, len(talk.things), rng) for talk in talks], chosen)
 
     return loss_of
 
