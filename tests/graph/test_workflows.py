@@ -72,8 +72,10 @@ def small(name: str, server) -> dict:
             node["inputs"] |= {key: min(side, node["inputs"][key]) for key in ("width", "height")}
         if node["class_type"] == "ConditioningSetArea":
             node["inputs"] |= {"width": 64, "height": 64, "x": 0, "y": 0}
-        if "points" in node["inputs"]:
+        if node["inputs"].get("points"):
             node["inputs"] |= {"points": '[{"x": 60, "y": 60}]'}
+        if node["class_type"] == "PrimitiveBoundingBox":
+            node["inputs"] |= {"width": 64, "height": 64, "x": 16, "y": 16}
         node["inputs"] |= {"steps": 1} if "steps" in node["inputs"] else {}
     return graph
 
