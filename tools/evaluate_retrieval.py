@@ -4,7 +4,6 @@ clip_benchmark and InternVL's authors count it).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from argparse import Namespace
@@ -17,7 +16,6 @@ import torch
 from .comfyui import open_comfyui
 
 FILE, CACHE_FOLDER = "retrieval_scores.md", "retrieval"
-CAPTION_LIST = "metadata.jsonl"
 RANKS = (1, 5, 10)
 
 
@@ -62,24 +60,18 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
 
 def read_captions(folder: Path) -> Captioned:
     """Read the captions of a folder's images: lines {"file_name", "text"} of metadata.jsonl, several for one image too,
-    else the lines of the .txt beside each. Raises ValueError where an image has none.
+    else the lines of the .txt beside each. Raises ValueError where an image has none, or a file cannot be read.
     """
     from mulan_nodes.mulan.images.image_files import list_images
+    from mulan_nodes.mulan.training.dataset import CAPTION_LIST, listed_captions, text_beside
 
-    files = list_images(folder)
-    listed: dict[str, list[str]] = {}
-    if (folder / CAPTION_LIST).is_file():
-        for line in (folder / CAPTION_LIST).read_text("utf-8").splitlines():
-            if line.strip():
-                entry = json.loads(line)
-                listed.setdefault(entry["file_name"], []).append(entry["text"])
+    files, listed = list_images(folder), listed_captions(folder)
     captions, owners = [], []
     for index, file in enumerate(files):
-        beside = file.with_suffix(".txt")
-        found = listed.get(file.name) or (beside.read_text("utf-8").splitlines() if beside.is_file() else [])
-        found = [caption.strip() for caption in found if caption.strip()]
+        of_image = listed.get(file) or text_beside(file).splitlines()
+        found = [caption.strip() for caption in of_image if caption.strip()]
         if not found:
-            raise ValueError(f"{file.name} in {folder} has no caption: write it into {beside.name} or {CAPTION_LIST}")
+            raise ValueError(f"{file.name} in {folder} has no caption: write it into {file.stem}.txt or {CAPTION_LIST}")
         captions += found
         owners += [index] * len(found)
     return Captioned(files, captions, owners)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import comfy.utils
@@ -111,17 +112,21 @@ class InternVLChatEncoder(nn.Module):
             raise ValueError(f"{describe_path(self.file.path)} gives {error}: {cause}.") from error
 
     def _encode_images(self, images: Sequence[torch.Tensor], device, dtype) -> list[torch.Tensor]:
-        """Return, from the tiles [N, 3, S, S] of each image, what the language model reads of it [N * tokens,
+        """Return, from the tiles [N, 3, S, S] of each image, what the language model reads of it [tokens of its tiles,
         hidden_size].
         """
         if not images:
             return []
-        tiles, encoded = torch.cat(list(images)), []
+        tiles = torch.cat(list(images))
         progress = comfy.utils.ProgressBar(len(tiles))
-        for batch in tiles.split(TILE_BATCH_SIZE):
-            encoded.append(self.chat.encode_tiles(batch.to(device, dtype)).flatten(0, 1))
-            progress.update(len(batch))
-        return list(torch.cat(encoded).split([len(image) * self.chat.config.tokens_per_tile for image in images]))
+
+        def batches() -> Iterator[torch.Tensor]:
+            for batch in tiles.split(TILE_BATCH_SIZE):
+                yield batch.to(device, dtype)
+                progress.update(len(batch))
+
+        read = iter(self.chat.read_tiles(batches()))
+        return [torch.cat(list(islice(read, len(image)))) for image in images]
 
     def compute_dtype(self, device) -> torch.dtype:
         """Return what it computes in there."""

@@ -23,7 +23,10 @@ from . import chat_keys
 from .chat_model import ChatConfig, InternVLChat
 from .chat_tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 
-SOURCE = "OpenGVLab on Hugging Face (InternVL2_5-1B to -8B, InternVL3-1B, -2B, -8B, InternVL3_5-1B to -8B)"
+SOURCE = (
+    "OpenGVLab on Hugging Face (InternVL2_5-1B to -8B, InternVL3-1B, -2B, -8B, -14B, -38B, InternVL3_5-1B to -38B, "
+    "-Flash)"
+)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,13 @@ from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path
 from ..checkpoints.weight_check import count_layers, shape_of
 from ..checkpoints.weight_source import WeightSource
 from ..internvl import intern_vit_keys
+from ..internvl.intern_vit import InternViTConfig
 from .chat_language_model import HEAD_NORM, LanguageConfig
-from .chat_model import ChatConfig, InternVLChat
+from .chat_model import COARSER, ChatConfig, InternVLChat
+from .chat_router import NUM_HEADS, UNREAD, RouterConfig
 
 VISION, LANGUAGE, PROJECTOR = "vision_model.", "language_model.", "mlp1."
+POOLING = "pooling_before_gating."  # of the Flash models
 FIRST = f"{LANGUAGE}model.layers.0."
 HEAD = f"{LANGUAGE}model.lm_head.weight"  # in ComfyUI's LLaMA; published beside `model`
 # `model_type` in config.json -> what stands for entries that it leaves out: transformers' defaults
@@ -96,7 +99,10 @@ def configuration(shapes: Shapes, config: Config) -> ChatConfig:
 
     Raises KeyError where a tensor is missing, ValueError for other models, WrongFileError for `config`.
     """
-    config.choice("template", (TEMPLATE,), TEMPLATE)
+    language = config.section("llm_config" if "llm_config" in config else "text_config")
+    # The first: a model that fails here differs elsewhere too, and this names it.
+    language.choice("model_type", tuple(LANGUAGES), advice="Choose another size, such as InternVL3-1B, -2B, -8B.")
+    config.choice("template", (TEMPLATE,), TEMPLATE, advice="Choose InternVL 2.5, 3 or 3.5.")
     tower = {name.removeprefix(VISION): shape for name, shape in shapes.items() if name.startswith(VISION)}
     heads = {"num_attention_heads": VISION_HEADS}
     vision = intern_vit_keys.configuration(tower, config.section("vision_config").with_defaults(heads))
@@ -106,14 +112,16 @@ def configuration(shapes: Shapes, config: Config) -> ChatConfig:
             f"its projector reads {shapes[f'{PROJECTOR}0.weight'][0]} channels, which squares of patches of "
             f"{vision.hidden_size} channels in an image of {vision.image_size // vision.patch_size} patches do not give"
         )
-    language = config.section("llm_config" if "llm_config" in config else "text_config")
-    return ChatConfig(vision, _language(shapes, language), merge_size)
+    return ChatConfig(vision, _language(shapes, language), merge_size, _router(config, vision, merge_size))
 
 
 def sources(config: ChatConfig, shapes: Shapes) -> dict[str, WeightSource]:
     """Return the published tensors of each of ours: the same name, but where ComfyUI's LLaMA or InternLM2 differ."""
     names = InternVLChat(config, operations=nn, device="meta").state_dict()
     found = {name: WeightSource((name,)) for name in names}
+    for name in found:
+        if name.startswith(POOLING):
+            found[name] = WeightSource((name.replace(".in_proj.", ".in_proj_"),))
     if HEAD in found:
         found[HEAD] = WeightSource((f"{LANGUAGE}lm_head.weight",))
     if f"{FIRST}attention.wqkv.weight" in shapes:
@@ -125,11 +133,27 @@ def sources(config: ChatConfig, shapes: Shapes) -> dict[str, WeightSource]:
 
 def unused(name: str) -> bool:
     """Return whether a tensor of the file is known and not needed."""
+    if name.startswith(POOLING):
+        return name.removeprefix(POOLING).startswith(UNREAD)
     return name.endswith("rotary_emb.inv_freq")  # some files keep it; it follows from the size of a head
 
 
+def _router(config: Config, vision: InternViTConfig, merge_size: int) -> RouterConfig | None:
+    """Return the router of a Flash model, None for others."""
+    if not config.flag("flash_mode", False):
+        return None
+    side, merged = vision.image_size // vision.patch_size, COARSER * merge_size
+    if side % merged or vision.hidden_size % NUM_HEADS:
+        raise ValueError(
+            f"it is a Flash model, whose vision tower must have rows of patches divided by {merged} and a width that "
+            f"{NUM_HEADS} divides, not {side} and {vision.hidden_size}"
+        )
+    relative, absolute = (config.number(f"flash_{kind}_threshold", low=0, high=1) for kind in ("relative", "absolute"))
+    return RouterConfig(relative, absolute)
+
+
 def _language(shapes: Shapes, config: Config) -> LanguageConfig:
-    kind = config.choice("model_type", tuple(LANGUAGES), advice="Choose another size, such as InternVL3-1B, -2B, -8B.")
+    kind = config.text("model_type")
     rope = config.section("rope_parameters")
     scaling = config.section("rope_scaling") if "rope_scaling" in config else rope
     scaling.choice("rope_type" if "rope_type" in scaling else "type", PLAIN_ROPE, PLAIN_ROPE[0])

@@ -84,8 +84,8 @@ class CaptionedImages(torch.utils.data.Dataset):
         self.paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not self.paths:
             raise ValueError(f"{self.folder} contains no image ({', '.join(IMAGE_SUFFIXES)})")
-        listed = self._listed_captions()
-        captions = [listed.get(path) or _text_beside(path) for path in self.paths]
+        listed = listed_captions(self.folder)
+        captions = [listed.get(path, [""])[-1] or text_beside(path) for path in self.paths]
         bare = [path for path, caption in zip(self.paths, captions, strict=True) if not caption]
         if bare:
             some = ", ".join(str(path.relative_to(self.folder)) for path in bare[:3]) + (
@@ -111,30 +111,35 @@ class CaptionedImages(torch.utils.data.Dataset):
             digest.update(f"{path.relative_to(self.folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def _listed_captions(self) -> dict[Path, str]:
-        path = self.folder / CAPTION_LIST
-        if not path.is_file():
-            return {}
-        captions = {}
-        for line_number, line in enumerate(_read_text(path).splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                captions[self.folder / entry["file_name"]] = entry["text"].strip()
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f'{path}, line {line_number}: expected {{"file_name": ..., "text": ...}}, not {line[:80]!r}'
-                ) from error
-        return captions
+
+def listed_captions(folder: Path) -> dict[Path, list[str]]:
+    """Return the captions in a folder's metadata.jsonl by image, in the file's order; none where there is no such file.
+
+    Raises ValueError that names a line of another form.
+    """
+    path = folder / CAPTION_LIST
+    captions: dict[Path, list[str]] = {}
+    for line_number, line in enumerate(read_text(path).split("\n") if path.is_file() else (), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            captions.setdefault(folder / entry["file_name"], []).append(entry["text"].strip())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f'{path}, line {line_number}: expected {{"file_name": ..., "text": ...}}, not {line[:80]!r}'
+            ) from error
+    return captions
 
 
-def _text_beside(path: Path) -> str:
+def text_beside(path: Path) -> str:
+    """Return what the .txt of an image's name holds, empty where there is none."""
     text = path.with_suffix(".txt")
-    return _read_text(text).strip() if text.is_file() else ""
+    return read_text(text).strip() if text.is_file() else ""
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text. Raises ValueError for another encoding."""
     try:
         return path.read_text(encoding="utf-8-sig")  # Windows editors put a mark before the text
     except UnicodeDecodeError as error:

@@ -228,7 +228,21 @@ PUBLISHED = {
     "InternVL3_5-2B": (QWEN3, 2048, 6144, 28, 16, 8, 2.3),
     "InternVL3_5-4B": (QWEN3, 2560, 9728, 36, 32, 8, 4.7),
     "InternVL3_5-8B": (QWEN3, 4096, 12288, 36, 32, 8, 8.5),
+    "InternVL3-14B": (QWEN2, 5120, 13824, 48, 40, 8, 15.1),
+    "InternVL3-38B": (QWEN2, 5120, 27648, 64, 40, 8, 38.4),
+    "InternVL3_5-14B": (QWEN3, 5120, 17408, 40, 40, 8, 15.1),
+    "InternVL3_5-38B": (QWEN3, 5120, 25600, 64, 64, 8, 38.4),
 }
+VISION = dict(attention_bias=True)  # InternViT-300M
+VISION_6B = dict(
+    hidden_size=3200,
+    intermediate_size=12800,
+    num_hidden_layers=45,
+    num_attention_heads=25,
+    use_qk_norm=True,
+    norm_type="rms_norm",
+    attention_bias=False,
+)
 
 
 def full_size(name: str):
@@ -243,9 +257,8 @@ def full_size(name: str):
         tie_word_embeddings=False,
         **extra,
     )
-    full_config = InternVLConfig(
-        vision_config=InternVLVisionConfig(attention_bias=True), text_config=config, tie_word_embeddings=False
-    )
+    vision = InternVLVisionConfig(**(VISION_6B if "38B" in name else VISION))
+    full_config = InternVLConfig(vision_config=vision, text_config=config, tie_word_embeddings=False)
     with torch.device("meta"):
         return InternVLForConditionalGeneration(full_config)
 

@@ -550,7 +550,18 @@ WRONG = {
         dict(config={"llm_config": {"model_type": "internlm3"}}),
         "llm_config.model_type is 'internlm3', expected one of 'qwen2', 'qwen3', 'llama', 'internlm2'",
     ),
-    "an older template": (dict(config={"template": "Hermes-2"}), "template is 'Hermes-2', expected 'internvl2_5'"),
+    "a mixture of experts": (
+        dict(config={"llm_config": {"model_type": "qwen3_moe"}}),
+        "llm_config.model_type is 'qwen3_moe', expected one of 'qwen2', 'qwen3', 'llama', 'internlm2'. Choose another",
+    ),
+    "GPT-OSS": (
+        dict(config={"llm_config": {"model_type": "gpt_oss"}, "template": "internvl3_5_gpt_oss"}),
+        "llm_config.model_type is 'gpt_oss', expected one of 'qwen2', 'qwen3', 'llama', 'internlm2'. Choose another",
+    ),
+    "an older template": (
+        dict(config={"template": "Hermes-2"}),
+        "template is 'Hermes-2', expected 'internvl2_5'. Choose",
+    ),
     "another scaling": (
         dict(config={"llm_config": {"rope_scaling": {"rope_type": "yarn"}}}),
         "llm_config.rope_scaling.rope_type is 'yarn', expected one of 'default', 'dynamic'",

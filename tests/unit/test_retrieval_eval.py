@@ -42,3 +42,33 @@ def test_captions_stand_beside_images_or_in_one_list(tmp_path):
     read = read_captions(tmp_path)
     assert [file.name for file in read.files] == ["2.png", "3.jpg", "10.png"]
     assert read.captions == ["a cat", "猫", "a dog", "y", "x"] and read.owners == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("metadata.jsonl", b"not JSON", "metadata.jsonl, line 1: expected .*, not 'not JSON'"),
+        ("metadata.jsonl", b'\n{"file": "1.png"}', "metadata.jsonl, line 2: expected"),
+        ("metadata.jsonl", b"[3]", "metadata.jsonl, line 1: expected"),
+        ("metadata.jsonl", b'{"file_name": "1.png", "text": ["a"]}', "metadata.jsonl, line 1: expected"),
+        ("metadata.jsonl", b'{"file_name": "other.png", "text": "a"}', "1.png in .* has no caption"),
+        ("metadata.jsonl", b"[" * 100_000, "metadata.jsonl, line 1: expected"),
+        ("1.txt", "caf\u00e9".encode("latin-1"), "1.txt is not UTF-8 text"),
+        ("1.txt", b" \n", "1.png in .* has no caption: write it into 1.txt"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_told_by_file_and_line(tmp_path, name, content, words):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        read_captions(tmp_path)
+
+
+def test_captions_as_other_programs_write_them(tmp_path):
+    """A byte order mark, the line ends of Windows, and a separator of lines inside a text."""
+    for number in range(2):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+    (tmp_path / "0.txt").write_bytes("\ufeffa cat\r\na dog\r\n".encode())
+    entry = json.dumps({"file_name": "1.png", "text": "one\u2028two"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(f"\ufeff{entry}\r\n".encode())
+    assert read_captions(tmp_path).captions == ["a cat", "a dog", "one\u2028two"]

@@ -223,6 +223,7 @@ def to_opengvlab(tensors: dict[str, torch.Tensor], packed: dict | None = None) -
             (r"patch_embeddings\.projection", "patch_embedding"),
             (r"lambda_(\d)", r"ls\1"),
             (r"attention\.projection_layer", "attn.proj"),
+            (r"attention\.([qk])_norm", r"attn.\1_norm"),
             ("layernorm_before", "norm1"),
             ("layernorm_after", "norm2"),
             (r"^multi_modal_projector\.layer_norm", "mlp1.0"),
