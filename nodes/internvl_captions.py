@@ -13,11 +13,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..mulan.boundary.interrupts import interruptible
 from ..mulan.boundary.limits import MAX_RESULT_PIXELS
-from ..mulan.images.captions import caption_file, one_line, save_captions
+from ..mulan.images.captions import caption_file, check_language, one_line, save_captions
 from ..mulan.images.image_files import UnreadableImageError, read_image
 from ..mulan.internvl.image_folder import ImageFolder, UnreadableImage, display_name
+from ..visionllm_nodes.detections.names import split_names
 from . import categories
-from .common import show_text, validation_result, with_field_name
+from .common import show_text, validate, validation_result, with_field_name
 from .internvl_inputs import ABSENT, InternVLNode, unwrap_single
 from .internvl_reports import summary_text
 from .internvl_sources import check_source, fingerprint_folder
@@ -73,6 +74,15 @@ class InternVLImagesToCaption(InternVLNode):
                     max=100000,
                     tooltip="The maximum number of images in one run. Their captions are saved at the end of the run.",
                 ),
+                io.String.Input(
+                    "languages",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "Languages that captions are saved in besides the .txt, such as 'de, ja': an image is new "
+                        "until it has all of them."
+                    ),
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -89,24 +99,25 @@ class InternVLImagesToCaption(InternVLNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder):
-        return validation_result(_open, folder)
+    def validate_inputs(cls, folder, languages=""):
+        return [validation_result(_open, folder), validate(_codes, languages)]
 
     @classmethod
-    def fingerprint_inputs(cls, folder="", only_new=True, **others):
+    def fingerprint_inputs(cls, folder="", only_new=True, languages="", **others):
         captions = []
         if only_new:
             try:
                 opened = _open(folder)
-                captions = [file.name for file in opened.files if caption_file(file).exists()] if opened else []
+                codes = _codes(languages)
+                captions = [file.name for file in opened.files if not _is_new(file, codes)] if opened else []
             except (OSError, ValueError):
                 return ""
         return fingerprint_folder(folder) + hashlib.sha256(repr(captions).encode("utf-8", "replace")).hexdigest()
 
     @classmethod
-    def execute(cls, folder, only_new=True, limit=100) -> io.NodeOutput:
-        opened = cast(ImageFolder, _open(folder))
-        waiting = [file for file in opened.files if not (only_new and caption_file(file).exists())]
+    def execute(cls, folder, only_new=True, limit=100, languages="") -> io.NodeOutput:
+        opened, codes = cast(ImageFolder, _open(folder)), _codes(languages)
+        waiting = [file for file in opened.files if not only_new or _is_new(file, codes)]
         images, names, unreadable, pixels, left = [], [], [], 0, len(waiting)
         for file in interruptible(waiting):
             if len(images) == limit:
@@ -171,6 +182,15 @@ class InternVLSaveCaptions(InternVLNode):
                 io.Boolean.Input(
                     "overwrite", default=False, optional=True, tooltip="Replaces captions that are there already."
                 ),
+                io.String.Input(
+                    "language",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "The language of the captions, such as de, to keep several beside each image: 1.de.txt. Empty: "
+                        "1.txt, which trainers read."
+                    ),
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -183,11 +203,14 @@ class InternVLSaveCaptions(InternVLNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder):
-        return validation_result(_open, unwrap_single(folder))
+    def validate_inputs(cls, folder, language=("",)):
+        return [
+            validation_result(_open, unwrap_single(folder)),
+            validate(check_language, unwrap_single(language), field="language"),
+        ]
 
     @classmethod
-    def execute(cls, captions, names, folder, trigger=("",), overwrite=(False,)) -> io.NodeOutput:
+    def execute(cls, captions, names, folder, trigger=("",), overwrite=(False,), language=("",)) -> io.NodeOutput:
         if len(captions) != len(names):
             raise ValueError(f"captions: got {len(captions)} captions for {len(names)} images. Connect one per image")
         opened = cast(ImageFolder, _open(unwrap_single(folder)))
@@ -196,12 +219,21 @@ class InternVLSaveCaptions(InternVLNode):
         if absent:
             raise ValueError(f"names: {absent[0]!r} is not an image in {opened.path}")
         lines = [one_line(caption, unwrap_single(trigger)) for caption in captions]
-        written = with_field_name(
-            "names", save_captions, [known[name] for name in names], lines, unwrap_single(overwrite)
-        )
+        code = with_field_name("language", check_language, unwrap_single(language))
+        files = [known[name] for name in names]
+        written = with_field_name("names", save_captions, files, lines, unwrap_single(overwrite), code)
         said = [f"{name}: {line or '(empty, not saved)'}" for name, line in zip(names, lines, strict=True)]
         text = summary_text([f"{len(written)} captions saved in {opened.path}", *said])
         return io.NodeOutput(lines, len(written), ui=show_text(text))
+
+
+def _codes(languages: str) -> list[str]:
+    """Return the languages that an image needs captions in; "" is the .txt's, which it always needs."""
+    return ["", *(with_field_name("languages", check_language, name) for name in split_names(languages))]
+
+
+def _is_new(file: Path, codes: list[str]) -> bool:
+    return not all(caption_file(file, code).exists() for code in codes)
 
 
 def _open(name: str | None) -> ImageFolder | None:

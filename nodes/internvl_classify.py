@@ -80,7 +80,25 @@ class InternVLZeroShotClassify(InternVLNode):
             ],
             is_output_node=True,
             is_input_list=True,
-            inputs=[model_input(), *label_inputs(), image_input(), folder_input(), framing_input(CROP)],
+            inputs=[
+                model_input(),
+                *label_inputs(),
+                image_input(),
+                folder_input(),
+                framing_input(CROP),
+                io.Float.Input(
+                    "threshold",
+                    default=-1.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip=(
+                        "Leaves out labels that score below this, of the kind chosen in scores, from labels and JSON. "
+                        "For tags: independent, and the lowest score of a tag that fits."
+                    ),
+                ),
+            ],
             outputs=[
                 io.String.Output(
                     display_name="label", is_output_list=True, tooltip="List: the best label of each image."
@@ -127,6 +145,7 @@ class InternVLZeroShotClassify(InternVLNode):
         image=None,
         folder="",
         framing=CROP,
+        threshold=-1.0,
     ) -> io.NodeOutput:
         internvl, kind, choice, framing, folder = (
             unwrap_single(internvl),
@@ -142,9 +161,11 @@ class InternVLZeroShotClassify(InternVLNode):
         results = classify(images.vectors, label_embeddings, internvl.logit_scale)
         best = [rank(row, unwrap_single(top_k)) for row in interruptible(results.cosine)]
         shown = results.softmax if kind == SOFTMAX else results.cosine
+        least = unwrap_single(threshold)
+        fitting = [[label for label in order if row[label] >= least] for row, order in zip(shown, best, strict=True)]
         records = [
             {"name": name, "labels": label_records(parsed, results, index, order)}
-            for index, (name, order) in enumerate(interruptible(zip(images.names, best, strict=True)))
+            for index, (name, order) in enumerate(interruptible(zip(images.names, fitting, strict=True)))
         ]
         written = document(
             "classify",
@@ -159,12 +180,12 @@ class InternVLZeroShotClassify(InternVLNode):
         )
         lines = [
             label_line(name, parsed.names, row, order)
-            for name, row, order in interruptible(zip(images.names, shown, best, strict=True))
+            for name, row, order in interruptible(zip(images.names, shown, fitting, strict=True))
         ]
         return io.NodeOutput(
             [parsed.names[order[0]] for order in best],
             [row[order[0]].item() for row, order in zip(shown, best, strict=True)],
-            [", ".join(parsed.names[label] for label in order) for order in best],
+            [", ".join(parsed.names[label] for label in order) for order in fitting],
             list(images.names),
             written,
             ui=show_text(summary_text([*lines, *repeated_note(parsed)], images.unreadable), written),

@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of images, each with a caption in a .txt of its name or in metadata.jsonl",
     )
     add(
+        "--language",
+        nargs="+",
+        default=[],
+        metavar="xx",
+        help="train each image with its captions in these languages as well, from .xx.txt files",
+    )
+    add(
         "--out",
         type=Path,
         required=True,
@@ -151,7 +158,7 @@ def _train(options: argparse.Namespace) -> None:
             f"--size {size} is not a multiple of {base.downscale_factor}, "
             f"the factor by which the autoencoder downscales images"
         )
-    images = CaptionedImages(options.data, size)
+    images = CaptionedImages(options.data, size, options.language)
     examples = cache_latents(
         images, base.encode_images, base.encoder_fingerprint, options.out, accelerator, _print_cached
     )

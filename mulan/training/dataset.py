@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from ..images.captions import caption_file, check_language
+from ..images.image_files import SUFFIXES
 from .run import write_safetensors
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_LIST = "metadata.jsonl"
 # Share of the timesteps: from there on an image's layout and colors are decided, and so the text matters most
 HIGH_NOISE = 0.6
@@ -72,30 +73,39 @@ class SampleStream:
 class CaptionedImages(torch.utils.data.Dataset):
     """The images of a folder and its subfolders -> {"image": float [3, size, size] in -1..1, "caption": str}.
 
-    An image's caption is in metadata.jsonl ({"file_name", "text"} a line) or in the .txt of the same name. The shorter
-    side is resized to `size`, the center is cut out. Raises ValueError where the folder or a caption is missing, or
-    there is no image.
+    An image's caption is in metadata.jsonl ({"file_name", "text"} a line) or in the .txt of the same name; captions in
+    other `languages` are in .de.txt, .ja.txt and so on, as Save Captions writes them. `captions` has those of all
+    images, then those in the first other language, and so on. The shorter side is resized to `size`, the center is cut
+    out. Raises ValueError where the folder or a caption is missing, or there is no image.
     """
 
-    def __init__(self, folder: Path | str, size: int):
+    def __init__(self, folder: Path | str, size: int, languages: Sequence[str] = ()):
         self.folder, self.size = Path(folder), size
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is not a folder: expected a folder of images with captions")
-        self.paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        self.paths = sorted(
+            path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != "."
+        )
         if not self.paths:
-            raise ValueError(f"{self.folder} contains no image ({', '.join(IMAGE_SUFFIXES)})")
+            raise ValueError(f"{self.folder} contains no image ({', '.join(sorted(SUFFIXES))})")
         listed = listed_captions(self.folder)
-        captions = [listed.get(path, [""])[-1] or text_beside(path) for path in self.paths]
+        self.captions = self._checked([listed.get(path, [""])[-1] or text_beside(path) for path in self.paths])
+        for code in map(check_language, languages):
+            self.captions += self._checked([text_beside(path, code) for path in self.paths], code)
+
+    def _checked(self, captions: list[str], language: str = "") -> list[str]:
         bare = [path for path, caption in zip(self.paths, captions, strict=True) if not caption]
         if bare:
             some = ", ".join(str(path.relative_to(self.folder)) for path in bare[:3]) + (
                 ", ..." if len(bare) > 3 else ""
             )
+            where = f"a .{language}.txt" if language else "a .txt"
             raise ValueError(
                 f"{len(bare)} of {len(self.paths)} images in {self.folder} have no caption ({some}): "
-                f'write it into a .txt of the same name or into {CAPTION_LIST} as {{"file_name": ..., "text": ...}}'
+                f"write it into {where} of the same name"
+                + ("" if language else f' or into {CAPTION_LIST} as {{"file_name": ..., "text": ...}}')
             )
-        self.captions = captions
+        return captions
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -132,9 +142,9 @@ def listed_captions(folder: Path) -> dict[Path, list[str]]:
     return captions
 
 
-def text_beside(path: Path) -> str:
-    """Return what the .txt of an image's name holds, empty where there is none."""
-    text = path.with_suffix(".txt")
+def text_beside(path: Path, language: str = "") -> str:
+    """Return the caption in the .txt of an image's name, or in a language's, empty where there is none."""
+    text = caption_file(path, language)
     return read_text(text).strip() if text.is_file() else ""
 
 
@@ -166,18 +176,18 @@ def load_image(path: Path, size: int) -> torch.Tensor:
 
 class LatentFolder(torch.utils.data.Dataset):
     """Latents that `cache_latents` wrote, with their captions -> {"latent": [C, h, w], "caption": str}; read when asked
-    for.
+    for. `captions` has one for each of `count` images, or several times as many: further ones of all images.
     """
 
-    def __init__(self, shards: list[Path], captions: list[str]):
-        self.captions = captions
+    def __init__(self, shards: list[Path], captions: list[str], count: int):
+        self.captions, self._count = captions, count
         self._latents = [safe_open(path, "pt").get_slice("latents") for path in shards]
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, index: int) -> dict:
-        shard, row = divmod(index, SHARD_SIZE)
+        shard, row = divmod(index % self._count, SHARD_SIZE)
         return {"latent": self._latents[shard][row], "caption": self.captions[index]}
 
 
@@ -214,4 +224,4 @@ def cache_latents(
                     report(min(first + ENCODE_BATCH, stop), len(images))
             write_safetensors(shard, {"latents": torch.cat(latents)}, {})
     accelerator.wait_for_everyone()
-    return LatentFolder(shards, images.captions)
+    return LatentFolder(shards, images.captions, len(images))

@@ -530,6 +530,30 @@ def test_pictures_are_cut_from_the_middle_and_captioned(tmp_path):
     assert picture[:, 4, 0].tolist() == [1, -1, -1] and picture[:, 4, 7].tolist() == [-1, -1, 1]
 
 
+def test_the_folder_of_save_captions_is_read_in_all_its_languages(tmp_path, monkeypatch):
+    """Every image that the nodes caption, with each of its captions: the latent is the image's own."""
+    from accelerate import Accelerator
+
+    from mulan_nodes.mulan.images.captions import save_captions
+    from mulan_nodes.mulan.images.image_files import SUFFIXES, list_images
+
+    monkeypatch.setattr(dataset, "SHARD_SIZE", 3)
+    draw_pictures(tmp_path, dict.fromkeys(f"{number}{suffix}" for number, suffix in enumerate(sorted(SUFFIXES))))
+    names = [path.name for path in list_images(tmp_path)]
+    for language in ("", "de"):
+        save_captions(list_images(tmp_path), [f"{name} {language}" for name in names], False, language)
+    pictures = dataset.CaptionedImages(tmp_path, 8, ["de"])
+    numbers = iter(range(len(names)))
+    encode = lambda batch: torch.tensor([next(numbers) for _ in batch]).float().view(-1, 1, 1, 1)  # noqa: E731
+    latents = dataset.cache_latents(pictures, encode, "vae", tmp_path / "cache", Accelerator(), lambda *done: None)
+    assert len(pictures) == len(names) == len(SUFFIXES) and len(latents) == 2 * len(names)
+    read = [(int(latents[index]["latent"]), latents[index]["caption"]) for index in range(len(latents))]
+    assert read == [(number, f"{name} {code}".strip()) for code in ("", "de") for number, name in enumerate(names)]
+    (tmp_path / "0.bmp").with_suffix(".ja.txt").write_text("猫", "utf-8")
+    with pytest.raises(ValueError, match=r"7 of 8 images .*write it into a \.ja\.txt of the same name"):
+        dataset.CaptionedImages(tmp_path, 8, ["ja"])
+
+
 def test_transparent_pictures_become_white(tmp_path):
     from PIL import Image
 
