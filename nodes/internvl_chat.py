@@ -9,7 +9,6 @@ from ..mulan.images.video_frames import sample_frames
 from ..mulan.internvl_chat.chat_answer import Sampling, answer
 from ..mulan.internvl_chat.chat_history import history_to_json, parse_history
 from ..mulan.internvl_chat.chat_preprocessing import MAX_TILES
-from ..mulan.internvl_chat.chat_prompts import ChatPrompts
 from . import categories
 from .checked_node import CheckedNode
 from .common import sampling_inputs, show_progress, show_text, validate, with_field_name
@@ -20,6 +19,7 @@ from .internvl_chat_questions import (
     PICTURES,
     TASKS,
     TOGETHER,
+    check_chat_clip,
     groups_of,
     questions_of,
     with_name,
@@ -250,8 +250,7 @@ class InternVLChat(CheckedNode):
         top_k=0,
         repetition_penalty=1.0,
     ) -> io.NodeOutput:
-        if not isinstance(getattr(clip, "tokenizer", None), ChatPrompts):
-            raise ValueError("clip: this CLIP cannot generate text. Connect the CLIP output of InternVL Chat Loader.")
+        check_chat_clip(clip)
         questions = questions_of(question, system, thinking, task)
         rounds = with_field_name("history", parse_history, history)
         batches = [images[name] for name in IMAGE_NAMES if images and images.get(name) is not None]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from ..mulan.boundary.limits import MAX_NAME_LENGTH, MAX_NAMES
+from ..mulan.internvl_chat.chat_prompts import ChatPrompts
 from ..mulan.internvl_chat.chat_template import FIND, REF
 from ..visionllm_nodes.detections.names import split_names
 
 ASK_TASK, FIND_TASK = TASKS = ("ask", "find")
 TOGETHER, ONE_BY_ONE = PICTURES = ("all together", "one by one")
+
+
+def check_chat_clip(clip) -> None:
+    """Raise ValueError for a CLIP that is not InternVL Chat's."""
+    if not isinstance(getattr(clip, "tokenizer", None), ChatPrompts):
+        raise ValueError("clip: this CLIP cannot generate text. Connect the CLIP output of InternVL Chat Loader.")
 
 
 def groups_of(images: list, frames: list, pictures: str) -> list[tuple[list, list]]:

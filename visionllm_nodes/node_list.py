@@ -1,6 +1,7 @@
 """All VisionLLM nodes. Not in `__init__`: the library must be importable without ComfyUI's server."""
 
 from .ask import VisionLLMAsk
+from .check_images import VisionLLMCheckImages
 from .conditioning import VisionLLMEditConditioning, VisionLLMGenerateConditioning
 from .detect import VisionLLMDetect
 from .detections.nodes_answers import VisionLLMTextToBoxes
@@ -28,6 +29,7 @@ NODES = [
     VisionLLMRegion,
     VisionLLMAsk,
     VisionLLMInstruct,
+    VisionLLMCheckImages,
     VisionLLMGenerateConditioning,
     VisionLLMEditConditioning,
     VisionLLMFilterBoxes,

@@ -6,6 +6,7 @@ from pathlib import Path
 NEEDS_TINY_MODELS = True
 EVALUATIONS = ("mulan", "visionllm", "zeroshot")
 LANGUAGES, NAMES = "languages", "names"  # of 113 languages, which takes long: only where it is asked for
+CHECK = "check"  # the choice among eight images, by several
 RETRIEVAL = "retrieval"  # of a data set only
 
 
@@ -13,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=(*EVALUATIONS, LANGUAGES, NAMES, RETRIEVAL),
+        choices=(*EVALUATIONS, LANGUAGES, NAMES, CHECK, RETRIEVAL),
         help="measure one of them (default: the first three; languages, for hours, and names ask in 113 of them)",
     )
     parser.add_argument(
@@ -31,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "zeroshot the one in the checkpoint)",
     )
     parser.add_argument(
-        "--scenes", type=int, default=300, metavar="N", help="visionllm: number of scenes (default: 300)"
+        "--scenes",
+        type=int,
+        metavar="N",
+        help="visionllm: number of scenes (default: 300); check: of prompts of each kind (default: 24)",
     )
     zeroshot = parser.add_argument_group("zeroshot")
     zeroshot.add_argument(
@@ -53,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
     from .. import (
+        evaluate_check,
         evaluate_languages,
         evaluate_mulan,
         evaluate_names,
@@ -75,13 +80,15 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
     if "mulan" in wanted:
         evaluate_mulan.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.text_encoder)
     if "visionllm" in wanted:
-        evaluate_visionllm.evaluation(comfyui, cpu, OUTPUT, options.scenes)
+        evaluate_visionllm.evaluation(comfyui, cpu, OUTPUT, options.scenes or 300)
     if "zeroshot" in wanted:
         evaluate_zeroshot.evaluation(comfyui, cpu, OUTPUT, options)
     if LANGUAGES in wanted:
         evaluate_languages.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.language or ())
     if NAMES in wanted:
         evaluate_names.evaluation(comfyui, cpu, OUTPUT, options.language or ())
+    if CHECK in wanted:
+        evaluate_check.evaluation(comfyui, cpu, OUTPUT, options.scenes or 24)
     if RETRIEVAL in wanted:
         evaluate_retrieval.evaluation(comfyui, cpu, OUTPUT, options)
     return 0

@@ -7,6 +7,7 @@ Pictures are uint8 arrays [128, 128, 3]. Colours, shapes and sizes are those of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,14 +104,23 @@ class Scene:
 
 def draw_scene(rng: np.random.Generator, things: tuple[Thing, ...], fewest: int = 2, most: int = MOST_ITEMS) -> Scene:
     """A picture of `fewest` to `most` of these things, in places where none touches another."""
-    items: list[Item] = []
     wanted = int(rng.integers(fewest, most + 1))
+    return _scene(rng, wanted, lambda index: things[rng.integers(len(things))])
+
+
+def draw_these(rng: np.random.Generator, things: Sequence[Thing]) -> Scene:
+    """A picture of exactly these things, in places where none touches another."""
+    return _scene(rng, len(things), things.__getitem__)
+
+
+def _scene(rng: np.random.Generator, wanted: int, choose: Callable[[int], Thing]) -> Scene:
+    items: list[Item] = []
     attempts = 0
     while len(items) < wanted:
         attempts += 1
         if attempts > 200:  # no room is left: begin again
             items, attempts = [], 0
-        thing = things[rng.integers(len(things))]
+        thing = choose(len(items))
         radius = rng.uniform(*RADII[thing.size])
         x, y = rng.uniform(radius + 1, PICTURE_SIZE - radius - 1, 2)
         if all(np.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP for other in items):

@@ -33,3 +33,8 @@ def clean_name(text: str) -> str:
 def normalize_name(name: str) -> str:
     """Return what two spellings of one name share."""
     return " ".join(clean_name(name.replace("\u2019", "'")).split())
+
+
+def name_key(name: str) -> str:
+    """Return what two spellings of one name share, also of a name that is nothing but punctuation."""
+    return normalize_name(name) or name.strip().casefold()

@@ -13,7 +13,7 @@ from ...mulan.boundary.interrupts import interruptible
 from ...mulan.boundary.limits import MAX_PROMPTS
 from ...mulan.boundary.texts import split_lines
 from .masks import boxes_to_masks, check_mask_pixels, split_masks_per_image
-from .names import normalize_name
+from .names import name_key
 
 # A colon with a space behind it, or a full-width one: "16:9" and "(red:1.2)" are no labels
 _LABEL = re.compile(r"(?P<label>[^:：]+)(?::(?=\s)|：)(?P<prompt>.*)")
@@ -41,7 +41,7 @@ def read_region_prompts(text: str) -> RegionPrompts:
         label, prompt = match["label"].strip(), match["prompt"].strip()
         if not prompt:
             raise ValueError(f"the label {label[:40]!r} has no prompt")
-        if _key(label) in map(_key, of_label):
+        if name_key(label) in map(name_key, of_label):
             raise ValueError(f"the label {label[:40]!r} has two prompts. Write them in one line")
         of_label[label] = prompt
     if len(of_label) >= MAX_PROMPTS:
@@ -61,7 +61,7 @@ def label_masks(
     for boxes in frames:
         for number, box in enumerate(boxes, 1):
             name = box.get("label") or f"region{number}"
-            labels.setdefault(_key(name), name)
+            labels.setdefault(name_key(name), name)
     check_mask_pixels(len(labels) * len(frames), height, width)
     if masks is None:
         masks = boxes_to_masks(frames, height, width)[1]
@@ -69,15 +69,15 @@ def label_masks(
     found = {name: torch.zeros(len(frames), height, width) for name in labels.values()}
     for index, (boxes, of_image) in enumerate(interruptible(zip(frames, per_image, strict=True))):
         for number, (box, mask) in enumerate(zip(boxes, of_image, strict=True), 1):
-            target = found[labels[_key(box.get("label") or f"region{number}")]][index]
+            target = found[labels[name_key(box.get("label") or f"region{number}")]][index]
             torch.maximum(target, mask.to(target), out=target)
     return found
 
 
 def match_labels(wanted: Sequence[str], labels: Sequence[str]) -> dict[str, str | None]:
     """Return, for each wanted label, the one of `labels` that it means: case and punctuation do not matter."""
-    known = {_key(label): label for label in labels}
-    return {label: known.get(_key(label)) for label in wanted}
+    known = {name_key(label): label for label in labels}
+    return {label: known.get(name_key(label)) for label in wanted}
 
 
 def soften(mask: torch.Tensor, pixels: int) -> torch.Tensor:
@@ -91,7 +91,3 @@ def soften(mask: torch.Tensor, pixels: int) -> torch.Tensor:
         for each in interruptible(mask)
     ]
     return torch.maximum(mask, (1 - torch.stack(soft).float() / (pixels + 1)).clamp(min=0))
-
-
-def _key(label: str) -> str:
-    return normalize_name(label) or label.strip().casefold()
