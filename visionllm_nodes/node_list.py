@@ -5,8 +5,14 @@ from .check_images import VisionLLMCheckImages
 from .conditioning import VisionLLMEditConditioning, VisionLLMGenerateConditioning
 from .detect import VisionLLMDetect
 from .detections.nodes_answers import VisionLLMTextToBoxes
-from .detections.nodes_box_conversions import VisionLLMBoxesToMask, VisionLLMBoxesToSEGS, VisionLLMMaskToBoxes
+from .detections.nodes_box_conversions import (
+    VisionLLMBoxesToBBOX,
+    VisionLLMBoxesToMask,
+    VisionLLMBoxesToSEGS,
+    VisionLLMMaskToBoxes,
+)
 from .detections.nodes_boxes import VisionLLMFilterBoxes, VisionLLMPickBox
+from .detections.nodes_class_names import VisionLLMClassNames
 from .detections.nodes_draw import VisionLLMDrawDetections
 from .detections.nodes_files import VisionLLMLoadDetections, VisionLLMSaveDetections
 from .detections.nodes_find_alike import InternVLFindAlike
@@ -38,6 +44,7 @@ NODES = [
     VisionLLMBoxesToMask,
     VisionLLMMaskToBoxes,
     VisionLLMBoxesToSEGS,
+    VisionLLMBoxesToBBOX,
     VisionLLMDrawDetections,
     VisionLLMSaveDetections,
     VisionLLMLoadDetections,
@@ -47,4 +54,5 @@ NODES = [
     VisionLLMTrackDetections,
     MuLanRegionPrompts,
     InternVLFindAlike,
+    VisionLLMClassNames,
 ]

@@ -51,6 +51,12 @@ class VisionLLMPose(VisionLLMNode):
                 "hand pose",
                 "face landmarks",
                 "unipose",
+                "animal face landmarks",
+                "insect pose",
+                "clothes keypoints",
+                "fashion landmarks",
+                "car keypoints",
+                "furniture keypoints",
                 "openpose from text",
                 "pose from text",
                 "estimation de pose",
@@ -82,8 +88,8 @@ class VisionLLMPose(VisionLLMNode):
                     "skeleton",
                     options=[*PRESETS, OWN],
                     default=next(iter(PRESETS)),
-                    tooltip="Set of keypoints to find. OpenPose nodes can draw person, animal, face and hand. own "
-                    "keypoints: the names you list in keypoints.",
+                    tooltip="Set of keypoints to find. OpenPose nodes can draw person, macaque, animal (AP-10K), face "
+                    "and hand; Draw Detections draws all. own keypoints: the names you list in keypoints.",
                 ),
                 io.String.Input(
                     "keypoints",

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..nodes import categories
 from ..nodes.common import show_text, validate
+from .detections.class_lists import COCO, LVIS
 from .detections.json_document import write_document
 from .detections.results import Detections, no_detections
 from .model import prompt_templates
@@ -28,7 +29,10 @@ from .node_io import (
 )
 from .region_prompts import Regions, parse_points, region_inputs, regions_per_image
 
-SEGMENT, ALIKE, COUNT, DESCRIBE, NAME = QUESTIONS = ("segment", "find alike", "count", "describe", "name")
+SEGMENT, ALIKE, COUNT, DESCRIBE, NAME = "segment", "find alike", "count", "describe", "name"
+CLOSED_LISTS = {f"{NAME} ({names})": names for names in (COCO, LVIS)}
+IN_WORDS = (DESCRIBE, NAME, *CLOSED_LISTS)
+QUESTIONS = (SEGMENT, ALIKE, COUNT, *IN_WORDS)
 IOU_THRESHOLD = 0.7  # two marks on similar objects would find each object twice
 DESCRIPTION_TOKENS, NAME_TOKENS = 64, 16
 
@@ -75,7 +79,8 @@ class VisionLLMRegion(VisionLLMNode):
                     default=SEGMENT,
                     tooltip="segment: the object under each region. find alike: every similar object, the marked ones "
                     "included. count: the same, counted. describe: one sentence per region. name: one or two "
-                    "words per region.",
+                    "words per region. name (COCO-80), name (LVIS-1203): one of the names of this list, see Class "
+                    "Names.",
                 ),
                 *region_inputs(),
                 threshold_input(0.3, "find alike and count: drops detections below this score."),
@@ -124,7 +129,7 @@ class VisionLLMRegion(VisionLLMNode):
         detections = for_each_image(
             list(zip(image, regions, strict=True)), lambda marked: _ask(visionllm, *marked, question, limits)
         )
-        texts = ["\n".join(found.names) if question in (DESCRIBE, NAME) else summarize(found) for found in detections]
+        texts = ["\n".join(found.names) if question in IN_WORDS else summarize(found) for found in detections]
         values = detection_values(detections)
         record = write_document(question, question, detection_frames(detections, values[0], masks_in_json, texts))
         text = "\n\n".join(texts)
@@ -146,10 +151,11 @@ def _answers(visionllm, image, question: str, regions: Regions) -> list[str]:
     turn, max_tokens = (
         (prompt_templates.region_caption(), DESCRIPTION_TOKENS)
         if question == DESCRIBE
-        else (prompt_templates.region_category(), NAME_TOKENS)
+        else (prompt_templates.region_category(CLOSED_LISTS.get(question)), NAME_TOKENS)
     )
     replies = []
     for index, mark in enumerate(regions.marks):
         with progress_share(index, len(regions)):
             replies += answer(visionllm, [image], [[turn]], region_masks=mark[None], max_tokens=max_tokens)
-    return [" ".join(reply.plain_text.split()) for reply in replies]
+    texts = [" ".join(reply.plain_text.split()) for reply in replies]
+    return [text.lower().removesuffix(".") for text in texts] if question in CLOSED_LISTS else texts

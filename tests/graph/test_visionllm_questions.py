@@ -12,7 +12,17 @@ from safetensors.torch import save_file
 from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected, decode
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.tools.shards import shard
+from mulan_nodes.visionllm_nodes.detections.skeletons import PRESETS
 
+DRAW = {
+    "names": True,
+    "scores": False,
+    "keypoint_names": False,
+    "colours": "by name",
+    "mask_opacity": 0.4,
+    "line_width": 0,
+    "text_size": 0,
+}
 FOLDER, EAGER, DRAWING, SHARED = "VisionLLMv2", "Eager", "Drawing", "Shared"
 WIDTH, HEIGHT = 96, 64
 
@@ -170,6 +180,19 @@ def test_segment(server, mode):
     assert mode == "semantic" or len(labels) == 8
 
 
+def test_class_names_are_asked_about(server):
+    """All of COCO's in one prompt of Detect, all of ADE20K's as the names that Segment does not return."""
+    graph = detect(names=["5", 0], top_k=900) | {"5": node("VisionLLMClassNames", list="COCO-80")}
+    told = shown(server.run(graph))
+    names = told["prompt"].split(", ")
+    assert len(names) == 80 and {thing["label"] for thing in told["frames"][0]["objects"]} <= {*names}
+    graph = asking("VisionLLMSegment", image=["2", 0], names="star", mode="semantic", others=["5", 0])
+    graph |= {"5": node("VisionLLMClassNames", list="ADE20K-150")}
+    graph["3"]["inputs"] |= {"threshold": 0.0, "top_k": 4}
+    told = shown(server.run(graph))
+    assert {thing["label"] for thing in told["frames"][0]["objects"]} <= {"star"}
+
+
 def test_pose_with_a_preset_and_with_own_names(server):
     graph = asking(
         "VisionLLMPose",
@@ -215,6 +238,24 @@ def test_pose_with_a_preset_and_with_own_names(server):
     assert [point["name"] for point in thing["keypoints"]] == ["left ear", "Schwanzspitze"]
 
 
+@pytest.mark.parametrize("name", ["fly, 32 (Vinegar Fly)", "long sleeved outwear, 39 (DeepFashion2)"])
+def test_a_skeleton_is_asked_for_and_drawn_with_its_bones(server, name):
+    skeleton = PRESETS[name]
+    graph = asking("VisionLLMPose", image=["2", 0], objects="", skeleton=name, threshold=0.0, top_k=2)
+    graph["4"] = node("VisionLLMDrawDetections", keypoints=["3", 0], **DRAW)
+    graph["5"] = node("SaveImage", images=["4", 0], filename_prefix="skeleton")
+    outputs = server.run(graph)
+    told = shown(outputs)
+    (frame,) = told["frames"]
+    assert told["prompt"] == skeleton.object and len(frame["objects"]) == 2
+    assert frame["skeleton"] == [list(bone) for bone in skeleton.bones]
+    assert all([point["name"] for point in found["keypoints"]] == [*skeleton.keypoints] for found in frame["objects"])
+    assert outputs.images[0].any()
+    graph |= {"pose": node("PreviewAny", source=["3", 1])}
+    with pytest.raises(GraphFailed, match="none of the keypoints belongs to OpenPose"):
+        server.run(graph)
+
+
 def region(count: int = 1, **inputs) -> dict:
     return asking(
         "VisionLLMRegion", count, image=["2", 0], **{"question": "segment", "threshold": 0.0, "top_k": 6, **inputs}
@@ -225,7 +266,16 @@ POINTS = '[{"x": 10, "y": 20}, {"x": 90, "y": 60}]'
 
 
 @pytest.mark.parametrize(
-    "question, objects", [("segment", 2), ("find alike", None), ("count", None), ("describe", 2), ("name", 2)]
+    "question, objects",
+    [
+        ("segment", 2),
+        ("find alike", None),
+        ("count", None),
+        ("describe", 2),
+        ("name", 2),
+        ("name (COCO-80)", 2),
+        ("name (LVIS-1203)", 2),
+    ],
 )
 def test_region_questions(server, question, objects):
     outputs = server.run(preview(region(2, question=question, points=POINTS), count=3, text=5))

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
+from mulan_nodes.visionllm_nodes.detections.names import split_names
+from mulan_nodes.visionllm_nodes.detections.skeletons_of_animals import AP_10K
 
 WIDTH, HEIGHT = 96, 64
 BODY = (
@@ -297,7 +299,64 @@ def test_segs_have_impact_s_form(server, start):
     assert "bbox=[50, 20, 71, 51], label='cat', control_net_wrapper=None" in shown[1]
 
 
+def test_older_nodes_get_corners_and_centers(server, start):
+    """The `bboxes` and `coordinates_positive` of SAM2 nodes: lists of numbers, once for each image."""
+    graph = start | {"5": node("VisionLLMBoxesToBBOX", bboxes=["4", 0])}
+    boxes = value(server, graph, ["4", 0])
+    for output, form in (
+        (0, lambda x, y, width, height: [x, y, x + width, y + height]),
+        (1, lambda x, y, width, height: {"x": round(x + width / 2), "y": round(y + height / 2)}),
+    ):
+        texts = server.run(graph | {"told": node("PreviewAny", source=["5", output])}).nodes["told"]["text"]
+        assert [json.loads(text) for text in texts] == [
+            [form(*(box[side] for side in ("x", "y", "width", "height"))) for box in frame] for frame in boxes
+        ]
+    graph["5"]["inputs"]["bboxes"] = ["empty", 0]
+    assert value(server, graph | {"empty": load(written([]))}, ["5", 0]) == []
+
+
 # --- keypoints ---
+
+
+def test_labels_and_scores_of_animals_survive_the_pose(server):
+    """The animals between people, in two frames, each with its own label and scores, and with a point not found."""
+    points = [
+        {
+            "name": name,
+            "x": 5 + 4 * index,
+            "y": 9 + 2 * index,
+            "score": 0.0 if index == 2 else round(0.3 + index / 30, 2),
+        }
+        for index, name in enumerate(AP_10K.keypoints)
+    ]
+    animals = [
+        thing(5, 9, 64, 32, label, score, keypoints=points[skipped:])
+        for label, score, skipped in (("马", 0.61, 0), ("cat", 0.42, 0), ("fox", 0.17, 4))
+    ]
+    graph = {
+        "3": load(written([animals[0], *PERSON, animals[1]], [animals[2]])),
+        "5": node("VisionLLMKeypointsToPose", keypoints=["3", 3], threshold=0.0),
+        "6": node("VisionLLMPoseToKeypoints", pose=["5", 0]),
+    }
+
+    def told_of(source) -> list[dict]:
+        return [
+            {
+                found["label"]: (
+                    found["score"],
+                    {
+                        point["name"]: (point["x"], point["y"], point["score"])
+                        for point in found["keypoints"]
+                        if point["score"] > 0 and point["name"] != "neck"
+                    },
+                )
+                for found in frame["objects"]
+            }
+            for frame in value(server, graph, source)
+        ]
+
+    before, after = told_of(["3", 3]), told_of(["6", 0])
+    assert before == after and [[*frame] for frame in before] == [["马", "人", "cat"], ["fox"]]
 
 
 def test_stock_nodes_draw_our_poses(server):
@@ -504,3 +563,26 @@ def test_tracks_have_a_name_in_every_frame(server):
     loaded = node("VisionLLMLoadDetections", file="the text below", json=told["text"][0])
     wrong = graph | {"5": node("VisionLLMTrackDetections", **both), "7": loaded}
     assert "bboxes, keypoints: connect exactly one of them" in failure(server, wrong, ["5", 0])
+
+
+@pytest.mark.parametrize(
+    ("choice", "count", "first", "last"),
+    [
+        ("COCO-80", 80, "person", "toothbrush"),
+        ("ADE20K-150", 150, "wall", "flag"),
+        ("LVIS-1203", 1203, "aerosol can", "zucchini"),
+        ("LVIS, the 405 frequent", 405, "air conditioner", "zebra"),
+        ("LVIS, the 461 common", 461, "aerosol can", "zucchini"),
+        ("LVIS, the 337 rare", 337, "applesauce", "wolf"),
+    ],
+)
+def test_class_names_are_names_for_other_nodes(server, choice, count, first, last):
+    """What a node writes is read by another, as many names as it has."""
+    graph = {"3": node("VisionLLMClassNames", list=choice)}
+    names = told(server, graph, ["3", 0]).splitlines()
+    assert [told(server, graph, ["3", 1]), len({*names}), names[0], names[-1]] == [str(count), count, first, last]
+    assert split_names("\n".join(names)) == names
+    boxes = [thing(0, 0, 9, 9, first), thing(0, 0, 9, 9, "none of them")]
+    graph["4"] = load(written(boxes))
+    graph["5"] = node("VisionLLMFilterBoxes", bboxes=["4", 0], **FILTER | {"names": ["3", 0]})
+    assert [box["label"] for box in value(server, graph, ["5", 0])[0]] == [first]

@@ -13,7 +13,7 @@ import sentencepiece
 import torch
 
 from mulan_nodes.mulan.images.tiling import choose_tile_grid
-from mulan_nodes.visionllm_nodes.detections import skeletons
+from mulan_nodes.visionllm_nodes.detections import class_lists, skeletons
 from mulan_nodes.visionllm_nodes.model import prompt_templates
 from mulan_nodes.visionllm_nodes.model.image_inputs import ImageSettings, grounding_image, pose_image, tower_images
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
@@ -78,7 +78,7 @@ def open_question(name: str, entry: dict) -> prompt_templates.Turn | None:
         return prompt_templates.short_answer(re.search(r"<image>\n(.*) Answer the question", entry["prompt"])[1])
     return {
         "caption": prompt_templates.caption(),
-        "region_recognition_coco": prompt_templates.region_category(coco=True),
+        "region_recognition_coco": prompt_templates.region_category(class_lists.COCO),
         "region_caption_vg": prompt_templates.region_caption(),
     }.get(name)
 

@@ -205,15 +205,6 @@ def test_a_mask_for_each_box():
 # --- keypoints ---
 
 
-@pytest.mark.parametrize(
-    "skeleton, keypoints_of, bones", [(PERSON, 17, 19), (ANIMAL, 17, 17), (HAND, 21, 20), (FACE, 68, 63)]
-)
-def test_presets_have_distinct_names_and_bones_between_them(skeleton, keypoints_of, bones):
-    assert len(set(skeleton.keypoints)) == len(skeleton.keypoints) == keypoints_of
-    assert len(skeleton.bones) == len({frozenset(bone) for bone in skeleton.bones}) == bones
-    assert all(0 <= a < keypoints_of and 0 <= b < keypoints_of and a != b for a, b in skeleton.bones)
-
-
 def test_own_names_get_the_bones_that_are_known():
     assert skeletons.bones_of(["Left_Wrist", "left elbow", "left shoulder", "wing"]) == [(2, 1), (1, 0)]
     assert skeletons.bones_of(["left front paw", "left elbow", "left shoulder"]) == [(2, 1), (1, 0)]

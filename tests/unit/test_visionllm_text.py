@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from mulan_nodes.visionllm_nodes.detections import names, skeletons
+from mulan_nodes.visionllm_nodes.detections import class_lists, names, skeletons
 from mulan_nodes.visionllm_nodes.model import prompt_templates, special_tokens
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 from mulan_nodes.visionllm_nodes.model.region_mentions import place_regions
@@ -246,3 +246,13 @@ def test_regions_stand_where_a_conversation_names_them_first(questions, placed, 
 def test_regions_that_a_question_cannot_name(question, count, words):
     with pytest.raises(ValueError, match=words):
         place_regions(prompt_templates.chat(question), count)
+
+
+@pytest.mark.parametrize("choice", [class_lists.COCO, class_lists.LVIS])
+def test_a_region_is_named_from_a_closed_list_in_upstream_s_words(choice):
+    asked = prompt_templates.region_category(choice)
+    assert asked.assistant is None and asked.user == (
+        "<image>\nWhis is the object category of <reg>region1<region></reg>? "
+        f"Answer with the category name from {choice}, and use single word or phrase."
+    )
+    assert len(class_lists.class_names(choice)) == int(choice.split("-")[1])

@@ -1,4 +1,4 @@
-"""Nodes that convert the boxes of any detector: to masks, from masks, to SEGS."""
+"""Nodes that convert the boxes of any detector: to masks, from masks, to SEGS, to the BBOX of older nodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ...nodes import categories
 from ..node_io import VisionLLMNode
-from .bounding_boxes import boxes_per_image
+from .bounding_boxes import box_corners, boxes_per_image
+from .keypoints import points_json
 from .masks import boxes_to_masks, masks_to_boxes, split_masks_per_image
 from .nodes_boxes import BOXES
 from .segs import to_segs
@@ -183,3 +184,53 @@ class VisionLLMBoxesToSEGS(VisionLLMNode):
         return io.NodeOutput(
             [to_segs(*parts, crop_factor) for parts in zip(image, frames, masks_per_image, strict=True)]
         )
+
+
+class VisionLLMBoxesToBBOX(VisionLLMNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VisionLLMBoxesToBBOX",
+            display_name="Boxes to BBOX",
+            category=categories.DETECTIONS,
+            description="Converts bounding boxes to BBOX, corner coordinates [x1, y1, x2, y2], and to their centers, "
+            "for SAM2 and other nodes that do not take BOUNDING_BOX.",
+            search_aliases=[
+                "bounding box to BBOX",
+                "xyxy",
+                "SAM2",
+                "Sam2Segmentation",
+                "segment anything 2",
+                "SAM2 boxes",
+                "box to points",
+                "box center",
+                "coordinates_positive",
+                "检测框转BBOX",
+                "ボックスをBBOXに",
+                "상자를 BBOX로",
+                "cajas a BBOX",
+                "boîtes vers BBOX",
+                "рамки в BBOX",
+            ],
+            inputs=[io.BoundingBox.Input("bboxes", force_input=True, tooltip=BOXES)],
+            outputs=[
+                io.BBOX.Output(
+                    display_name="bbox",
+                    is_output_list=True,
+                    tooltip="One list of [x1, y1, x2, y2] in pixels per image. Nodes connected here run once per "
+                    "image.",
+                ),
+                io.String.Output(
+                    display_name="points",
+                    is_output_list=True,
+                    tooltip='Centers of the boxes as JSON [{"x": 12, "y": 34}, ...], one string per image, for '
+                    "coordinates_positive.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, bboxes) -> io.NodeOutput:
+        frames = [[box_corners(box) for box in boxes] for boxes in boxes_per_image(bboxes)]
+        centers = [[{"x": (x1 + x2) / 2, "y": (y1 + y2) / 2} for x1, y1, x2, y2 in corners] for corners in frames]
+        return io.NodeOutput([[[*box] for box in corners] for corners in frames], [*map(points_json, centers)])

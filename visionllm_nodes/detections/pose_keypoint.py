@@ -16,7 +16,8 @@ from .bounding_boxes import bounding_box, check_label
 from .checks import entries, fields, image_size, number, position
 from .keypoints import point_bounds
 from .names import normalize_name
-from .skeletons import ANIMAL_17, BODY_18, BODY_BONES, FACE_68, FACE_BONES, FEET_6, HAND_21, HAND_BONES, PRESETS
+from .skeletons import BODY_18, BODY_BONES, FACE_68, FACE_BONES, FEET_6, HAND_21, HAND_BONES
+from .skeletons_of_animals import ANIMAL_17, AP_10K
 
 BODY, FEET, FACE, LEFT, RIGHT = (
     "pose_keypoints_2d",
@@ -33,13 +34,7 @@ PARTS = {
     LEFT: tuple(f"left hand {name}" for name in HAND_21),
     RIGHT: tuple(f"right hand {name}" for name in HAND_21),
 }
-BONES = {
-    BODY: BODY_BONES,
-    FACE: FACE_BONES,
-    LEFT: HAND_BONES,
-    RIGHT: HAND_BONES,
-    ANIMALS: PRESETS["animal, 17 (AP-10K)"].bones,
-}
+BONES = {BODY: BODY_BONES, FACE: FACE_BONES, LEFT: HAND_BONES, RIGHT: HAND_BONES, ANIMALS: AP_10K.bones}
 OPTIONAL = FEET
 _ONLY_ANIMALS = {normalize_name(name) for name in ANIMAL_17} - {normalize_name(name) for name in BODY_18}
 
@@ -113,8 +108,8 @@ def _person(obj: dict, found: dict[str, dict]) -> dict | None:
     side = LEFT if "left" in obj["label"].lower() else RIGHT
     if any(hand) and not any(parts[side]):
         parts[side] = hand
-    if not any(any(points) for points in parts.values()):
-        return None
+    if sum(point is not None for points in parts.values() for point in points) <= (body[1] is not None):
+        return None  # nothing, or only the neck: insects have one, too
     person: dict = {part: _flat(points) for part, points in parts.items() if part != OPTIONAL or any(points)}
     return person | _details(obj, {part: points for part, points in parts.items() if any(points)})
 

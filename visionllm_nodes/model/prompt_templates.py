@@ -141,14 +141,14 @@ def interactive(regions: int) -> Turn:
     )
 
 
-def region_category(coco: bool = False) -> Turn:
-    """Ask what a marked region shows, in a word or phrase; with `coco` one of COCO's 80 names."""
-    if coco:
-        return Turn(
-            f"{IMAGE_LINE}Whis is the object category of {region('region1')}? "
-            "Answer with the category name from COCO-80, and use single word or phrase."
-        )
-    return Turn(f"{IMAGE_LINE}What is the category of {region('region1')}? Using only one word or phrase.")
+def region_category(closed_list: str | None = None) -> Turn:
+    """Ask what a marked region shows, in a word or phrase; one of COCO-80's or LVIS-1203's names."""
+    if closed_list is None:
+        return Turn(f"{IMAGE_LINE}What is the category of {region('region1')}? Using only one word or phrase.")
+    return Turn(
+        f"{IMAGE_LINE}Whis is the object category of {region('region1')}? "
+        f"Answer with the category name from {closed_list}, and use single word or phrase."
+    )
 
 
 def region_caption() -> Turn:
