@@ -176,6 +176,8 @@ def _pixels(scene: scenes.Scene, counts: Counter[str]) -> tuple[np.ndarray, np.n
 
 def judge(visionllm, internvl, prompt: Prompt, tally: Tally) -> None:
     """Let everyone choose among the images of a prompt, and count who was right."""
+    from mulan_nodes.visionllm_nodes.detections.checked_images import best_first
+
     images = torch.from_numpy(np.stack(prompt.images)).float() / 255
     scores = internvl.embed_images(list(images), "whole") @ internvl.embed_texts([prompt.sentence])[0]
     tally.mixed.append(any(prompt.right) and not all(prompt.right))
@@ -184,8 +186,6 @@ def judge(visionllm, internvl, prompt: Prompt, tally: Tally) -> None:
     tally.add(BEST, float(any(prompt.right)))
     check = checker(visionllm, prompt)
     for way, parts in WAYS.items():
-        from mulan_nodes.visionllm_nodes.detections.checked_images import best_first
-
         checked = [check(image, "\n".join(getattr(prompt, part) for part in parts)) for image in images]
         tally.add(way, float(prompt.right[best_first(checked)[0]]))
         if parts == ("things",):
@@ -231,7 +231,7 @@ def report(tallies: dict[str, Tally]) -> str:
     lines = []
     for title, tally in tallies.items():
         mixed = np.array(tally.mixed)
-        lines += [f"{title.capitalize()}, {CHOICES} images for each prompt:", ""]
+        lines += [f"{title[0].upper()}{title[1:]}, {CHOICES} images for each prompt:", ""]
         lines += [
             f"| choice | all {len(mixed)} prompts | the {mixed.sum()} with right and wrong images |",
             "| --- | --: | --: |",
