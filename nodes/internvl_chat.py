@@ -20,6 +20,7 @@ from .internvl_chat_questions import (
     TASKS,
     TOGETHER,
     check_chat_clip,
+    check_single,
     groups_of,
     questions_of,
     with_name,
@@ -257,11 +258,8 @@ class InternVLChat(CheckedNode):
         single_images = [image for batch in batches for image in batch]
         video_frames = sample_frames(video, frames) if video is not None else []
         groups = groups_of(single_images, video_frames, pictures)
-        if task == FIND_TASK and any(len(group) + len(frames) != 1 for group, frames in groups):
-            count = len(single_images) + len(video_frames)
-            raise ValueError(
-                f"images: find looks in one image at a time, got {count}. Connect one, or set pictures to {ONE_BY_ONE}"
-            )
+        if task == FIND_TASK:
+            check_single(groups)
         sampling = Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed)
         texts: list[str] = []
         thoughts: list[str] = []
@@ -276,7 +274,7 @@ class InternVLChat(CheckedNode):
                     of_group,
                     frames_of_group,
                     rounds,
-                    system=system or None,
+                    system=system if system.strip() else None,
                     thinking=thinking,
                     tiles=tiles,
                     sampling=sampling,

@@ -24,6 +24,17 @@ def groups_of(images: list, frames: list, pictures: str) -> list[tuple[list, lis
     return [*(([image], []) for image in images), *([([], frames)] if frames else [])]
 
 
+def check_single(groups: list[tuple[list, list]]) -> None:
+    """Raise ValueError where several images, or none, would be looked through at a time."""
+    for images, frames in groups:
+        if len(frames) > 1:
+            raise ValueError(f"frames: find looks in one frame of a video, got {len(frames)}. Set frames to 1")
+        if (count := len(images) + len(frames)) != 1:
+            raise ValueError(
+                f"images: find looks in one image at a time, got {count}. Connect one, or set pictures to {ONE_BY_ONE}"
+            )
+
+
 def with_name(answer: str, prompt: str) -> str:
     """Return an answer with the name that it is about, where the model left it out."""
     return answer if REF in answer else prompt[prompt.index(REF) :] + answer

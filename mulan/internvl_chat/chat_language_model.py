@@ -44,6 +44,13 @@ def check_temperature(temperature: float) -> float:
     return max(temperature, MIN_TEMPERATURE)
 
 
+def check_penalty(penalty: float) -> float:
+    """Return a repetition penalty that logits can be divided by. Raises ValueError for 0, below, and no number."""
+    if not 0 < penalty < math.inf:
+        raise ValueError(f"repetition_penalty must be a number above 0, not {penalty}; 1 is off")
+    return penalty
+
+
 def penalize(logits: torch.Tensor, token_ids: Sequence[int], penalty: float) -> torch.Tensor:
     """Return logits [1, vocab_size] with those of `token_ids` lowered: divided by the penalty, or multiplied below 0.
 
@@ -132,6 +139,7 @@ class LanguageModel(llama.BaseQwen3, llama.BaseGenerate, nn.Module):
         do_sample=True,
         **options,
     ):
+        check_penalty(repetition_penalty)
         is_finite = logits.isfinite().all()
         logits = torch.where(is_finite, logits, 0.0)  # a draw among NaN would end a card's process
         if not do_sample:

@@ -73,8 +73,8 @@ class ChatPrompts:
             system = system_prompt
         if audio is not None:
             raise ValueError(f"{self.title} cannot use audio: leave audio unconnected")
-        images = [*images, *(check_images(image) if image is not None else ())]
-        frames = [*frames, *(check_images(video[::FRAME_RATE]) if video is not None else ())]
+        images = [*images, *(_checked("image", image) if image is not None else ())]
+        frames = [*frames, *(_checked("video", video[::FRAME_RATE]) if video is not None else ())]
         if skip_template:
             (prompt,) = insert_images([text], len(images), len(frames))
         else:
@@ -109,6 +109,8 @@ class ChatPrompts:
                 "shorter text"
             )
         input_ids = self.tokenizer.encode(whole_characters(prompt)[0])
+        if not input_ids:
+            raise ValueError("the prompt is empty: enter one, or turn the default template on")
         context_id = self.tokenizer.token_to_id(IMAGE_CONTEXT)
         if context_id is None or input_ids.count(context_id) != len(images):
             raise ValueError(f"a text must not contain {IMAGE_CONTEXT}: it stands for an image")
@@ -125,6 +127,13 @@ class ChatPrompts:
 
     def state_dict(self) -> dict:
         return {}
+
+
+def _checked(name: str, value) -> torch.Tensor:
+    try:
+        return check_images(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _is_set(value) -> bool:

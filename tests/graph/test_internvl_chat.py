@@ -21,6 +21,16 @@ FOLDER, AS_TRANSFORMERS, OLDER, ENDLESS = "InternVL3-random", "InternVL3_5-rando
 CONVERTED = f"{FOLDER}_int8.safetensors"
 TALKERS = (FOLDER, AS_TRANSFORMERS, OLDER, CONVERTED)
 WIDTH, HEIGHT = 96, 64
+DRAWN = {
+    "sampling_mode": "on",
+    "sampling_mode.temperature": 1.5,
+    "sampling_mode.top_k": 64,
+    "sampling_mode.top_p": 0.95,
+    "sampling_mode.min_p": 0.0,
+    "sampling_mode.repetition_penalty": 1.05,
+    "sampling_mode.presence_penalty": 0.0,
+    "sampling_mode.seed": 1,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,18 +125,7 @@ def test_what_core_s_node_can_be_asked(server):
         written(server, generate(prompt="Où est le chat ?")),
     }
     assert len(different) == 6
-    drawn = {
-        "sampling_mode": "on",
-        "sampling_mode.temperature": 1.5,
-        "sampling_mode.top_k": 64,
-        "sampling_mode.top_p": 0.95,
-        "sampling_mode.min_p": 0.0,
-        "sampling_mode.repetition_penalty": 1.05,
-        "sampling_mode.presence_penalty": 0.0,
-    }
-    assert written(server, generate(**drawn, **{"sampling_mode.seed": 1})) != written(
-        server, generate(**drawn, **{"sampling_mode.seed": 2})
-    )
+    assert written(server, generate(**DRAWN)) != written(server, generate(**DRAWN | {"sampling_mode.seed": 2}))
 
 
 def test_several_pictures_of_different_sizes(server):
@@ -217,6 +216,15 @@ def test_finding_needs_one_image(server, count):
         server.run(graph | {"2": picture(count=max(1, count))})
 
 
+@pytest.mark.parametrize("pictures", ["all together", "one by one"])
+def test_finding_in_a_video_needs_one_frame(server, pictures):
+    film = {"5": node("CreateVideo", images=["2", 0], fps=12.0), "2": picture(count=3)}
+    with pytest.raises(GraphFailed, match="frames: find looks in one frame of a video, got 8. Set frames to 1"):
+        server.run(chat(task="find", question="cat", video=["5", 0], pictures=pictures) | film)
+    found = chat(ENDLESS, task="find", question="cat", video=["5", 0], frames=1, pictures=pictures)
+    assert shown(server.run(found | film))["text"].startswith("<ref>cat</ref>")
+
+
 def test_one_by_one_it_finds_in_each_image(server):
     graph = chat(ENDLESS, task="find", question="cat, dog", pictures="one by one", **{"images.image_1": ["2", 0]})
     graph |= {
@@ -261,6 +269,8 @@ def test_a_talk_goes_on(server):
 def test_what_the_model_is_told_before_the_talk_matters(server):
     texts = {shown(server.run(chat(**told)))["text"] for told in ({}, {"system": "Be brief."}, {"thinking": True})}
     assert len(texts) == 3
+    blank, none = (shown(server.run(chat(system=system)))["text"] for system in (" \n", ""))
+    assert blank == none
 
 
 def test_a_temperature_draws_by_the_seed(server):
@@ -438,6 +448,24 @@ FAILED = {
         "3",
         "reads 2048: use fewer images",
     ),
+    "nothing to go on from": (
+        generate(prompt="", use_default_template=False),
+        "3",
+        "the prompt is empty: enter one, or turn the default template on",
+    ),
+    "a penalty of nothing": (
+        generate(**DRAWN | {"sampling_mode.repetition_penalty": 0.0}),
+        "3",
+        "repetition_penalty must be a number above 0, not 0.0; 1 is off",
+    ),
+    **{
+        f"no image in core's {name}": (
+            generate(**{name: ["2", 0]}) | {"2": node("FuzzValue", expr="torch.zeros(0, 32, 32, 3)")},
+            "3",
+            f"{name}: the batch is empty: there is no image in it",
+        )
+        for name in ("image", "video")
+    },
 }
 
 
