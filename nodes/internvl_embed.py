@@ -137,7 +137,7 @@ class InternVLEmbed(InternVLNode):
         unreadable = []
         if lines:
             embeddings = Embeddings(internvl.embed_texts(lines), tuple(lines), TEXT, internvl.identity)
-        elif video is not None:
+        elif video:
             vectors = [_embed_video(internvl, each, unwrap_single(frames), framing) for each in interruptible(video)]
             names = tuple(f"video {number}" for number in range(1, len(vectors) + 1))
             embeddings = Embeddings(torch.stack(vectors), names, VIDEO, internvl.identity)
@@ -252,7 +252,8 @@ class InternVLCompare(InternVLNode):
             TextRenderer(sample="".join(a.names[:MAX_NAMES] + b.names[:MAX_NAMES])),
         )
         image = torch.from_numpy(np.asarray(matrix, dtype=np.float32) / 255)[None]
-        text = summary_text([f"{score:.3f}  {a.names[row]} - {b.names[column]}" for row, column, score in best])
+        lines = [f"{score:.3f}  {a.names[row]} - {b.names[column]}" for row, column, score in best]
+        text = summary_text(lines or ["there is one embedding, and no pair: connect b too"])
         return io.NodeOutput(
             image, written, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **show_text(text, written)}
         )

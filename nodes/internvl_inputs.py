@@ -127,8 +127,8 @@ def label_inputs() -> list[io.Input]:
 
 
 def or_absent(value):
-    """Return ABSENT for None, which is what `execute` gets for an input with nothing connected."""
-    return ABSENT if value is None else value
+    """Return ABSENT for what `execute` gets from an input with nothing connected, None, and for an empty list."""
+    return ABSENT if value is None or (isinstance(value, list) and not value) else value
 
 
 def unwrap_single(values):

@@ -168,7 +168,7 @@ class InternVLRank(InternVLNode):
         internvl, folder, framing = unwrap_single(internvl), unwrap_single(folder), unwrap_single(framing)
         _check_query(query, or_absent(query_image))
         source = check_source(or_absent(image), folder, embeddings=or_absent(embeddings))
-        if embeddings is None:
+        if not embeddings:
             candidates = embed_images(internvl, image, source, framing)
         else:
             candidates = _given_embeddings(embeddings, internvl)

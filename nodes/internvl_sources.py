@@ -130,7 +130,5 @@ def embed_images(
             read=True,
         )
     batch = [image[..., :3] for images_of_one_size in images or () for image in images_of_one_size]
-    if not batch:
-        raise ValueError("image: there are no images in the batch")
     names = tuple(f"picture {number}" for number in range(1, len(batch) + 1))
     return ImageEmbeddings(internvl.embed_images(batch, framing), names, lambda index: batch[index][None])

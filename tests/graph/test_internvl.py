@@ -502,6 +502,13 @@ def test_compare_with_itself_tells_each_pair_once(server):
     assert np.diag(told["scores"]) == pytest.approx([1, 1, 1], abs=1e-5)
 
 
+def test_compare_of_one_says_that_there_is_no_pair(server):
+    alone = asking("InternVLEmbed", texts="a cat")
+    graph = {"1": alone["1"], "4": alone["3"], "3": node("InternVLCompare", a=["4", 0])}
+    outputs = server.run(graph)
+    assert shown(outputs)["pairs"] == [] and outputs.nodes["3"]["mulan_text"][0].startswith("there is one embedding")
+
+
 # --- video ---
 
 
@@ -788,6 +795,18 @@ FAILED = {
         rank(1, query=["5", 0]) | {"5": node("PrimitiveString", value=" ")},
         "query: enter what to look for",
     ),
+    **{
+        f"an empty list as {name} of {kind}": (
+            asking(kind, **{name: ["5", 0]}, **more) | {"5": node("FuzzList", expr="[]")},
+            "none of them is given",
+        )
+        for kind, name, more in (
+            ("InternVLEmbed", "video", {}),
+            ("InternVLEmbed", "image", {}),
+            ("InternVLRank", "embeddings", {"query": "a"}),
+            ("InternVLZeroShotClassify", "image", {"labels": LABELS}),
+        )
+    },
     "a CLIP that is not MuLan's": (
         classify(1, loader(VISION, clip=["5", 1]))
         | {"5": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors")},
