@@ -52,7 +52,7 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
             ):
                 lines.append(f"| {mode} | {direction} | " + " | ".join(f"{share:.3f}" for share in found) + " |")
     except (WrongFileError, OSError, ValueError) as error:
-        sys.exit(f"Nothing was measured: {error}.".replace("..", "."))
+        sys.exit(f"Nothing was measured: {str(error).removesuffix('.')}.")
     said = f"{len(captioned.files)} images with {len(captioned.captions)} captions in {options.dataset.name}.\n\n"
     (output / FILE).write_text(said + "\n".join(lines) + "\n", "utf-8")
     print(said, *lines, f"\nThe table: {os.path.relpath(output / FILE)}", sep="\n")

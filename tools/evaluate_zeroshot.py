@@ -29,7 +29,7 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
     try:
         told = of_dataset(comfyui, output, options) if options.dataset else of_tiny_world(comfyui, options)
     except (WrongDatasetError, WrongFileError, ValueError) as error:
-        sys.exit(f"Nothing was measured: {error}.".replace("..", "."))
+        sys.exit(f"Nothing was measured: {str(error).removesuffix('.')}.")
     (output / FILE).write_text(told, "utf-8")
     print(told, f"The tables: {os.path.relpath(output / FILE)}", sep="\n")
 
