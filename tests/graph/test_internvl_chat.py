@@ -5,7 +5,9 @@ stops and errors. Not sense.
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mulan_nodes.mulan.conversion.converters import convert
+from mulan_nodes.tests.parity import internvl_flash_recipe as flash_recipe
 from mulan_nodes.tools.comfy_server import GraphFailed, GraphRejected
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from mulan_nodes.tools.shards import shard
@@ -20,6 +23,12 @@ from mulan_nodes.tools.shards import shard
 FOLDER, AS_TRANSFORMERS, OLDER, ENDLESS = "InternVL3-random", "InternVL3_5-random-hf", "InternVL2_5-random", "Endless"
 CONVERTED = f"{FOLDER}_int8.safetensors"
 TALKERS = (FOLDER, AS_TRANSFORMERS, OLDER, CONVERTED)
+FLASH, FLASH_GOLDENS = "InternVL3_5-Flash", Path(flash_recipe.__file__).parent / "goldens" / "internvl_chat"
+OTHER_LANGUAGES = {
+    "InternVL3-9B": "internlm3",
+    "InternVL3_5-30B-A3B": "qwen3_moe",
+    "InternVL3_5-GPT-OSS-20B-A4B": "gpt_oss",
+}
 WIDTH, HEIGHT = 96, 64
 DRAWN = {
     "sampling_mode": "on",
@@ -48,8 +57,13 @@ def checkpoints(models):
     random_chat.checkpoint(folder / "Mute")
     (folder / "Mute" / "vocab.json").unlink()
     (shard(random_chat.checkpoint(folder / "Torn")) / "model-00002-of-00002.safetensors").unlink()
-    told = random_chat.checkpoint(folder / "InternVL3-9B") / "config.json"
-    told.write_text(told.read_text("utf-8").replace('"model_type": "qwen2"', '"model_type": "internlm3"'), "utf-8")
+    for name, language in OTHER_LANGUAGES.items():
+        told = random_chat.checkpoint(folder / name) / "config.json"
+        told.write_text(
+            told.read_text("utf-8").replace('"model_type": "qwen2"', f'"model_type": "{language}"'), "utf-8"
+        )
+    facts = json.loads((FLASH_GOLDENS / "flash.json").read_text("utf-8"))
+    shutil.copy(FLASH_GOLDENS / "tokenizer.json", flash_recipe.published(folder / FLASH, facts, {}))
 
 
 def node(kind: str, /, **inputs) -> dict:
@@ -110,6 +124,18 @@ def test_core_s_node_and_ours_say_the_same(server, checkpoint):
         "pictures": [{"width": WIDTH, "height": HEIGHT}],
         "frames": 0,
     }
+
+
+def test_a_flash_model_answers_as_upstream(server):
+    """Its goldens' question about an image of several tiles, some of them compressed."""
+    case = json.loads((FLASH_GOLDENS / "flash.json").read_text("utf-8"))["cases"]["tiles"]
+    (image,), _ = flash_recipe.pictures("tiles")
+    Image.fromarray(image).save(server.folder / "input" / "flash.png")
+    graph = chat(
+        FLASH, question=flash_recipe.CASES["tiles"][0], max_tokens=flash_recipe.WRITTEN, **{"images.image_1": ["2", 0]}
+    )
+    assert any(case["compressed"])
+    assert shown(server.run(graph | {"2": node("LoadImage", image="flash.png")}))["text"] == case["answer"]
 
 
 def test_what_core_s_node_can_be_asked(server):
@@ -394,11 +420,14 @@ REJECTED = {
         "1",
         ["Torn (in ", "lacks 1 of its shards", "model-00002-of-00002.safetensors", "Download it again"],
     ),
-    "InternLM3": (
-        chat("InternVL3-9B"),
-        "1",
-        ["InternVL3-9B (in ", "llm_config.model_type is 'internlm3'", "InternVL3-1B, -2B, -8B"],
-    ),
+    **{
+        language: (
+            chat(name),
+            "1",
+            [f"{name} (in ", f"llm_config.model_type is '{language}'", "InternVL3-1B, -2B, -8B"],
+        )
+        for name, language in OTHER_LANGUAGES.items()
+    },
     "a folder that is gone": (chat("gone"), "1", ["'gone' is not in", "internvl_chat", "OpenGVLab"]),
 }
 
