@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
 from ..nodes import categories
@@ -11,6 +12,7 @@ from .detections.json_document import write_document
 from .detections.results import Detections, no_detections
 from .model import prompt_templates
 from .model.answers import answer
+from .model.in_context import detect_like_examples
 from .model.perception import detect_at_regions, detect_similar
 from .model.prefill import progress_share
 from .model.selection import MAX_DETECTIONS, Limits
@@ -86,6 +88,12 @@ class VisionLLMRegion(VisionLLMNode):
                 threshold_input(0.3, "find alike and count: drops detections below this score."),
                 top_k_input(MAX_DETECTIONS, "find alike and count: maximum detections per image, best first."),
                 json_masks_input(),
+                io.Image.Input(
+                    "example",
+                    optional=True,
+                    tooltip="Images in which mask, bboxes and points mark something, to find it in image: the object "
+                    "most like it with segment, all with find alike and count. All regions show the same thing.",
+                ),
             ],
             outputs=[
                 *detection_outputs(
@@ -116,19 +124,40 @@ class VisionLLMRegion(VisionLLMNode):
 
     @classmethod
     def execute(
-        cls, visionllm, image, question, threshold, top_k, mask=None, bboxes=None, points="", masks_in_json=False
+        cls,
+        visionllm,
+        image,
+        question,
+        threshold,
+        top_k,
+        mask=None,
+        bboxes=None,
+        points="",
+        masks_in_json=False,
+        example=None,
     ) -> io.NodeOutput:
+        if example is not None and question in IN_WORDS:
+            raise ValueError(f"question: {question} is about regions of image itself. Disconnect example")
+        marked = image if example is None else example
         regions = regions_per_image(
-            [(frame.shape[0], frame.shape[1]) for frame in image], visionllm.settings.tower, mask, bboxes, points
+            [(frame.shape[0], frame.shape[1]) for frame in marked], visionllm.settings.tower, mask, bboxes, points
         )
         if not any(map(len, regions)):
             raise ValueError(
                 "mask, bboxes, points: no region is marked in any image. Connect a mask or boxes, or enter points."
             )
         limits = Limits(top_k, threshold, iou_threshold=IOU_THRESHOLD, class_agnostic=True)
-        detections = for_each_image(
-            list(zip(image, regions, strict=True)), lambda marked: _ask(visionllm, *marked, question, limits)
-        )
+        if example is None:
+            detections = for_each_image(
+                list(zip(image, regions, strict=True)), lambda pair: _ask(visionllm, *pair, question, limits)
+            )
+        else:
+            limits = Limits(max_detections=1) if question == SEGMENT else limits
+            shown = [frame for frame, of_frame in zip(example, regions, strict=True) for _ in of_frame.marks]
+            marks = torch.cat([of_frame.marks for of_frame in regions])
+            detections = for_each_image(
+                list(image), lambda frame: detect_like_examples(visionllm, frame, shown, marks, limits)
+            )
         texts = ["\n".join(found.names) if question in IN_WORDS else summarize(found) for found in detections]
         values = detection_values(detections)
         record = write_document(question, question, detection_frames(detections, values[0], masks_in_json, texts))

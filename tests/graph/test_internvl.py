@@ -454,9 +454,66 @@ def test_what_an_example_shows_is_found_among_boxes(server):
     told = shown(server.run(graph))
     found = [[(thing["label"], round(thing["score"], 4)) for thing in frame["objects"]] for frame in told["frames"]]
     assert found == [[("right", 1.0)]] * 2
-    outside = graph["3"]["inputs"] | {"example_bboxes": {"__value__": [{"x": 90, "y": 0, "width": 5, "height": 5}]}}
-    with pytest.raises(GraphFailed, match="example_bboxes: no box lies in the example"):
-        server.run(graph | {"3": node("InternVLFindAlike", **outside)})
+    by_point = graph["3"]["inputs"] | {
+        "example_bboxes": {"__value__": [{"x": 0, "y": 0, "width": 64, "height": 32}, *boxes]},
+        "example_points": '{"x": 40, "y": 9}',
+    }
+    white = node("SolidMask", value=1.0, width=32, height=32)
+    by_mask = {name: value for name, value in graph["3"]["inputs"].items() if name != "example_bboxes"} | {
+        "example_mask": ["25", 0]
+    }
+    black = node("SolidMask", value=0.0, width=64, height=32)
+    right_half = node("MaskComposite", destination=["24", 0], source=["26", 0], x=32, y=0, operation="add")
+    for marked in (by_point, by_mask):
+        again = graph | {"24": black, "25": right_half, "26": white, "3": node("InternVLFindAlike", **marked)}
+        assert shown(server.run(again))["frames"] == told["frames"]
+    for wrong, message in (
+        ({"example_bboxes": {"__value__": [{"x": 90, "y": 0, "width": 5, "height": 5}]}}, "nothing is marked"),
+        ({"example_points": '{"x": 4, "y": 9}'}, "none of example_bboxes is under"),
+    ):
+        with pytest.raises(GraphFailed, match=f"example_.*: {message}"):
+            server.run(graph | {"3": node("InternVLFindAlike", **graph["3"]["inputs"] | wrong)})
+
+
+def test_an_example_is_looked_for_in_a_folder(server, album):
+    """Core's list of images, of any sizes: each has its own boxes, here one around all of it."""
+    whole = {"__value__": [{"x": 0, "y": 0, "width": 4096, "height": 4096}]}
+    graph = {
+        "1": loader(),
+        "2": node("LoadImageDataSetFromFolder", folder=album.name),
+        "20": node("EmptyImage", width=32, height=32, batch_size=1, color=0x3366AA),
+        "3": node(
+            "InternVLFindAlike",
+            **{"internvl": ["1", 0], "image": ["2", 0], "bboxes": whole, "example": ["20", 0]},
+            **{"threshold": 0.0, "top_k": 1, "margin": 0},
+        ),
+        "4": node("PreviewAny", source=["3", 2]),
+    }
+    assert [int(text) for text in server.run(graph).nodes["4"]["text"]] == [1] * 6
+
+
+def test_tracks_know_what_left_by_its_looks(server):
+    """Blue left and red right, later red left and blue right: by looks the names change sides with the colors."""
+    halves = {"spacing_width": 0, "spacing_color": "white", "direction": "right", "match_image_size": False}
+    left, right = ({"x": x, "y": 0, "width": 32, "height": 32, "label": "car"} for x in (0, 32))
+    frames = [[left], [], [], [left, right]]
+    track = dict(min_overlap=0.2, max_gap=3, min_length=1, fill=True, smooth=0.0)
+    graph = {
+        "1": loader(),
+        "20": node("EmptyImage", width=32, height=32, batch_size=2, color=0x3366AA),
+        "21": node("EmptyImage", width=32, height=32, batch_size=2, color=0xAA3311),
+        "22": node("ImageStitch", image1=["20", 0], image2=["21", 0], **halves),
+        "23": node("ImageStitch", image1=["21", 0], image2=["20", 0], **halves),
+        "24": node("BatchImagesNode", **{"images.image0": ["22", 0], "images.image1": ["23", 0]}),
+        "3": node("VisionLLMTrackDetections", image=["24", 0], bboxes={"__value__": frames}, **track),
+    }
+    by_motion = shown(server.run(graph))["frames"]
+    assert [len(frame["objects"]) for frame in by_motion] == [1, 1, 1, 2]
+    assert [(one["label"], one["box"]["x"]) for one in by_motion[3]["objects"]] == [("car 1", 0), ("car 2", 32)]
+    looking = graph["3"]["inputs"] | {"internvl": ["1", 0], "max_gap": 0}
+    by_looks = shown(server.run(graph | {"3": node("VisionLLMTrackDetections", **looking)}))["frames"]
+    assert [len(frame["objects"]) for frame in by_looks] == [1, 0, 0, 2]
+    assert [(one["label"], one["box"]["x"]) for one in by_looks[3]["objects"]] == [("car 1", 32), ("car 2", 0)]
 
 
 def test_embed_tells_what_it_has(server, album):

@@ -286,6 +286,22 @@ def test_region_questions(server, question, objects):
     assert len(outputs.nodes["text"]["text"][0].split("\n\n")) == 2
 
 
+def test_an_example_in_other_images_is_found(server):
+    """Marked in two example images of another size, looked for in three."""
+    example = {"7": node("EmptyImage", width=48, height=80, batch_size=2, color=0x884422)}
+    for question, objects in (("segment", [1, 1, 1]), ("find alike", None)):
+        graph = region(3, question=question, points='{"x": 40, "y": 70}', example=["7", 0]) | example
+        outputs = server.run(preview(graph, count=3))
+        told = shown(outputs)
+        counts = [len(record["objects"]) for record in told["frames"]]
+        assert counts == objects or objects is None and 0 < max(counts) <= 6
+        assert {one["label"] for record in told["frames"] for one in record["objects"]} == {"example"}
+        assert [(record["width"], record["height"]) for record in told["frames"]] == [(WIDTH, HEIGHT)] * 3
+    wrong = region(1, question="name", points='{"x": 4, "y": 7}', example=["7", 0]) | example
+    with pytest.raises(GraphFailed, match="question: name is about regions of image itself"):
+        server.run(wrong)
+
+
 def test_regions_are_ordered_masks_boxes_points(server):
     graph = region(question="describe", points='[{"x": 5, "y": 6}]', mask=["4", 0], bboxes=["5", 0])
     graph |= {

@@ -118,7 +118,38 @@ def test_names_and_limits():
     assert names_of([[{"x": 0, "y": 0, "width": 5, "height": 5}]] * 2) == [["1"], ["1"]]
 
 
-def follow(frames, fill=True, smooth=0.0, **limits):
+def looking(*owners: list[int]) -> list[np.ndarray]:
+    """A vector for each box of each frame, by whose it is: nearly the same for one object, far from the others."""
+    chance = np.random.default_rng(0)
+    return [np.eye(4)[of_frame].reshape(-1, 4) + chance.normal(0, 0.05, (len(of_frame), 4)) for of_frame in owners]
+
+
+def test_two_that_turn_round_while_hidden_are_told_apart_by_looks():
+    """They come near, are hidden for six frames, and go back to where they came from: motion alone swaps them."""
+    places = [*range(0, 49, 6), *[None] * 6, *range(40, -1, -6)]
+    frames = [[] if x is None else [box(x, 50), box(130 - x, 55)] for x in places]
+    owners = [[0, 1][: len(boxes)] for boxes in frames]
+    swapped, right = (names_of(frames, looks=looks)[-1] for looks in (None, looking(*owners)))
+    assert swapped == ["cat 2", "cat 1"] and right == ["cat 1", "cat 2"]
+
+
+def test_what_left_gets_its_name_back_where_it_looks_the_same():
+    there, away = [box(0, 0), box(60, 0, label="dog")], [[] for _ in range(30)]
+    frames = [there, there, *away, [box(90, 40), box(20, 70)], [box(91, 40), box(20, 70)]]
+    looks = looking([0, 1], [0, 1], *away, [2, 0], [2, 0])
+    assert names_of(frames)[-1] == ["cat 2", "cat 3"]
+    assert names_of(frames, looks=looks)[-1] == ["cat 2", "cat 1"]
+    assert names_of(frames, looks=looks, min_similarity=1.1)[-1] == ["cat 2", "cat 3"]
+    tracks = track_boxes(frames, looks=looks)
+    seen = follow_boxes(frames, tracks, name_tracks(tracks), 15, 0.0)
+    assert [len(objects) for objects in seen] == [2, 2, *[0] * 30, 2, 2]  # nothing is drawn where it was away
+    twins = looking([0, 0], [0, 0], *away, [0, 0], [0, 0])
+    both = [[box(0, 0), box(60, 0)]] * 2 + away + [[box(90, 40), box(20, 70)]] * 2
+    assert sorted(filter(None, names_of(both, looks=twins)[-1])) == ["cat 1", "cat 2"]
+    assert names_of([[], []], looks=[np.zeros((0, 4))] * 2) == [[], []]
+
+
+def follow(frames, fill=15, smooth=0.0, **limits):
     tracks = track_boxes(frames, **limits)
     return follow_boxes(frames, tracks, name_tracks(tracks), fill, smooth)
 
@@ -130,7 +161,8 @@ def test_gaps_are_filled_on_a_line():
     assert seen[0][0].box == frames[0][0] | {"label": "cat 1"} and seen[0][0].place == 0
     assert seen[1][0].place is None
     assert seen[1][0].box == pytest.approx(box(4, 2, 22, 20, label="cat 1", score=0.6), abs=1e-9)
-    assert [len(objects) for objects in follow(frames, fill=False)] == [1, 0, 0, 1]
+    assert [len(objects) for objects in follow(frames, fill=1)] == [1, 0, 0, 1]
+    assert [len(objects) for objects in follow(frames, fill=2)] == [1, 1, 1, 1]
 
 
 def test_smoothing_takes_noise_away_and_leaves_motion():
@@ -177,6 +209,6 @@ def test_keypoints_follow_their_objects():
     heads, tails = zip(*(one["objects"][0]["keypoints"] for one in followed), strict=True)
     assert [head["x"] for head in heads] == [10, 12, 14, 16] and [tail["x"] for tail in tails] == [11, 13, 15, 17]
     assert followed[0]["skeleton"] == [[0, 1]] and followed[1]["objects"][0]["box"]["x"] == 12
-    unfilled = follow_keypoints(records, follow(frames, fill=False), False, 0.0)
+    unfilled = follow_keypoints(records, follow(frames, fill=0), False, 0.0)
     assert [len(one["objects"]) for one in unfilled] == [1, 0, 1, 1]
     assert unfilled[2]["objects"][0]["keypoints"][1]["score"] == 0

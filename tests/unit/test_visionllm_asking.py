@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
-from mulan_nodes.visionllm_nodes.model import answers, contexts, perception, prompt_templates, regions
+from mulan_nodes.visionllm_nodes.model import answers, contexts, in_context, perception, prompt_templates, regions
 from mulan_nodes.visionllm_nodes.model.generation import nucleus_sampler
 from mulan_nodes.visionllm_nodes.model.prefix_cache import PrefixCache
 from mulan_nodes.visionllm_nodes.model.prompt_templates import chat
@@ -125,6 +125,29 @@ def test_regions(loaded, image):
         regions.masks_from_masks(torch.zeros(1, 90, 130), size)
     with pytest.raises(ValueError, match="no region"):
         perception.detect_at_regions(loaded, image, marks[:0])
+
+
+def test_each_region_is_read_in_its_own_example(loaded, image):
+    size, limits = loaded.settings.tower, Limits(max_detections=4)
+    other = image.flip(1)[:60].contiguous()
+    whole = regions.masks_from_boxes(torch.tensor([[0.0, 0, 129, 89]]), 90, 130, size)[0]
+    corner = regions.masks_from_boxes(torch.tensor([[0.0, 0, 20, 20]]), 90, 130, size)[0]
+
+    def find(examples, marks):
+        return in_context.detect_like_examples(loaded, image, examples, torch.cat(marks), limits)
+
+    found = find([other, image], [whole, corner])
+    assert set(found.names) == {"example"} and found.size == (90, 130) and found.masks.shape == (4, 90, 130)
+    assert torch.equal(found.scores, find([other, image], [whole, corner]).scores)
+    for examples, marks in (
+        ([other, image], [corner, whole]),
+        ([image, other], [whole, corner]),
+        ([other, image], [whole, whole]),
+        ([other], [whole]),
+    ):
+        assert not torch.equal(found.scores, find(examples, marks).scores)
+    with pytest.raises(ValueError, match="no examples"):
+        find([], [whole[:0]])
 
 
 def test_a_question_about_regions_is_about_those_in_their_order(loaded, image):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -256,3 +257,15 @@ def test_a_region_is_named_from_a_closed_list_in_upstream_s_words(choice):
         f"Answer with the category name from {choice}, and use single word or phrase."
     )
     assert len(class_lists.class_names(choice)) == int(choice.split("-")[1])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_examples_stand_as_in_upstreams_dataset(count):
+    """mmic_mask.py: images among the words of the question, "<mask>" is a region without a number, then [DET]."""
+    turn = prompt_templates.in_context(count)
+    region, tool = "<reg>region<region></reg>", "[DET][EMB][EMB2][EMB3][EMB4]"
+    user, assistant = turn.user.replace(region, "<mask>"), turn.assistant.replace(tool, "<mask>")
+    assert re.findall("<[^>]*>", user) == ["<image>", "<mask>"] * count + ["<image>"]
+    assert re.findall(r"<[^>]*>|\[", assistant) == ["<mask>"]
+    with pytest.raises(ValueError, match="no examples"):
+        prompt_templates.in_context(0)

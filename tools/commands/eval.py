@@ -8,13 +8,14 @@ EVALUATIONS = ("mulan", "visionllm", "zeroshot")
 LANGUAGES, NAMES = "languages", "names"  # of 113 languages, which takes long: only where it is asked for
 CHECK = "check"  # the choice among eight images, by several
 RETRIEVAL = "retrieval"  # of a data set only
+TRACKS, ALIKE = "tracks", "alike"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=(*EVALUATIONS, LANGUAGES, NAMES, CHECK, RETRIEVAL),
+        choices=(*EVALUATIONS, LANGUAGES, NAMES, CHECK, RETRIEVAL, TRACKS, ALIKE),
         help="measure one of them (default: the first three; languages, for hours, and names ask in 113 of them)",
     )
     parser.add_argument(
@@ -35,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenes",
         type=int,
         metavar="N",
-        help="visionllm: number of scenes (default: 300); check: of prompts of each kind (default: 24)",
+        help="visionllm, alike: number of scenes (default: 300); check: of prompts of each kind (default: 24)",
     )
+    parser.add_argument("--videos", type=int, default=12, metavar="N", help="tracks: of each kind (default: 12)")
     zeroshot = parser.add_argument_group("zeroshot")
     zeroshot.add_argument(
         "--dataset",
@@ -57,11 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
     from .. import (
+        evaluate_alike,
         evaluate_check,
         evaluate_languages,
         evaluate_mulan,
         evaluate_names,
         evaluate_retrieval,
+        evaluate_tracks,
         evaluate_visionllm,
         evaluate_zeroshot,
     )
@@ -91,4 +95,8 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
         evaluate_check.evaluation(comfyui, cpu, OUTPUT, options.scenes or 24)
     if RETRIEVAL in wanted:
         evaluate_retrieval.evaluation(comfyui, cpu, OUTPUT, options)
+    if TRACKS in wanted:
+        evaluate_tracks.evaluation(comfyui, cpu, OUTPUT, options.videos)
+    if ALIKE in wanted:
+        evaluate_alike.evaluation(comfyui, cpu, OUTPUT, options.scenes or 300)
     return 0

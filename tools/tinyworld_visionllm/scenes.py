@@ -125,10 +125,10 @@ def _scene(rng: np.random.Generator, wanted: int, choose: Callable[[int], Thing]
         x, y = rng.uniform(radius + 1, PICTURE_SIZE - radius - 1, 2)
         if all(np.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP for other in items):
             items.append(Item(thing, x, y, radius, 0.0 if thing.shape == "circle" else rng.uniform(-TILT, TILT)))
-    return Scene(_paint(items, rng), tuple(items))
+    return Scene(paint(items, rng), tuple(items))
 
 
-def _paint(items: list[Item], rng: np.random.Generator) -> np.ndarray:
+def paint(items: list[Item], rng: np.random.Generator) -> np.ndarray:
     picture = np.full((PICTURE_SIZE, PICTURE_SIZE, 3), BACKGROUND + rng.uniform(-10, 10), np.float32)
     for item in items:
         covered = item.coverage()[..., None]

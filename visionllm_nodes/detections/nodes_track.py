@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...nodes import categories
 from ...nodes.common import show_text, with_field_name
+from ...nodes.internvl_inputs import INTERNVL, InternVLNode
 from ..node_io import JSON_TOOLTIP, KEYPOINTS, VisionLLMNode
 from .bounding_boxes import boxes_per_image
 from .json_document import frame_record, write_document
+from .looks import embed_boxes
 from .masks import boxes_to_masks, split_masks_per_image
 from .nodes_boxes import BOXES, no_masks
 from .tracked_objects import follow_boxes, follow_keypoints, follow_masks, name_tracks
@@ -17,6 +21,8 @@ from .tracking import track_boxes
 
 
 class VisionLLMTrackDetections(VisionLLMNode):
+    checks = VisionLLMNode.checks | {INTERNVL.io_type: InternVLNode.checks[INTERNVL.io_type]}
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -48,7 +54,8 @@ class VisionLLMTrackDetections(VisionLLMNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input(
-                    "image", tooltip="The frames of the video as a batch. Only their number and size are used."
+                    "image",
+                    tooltip="The frames of the video as a batch. Without internvl only their number and size are used.",
                 ),
                 io.BoundingBox.Input("bboxes", optional=True, force_input=True, tooltip=f"{BOXES} One list per frame."),
                 io.Mask.Input(
@@ -88,6 +95,21 @@ class VisionLLMTrackDetections(VisionLLMNode):
                     step=0.5,
                     tooltip="Smooths positions over about so many frames. 0 leaves them as detected.",
                 ),
+                INTERNVL.Input(
+                    "internvl",
+                    optional=True,
+                    tooltip="The model from InternVL Loader, to compare looks too: objects that cross keep their "
+                    "names, and one that left gets its name back when it returns, after any time and at any place.",
+                ),
+                io.Float.Input(
+                    "min_similarity",
+                    default=0.85,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="With internvl: least similarity of looks (cosine) with an object that left.",
+                ),
             ],
             outputs=[
                 io.BoundingBox.Output(
@@ -114,7 +136,18 @@ class VisionLLMTrackDetections(VisionLLMNode):
 
     @classmethod
     def execute(
-        cls, image, min_overlap, max_gap, min_length, fill, smooth, bboxes=None, masks=None, keypoints=None
+        cls,
+        image,
+        min_overlap,
+        max_gap,
+        min_length,
+        fill,
+        smooth,
+        bboxes=None,
+        masks=None,
+        keypoints=None,
+        internvl=None,
+        min_similarity=0.85,
     ) -> io.NodeOutput:
         if (bboxes is None) == (keypoints is None):
             raise ValueError("bboxes, keypoints: connect exactly one of them")
@@ -130,9 +163,10 @@ class VisionLLMTrackDetections(VisionLLMNode):
                 [obj["box"] | {"label": obj["label"], "score": obj["score"]} for obj in record["objects"]]
                 for record in keypoints
             ]
-        tracks = track_boxes(frames, min_overlap, max_gap, min_length)
+        looks = None if internvl is None else embed_boxes(internvl, image, frames)
+        tracks = track_boxes(frames, min_overlap, max_gap, min_length, looks, min_similarity)
         names = name_tracks(tracks)
-        seen = follow_boxes(frames, tracks, names, fill, smooth)
+        seen = follow_boxes(frames, tracks, names, max_gap if fill else 0, smooth)
         boxes = [[one.box for one in objects] for objects in seen]
         first = boxes_to_masks(boxes[:1], height, width)[1]
         followed: object = no_masks()
@@ -147,9 +181,7 @@ class VisionLLMTrackDetections(VisionLLMNode):
             poses = named = follow_keypoints(keypoints, seen, fill, smooth)
             records = [frame_record(width, height, keypoints=record) for record in named]
         record = write_document("track", "", records)
-        lines = [
-            f"{name}: frames {track.frames[0]} to {track.frames[-1]}" for name, track in zip(names, tracks, strict=True)
-        ]
+        lines = [f"{name}: frames {_runs(track.frames, max_gap)}" for name, track in zip(names, tracks, strict=True)]
         return io.NodeOutput(
             boxes,
             followed,
@@ -160,3 +192,10 @@ class VisionLLMTrackDetections(VisionLLMNode):
             record,
             ui=show_text("\n".join(lines) or "nothing to follow", record),
         )
+
+
+def _runs(frames: Sequence[int], max_gap: int) -> str:
+    """Return the frames from which to which an object is there: 0 to 12, 40 to 55."""
+    starts = [0, *(index for index in range(1, len(frames)) if frames[index] - frames[index - 1] - 1 > max_gap)]
+    ends = [*(start - 1 for start in starts[1:]), len(frames) - 1]
+    return ", ".join(f"{frames[start]} to {frames[end]}" for start, end in zip(starts, ends, strict=True))

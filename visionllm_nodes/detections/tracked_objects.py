@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,19 +35,28 @@ def name_tracks(tracks: Sequence[Track]) -> list[str]:
 
 
 def follow_boxes(
-    frames: Sequence[Sequence[dict]], tracks: Sequence[Track], names: Sequence[str], fill: bool, smooth: float
+    frames: Sequence[Sequence[dict]], tracks: Sequence[Track], names: Sequence[str], max_gap: int, smooth: float
 ) -> list[list[Sighting]]:
-    """Return the objects of each frame, in the order of their tracks; boxes keep what else they hold."""
+    """Return the objects of each frame, in the order of their tracks; boxes keep what else they hold.
+
+    max_gap: gaps of so many frames are filled.
+    """
     seen: list[list[Sighting]] = [[] for _ in frames]
     for index, (track, name) in enumerate(zip(tracks, names, strict=True)):
         boxes = [frames[frame][place] for frame, place in zip(track.frames, track.places, strict=True)]
         corners = np.array([box_corners(box) for box in boxes], float)
         scores = interpolate(track.frames, np.array([[box_score(box)] for box in boxes]))
         place_of = dict(zip(track.frames, track.places, strict=True))
+        away = {
+            frame
+            for before, after in pairwise(track.frames)
+            if after - before - 1 > max_gap
+            for frame in range(before + 1, after)
+        }
         for offset, (x1, y1, x2, y2) in enumerate(interpolate(track.frames, corners, smooth).tolist()):
             frame = track.frames[0] + offset
             place = place_of.get(frame)
-            if place is None and not fill:
+            if frame in away:
                 continue
             before = {"score": float(scores[offset, 0])} if place is None else frames[frame][place]
             sides = dict(zip(SIDES, (x1, y1, x2 - x1, y2 - y1), strict=True))

@@ -141,6 +141,21 @@ def interactive(regions: int) -> Turn:
     )
 
 
+def in_context(examples: int) -> Turn:
+    """Ask for the object of the last image that a region marks in each of so many images before it; one [DET].
+
+    Order and tokens are upstream's: images and unnumbered regions in turn. Its words are in training data that is not
+    published; these are ours.
+    """
+    if examples < 1:
+        raise ValueError("there are no examples to go by")
+    marked = f"{IMAGE_LINE}The object in this image is {region('region')}.\n"
+    return Turn(
+        f"{marked * examples}{IMAGE_LINE}Can you examine the image and segment the corresponding object?",
+        f"Sure, the object is {tool_text(DETECT)}.",
+    )
+
+
 def region_category(closed_list: str | None = None) -> Turn:
     """Ask what a marked region shows, in a word or phrase; one of COCO-80's or LVIS-1203's names."""
     if closed_list is None:
