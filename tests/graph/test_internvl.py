@@ -509,11 +509,11 @@ def test_tracks_know_what_left_by_its_looks(server):
     }
     by_motion = shown(server.run(graph))["frames"]
     assert [len(frame["objects"]) for frame in by_motion] == [1, 1, 1, 2]
-    assert [(one["label"], one["box"]["x"]) for one in by_motion[3]["objects"]] == [("car 1", 0), ("car 2", 32)]
+    assert [(one["label"], one["box"][0]) for one in by_motion[3]["objects"]] == [("car 1", 0), ("car 2", 32)]
     looking = graph["3"]["inputs"] | {"internvl": ["1", 0], "max_gap": 0}
     by_looks = shown(server.run(graph | {"3": node("VisionLLMTrackDetections", **looking)}))["frames"]
     assert [len(frame["objects"]) for frame in by_looks] == [1, 0, 0, 2]
-    assert [(one["label"], one["box"]["x"]) for one in by_looks[3]["objects"]] == [("car 1", 32), ("car 2", 0)]
+    assert [(one["label"], one["box"][0]) for one in by_looks[3]["objects"]] == [("car 1", 32), ("car 2", 0)]
 
 
 def test_embed_tells_what_it_has(server, album):

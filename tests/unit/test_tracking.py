@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
+from mulan_nodes.visionllm_nodes.detections.looks import embed_boxes
 from mulan_nodes.visionllm_nodes.detections.tracked_objects import (
     follow_boxes,
     follow_keypoints,
@@ -212,3 +217,21 @@ def test_keypoints_follow_their_objects():
     unfilled = follow_keypoints(records, follow(frames, fill=0), False, 0.0)
     assert [len(one["objects"]) for one in unfilled] == [1, 0, 1, 1]
     assert unfilled[2]["objects"][0]["keypoints"][1]["score"] == 0
+
+
+class FakeInternVL:
+    """Embeds an image as its mean color, of unit length."""
+
+    model = SimpleNamespace(config=SimpleNamespace(embedding_size=3))
+
+    def embed_images(self, images, framing):
+        return F.normalize(torch.stack([image.mean((0, 1)) for image in images]), dim=1)
+
+
+def test_vectors_are_of_what_lies_in_the_boxes_and_as_long_as_it_can_be_seen():
+    image = torch.zeros(2, 40, 60, 4)
+    image[:, :, :30, 0] = image[:, :, 30:, 1] = 1
+    boxes = [box(0, 0), box(5, 0), box(40, 10), box(100, 0)]
+    first, second = embed_boxes(cast(Any, FakeInternVL()), image, [boxes, []])
+    assert second.shape == (0, 3)
+    assert first == pytest.approx(np.array([[0.25, 0, 0], [0.25, 0, 0], [0, 1, 0], [0, 0, 0]]))

@@ -73,7 +73,8 @@ def track_boxes(
         labels = [box.get("label") or "" for box in boxes]
         vectors = np.zeros((len(boxes), 1)) if looks is None else looks[frame]
         free = set(range(len(boxes)))
-        least = _looks_like(tracks, frame, labels, vectors) - LESS_SIMILAR
+        hidden = [] if looks is None else [track for track in tracks if track.frames[-1] < frame - 1]
+        least = _most_similar(hidden, labels, vectors) - LESS_SIMILAR
         for enlarged in (False, True):
             for gap in range(1, max_gap + 2):
                 waiting = [track for track in tracks if track.frames[-1] == frame - gap]
@@ -116,23 +117,23 @@ def _match(
     return [(tracks[row], places[column]) for row, column in zip(rows, columns, strict=True) if possible[row, column]]
 
 
-def _looks_like(tracks: Sequence[Track], frame: int, labels: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-    """Return for each box its largest similarity to a hidden object of its label, [n]."""
-    hidden = [track for track in tracks if track.frames[-1] < frame - 1]
-    if not hidden or not labels:
+def _most_similar(tracks: Sequence[Track], labels: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    """Return for each box its largest similarity to a track of its label, [n]; -1 without one."""
+    if not tracks or not labels:
         return np.full(len(labels), -1.0)
-    same = np.array([[track.label == label for label in labels] for track in hidden])
-    return np.where(same, _similarities(np.stack([track.look for track in hidden]), vectors), -1.0).max(0)
+    same = np.array([[track.label == label for label in labels] for track in tracks])
+    return np.where(same, _similarities(np.stack([track.look for track in tracks]), vectors), -1.0).max(0)
 
 
 def _join_alike(tracks: Sequence[Track], min_similarity: float) -> list[Track]:
     """Return the tracks with those joined that are never there at once and look alike, the most similar first."""
     looks = np.stack([track.look for track in tracks]) if tracks else np.zeros((0, 1))
     similar = np.triu(_similarities(looks, looks), 1)
-    similar[[[a.label != b.label for b in tracks] for a in tracks]] = 0
+    labels = np.array([track.label for track in tracks])
+    similar[labels[:, None] != labels[None]] = 0
     rows, columns = np.nonzero(similar >= max(min_similarity, 1e-6))
     parts = [[track] for track in tracks]  # of the object that a track belongs to, one list for all its tracks
-    for pair in np.argsort(-similar[rows, columns], kind="stable"):
+    for pair in interruptible(np.argsort(-similar[rows, columns], kind="stable").tolist()):
         first, second = parts[rows[pair]], parts[columns[pair]]
         if first is not second and not any(_at_once(a, b) for a in first for b in second):
             first += second
