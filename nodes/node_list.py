@@ -14,6 +14,7 @@ from .mulan_get_model import MulanGetModel
 from .mulan_loader import MulanLoader
 from .mulan_prompt_inspector import MulanPromptInspector
 from .mulan_tiny_models import MulanTinyModels
+from .mulan_word_maps import MulanWordMaps
 
 NODES = [
     MulanGetModel,
@@ -23,6 +24,7 @@ NODES = [
     MulanSaveConditioning,
     MulanLoadConditioning,
     MulanPromptInspector,
+    MulanWordMaps,
     InternVLLoader,
     InternVLZeroShotClassify,
     InternVLRank,
