@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from mulan_nodes.mulan.conditioning.prompt_words import MAX_WORDS, chosen_words, prompt_words
@@ -9,7 +11,7 @@ from mulan_nodes.tools.tinyworld import captions
 from mulan_nodes.tools.tinyworld.world import THINGS
 
 
-def texts(prompt: str, split=list) -> list[str]:
+def texts(prompt: str, split: Callable[[str], list[str]] = list) -> list[str]:
     return [word.text for word in prompt_words(prompt, split)]
 
 
