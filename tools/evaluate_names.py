@@ -1,4 +1,4 @@
-"""`dev.py eval names`: what the tiny InternVL calls 130 things in 113 languages."""
+"""`dev.py eval names`: what the tiny InternVL calls 130 things in 113 languages, by labels and in talk."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from .comfyui import open_comfyui
 from .emoji_world.concepts import HELD_OUT_LANGUAGES, languages
 
 FILE = "names.md"
-HEADINGS = ("C, labels", "C, recall@1", "G, labels", "G, recall@1")
+CHAT = "tiny_internvl_chat.safetensors"
+SPOKEN = 12  # things that are asked about in talk, of each language
+HEADINGS = ("C, labels", "C, recall@1", "G, labels", "G, recall@1", "in talk")
 
 
 def evaluation(comfyui: Path, cpu: bool, output: Path, codes: Sequence[str] = ()) -> None:
     """Write output/names.md."""
     open_comfyui(*(["--cpu"] if cpu else []))
     from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
+    from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
 
-    from .emoji_world.naming import examine, look
+    from .emoji_world.naming import examine, examine_talk, look
     from .evaluate_zeroshot import CHECKPOINT, TEXT_ENCODER, Ticker
 
     models, codes, ticker = comfyui / "models", codes or list(languages()), Ticker()
@@ -31,6 +34,10 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, codes: Sequence[str] = ()
         for code in codes:
             ticker.show(f"InternVL-{mode}, {languages()[code].name}")
             found[code] += examine(loaded, pictures, code)
+    clip = load_chat(models / "internvl_chat" / CHAT)
+    for code in codes:
+        ticker.show(f"in talk, {languages()[code].name}")
+        found[code].append(examine_talk(clip, code, SPOKEN))
     ticker.end()
     output.mkdir(exist_ok=True)
     (output / FILE).write_text(as_table(found), "utf-8")

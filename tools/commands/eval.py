@@ -5,7 +5,7 @@ from pathlib import Path
 
 NEEDS_TINY_MODELS = True
 EVALUATIONS = ("mulan", "visionllm", "zeroshot")
-LANGUAGES, NAMES = "languages", "names"  # of 113 languages, which takes long: only where it is asked for
+LANGUAGES, NAMES, CHAT = "languages", "names", "chat"  # which take long: only where they are asked for
 CHECK = "check"  # the choice among eight images, by several
 RETRIEVAL = "retrieval"  # of a data set only
 TRACKS, ALIKE = "tracks", "alike"
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=(*EVALUATIONS, LANGUAGES, NAMES, CHECK, RETRIEVAL, TRACKS, ALIKE),
+        choices=(*EVALUATIONS, LANGUAGES, NAMES, CHAT, CHECK, RETRIEVAL, TRACKS, ALIKE),
         help="measure one of them (default: the first three; languages, for hours, and names ask in 113 of them)",
     )
     parser.add_argument(
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=48,
         metavar="N",
-        help="mulan, languages: images per language (default: 48, of the shapes each once)",
+        help="mulan, languages, chat: images per language, chat: of each kind (default: 48, of the shapes each once)",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language",
         nargs="+",
         metavar="xx",
-        help="of the labels (default: en; in the tiny world all), languages or names",
+        help="of the labels (default: en; in the tiny world all), languages, names or chat",
     )
     zeroshot.add_argument("--checkpoint", metavar="NAME", help="in models/internvl, or a path (default: the tiny one)")
     zeroshot.add_argument("--mode", choices=("C", "G"), help="(default: C; in the tiny world both)")
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(comfyui: Path, options: argparse.Namespace) -> int:
     from .. import (
         evaluate_alike,
+        evaluate_chat,
         evaluate_check,
         evaluate_languages,
         evaluate_mulan,
@@ -75,8 +76,8 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
     data_set = options.what in ("zeroshot", RETRIEVAL)
     if not data_set and any((options.dataset, options.checkpoint, options.mode)):
         raise SystemExit("--dataset, --checkpoint and --mode belong to: dev.py eval zeroshot and retrieval")
-    if options.language and options.what not in ("zeroshot", LANGUAGES, NAMES):
-        raise SystemExit("--language belongs to: dev.py eval zeroshot, languages and names")
+    if options.language and options.what not in ("zeroshot", LANGUAGES, NAMES, CHAT):
+        raise SystemExit("--language belongs to: dev.py eval zeroshot, languages, names and chat")
     if options.text_encoder and not data_set and options.what != "mulan":
         raise SystemExit("--text-encoder belongs to: dev.py eval mulan, zeroshot and retrieval")
     if options.what == RETRIEVAL and options.dataset is None:
@@ -91,6 +92,8 @@ def run(comfyui: Path, options: argparse.Namespace) -> int:
         evaluate_languages.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.language or ())
     if NAMES in wanted:
         evaluate_names.evaluation(comfyui, cpu, OUTPUT, options.language or ())
+    if CHAT in wanted:
+        evaluate_chat.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.language or ())
     if CHECK in wanted:
         evaluate_check.evaluation(comfyui, cpu, OUTPUT, options.scenes or 24)
     if RETRIEVAL in wanted:

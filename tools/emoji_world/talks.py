@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..tinyworld.talks import QUESTIONS, Exchange
-from .concepts import languages, trained_languages
+from .concepts import CHARACTERS, languages, trained_languages
+
+# 130 things in 110 languages are more names than the model can hold.
+TALKED_ABOUT = tuple(
+    map(CHARACTERS.index, "🦁🐘🦓🐧🦉🐙🦀🦋🐌🐼🐬🐝🐢🐟🐻🐱🐶🐦🌵🌴🌻🍄🍉🍌🍓🍔🍕🎂🌲🍎🚗🏠🚀🚌🌙🌈🔥🎈🎸☂")
+)
 
 
 def ways_to_ask(code: str) -> list[str]:
@@ -28,7 +33,7 @@ def ask(thing: int, code: str, rng: np.random.Generator) -> Exchange | None:
 def draw_exchanges(thing: int, count: int, codes: Sequence[str], rng: np.random.Generator) -> list[Exchange]:
     """Questions about one thing in some languages."""
     chosen = rng.permutation(len(codes))[: count + 1]
-    return [asked for place in chosen if (asked := ask(thing, codes[place], rng))][:count]
+    return [asked for place in chosen if (asked := ask(thing, codes[int(place)], rng))][:count]
 
 
 def all_words() -> list[str]:

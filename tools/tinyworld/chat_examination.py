@@ -8,7 +8,9 @@ import comfy.sd
 import numpy as np
 import torch
 
-from . import world
+from mulan_nodes.visionllm_nodes.detections.model_answers import read_answer
+
+from . import pointing, world
 from .talks import KINDS, Exchange, ask, ask_of_two
 
 SEED = 78  # not training's
@@ -37,6 +39,25 @@ def examine(
         }
         on_language(language)
     return found
+
+
+def examine_pointing(clip: comfy.sd.CLIP, language: str, count: int, things: tuple[world.Thing, ...]) -> float:
+    """The share of `count` things in new images of several that are found: accuracy@0.5, on the published prompt."""
+    rng, found = np.random.default_rng(SEED), []
+    while len(found) < count:
+        shown = pointing.show(rng, things)
+        if asked := pointing.find(shown, language, rng):
+            exchange, place = asked
+            told = reply(clip, exchange.question, [torch.from_numpy(shown.picture).float() / 255])
+            boxes = [one.numbers for one in read_answer(told).places if len(one.numbers) == 4]
+            found.append(len(boxes) == 1 and overlap(np.array(boxes[0]) / 1000, shown.boxes[place]) >= 0.5)
+    return float(np.mean(found))
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two boxes x1 y1 x2 y2."""
+    shared = (np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])).clip(0).prod()
+    return float(shared / ((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - shared))
 
 
 def _is_right(

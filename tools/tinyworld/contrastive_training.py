@@ -62,8 +62,8 @@ NAMES_SHARE = 0.5  # of the batches: those of the emoji world
 BARE = 0.4  # the share of phrases without article and sentence
 METADATA = {
     "title": "MuLan Nodes: the tiny InternVL",
-    "description": "A tiny InternVL-C and -G of coloured shapes and 130 things of Noto Emoji, without its text encoder, "
-    "trained from nothing",
+    "description": "A tiny InternVL-C and -G of coloured shapes and 130 things of Noto Emoji, without its text "
+    "encoder, trained from nothing",
     "license": "MIT",
 }
 
