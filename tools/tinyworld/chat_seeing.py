@@ -60,11 +60,11 @@ class Seeing(nn.Module):
         """images [N, 3, S, S], normed; things [N] of the emoji world."""
         return F.cross_entropy(self.name(self.project(self.tower(images)[0]).mean(dim=1)), things)
 
-    def loss_of_places(self, images: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-        """images [N, 3, S, S], normed; here [N, tokens, 6]: colour, shape and box of what each token's place shows,
-        colour -100 where that is nothing.
+    def loss_of_places(self, states: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+        """The tower's states [N, patches, width]; here [N, tokens, 6]: colour, shape and box of what each token's place
+        shows, colour -100 where that is nothing.
         """
-        told = self.here(self.project(self.tower(images)[0]))
+        told = self.here(self.project(states))
         colours, shapes, boxes = told.split([len(world.PALETTE), len(world.SHAPES), 4], -1)
         there = here[..., 0] >= 0
         losses = [
@@ -160,7 +160,7 @@ def seeing_loss(seeing: Seeing):
         every = torch.arange(len(pictures_of_names))
         places = torch.from_numpy(rng.integers(len(scenes), size=2 * BATCH))
         loss = seeing.loss_of_names(as_seen(pictures_of_names[every, some]), every)
-        loss = loss + seeing.loss_of_places(as_seen(scenes[places]), here[places])
+        loss = loss + seeing.loss_of_places(seeing.tower(as_seen(scenes[places]))[0], here[places])
         chosen = torch.from_numpy(rng.integers(pictures.shape[1], size=len(things)))
         return loss + seeing.loss(as_seen(pictures[torch.arange(len(things)), chosen]), named)
 

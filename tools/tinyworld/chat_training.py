@@ -227,7 +227,7 @@ def _talking_loss(talker: Talker):
         thing: [_tiles_seen(talker, picture) for picture in drawn]
         for thing, drawn in large_named_pictures(of_names.TALKED_ABOUT, TILED_DRAWINGS).items()
     }
-    shown, (scenes, _) = shown_scenes(), scenes_and_places()
+    shown, (scenes, here) = shown_scenes(), scenes_and_places()
     seen_scenes = torch.cat([talker.seeing.tower(as_seen(part))[0] for part in scenes.split(256)])[:, None]
 
     def names(rng):
@@ -237,17 +237,22 @@ def _talking_loss(talker: Talker):
         states = [seen_as[thing][rng.integers(len(seen_as[thing]))] for thing in things]
         return [_prompt(exchanges, 1, rng) for exchanges in asked], states
 
-    def places(rng):
+    def loss_of_pointing(rng):
         drawn = [
             (number, pointing.draw_find(shown[number], rng)) for number in rng.integers(len(shown), size=2 * BATCH)
         ]
-        asked = [(number, exchange) for number, exchange in drawn if exchange]
-        return [_prompt([exchange], 1, rng) for _, exchange in asked], [seen_scenes[number] for number, _ in asked]
+        asked = {number: exchange for number, exchange in drawn if exchange}
+        numbers = list(asked)
+        loss = talker.loss([_prompt([exchange], 1, rng) for exchange in asked.values()], list(seen_scenes[numbers]))
+        # without it the projector forgets where things are before the language model has learned to ask
+        return loss + talker.seeing.loss_of_places(seen_scenes[numbers, 0], here[numbers])
 
     def loss_of(rng):
         kind = rng.random()
+        if kind < NAMES_SHARE:
+            return talker.loss(*names(rng))
         if kind < NAMES_SHARE + POINTING_SHARE:
-            return talker.loss(*(names(rng) if kind < NAMES_SHARE else places(rng)))
+            return loss_of_pointing(rng)
         if rng.random() < ENLARGED:
             states, count = enlarged[int(rng.integers(2, 4))], BATCH // 4
         else:
