@@ -83,11 +83,16 @@ class TextEncoderFile:
         return self.file.read(name)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Read the LLaMA's tensors, on the CPU, in the file's own dtypes.
+        """Read the LLaMA's tensors, on the CPU, in the file's own dtypes; float64 in float32.
 
         Those of vision and generation are never read.
         """
-        return {key: self.file.read(name) for key, name in self.names.items()}
+        return {key: _castable(self.file.read(name)) for key, name in self.names.items()}
+
+
+def _castable(weight: torch.Tensor) -> torch.Tensor:
+    """Return the weight in a dtype that ComfyUI casts: it takes a CLIP of float64 for one that it must move."""
+    return weight.float() if weight.dtype == torch.float64 else weight
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,11 @@ class AdapterFile:
         MODEL.
         """
         return from_published(
-            {name: self.file.read(stored) for name, stored in self.names.items() if self._model_key(name) is None}
+            {
+                name: _castable(self.file.read(stored))
+                for name, stored in self.names.items()
+                if self._model_key(name) is None
+            }
         )
 
     def model_patch(self) -> dict[str, torch.Tensor]:

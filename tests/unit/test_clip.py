@@ -101,6 +101,14 @@ def test_half_and_quantised_encoders_stay_close_and_small(form, tolerance, folde
     )
 
 
+def test_files_of_float64_are_read_in_float32(folder, clip, tmp_path):
+    encoder = one_file(folder, tmp_path / "encoder.safetensors", lambda name, tensor: {name: tensor.double()})
+    adapter = tmp_path / "adapter.safetensors"
+    save_file({name: tensor.double() for name, tensor in load_file(ADAPTER).items()}, adapter)
+    for loaded in (load_clip(encoder, ADAPTER, family=SD15), load_clip(encoder, adapter, family=SD15)):
+        assert torch.equal(loaded.encode("a photo of a cat"), clip.encode("a photo of a cat"))
+
+
 def test_the_adapter_keeps_its_own_dtype(folder, tmp_path):
     half = one_file(folder, tmp_path / "half.safetensors", lambda name, tensor: {name: tensor.half()})
     encoder = load_clip(half, ADAPTER, family=SD15).cond_stage_model.internvl

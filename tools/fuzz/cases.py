@@ -57,6 +57,7 @@ SOURCES: dict[str, tuple[str, int]] = {
     "KEYPOINTS": ("keypoints", 0),
     "POSE_KEYPOINT": ("pose", 0),
     "VIDEO": ("video", 0),
+    "LATENT": ("latent", 0),
 }
 NODES: Graph = {
     "mulan": MULAN,
@@ -67,6 +68,7 @@ NODES: Graph = {
     "visionllm": build("VisionLLMLoader", checkpoint="tiny_visionllm.safetensors"),
     "checkpoint": build("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
     "image": _value(IMAGE),
+    "latent": build("VAEEncode", pixels=["image", 0], vae=["checkpoint", 2]),
     "mask": _value(values.MASKS["right"][0]),
     "boxes": _value(BOXES),
     "keypoints": _value(KEYPOINTS),
@@ -82,6 +84,7 @@ CHOSEN: dict[str, dict] = {
     "MuLanLoadConditioning": {"file": f"conditioning/{SAVED}_00001_.safetensors [output]"},
     "MuLanEncodeLanguages": {"prompts": "en: a red circle\nde: ein roter Kreis"},
     "MuLanPromptInspector": {"text": "a (red:1.2) circle"},
+    "MuLanWordMaps": {"text": "a red circle", "steps": 1},
     "InternVLZeroShotClassify": {"labels": "a red circle\na dog", "image": ["image", 0]},
     "InternVLVideoClassify": {"labels": "a red circle\na dog", "image": ["image", 0]},
     "InternVLRank": {"query": "a red circle", "image": ["image", 0]},
@@ -99,6 +102,7 @@ CHOSEN: dict[str, dict] = {
     "VisionLLMPose": {"objects": "star", "skeleton": "own keypoints", "keypoints": "top, left, right", "top_k": 5},
     "VisionLLMRegion": {"bboxes": ["boxes", 0], "top_k": 5},
     "VisionLLMAsk": {"question": "what is it?", "max_tokens": 8, "images.image_1": ["image", 0]},
+    "VisionLLMCheckImages": {"checklist": "circle\nIs it red?", "visionllm": ["visionllm", 0]},
     "VisionLLMInstruct": {"sentence": "find the circle", "max_tokens": 8, "image": ["image", 0]},
     "VisionLLMFilterBoxes": {"masks": ["mask", 0]},
     "VisionLLMDrawDetections": {"image": ["image", 0], "bboxes": ["boxes", 0]},
