@@ -45,6 +45,62 @@ CONTEXTS = {
     },
     "5": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny_sd15.safetensors"}},
 }
+BOX = {"__value__": [{"x": 8, "y": 8, "width": 64, "height": 64, "label": "circle"}]}
+REGIONS = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny_sd15.safetensors"}},
+    "2": {
+        "class_type": "MuLanLoader",
+        "inputs": {
+            "text_encoder": "tiny_internvl.safetensors",
+            "adapter": "tiny_sd15_adapter.safetensors",
+            "prompt_style": "default",
+        },
+    },
+    "3": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
+    "4": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 128, "height": 128}},
+    "5": {
+        "class_type": "MuLanRegionPrompts",
+        "inputs": {
+            "clip": ["2", 1], "prompts": "a star\ncircle: a red circle", "bboxes": BOX, "width": 128, "height": 128
+        },
+    },
+    "6": {"class_type": "VAEEncode", "inputs": {"pixels": ["3", 0], "vae": ["1", 2]}},
+    "7": {
+        "class_type": "MuLanWordMaps",
+        "inputs": {
+            "model": ["1", 0], "clip": ["2", 1], "latent": ["6", 0], "image": ["3", 0], "text": "a red circle",
+        },
+    },
+    "8": {
+        "class_type": "VisionLLMTrackDetections",
+        "inputs": {
+            "image": ["3", 0], "bboxes": BOX, "masks": ["4", 0], "min_overlap": 0.2, "max_gap": 1, "min_length": 1,
+            "fill": True, "smooth": 0.0,
+        },
+    },
+    "9": {
+        "class_type": "InternVLLoader",
+        "inputs": {"checkpoint": "tiny_internvl_vision.safetensors", "text_encoder": "tiny_internvl.safetensors"},
+    },
+    "10": {
+        "class_type": "InternVLFindAlike",
+        "inputs": {
+            "internvl": ["9", 0], "image": ["3", 0], "bboxes": BOX, "masks": ["4", 0], "example": ["3", 0],
+            "threshold": 0.0, "top_k": 1, "margin": 0,
+        },
+    },
+    "12": {
+        "class_type": "VisionLLMTextToBoxes",
+        "inputs": {"text": "<box>[[100, 100, 500, 500]]</box>", "image": ["3", 0], "coordinates": "auto"},
+    },
+    "11": {
+        "class_type": "VisionLLMCheckImages",
+        "inputs": {
+            "image": ["3", 0], "checklist": "circle", "bboxes": BOX, "masks": ["4", 0], "threshold": 0.3, "top_k": 1,
+            "grow": 8,
+        },
+    },
+}  # fmt: skip
 STOCK = {  # what brings an output together with a value of ComfyUI's own: type -> its nodes
     "IMAGE": {
         "stock": ("EmptyImage", {"width": 32, "height": 32, "batch_size": 1, "color": 255}),
@@ -123,7 +179,7 @@ def without_grid_beside(graph: dict) -> dict:
 
 def test_every_output_lies_with_comfyui_s_own(server, passed_on):
     seen = set()
-    for graph in (*map(graphs.load, GRAPHS), CONTEXTS):
+    for graph in (*map(graphs.load, GRAPHS), CONTEXTS, REGIONS):
         shown = server.run(watched(graph, passed_on)).nodes
         for id, node in graph.items():
             for slot, kind in passed_on.get(node["class_type"], {}).items():
@@ -135,4 +191,5 @@ def test_every_output_lies_with_comfyui_s_own(server, passed_on):
                 assert {tuple(place[: len(expected)]) for place in places} == {tuple(expected)}, (node, slot)
                 seen.add((node["class_type"], slot))
     conditioning_of_instruct = {("VisionLLMInstruct", 7), ("VisionLLMInstruct", 8)}  # given where it is told to draw
-    assert {(id, slot) for id, slots in passed_on.items() for slot in slots} - seen <= conditioning_of_instruct
+    unseen = {(id, slot) for id, slots in passed_on.items() for slot in slots} - seen
+    assert unseen <= conditioning_of_instruct, unseen - conditioning_of_instruct

@@ -63,8 +63,7 @@ from .talks import MOST, Exchange, Talk, all_words, draw_talk, draw_talk_of_two
 ESTIMATE = (
     "Training the tiny InternVL that talks takes about an hour of one CPU core; interrupted, it goes on where it was."
 )
-BOX = "<box>"
-ADDED = ("<|endoftext|>", START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REF, "</ref>", BOX, "</box>")
+ADDED = ("<|endoftext|>", START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REF, "</ref>", "<box>", "</box>")
 SYSTEM = "You look at pictures of coloured shapes."
 TWO_PICTURES = 0.25  # the share of batches of talks about two pictures
 ENLARGED = 0.1  # the share of batches whose pictures are so big that they become tiles
@@ -134,28 +133,23 @@ class Talker(nn.Module):
         super().__init__()
         self.language = language_model(tokenizer.get_vocab_size())
         self.seeing = seeing
-        self.place = nn.Linear(WIDTH, 4)  # only training needs it
-        self._tokenizer, self._box = tokenizer, tokenizer.token_to_id(BOX)
+        self._tokenizer = tokenizer
         self._seen, self._end = tokenizer.token_to_id(IMAGE_CONTEXT), tokenizer.token_to_id(END)
         self._begin = tokenizer.encode(f"{START}assistant\n").ids
 
-    def loss(
-        self, prompts: Sequence[str], states: Sequence[torch.Tensor], boxes: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def loss(self, prompts: Sequence[str], states: Sequence[torch.Tensor]) -> torch.Tensor:
         """Whole talks, and the tower's states [tiles, patches, width] of each picture in their order -> the loss of the
-        answers' tokens. boxes [N, 4]: what each answer points at; the model learns to know it before it writes it.
+        answers' tokens.
         """
         rows = iter(self.seeing.project(torch.cat(list(states))).split([len(tiles) for tiles in states]))
         embedded, targets = zip(
             *(self._embedded(self._tokenizer.encode(prompt).ids, rows) for prompt in prompts), strict=True
         )
         inputs = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
-        wanted = nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=-100)
-        hidden = self.language(inputs_embeds=inputs).last_hidden_state
-        answering = wanted[:, 1:] != -100  # nothing stands behind padding, so it needs no mask
-        written = F.linear(hidden[:, :-1][answering], self.language.embed_tokens.weight)
-        loss = F.cross_entropy(written, wanted[:, 1:][answering])
-        return loss if boxes is None else loss + 5 * (self.place(hidden[wanted == self._box]) - boxes).abs().mean()
+        wanted = nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=-100)[:, 1:]
+        answering = wanted != -100  # nothing stands behind padding, so it needs no mask
+        written = self.language(inputs_embeds=inputs).last_hidden_state[:, :-1][answering]
+        return F.cross_entropy(F.linear(written, self.language.embed_tokens.weight), wanted[answering])
 
     def _embedded(self, ids: list[int], rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids -> what the model reads, with the pictures' rows in their places, and what it should answer, -100
@@ -244,13 +238,14 @@ def _talking_loss(talker: Talker):
         return [_prompt(exchanges, 1, rng) for exchanges in asked], states
 
     def loss_of_pointing(rng):
-        numbers = rng.permutation(len(shown))[: 2 * BATCH]
-        asked = {number: found for number in numbers if (found := pointing.draw_find(shown[number], rng))}
-        prompts = [_prompt([exchange], 1, rng) for exchange, _ in asked.values()]
-        boxes = torch.tensor(np.stack([box for _, box in asked.values()]), dtype=torch.float32)
-        states = seen_scenes[list(asked)]
-        # without the second the projector forgets where things are before the language model has learned to ask
-        return talker.loss(prompts, list(states), boxes) + talker.seeing.loss_of_places(states[:, 0], here[list(asked)])
+        drawn = [
+            (number, pointing.draw_find(shown[number], rng)) for number in rng.integers(len(shown), size=2 * BATCH)
+        ]
+        asked = {number: exchange for number, exchange in drawn if exchange}
+        numbers = list(asked)
+        loss = talker.loss([_prompt([exchange], 1, rng) for exchange in asked.values()], list(seen_scenes[numbers]))
+        # without it the projector forgets where things are before the language model has learned to ask
+        return loss + talker.seeing.loss_of_places(seen_scenes[numbers, 0], here[numbers])
 
     def loss_of(rng):
         kind = rng.random()

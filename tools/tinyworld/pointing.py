@@ -51,7 +51,7 @@ def answer(phrase: str, box: np.ndarray) -> str:
     return f"{REF}{phrase}</ref><box>[[{', '.join(str(round(1000 * float(side))) for side in box)}]]</box>"
 
 
-def draw_find(shown: Shown, rng: np.random.Generator) -> tuple[Exchange, np.ndarray] | None:
-    """A question about a picture in one of the twelve languages, and the box that answers it."""
+def draw_find(shown: Shown, rng: np.random.Generator) -> Exchange | None:
+    """A question about a picture in one of the twelve languages."""
     found = find(shown, list(QUESTIONS)[int(rng.integers(len(QUESTIONS)))], rng)
-    return found and (found[0], shown.boxes[found[1]])
+    return found[0] if found else None
