@@ -184,7 +184,7 @@ def test_what_stands_out_and_what_hides_are_two_questions(loaded, image):
 
 
 def test_a_checkpoint_without_regions_says_so(loaded, image, monkeypatch):
-    monkeypatch.setattr(loaded.model, "region_encoder", None)
+    monkeypatch.setitem(loaded.model._modules, "region_encoder", None)
     marks = torch.ones(1, loaded.settings.tower, loaded.settings.tower, dtype=torch.bool)
     with pytest.raises(ValueError, match="has no region encoder"):
         answers.answer(loaded, [image], [[prompt_templates.region_caption()]], region_masks=marks)
