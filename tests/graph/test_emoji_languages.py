@@ -13,13 +13,14 @@ import json
 
 import pytest
 
-from mulan_nodes.tools import evaluate_languages, graphs
+from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfyui import ROOT
 from mulan_nodes.tools.emoji_world import reader
 from mulan_nodes.tools.emoji_world.concepts import SEEN, english, languages, script_of, trained_languages
 from mulan_nodes.tools.emoji_world.evaluation import EmojiReader, choose, name_cases
-from mulan_nodes.tools.evaluate_mulan import GRAPH, draw_all
-from mulan_nodes.tools.evaluation import MULAN, Case
+from mulan_nodes.tools.evaluate import languages as evaluate_languages
+from mulan_nodes.tools.evaluate.cases import MULAN, Case
+from mulan_nodes.tools.evaluate.mulan import GRAPH, draw_all
 
 MORE = 6  # languages beside one of each script
 STEPS, TRIES = 8, 5

@@ -13,9 +13,10 @@ import websocket
 from safetensors.torch import load_file, save_file
 
 from mulan_nodes.tests import hub_standin
-from mulan_nodes.tools import evaluate_mulan, graphs
+from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import MODEL_FOLDERS, ComfyServer, GraphFailed, GraphRejected
-from mulan_nodes.tools.evaluation import MULAN, TinyWorldReader, tiny_world_cases, tiny_world_draws
+from mulan_nodes.tools.evaluate import mulan as evaluate_mulan
+from mulan_nodes.tools.evaluate.cases import MULAN, TinyWorldReader, tiny_world_cases, tiny_world_draws
 from mulan_nodes.tools.random_checkpoints import internvl, internvl_chat
 
 GRAPH = {"1": {"class_type": "MuLanGetModel", "inputs": {"model": "InternVL3-1B", "format": "int8"}}}

@@ -6,8 +6,16 @@ from __future__ import annotations
 
 import pytest
 
-from mulan_nodes.tools import evaluate_mulan, graphs
-from mulan_nodes.tools.evaluation import MULAN, OWN_CLIP, TinyWorldReader, summarise, tiny_world_cases, tiny_world_draws
+from mulan_nodes.tools import graphs
+from mulan_nodes.tools.evaluate import mulan as evaluate_mulan
+from mulan_nodes.tools.evaluate.cases import (
+    MULAN,
+    OWN_CLIP,
+    TinyWorldReader,
+    summarise,
+    tiny_world_cases,
+    tiny_world_draws,
+)
 from mulan_nodes.tools.tinyworld.captions import LANGUAGES, TRAINED
 
 PICTURES = 6

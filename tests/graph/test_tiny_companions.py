@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mulan_nodes.tools import evaluate_mulan, graphs
+from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import decode
-from mulan_nodes.tools.evaluation import MULAN, Case, tiny_world_cases, tiny_world_draws
+from mulan_nodes.tools.evaluate import mulan as evaluate_mulan
+from mulan_nodes.tools.evaluate.cases import MULAN, Case, tiny_world_cases, tiny_world_draws
 from mulan_nodes.tools.graphs import add, differ
 from mulan_nodes.tools.tinyworld.captions import TRAINED
 from mulan_nodes.tools.tinyworld.scenes import Place, is_pattern, share_of_quarters

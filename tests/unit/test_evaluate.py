@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mulan_nodes.tools.evaluation import (
+from mulan_nodes.tools.evaluate.cases import (
     MULAN,
     OWN_CLIP,
     TINY_WORLD_HEADINGS,

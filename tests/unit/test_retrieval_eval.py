@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mulan_nodes.tools.evaluate_retrieval import read_captions, recalls
+from mulan_nodes.tools.evaluate.retrieval import read_captions, recalls
 
 
 def test_recall_by_hand():

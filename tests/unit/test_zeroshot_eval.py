@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from mulan_nodes.mulan.internvl.internvl_model import LoadedInternVL
-from mulan_nodes.tools import evaluate_zeroshot
 from mulan_nodes.tools.commands import eval as command
+from mulan_nodes.tools.evaluate import zeroshot as evaluate_zeroshot
 from mulan_nodes.tools.tinyworld import world
 from mulan_nodes.tools.zeroshot.dataset import Dataset, WrongDatasetError
 from mulan_nodes.tools.zeroshot.paper import PUBLISHED, published

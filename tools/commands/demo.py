@@ -9,9 +9,9 @@ NEEDS_TINY_MODELS = True
 
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
-    from .. import evaluate_languages, evaluate_mulan
     from ..comfyui import OUTPUT, has_accelerator
+    from ..evaluate import languages, mulan
 
     cpu = not has_accelerator()
-    right = [evaluate_mulan.demo(comfyui, cpu, OUTPUT), evaluate_languages.demo(comfyui, cpu, OUTPUT)]
+    right = [mulan.demo(comfyui, cpu, OUTPUT), languages.demo(comfyui, cpu, OUTPUT)]
     return 0 if all(right) else 1

@@ -4,18 +4,22 @@ import argparse
 from pathlib import Path
 
 NEEDS_TINY_MODELS = True
-EVALUATIONS = ("mulan", "visionllm", "zeroshot")
-LANGUAGES, NAMES, CHAT = "languages", "names", "chat"  # which take long: only where they are asked for
-CHECK = "check"  # the choice among eight images, by several
-RETRIEVAL = "retrieval"  # of a data set only
-TRACKS, ALIKE = "tracks", "alike"
+EVALUATIONS = ("mulan", "visionllm", "zeroshot")  # unless one is named
+OTHERS = ("languages", "names", "chat", "check", "retrieval", "tracks", "alike")
+OWNERS = {  # options that not every evaluation has
+    "dataset": ("zeroshot", "retrieval"),
+    "checkpoint": ("zeroshot", "retrieval"),
+    "mode": ("zeroshot", "retrieval"),
+    "language": ("zeroshot", "languages", "names", "chat"),
+    "text_encoder": ("mulan", "zeroshot", "retrieval"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=(*EVALUATIONS, LANGUAGES, NAMES, CHAT, CHECK, RETRIEVAL, TRACKS, ALIKE),
+        choices=(*EVALUATIONS, *OTHERS),
         help="measure one of them (default: the first three; languages, for hours, and names ask in 113 of them)",
     )
     parser.add_argument(
@@ -58,48 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
-    from .. import (
-        evaluate_alike,
-        evaluate_chat,
-        evaluate_check,
-        evaluate_languages,
-        evaluate_mulan,
-        evaluate_names,
-        evaluate_retrieval,
-        evaluate_tracks,
-        evaluate_visionllm,
-        evaluate_zeroshot,
-    )
     from ..comfyui import OUTPUT, has_accelerator
+    from ..evaluate import alike, chat, check, languages, mulan, names, retrieval, tracks, visionllm, zeroshot
 
-    wanted, cpu = (options.what,) if options.what else EVALUATIONS, not has_accelerator()
-    data_set = options.what in ("zeroshot", RETRIEVAL)
-    if not data_set and any((options.dataset, options.checkpoint, options.mode)):
-        raise SystemExit("--dataset, --checkpoint and --mode belong to: dev.py eval zeroshot and retrieval")
-    if options.language and options.what not in ("zeroshot", LANGUAGES, NAMES, CHAT):
-        raise SystemExit("--language belongs to: dev.py eval zeroshot, languages, names and chat")
-    if options.text_encoder and not data_set and options.what != "mulan":
-        raise SystemExit("--text-encoder belongs to: dev.py eval mulan, zeroshot and retrieval")
-    if options.what == RETRIEVAL and options.dataset is None:
+    modules = (alike, chat, check, languages, mulan, names, retrieval, tracks, visionllm, zeroshot)
+    by_name = {module.__name__.rpartition(".")[2]: module for module in modules}
+    for option, owners in OWNERS.items():
+        if getattr(options, option) and options.what not in owners:
+            raise SystemExit(f"--{option.replace('_', '-')} belongs to: dev.py eval {', '.join(owners)}")
+    if options.what == "retrieval" and options.dataset is None:
         raise SystemExit("dev.py eval retrieval needs --dataset FOLDER")
-    if "mulan" in wanted:
-        evaluate_mulan.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.text_encoder)
-    if "visionllm" in wanted:
-        evaluate_visionllm.evaluation(comfyui, cpu, OUTPUT, options.scenes or 300)
-    if "zeroshot" in wanted:
-        evaluate_zeroshot.evaluation(comfyui, cpu, OUTPUT, options)
-    if LANGUAGES in wanted:
-        evaluate_languages.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.seed, options.language or ())
-    if NAMES in wanted:
-        evaluate_names.evaluation(comfyui, cpu, OUTPUT, options.language or ())
-    if CHAT in wanted:
-        evaluate_chat.evaluation(comfyui, cpu, OUTPUT, options.pictures, options.language or ())
-    if CHECK in wanted:
-        evaluate_check.evaluation(comfyui, cpu, OUTPUT, options.scenes or 24)
-    if RETRIEVAL in wanted:
-        evaluate_retrieval.evaluation(comfyui, cpu, OUTPUT, options)
-    if TRACKS in wanted:
-        evaluate_tracks.evaluation(comfyui, cpu, OUTPUT, options.videos)
-    if ALIKE in wanted:
-        evaluate_alike.evaluation(comfyui, cpu, OUTPUT, options.scenes or 300)
+    for name in (options.what,) if options.what else EVALUATIONS:
+        by_name[name].evaluation(comfyui, not has_accelerator(), OUTPUT, options)
     return 0

@@ -1,6 +1,6 @@
 """What the emoji world is asked in 113 languages, who judges it, and the table of it.
 
-Nothing here draws, as in `tools/evaluation.py`.
+Nothing here draws, as in `tools/evaluate/cases.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation import MULAN, OWN_CLIP, Case
+from ..evaluate.cases import MULAN, OWN_CLIP, Case
 from . import captions, reader
 from .concepts import (
     CHARACTERS,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FOUND = 0.5  # IoU of a box with the object that it shows
+
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union, [N, 4] and [M, 4] -> [N, M]."""

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .emoji_world.concepts import language_of_script, script_of
-from .tinyworld import captions, world
+from ..emoji_world.concepts import language_of_script, script_of
+from ..tinyworld import captions, world
 
 MULAN = "MuLan"
 OWN_CLIP = "base model alone"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .comfyui import open_comfyui
+from ..comfyui import open_comfyui
+from .telling import Ticker, located, table, tell, tiny_internvl
 
 FILE = "tracks_scores.md"
 SEED = 20_000
 NOISE, MISSED = 1.5, 0.05  # of true boxes: pixels, and the share that is left out
-FOUND = 0.5  # IoU of a box with the object that it shows
 ROWS = {  # the table's rows: where boxes come from, and whether all objects of a shape have one colour
     "true boxes with noise": (False, False),
     "true boxes with noise, one colour per shape": (False, True),
@@ -21,23 +21,21 @@ ROWS = {  # the table's rows: where boxes come from, and whether all objects of 
 }
 
 
-def evaluation(comfyui: Path, cpu: bool, output: Path, count: int) -> None:
-    """`count` videos for each row, a third as many where boxes are detected; writes output/tracks_scores.md."""
+def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:
+    """`options.videos` for each row, a third as many where boxes are detected; writes output/tracks_scores.md."""
     open_comfyui(*(["--cpu"] if cpu else []))
     import torch
 
-    from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
-    from mulan_nodes.mulan.tiny_models.unpacking import INTERNVL, TEXT_ENCODER, VISIONLLM
+    from mulan_nodes.mulan.tiny_models.unpacking import VISIONLLM
     from mulan_nodes.visionllm_nodes.detections.looks import embed_boxes
     from mulan_nodes.visionllm_nodes.detections.tracking import track_boxes
     from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
-    from .tinyworld_visionllm.videos import draw_video
+    from ..tinyworld_visionllm.videos import draw_video
 
-    models = comfyui / "models"
-    internvl = load_internvl(located(models, INTERNVL), text_encoder=located(models, TEXT_ENCODER))
-    visionllm = load_visionllm(located(models, VISIONLLM))
-    lines = ["| boxes | compared by | videos | IDF1 | name changes per video |", "|---|---|--:|--:|--:|"]
+    internvl = tiny_internvl(comfyui)
+    visionllm = load_visionllm(located(comfyui, VISIONLLM))
+    count, ticker, rows = options.videos, Ticker(), []
     for row, (detected, twins) in ROWS.items():
         found: dict[str, list[tuple[float, int]]] = {}
         videos = max(1, count // 3) if detected else count  # detecting takes long
@@ -52,19 +50,12 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, count: int) -> None:
             for way, vectors in (("motion", None), ("motion and looks", looks)):
                 tracks = track_boxes(frames, min_length=2, looks=vectors)
                 found.setdefault(way, []).append(score(tracks, owners, video.seen))
-            print(f"\r  {row}: video {number + 1} of {videos}", end="", flush=True)
-        print()
+            ticker.show(f"{row}: video {number + 1} of {videos}")
         for way, scores in found.items():
             idf1, switches = np.mean(scores, axis=0)
-            lines.append(f"| {row} | {way} | {videos} | {idf1:.3f} | {switches:.1f} |")
-    output.mkdir(exist_ok=True)
-    (output / FILE).write_text("\n".join(lines) + "\n", "utf-8")
-    print("\n".join(lines), f"\nThe table: {os.path.relpath(output / FILE)}", sep="\n")
-
-
-def located(models: Path, model) -> Path:
-    """The file of a tiny model."""
-    return models / model.folder / model.name
+            rows.append([row, way, str(videos), f"{idf1:.3f}", f"{switches:.1f}"])
+    ticker.end()
+    tell(table(("boxes", "compared by", "videos", "IDF1", "name changes per video"), rows), output / FILE)
 
 
 def noisy_boxes(video, rng: np.random.Generator) -> tuple[list[list[dict]], list[list[int | None]]]:
@@ -81,7 +72,7 @@ def detected_boxes(visionllm, video) -> tuple[list[list[dict]], list[list[int | 
     """What VisionLLM Detect finds of the shapes of a video, and whose each box is (None: nobody's)."""
     from mulan_nodes.visionllm_nodes.model.perception import detect
 
-    from .tinyworld_visionllm.evaluation import overlaps
+    from ..tinyworld_visionllm.evaluation import FOUND, overlaps
 
     shapes = list(dict.fromkeys(thing.shape for thing in video.things))
     frames, owners = [], []

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,13 +16,13 @@ from PIL import Image
 
 from mulan_nodes.mulan.tiny_models.unpacking import EMOJI_ADAPTER, EMOJI_CHECKPOINT
 
-from . import graphs
-from .comfy_server import ComfyServer, decode
-from .contact_sheet import SheetRow, contact_sheet
-from .emoji_world.concepts import CHARACTERS, english, languages, trained_languages
-from .emoji_world.evaluation import EmojiReader, all_cases, as_table, name_cases
-from .evaluate_mulan import GRAPH, Result, Ticker, draw_all, shown
-from .evaluation import MULAN, OWN_CLIP, Case
+from .. import graphs
+from ..comfy_server import ComfyServer, decode
+from ..contact_sheet import SheetRow, contact_sheet
+from ..emoji_world.concepts import CHARACTERS, english, languages, trained_languages
+from ..emoji_world.evaluation import EmojiReader, all_cases, as_table, name_cases
+from .cases import MULAN, OWN_CLIP, Case
+from .mulan import GRAPH, Result, Ticker, draw_all, shown
 
 DEMO_THINGS = tuple(CHARACTERS.index(character) for character in "🦁🚀🍓🦋🌻🌈🍔🎸")
 DEMO_LEAST_SHARE = 0.8  # of the demo's images that must be right
@@ -103,9 +104,9 @@ def draw_and_judge(comfyui: Path, cpu: bool, output: Path, cases: list[Case]) ->
             yield result
 
 
-def evaluation(comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int, codes: Sequence[str] = ()) -> None:
+def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:
     """Draw, judge, and write output/languages.md and languages.json."""
-    cases = all_cases(pictures, seed, codes or list(languages()))
+    cases = all_cases(options.pictures, options.seed, options.language or list(languages()))
     results = [(result.case, result.scores["right"]) for result in draw_and_judge(comfyui, cpu, output, cases)]
     table, readings = output / "languages.md", output / "languages.json"
     table.write_text(as_table(results), "utf-8")

@@ -5,16 +5,19 @@ import os
 import shutil
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from . import graphs
-from .comfy_server import ComfyServer, decode
-from .contact_sheet import SheetRow, contact_sheet
-from .evaluation import (
+from .. import graphs
+from ..comfy_server import ComfyServer, decode
+from ..contact_sheet import SheetRow, contact_sheet
+from ..tinyworld.captions import LANGUAGES, TRAINED
+from ..tinyworld.world import Thing
+from .cases import (
     MULAN,
     OWN_CLIP,
     TINY_WORLD_HEADINGS,
@@ -28,8 +31,6 @@ from .evaluation import (
     tiny_world_evaluation,
     tiny_world_rows,
 )
-from .tinyworld.captions import LANGUAGES, TRAINED
-from .tinyworld.world import Thing
 
 GRAPH = "mulan_text_to_image"
 DEMO_THINGS = [
@@ -86,14 +87,13 @@ def demo(comfyui: Path, cpu: bool, output: Path) -> bool:
     return share >= DEMO_LEAST_SHARE
 
 
-def evaluation(
-    comfyui: Path, cpu: bool, output: Path, pictures: int, seed: int, text_encoder: str | None = None
-) -> None:
+def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:
     """The full measure: every language, the base model alone, and the languages and pairs that no training saw.
 
-    text_encoder: another than the tiny one, without what the base model draws alone.
+    With `options.text_encoder`, another than the tiny one, without what the base model draws alone.
     """
-    cases = [case for case in tiny_world_evaluation(pictures, seed) if not text_encoder or case.row == MULAN]
+    text_encoder, cases = options.text_encoder, tiny_world_evaluation(options.pictures, options.seed)
+    cases = [case for case in cases if not text_encoder or case.row == MULAN]
     results = draw_and_score(comfyui, cpu, output, cases, text_encoder)
     scores, readings = output / "scores.md", output / "eval.json"
     scores.write_text(table(results), "utf-8")
@@ -158,8 +158,8 @@ class Ticker:
         line = [other for other in range(len(self._cases)) if self._line(other) == (row, language)]
         seconds = time.monotonic() - self._start
         text = (
-            f"  {self._label(language)}, {row}: picture {line.index(number) + 1} of {len(line)}, {state}, "
-            f"{number + 1} of all {len(self._cases)} in {seconds:.0f} s"
+            f"  {self._label(language)}, {row}: picture {line.index(number) + 1} of {len(line)}, {state}; "
+            f"{number + 1} of {len(self._cases)} pictures in {seconds:.0f} s"
         )
         print(f"\r{text:<79}" if self._watched else text, end=end, flush=True)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
-from .comfyui import open_comfyui
+from mulan_nodes.mulan.tiny_models.unpacking import INTERNVL, TEXT_ENCODER
 
-CHECKPOINT, TEXT_ENCODER = "tiny_internvl_vision.safetensors", "tiny_internvl.safetensors"
+from ..comfyui import open_comfyui
+from .telling import Ticker, tell
+
 FILE = "zeroshot_scores.md"
 CACHE_FOLDER = "zeroshot"  # embeddings of data sets
 DRAWINGS = 6  # of each thing of the tiny world
@@ -23,22 +23,21 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
     open_comfyui(*(["--cpu"] if cpu else []))
     from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 
-    from .zeroshot.dataset import WrongDatasetError
+    from ..zeroshot.dataset import WrongDatasetError
 
     output.mkdir(exist_ok=True)
     try:
         told = of_dataset(comfyui, output, options) if options.dataset else of_tiny_world(comfyui, options)
     except (WrongDatasetError, WrongFileError, ValueError) as error:
         sys.exit(f"Nothing was measured: {str(error).removesuffix('.')}.")
-    (output / FILE).write_text(told, "utf-8")
-    print(told, f"The tables: {os.path.relpath(output / FILE)}", sep="\n")
+    tell(told, output / FILE)
 
 
 def of_tiny_world(comfyui: Path, options: Namespace) -> str:
     """Both modes of the checkpoint, in every language or in those asked for."""
-    from .tinyworld import captions
-    from .tinyworld.contrastive_examination import examine, look
-    from .zeroshot import report
+    from ..tinyworld import captions
+    from ..tinyworld.contrastive_examination import examine, look
+    from ..zeroshot import report
 
     languages = options.language or list(captions.LANGUAGES)
     unknown = [language for language in languages if language not in captions.LANGUAGES]
@@ -46,7 +45,7 @@ def of_tiny_world(comfyui: Path, options: Namespace) -> str:
         raise ValueError(f"the tiny world has no words in {unknown[0]}, only in {', '.join(captions.LANGUAGES)}")
     found, ticker = {}, Ticker()
     for mode in options.mode or "CG":
-        loaded = _load(comfyui, options, mode)
+        loaded = load(comfyui, options, mode)
         pictures = look(loaded, DRAWINGS)
         found[mode] = examine(
             loaded,
@@ -62,14 +61,14 @@ def of_dataset(comfyui: Path, output: Path, options: Namespace) -> str:
     """A folder of folders; its embeddings are kept in output/zeroshot, so a run that was stopped goes on, and another
     language costs little.
     """
-    from .zeroshot import report
-    from .zeroshot.classify import classify, embed
-    from .zeroshot.dataset import ALIASES, Dataset
+    from ..zeroshot import report
+    from ..zeroshot.classify import classify, embed
+    from ..zeroshot.dataset import ALIASES, Dataset
 
     dataset = Dataset.open(options.dataset)
     languages = [ALIASES.get(language, language) for language in options.language or ["en"]]
     labels = {language: dataset.labels(language) for language in languages}
-    loaded, ticker = _load(comfyui, options, options.mode or "C"), Ticker()
+    loaded, ticker = load(comfyui, options, options.mode or "C"), Ticker()
     vectors = embed(
         loaded,
         dataset,
@@ -84,12 +83,13 @@ def of_dataset(comfyui: Path, output: Path, options: Namespace) -> str:
     return report.of_dataset(f"{loaded.name}, mode {loaded.mode}", dataset, vectors, found)
 
 
-def _load(comfyui: Path, options: Namespace, mode: str):
+def load(comfyui: Path, options: Namespace, mode: str):
+    """The InternVL that is asked for, in a mode; the tiny one by default."""
     from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
 
-    encoder = options.text_encoder or (TEXT_ENCODER if options.checkpoint is None else None)
+    encoder = options.text_encoder or (TEXT_ENCODER.name if options.checkpoint is None else None)
     return load_internvl(
-        _located(comfyui, "internvl", options.checkpoint or CHECKPOINT),
+        _located(comfyui, "internvl", options.checkpoint or INTERNVL.name),
         mode,
         encoder and _located(comfyui, "text_encoders", encoder),
     )
@@ -98,24 +98,3 @@ def _load(comfyui: Path, options: Namespace, mode: str):
 def _located(comfyui: Path, kind: str, name: str) -> Path:
     """A path as it is, else a name in ComfyUI's models folder."""
     return Path(name) if Path(name).exists() else comfyui / "models" / kind / name
-
-
-class Ticker:
-    """One line, written over where somebody watches; elsewhere a line now and then."""
-
-    EVERY = 30  # seconds
-
-    def __init__(self):
-        self._start, self._watched, self._last = time.monotonic(), sys.stdout.isatty(), 0.0
-
-    def show(self, doing: str) -> None:
-        seconds = time.monotonic() - self._start
-        if self._watched:
-            print(f"\r{f'  {doing}, {seconds:.0f} s':<79}", end="", flush=True)
-        elif seconds - self._last >= self.EVERY:
-            self._last = seconds
-            print(f"  {doing}, {seconds:.0f} s", flush=True)
-
-    def end(self) -> None:
-        if self._watched:
-            print()

@@ -4,7 +4,6 @@ clip_benchmark and InternVL's authors count it).
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from .comfyui import open_comfyui
+from ..comfyui import open_comfyui
+from .telling import table, tell
 
 FILE, CACHE_FOLDER = "retrieval_scores.md", "retrieval"
 RANKS = (1, 5, 10)
@@ -33,15 +33,14 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
     from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
     from mulan_nodes.mulan.internvl.image_folder import ImageFolder, embed_folder
 
-    from .evaluate_zeroshot import _load
+    from .zeroshot import load
 
     output.mkdir(exist_ok=True)
     try:
         captioned = read_captions(options.dataset)
-        lines = ["| mode | direction | " + " | ".join(f"recall@{rank}" for rank in RANKS) + " |"]
-        lines.append("|---|---|" + "---|" * len(RANKS))
+        rows = []
         for mode in options.mode or "CG":
-            loaded = _load(comfyui, options, mode)
+            loaded = load(comfyui, options, mode)
             folder = ImageFolder(options.dataset, captioned.files)
             images = embed_folder(loaded, folder, "whole", output / CACHE_FOLDER)
             if images.unreadable:
@@ -50,12 +49,12 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
             for direction, found in zip(
                 ("text to image", "image to text"), recalls(scores, captioned.owners), strict=True
             ):
-                lines.append(f"| {mode} | {direction} | " + " | ".join(f"{share:.3f}" for share in found) + " |")
+                rows.append([f"{mode}, {direction}", *(f"{share:.3f}" for share in found)])
     except (WrongFileError, OSError, ValueError) as error:
         sys.exit(f"Nothing was measured: {str(error).removesuffix('.')}.")
-    said = f"{len(captioned.files)} images with {len(captioned.captions)} captions in {options.dataset.name}.\n\n"
-    (output / FILE).write_text(said + "\n".join(lines) + "\n", "utf-8")
-    print(said, *lines, f"\nThe table: {os.path.relpath(output / FILE)}", sep="\n")
+    said = f"{len(captioned.files)} images with {len(captioned.captions)} captions in {options.dataset.name}."
+    heads = ("mode and direction", *(f"recall@{rank}" for rank in RANKS))
+    tell(f"{said}\n\n{table(heads, rows)}", output / FILE)
 
 
 def read_captions(folder: Path) -> Captioned:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
-from .comfyui import open_comfyui
-from .evaluate_tracks import FOUND, located
+from ..comfyui import open_comfyui
+from .telling import Ticker, located, table, tell, tiny_internvl
 
 FILE = "alike_scores.md"
 SEED = 30_000
+SCENES = 300
 THRESHOLDS = 0.7, 0.8, 0.9
 
 
-def evaluation(comfyui: Path, cpu: bool, output: Path, count: int) -> None:
-    """`count` pairs of scenes; prints the table and writes it to output/alike_scores.md."""
+def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:
+    """`options.scenes` pairs of scenes; writes output/alike_scores.md."""
     open_comfyui(*(["--cpu"] if cpu else []))
     import torch
 
-    from mulan_nodes.mulan.internvl.internvl_loader import load_internvl
-    from mulan_nodes.mulan.tiny_models.unpacking import INTERNVL, TEXT_ENCODER, VISIONLLM
+    from mulan_nodes.mulan.tiny_models.unpacking import VISIONLLM
     from mulan_nodes.visionllm_nodes.detections.looks import FRAMING, crop
     from mulan_nodes.visionllm_nodes.model.in_context import detect_like_examples
     from mulan_nodes.visionllm_nodes.model.perception import detect
@@ -29,13 +29,13 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, count: int) -> None:
     from mulan_nodes.visionllm_nodes.model.selection import Limits
     from mulan_nodes.visionllm_nodes.model.visionllm_loader import load_visionllm
 
-    from .tinyworld.world import SHAPES
-    from .tinyworld_visionllm.evaluation import overlaps
-    from .tinyworld_visionllm.scenes import PICTURE_SIZE
+    from ..tinyworld.world import SHAPES
+    from ..tinyworld_visionllm.evaluation import FOUND, overlaps
+    from ..tinyworld_visionllm.scenes import PICTURE_SIZE
 
-    models = comfyui / "models"
-    internvl = load_internvl(located(models, INTERNVL), text_encoder=located(models, TEXT_ENCODER))
-    visionllm = load_visionllm(located(models, VISIONLLM))
+    count, ticker = options.scenes or SCENES, Ticker()
+    internvl = tiny_internvl(comfyui)
+    visionllm = load_visionllm(located(comfyui, VISIONLLM))
     best: dict[str, list[float]] = {"chance": [], "label": [], "vector": [], "in context": []}
     hits, chosen, there = np.zeros(1 + len(THRESHOLDS)), np.zeros(1 + len(THRESHOLDS)), 0
     rng = np.random.default_rng(SEED)
@@ -70,26 +70,23 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, count: int) -> None:
             visionllm, scene.picture, [example.picture], marks[:, 0], Limits(max_detections=1), masks=False
         )
         best["in context"].append(float(overlaps(alike.boxes.numpy(), truth[wanted]).max() >= FOUND))
-        print(f"\r  scene {number + 1} of {count}", end="", flush=True)
-    print()
+        ticker.show(f"scene {number + 1} of {count}")
+    ticker.end()
     ways = ["the detector's label", *(f"InternVL's vector, threshold {threshold}" for threshold in THRESHOLDS)]
-    lines = ["| chosen by | the one box is right | precision | recall |", "|---|--:|--:|--:|"]
-    lines.append(f"| chance | {np.mean(best['chance']):.3f} | | |")
+    rows = [["chance", f"{np.mean(best['chance']):.3f}", "", ""]]
     for way, hit, of in zip(ways, hits, chosen, strict=True):
         first = np.mean(best["label"]) if way == ways[0] else np.mean(best["vector"])
         shown = f"{first:.3f}" if way in ways[:2] else ""
-        lines.append(f"| {way} | {shown} | {hit / max(1, of):.3f} | {hit / there:.3f} |")
-    lines.append(f"| VisionLLM Region with `example`, never trained | {np.mean(best['in context']):.3f} | | |")
-    output.mkdir(exist_ok=True)
-    (output / FILE).write_text("\n".join(lines) + "\n", "utf-8")
-    print("\n".join(lines), f"\nThe table: {os.path.relpath(output / FILE)}", sep="\n")
+        rows.append([way, shown, f"{hit / max(1, of):.3f}", f"{hit / there:.3f}"])
+    rows.append(["VisionLLM Region with `example`, never trained", f"{np.mean(best['in context']):.3f}", "", ""])
+    tell(table(("chosen by", "the one box is right", "precision", "recall"), rows), output / FILE)
 
 
 def draw_pair(rng: np.random.Generator):
     """A scene, the index of a thing in it, and a scene with that colour and shape, among others of the same shape and
     of the same colour.
     """
-    from .tinyworld_visionllm.scenes import SEEN, draw_scene
+    from ..tinyworld_visionllm.scenes import SEEN, draw_scene
 
     example = draw_scene(rng, SEEN)
     marked = int(rng.integers(len(example.items)))

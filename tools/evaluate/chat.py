@@ -1,0 +1,44 @@
+"""`dev.py eval chat`: what the tiny InternVL Chat answers about images of shapes, and where it finds them."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from ..comfyui import open_comfyui
+from .telling import Ticker, located, table, tell
+
+FILE = "chat.md"
+POINTING = "find"
+
+
+def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:
+    """Write output/chat.md: `options.pictures` answers of each kind, in each language."""
+    open_comfyui(*(["--cpu"] if cpu else []))
+    from mulan_nodes.mulan.internvl_chat.chat_loader import load_chat
+    from mulan_nodes.mulan.tiny_models.unpacking import CHAT
+
+    from ..tinyworld import world
+    from ..tinyworld.captions import LANGUAGES
+    from ..tinyworld.chat_examination import examine, examine_pointing
+    from ..tinyworld.talks import QUESTIONS
+    from ..tinyworld_visionllm import scenes
+
+    clip, ticker = load_chat(located(comfyui, CHAT)), Ticker()
+    count, codes = options.pictures, options.language or list(QUESTIONS)
+    kinds = {
+        "Of things in training": (world.SEEN_THINGS, scenes.SEEN),
+        "Of pairs never trained": (tuple(thing for thing in world.THINGS if thing.held_out), scenes.UNSEEN),
+    }
+    parts = []
+    for heading, (things, shown) in kinds.items():
+        found = {}
+        for code in codes:
+            name = LANGUAGES[code].name
+            ticker.show(f"{heading}: {name}")
+            found[name] = examine(clip, [code], things, count)[code]
+            found[name][POINTING] = examine_pointing(clip, code, count, shown)
+        rows = [[name, *(f"{share:.2f}" for share in shares.values())] for name, shares in found.items()]
+        parts.append(f"{heading}:\n\n{table(('language', *next(iter(found.values()))), rows)}")
+    ticker.end()
+    tell("\n".join(parts), output / FILE)
