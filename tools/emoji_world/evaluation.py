@@ -53,7 +53,7 @@ class EmojiReader:
 
     def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]:
         asked = case.expected
-        right = bool(self._reader.agrees(picture[None], [asked.thing])[0])
+        right = bool(self._reader.agrees(np.array([picture]), [asked.thing])[0])
         return {"right": float(right and asked.background in (None, read_background(picture)))}
 
 

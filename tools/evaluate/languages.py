@@ -17,12 +17,12 @@ from PIL import Image
 from mulan_nodes.mulan.tiny_models.unpacking import EMOJI_ADAPTER, EMOJI_CHECKPOINT
 
 from .. import graphs
-from ..comfy_server import ComfyServer, decode
+from ..comfy_server import decode
 from ..contact_sheet import SheetRow, contact_sheet
 from ..emoji_world.concepts import CHARACTERS, english, languages, trained_languages
 from ..emoji_world.evaluation import EmojiReader, all_cases, as_table, name_cases
 from .cases import MULAN, OWN_CLIP, Case
-from .mulan import GRAPH, Result, Ticker, draw_all, shown
+from .mulan import GRAPH, Result, draw_and_score, shown
 
 DEMO_THINGS = tuple(CHARACTERS.index(character) for character in "🦁🚀🍓🦋🌻🌈🍔🎸")
 DEMO_LEAST_SHARE = 0.8  # of the demo's images that must be right
@@ -94,14 +94,9 @@ def sheet(results: Sequence[Result], codes: Sequence[str]) -> Image.Image:
 
 
 def draw_and_judge(comfyui: Path, cpu: bool, output: Path, cases: list[Case]) -> Iterator[Result]:
-    """Draw the cases through a server started for them, telling how far it is."""
-    output.mkdir(exist_ok=True)
-    judge = EmojiReader()
-    with ComfyServer(comfyui, cpu=cpu, log=output / "server.log") as server:
-        ticker = Ticker(cases, lambda code: languages()[code].name)
-        for number, result in enumerate(draw_all(server, cases, judge, graph(graphs.load(GRAPH)), ticker.step)):
-            ticker.drawn(number)
-            yield result
+    """Draw the cases with the emoji world's models and have them read strictly."""
+    template = graph(graphs.load(GRAPH))
+    return draw_and_score(comfyui, cpu, output, cases, EmojiReader(), template, lambda code: languages()[code].name)
 
 
 def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:

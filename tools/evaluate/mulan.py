@@ -59,9 +59,8 @@ def demo(comfyui: Path, cpu: bool, output: Path) -> bool:
     """Six things in twelve languages, as a sheet, as files and as a table; whether enough of them are right."""
     draws = [Draw(thing, template=0, seed=seed) for seed, thing in enumerate(DEMO_THINGS, start=1)]
     lines = [(OWN_CLIP, "en"), (OWN_CLIP, "zh"), *((MULAN, language) for language in TRAINED)]
-    results = draw_and_score(
-        comfyui, cpu, output, [case for row, language in lines for case in tiny_world_cases(row, language, draws)]
-    )
+    cases = [case for row, language in lines for case in tiny_world_cases(row, language, draws)]
+    results = list(draw_and_score(comfyui, cpu, output, cases, TinyWorldReader(), graphs.load(GRAPH)))
     print(table(results))
 
     folder = output / "demo"
@@ -94,7 +93,10 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
     """
     text_encoder, cases = options.text_encoder, tiny_world_evaluation(options.pictures, options.seed)
     cases = [case for case in cases if not text_encoder or case.row == MULAN]
-    results = draw_and_score(comfyui, cpu, output, cases, text_encoder)
+    graph = graphs.load(GRAPH)
+    if text_encoder:
+        graph = graphs.change(graph, "MuLan Loader", text_encoder=text_encoder)
+    results = list(draw_and_score(comfyui, cpu, output, cases, TinyWorldReader(), graph))
     scores, readings = output / "scores.md", output / "eval.json"
     scores.write_text(table(results), "utf-8")
     lines = [json.dumps({**asdict(result.case), "scores": result.scores}, ensure_ascii=False) for result in results]
@@ -103,22 +105,24 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
 
 
 def draw_and_score(
-    comfyui: Path, cpu: bool, output: Path, cases: list[Case], text_encoder: str | None = None
-) -> list[Result]:
-    """Draw the cases through a server started for them, telling how far it is. text_encoder: another than the tiny."""
+    comfyui: Path,
+    cpu: bool,
+    output: Path,
+    cases: list[Case],
+    reader: Reader,
+    template: dict,
+    label: Callable[[str], str] = language_label,
+) -> Iterator[Result]:
+    """Draw the cases through a server started for them, telling how far it is. label: a language's code -> its name."""
     output.mkdir(exist_ok=True)
-    graph = graphs.load(GRAPH)
-    if text_encoder:
-        graph = graphs.change(graph, "MuLan Loader", text_encoder=text_encoder)
     log, start = output / "server.log", time.monotonic()
     print(f"starting ComfyUI (its log: {shown(log)}) ...", flush=True)
     with ComfyServer(comfyui, cpu=cpu, log=log) as server:
         print(f"  it answers after {time.monotonic() - start:.0f} s; {len(cases)} pictures to draw", flush=True)
-        results, ticker = [], Ticker(cases)
-        for result in draw_all(server, cases, TinyWorldReader(), graph, ticker.step):
-            ticker.drawn(len(results))
-            results.append(result)
-    return results
+        ticker = Ticker(cases, label)
+        for number, result in enumerate(draw_all(server, cases, reader, template, ticker.step)):
+            ticker.drawn(number)
+            yield result
 
 
 def draw_all(
@@ -141,7 +145,7 @@ def graph_of(case: Case, template: dict) -> dict:
 class Ticker:
     """One line per language, rewritten in place; where nobody watches, only its last state is written."""
 
-    def __init__(self, cases: list[Case], label: Callable[[str], str] = language_label):
+    def __init__(self, cases: list[Case], label: Callable[[str], str]):
         self._cases, self._label = cases, label
         self._start, self._watched = time.monotonic(), sys.stdout.isatty()
 
