@@ -57,6 +57,17 @@ def test_every_word_of_every_image_has_a_mask_and_a_cell(server, base):
     assert images[0] != images[1], "two images, two maps"
 
 
+def test_strength_is_a_share_of_the_whole_prompt_s_however_many_words_there_are(server, base):
+    """More words than are predicted at once; each is what it is alone."""
+    prompt = "a big red circle on the left of my black house"
+    words = ["circle", prompt, "a", "big", "red", "on", "the", "left", "of", "my", "black", "house", "big red circle"]
+    told = document(server.run(mapped(base, prompt, words="\n".join(words))))["images"][0]
+    strengths = {word["word"]: word["strength"] for word in told}
+    assert strengths[prompt] == 1 and strengths["circle"] != 1 and min(strengths.values()) > 0, strengths
+    (alone,) = document(server.run(mapped(base, prompt, words="big red circle")))["images"][0]
+    assert alone["strength"] == pytest.approx(strengths["big red circle"], rel=1e-2)
+
+
 def test_the_checkpoint_s_own_clip_and_sdxl(server, base):
     own = graphs.change(mapped(base, "a big red circle", words="red"), "MuLanWordMaps", clip=["1", 1])
     assert document(server.run(own))["images"][0][0]["strength"] > 0.1

@@ -15,7 +15,7 @@ from mulan_nodes.tools.emoji_world.concepts import trained_languages
 from mulan_nodes.tools.emoji_world.naming import GOAL as NAMES_GOAL
 from mulan_nodes.tools.emoji_world.naming import examine_talk
 from mulan_nodes.tools.tinyworld import captions, chat_training, pointing, talks, world
-from mulan_nodes.tools.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, examine, overlap, reply
+from mulan_nodes.tools.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, examine, reply
 from mulan_nodes.tools.tinyworld.chat_seeing import WIDTH, Seeing
 from mulan_nodes.tools.tinyworld.chat_training import Talker, prompt_of, train_tokenizer
 from mulan_nodes.tools.tinyworld.talks import KINDS, MOST, QUESTIONS, Exchange, Talk, ask, draw_talk, draw_talk_of_two
@@ -100,11 +100,10 @@ def test_what_is_pointed_at_is_there_and_named_like_nothing_else(language):
             inside = shown.picture[y1:y2, x1:x2].reshape(-1, 3).astype(int)
             near = (abs(inside - colors[shown.things[place].colour]).max(-1) < 40).mean()
             assert near > 0.2 and exchange.answer.startswith("<ref>"), (exchange, near)
-
-
-def test_overlap():
-    one = np.array([0.0, 0.0, 2.0, 2.0])
-    assert overlap(one, one) == 1 and overlap(one, one + 2) == 0 and overlap(one, one + [1, 0, 1, 0]) == 1 / 3
+            others = [thing for number, thing in enumerate(shown.things) if number != place]
+            words = captions.LANGUAGES[language]
+            said = {words.noun_phrase(thing, named) for thing in others for named in captions.CHOICES}
+            assert exchange.answer.split("</ref>")[0].removeprefix("<ref>") not in said, exchange
 
 
 def test_yes_and_no_are_true():

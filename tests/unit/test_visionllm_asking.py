@@ -12,6 +12,7 @@ from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.tools.random_checkpoints import visionllm as random_visionllm
 from mulan_nodes.visionllm_nodes.model import answers, contexts, in_context, perception, prompt_templates, regions
 from mulan_nodes.visionllm_nodes.model.generation import nucleus_sampler
+from mulan_nodes.visionllm_nodes.model.prefill import ImageView
 from mulan_nodes.visionllm_nodes.model.prefix_cache import PrefixCache
 from mulan_nodes.visionllm_nodes.model.prompt_templates import chat
 from mulan_nodes.visionllm_nodes.model.region_mentions import place_regions
@@ -181,6 +182,18 @@ def test_what_stands_out_and_what_hides_are_two_questions(loaded, image):
     first, second = (perception.detect_salient(loaded, image, "it", camouflaged=hides) for hides in (False, True))
     assert len(first) == len(second) == 1 and first.names == ("it",) and first.masks.shape == (1, 90, 130)
     assert not torch.equal(first.scores, second.scores)
+
+
+def test_a_region_is_read_in_the_image_that_marks_it(loaded, image, monkeypatch):
+    examples, seen = [image.flip(0), image.flip(1)], []
+    encode = loaded.model.encode_regions
+    monkeypatch.setattr(
+        loaded.model, "encode_regions", lambda view, *rest: seen.append(view.float()) or encode(view, *rest)
+    )
+    marks = torch.ones(2, loaded.settings.tower, loaded.settings.tower, dtype=torch.bool)
+    in_context.detect_like_examples(loaded, image, examples, marks, Limits(max_detections=1))
+    for view, example in zip(seen, examples, strict=True):
+        assert torch.allclose(view.cpu(), ImageView(loaded, example).views[-1].float(), atol=1e-2)
 
 
 def test_a_checkpoint_without_regions_says_so(loaded, image, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 
 from mulan_nodes.visionllm_nodes.detections.model_answers import read_answer
 
+from ..tinyworld_visionllm.evaluation import FOUND, overlaps
 from . import pointing, world
 from .talks import KINDS, Exchange, ask, ask_of_two
 
@@ -50,14 +51,8 @@ def examine_pointing(clip: comfy.sd.CLIP, language: str, count: int, things: tup
             exchange, place = asked
             told = reply(clip, exchange.question, [torch.from_numpy(shown.picture).float() / 255])
             boxes = [one.numbers for one in read_answer(told).places if len(one.numbers) == 4]
-            found.append(len(boxes) == 1 and overlap(np.array(boxes[0]) / 1000, shown.boxes[place]) >= 0.5)
+            found.append(len(boxes) == 1 and overlaps(np.array(boxes) / 1000, shown.boxes[[place]]).item() >= FOUND)
     return float(np.mean(found))
-
-
-def overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union of two boxes x1 y1 x2 y2."""
-    shared = (np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])).clip(0).prod()
-    return float(shared / ((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - shared))
 
 
 def _is_right(
