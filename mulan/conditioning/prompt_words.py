@@ -98,8 +98,14 @@ def _is_of_word(character: str) -> bool:
 
 def _is_whole(prompt: str, first: int, end: int) -> bool:
     """Whether no letter of the same word stands before or behind; scripts without spaces have no such borders."""
-    pairs = [(prompt[end - 1], prompt[end : end + 1]), (prompt[first], prompt[first - 1 : first] if first else "")]
+    word = prompt[first:end]
+    pairs = [(word[::-1], prompt[end : end + 1]), (word, prompt[first - 1 : first] if first else "")]
     return not any(
-        outer and _is_of_word(outer) and _is_of_word(inner) and script(inner) not in WITHOUT_SPACES
+        outer and _is_of_word(outer) and _is_of_word(inner[0]) and _script_at(inner) not in WITHOUT_SPACES
         for inner, outer in pairs
     )
+
+
+def _script_at(letters: str) -> str:
+    """Return the script of the first letter: marks, such as Thai's of tone, have none of their own."""
+    return next(filter(None, map(script, letters)), "")

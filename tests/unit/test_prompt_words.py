@@ -50,8 +50,12 @@ def test_chosen_words_are_whole_words_where_a_script_writes_spaces():
     assert word.left_out("a cat and a Star, a star") == "a cat and a , a "
     assert [word.spans for word in chosen_words("a cat and a star", "a\n a star,")] == [((0, 1), (10, 11)), ((10, 16),)]
     assert chosen_words("一个红色的圆形", "红色的，圆形")[0].left_out("一个红色的圆形") == "一个圆形"
+    thai = "มีวงกลมสีดำขนาดใหญ่อยู่ในภาพ"  # the word ends in a mark of tone
+    assert chosen_words(thai, "ขนาดใหญ่")[0].left_out(thai) == "มีวงกลมสีดำอยู่ในภาพ"
     with pytest.raises(ValueError, match="'ar' is not in the prompt"):
         chosen_words("a star", "ar")
+    with pytest.raises(ValueError, match="is not in the prompt"):
+        chosen_words("काली बिल्ली", "काल")  # behind it stands a mark of the same word
 
 
 def test_bad_prompts_say_what_is_wrong():

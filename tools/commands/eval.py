@@ -5,7 +5,7 @@ from pathlib import Path
 
 NEEDS_TINY_MODELS = True
 EVALUATIONS = ("mulan", "visionllm", "zeroshot")  # unless one is named
-OTHERS = ("languages", "names", "chat", "check", "retrieval", "tracks", "alike")
+OTHERS = ("languages", "names", "chat", "check", "retrieval", "tracks", "alike", "words")
 OWNERS = {  # options that not every evaluation has
     "dataset": ("zeroshot", "retrieval"),
     "checkpoint": ("zeroshot", "retrieval"),
@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenes",
         type=int,
         metavar="N",
-        help="visionllm, alike: number of scenes (default: 300); check: of prompts of each kind (default: 24)",
+        help="visionllm, alike: number of scenes (default: 300); check: of prompts of each kind (default: 24); "
+        "words: of images in each language (default: 1)",
     )
     parser.add_argument("--videos", type=int, default=12, metavar="N", help="tracks: of each kind (default: 12)")
     zeroshot = parser.add_argument_group("zeroshot")
@@ -63,9 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(comfyui: Path, options: argparse.Namespace) -> int:
     from ..comfyui import OUTPUT, has_accelerator
-    from ..evaluate import alike, chat, check, languages, mulan, names, retrieval, tracks, visionllm, zeroshot
+    from ..evaluate import alike, chat, check, languages, mulan, names, retrieval, tracks, visionllm, words, zeroshot
 
-    modules = (alike, chat, check, languages, mulan, names, retrieval, tracks, visionllm, zeroshot)
+    modules = (alike, chat, check, languages, mulan, names, retrieval, tracks, visionllm, words, zeroshot)
     by_name = {module.__name__.rpartition(".")[2]: module for module in modules}
     for option, owners in OWNERS.items():
         if getattr(options, option) and options.what not in owners:
