@@ -40,7 +40,8 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
         for number in range((options.scenes or 1) * len(codes)):
             ticker.show(f"{row}: image {number + 1} of {(options.scenes or 1) * len(codes)}")
             code, thing = codes[number % len(codes)], world.SEEN_THINGS[rng.integers(len(world.SEEN_THINGS))]
-            caption, words = full_caption(thing, code, number), words_of(thing, code, number)
+            caption = full_caption(thing, code)
+            words = words_of(thing, code, caption)
             look(model, clip, vae, thing, caption, words, rng, found.setdefault(row, []))
             for word in words.values():
                 weigh(model, clip, caption, word, moved.setdefault(row, []))
@@ -58,9 +59,9 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
     tell("\n".join(parts), output / FILE)
 
 
-def words_of(thing: world.Thing, code: str, template: int) -> dict[str, str]:
+def words_of(thing: world.Thing, code: str, caption: str) -> dict[str, str]:
     """The word of each attribute as it stands in the caption."""
-    language, caption = LANGUAGES[code], full_caption(thing, code, template)
+    language = LANGUAGES[code]
     forms = {
         "colour": language.colours.split()[list(world.PALETTE).index(thing.colour)],
         "shape": language.nouns.split()[world.SHAPES.index(thing.shape)].partition(":")[0],

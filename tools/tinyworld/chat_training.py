@@ -61,7 +61,8 @@ from .stages import SEED, is_finished, train_stage
 from .talks import MOST, Exchange, Talk, all_words, draw_talk, draw_talk_of_two
 
 ESTIMATE = (
-    "Training the tiny InternVL that talks takes about an hour of one CPU core; interrupted, it goes on where it was."
+    "Training the tiny InternVL that talks takes an hour and a half of one CPU core; interrupted, it goes on where "
+    "it was."
 )
 ADDED = ("<|endoftext|>", START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REF, "</ref>", "<box>", "</box>")
 SYSTEM = "You look at pictures of coloured shapes."
