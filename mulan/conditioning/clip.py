@@ -137,38 +137,6 @@ def check_pair(encoder: TextEncoderFile, adapter: AdapterFile) -> None:
         )
 
 
-class FrozenTextEncoder:
-    """The text encoder for training: captions -> the states that an adapter reads."""
-
-    def __init__(self, text_encoder_path: Path | str, device: str | None = None, family: Family = SD15):
-        file = open_text_encoder(Path(text_encoder_path))
-        self._clip = load_text_encoder(file, device, family)
-        self.hidden_size = file.config.hidden_size
-
-    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """Encode ``summarize:`` + caption -> states [B, 77, hidden_size] float32, the prefix's rows cut.
-
-        The empty caption goes in without the prefix.
-        """
-        model = self._clip.cond_stage_model
-        assert isinstance(model, MulanTextEncoder), "what load_text_encoder builds"  # noqa: S101
-        self._clip.load_model()
-        model.set_clip_options({"execution_device": self._clip.patcher.load_device})
-        states: dict[int, torch.Tensor] = {}
-        for bare in (False, True):
-            members = [i for i, caption in enumerate(captions) if (caption == "") == bare]
-            if not members:
-                continue
-            options = {NEGATIVE: True} if bare else {}
-            tokens = [self._clip.tokenize(captions[i], tokenizer_options=options) for i in members]
-            windows = [model.window(next(iter(of_caption.values()))[0]) for of_caption in tokens]
-            with torch.no_grad():
-                encoded = model.internvl.hidden_states([window.input_ids for window in windows])
-            for i, window, rows in zip(members, windows, encoded, strict=True):
-                states[i] = window.without_prefix(rows)
-        return torch.stack([states[i] for i in range(len(captions))])
-
-
 def load_text_encoder(file: TextEncoderFile, device: str | Devices | None = None, family: Family = SD15) -> MulanClip:
     """Load the text encoder without an adapter, for those who read its states. Raises as `load_clip` does."""
     return _build_clip(file, None, family, "upstream", device, DEFAULT_ZEROING, False)

@@ -20,10 +20,20 @@ from safetensors.torch import load_file, save_file
 
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published
 from mulan_nodes.mulan.conditioning.model_files import open_adapter
-from mulan_nodes.mulan.training import base_models, dataset, diffusion, run
+from mulan_nodes.mulan.training import (
+    base_models,
+    dataset,
+    diffusion,
+    latents,
+    original_layouts,
+    run,
+    samples,
+    tensor_store,
+)
 from mulan_nodes.mulan.training.__main__ import main
+from mulan_nodes.mulan.training.adapters import init_weights
 from mulan_nodes.mulan.training.run import TrainSettings
-from mulan_nodes.mulan.training.trainer import init_weights, train_adapter
+from mulan_nodes.mulan.training.trainer import train_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ("red", "green", "blue", "black", "white")
@@ -112,7 +122,9 @@ def test_the_result_is_published(tmp_path):
     fresh.load_state_dict(from_published(stored))
     assert difference(fresh, adapter) == 0
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"family": "sd15", "steps": "6", "seed": "0"}
+        stored = file.metadata()
+    assert json.loads(stored.pop("settings"))["learning_rate"] == 1e-2
+    assert stored == {"family": "sd15", "steps": "6", "seed": "0"}
     assert sorted(p.name for p in tmp_path.iterdir()) == [run.ADAPTER_FILE, run.STATE_FILE]
 
 
@@ -203,22 +215,22 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 def test_samples_depend_on_their_number_alone():
     def stream(**changes):
-        return dataset.SampleStream(
+        return samples.SampleStream(
             examples(), **{**dict(timesteps=1000, seed=3, empty_share=0.3, high_noise_share=0.4), **changes}
         )
 
     one, other = stream(), stream()
     other.sample(40)
     for number in (17, 3, 12):
-        for a, b in zip(one.sample(number), other.sample(number), strict=False):
+        for a, b in zip(one.sample(number), other.sample(number), strict=True):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     whole = stream(empty_share=0.0)
     for epoch in range(3):
-        assert sorted(whole.sample(5 * epoch + i)[3] for i in range(5)) == sorted(CAPTIONS)
+        assert sorted(whole.sample(5 * epoch + i).caption for i in range(5)) == sorted(CAPTIONS)
     drawn = [one.sample(number) for number in range(4000)]
-    assert sum(caption == "" for *_, caption in drawn) / 4000 == pytest.approx(0.3, abs=0.03)
-    assert sum(t >= 600 for _, _, t, _ in drawn) / 4000 == pytest.approx(0.4 + 0.6 * 0.4, abs=0.03)
-    assert torch.stack([noise for _, noise, _, _ in drawn]).std() == pytest.approx(1.0, abs=0.01)
+    assert sum(sample.caption == "" for sample in drawn) / 4000 == pytest.approx(0.3, abs=0.03)
+    assert sum(sample.timestep >= 600 for sample in drawn) / 4000 == pytest.approx(0.4 + 0.6 * 0.4, abs=0.03)
+    assert torch.stack([sample.noise for sample in drawn]).std() == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
@@ -459,7 +471,16 @@ def test_the_published_sizes_give_the_published_configuration(v2):
         unet, vae = original_models(v2, PUBLISHED)
         tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in unet.state_dict().items()}
         tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae.state_dict().items()}
-        config = base_models.original_config({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        config = original_layouts.original_config(
+            *(
+                read(original_layouts.without_prefix(shapes, prefix))
+                for read, prefix in (
+                    (original_layouts.unet_config, "model.diffusion_model."),
+                    (original_layouts.vae_config, "first_stage_model."),
+                )
+            )
+        )
         options = dict(original_config=config, low_cpu_mem_usage=False)
         unet_like = UNet2DConditionModel.from_single_file(tensors, **options)
         vae_like = AutoencoderKL.from_single_file(tensors, **options)
@@ -485,11 +506,11 @@ def test_bases_that_cannot_serve_are_refused(tmp_path, base_folder):
     )
     with pytest.raises(
         ValueError,
-        match="not a whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'",
+        match="not a whole SD1.5, SD2.1 or SDXL checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'",
     ):
         base_models.load_base(tmp_path / "no_vae.safetensors")
     save_file({"queries": torch.zeros(1)}, tmp_path / "adapter.safetensors")
-    with pytest.raises(ValueError, match="not a whole SD1.5 or SD2.1 checkpoint"):
+    with pytest.raises(ValueError, match="not a whole SD1.5, SD2.1 or SDXL checkpoint"):
         base_models.load_base(tmp_path / "adapter.safetensors")
     with pytest.raises(ValueError, match="contexts of width 640"):
         base_models.load_base(small_folder(tmp_path / "other", context_dim=640))
@@ -523,9 +544,9 @@ def test_pictures_are_cut_from_the_middle_and_captioned(tmp_path):
     (folder / "metadata.jsonl").write_text(
         json.dumps({"file_name": "b.webp", "text": "zwei"}) + "\n\n", encoding="utf-8"
     )
-    pictures = dataset.CaptionedImages(folder, 8)
-    assert [pictures[i]["caption"] for i in range(len(pictures))] == ["one", "zwei", "three"]
-    picture = pictures[0]["image"]
+    pictures = dataset.CaptionedImages(folder)
+    assert pictures.captions == ["one", "zwei", "three"]
+    picture = dataset.load_image(pictures.paths[0], (8, 8))
     assert picture.shape == (3, 8, 8)
     assert picture[:, 4, 0].tolist() == [1, -1, -1] and picture[:, 4, 7].tolist() == [-1, -1, 1]
 
@@ -537,72 +558,91 @@ def test_the_folder_of_save_captions_is_read_in_all_its_languages(tmp_path, monk
     from mulan_nodes.mulan.images.captions import save_captions
     from mulan_nodes.mulan.images.image_files import SUFFIXES, list_images
 
-    monkeypatch.setattr(dataset, "SHARD_SIZE", 3)
+    monkeypatch.setattr(tensor_store, "SHARD_BYTES", 6)
     draw_pictures(tmp_path, dict.fromkeys(f"{number}{suffix}" for number, suffix in enumerate(sorted(SUFFIXES))))
     names = [path.name for path in list_images(tmp_path)]
     for language in ("", "de"):
         save_captions(list_images(tmp_path), [f"{name} {language}" for name in names], False, language)
-    pictures = dataset.CaptionedImages(tmp_path, 8, ["de"])
+    pictures = dataset.CaptionedImages(tmp_path, ["de"])
     numbers = iter(range(len(names)))
     encode = lambda batch: torch.tensor([next(numbers) for _ in batch]).float().view(-1, 1, 1, 1)  # noqa: E731
-    latents = dataset.cache_latents(pictures, encode, "vae", tmp_path / "cache", Accelerator(), lambda *done: None)
-    assert len(pictures) == len(names) == len(SUFFIXES) and len(latents) == 2 * len(names)
-    read = [(int(latents[index]["latent"]), latents[index]["caption"]) for index in range(len(latents))]
+    stored = latents.cache_latents(
+        pictures, [(8, 8)], encode, "vae", 1, tmp_path / "cache", Accelerator(), lambda *done: None
+    )
+    assert len(pictures) == len(names) == len(SUFFIXES) and len(stored) == 2 * len(names)
+    read = [(int(stored[index]["latent"]), stored[index]["caption"]) for index in range(len(stored))]
     assert read == [(number, f"{name} {code}".strip()) for code in ("", "de") for number, name in enumerate(names)]
     (tmp_path / "0.bmp").with_suffix(".ja.txt").write_text("猫", "utf-8")
     with pytest.raises(ValueError, match=r"7 of 8 images .*write it into a \.ja\.txt of the same name"):
-        dataset.CaptionedImages(tmp_path, 8, ["ja"])
+        dataset.CaptionedImages(tmp_path, ["ja"])
 
 
 def test_transparent_pictures_become_white(tmp_path):
     from PIL import Image
 
     Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (dataset.load_image(tmp_path / "clear.png", 4) == 1).all()
+    assert (dataset.load_image(tmp_path / "clear.png", (4, 4)) == 1).all()
 
 
 def test_folders_that_cannot_serve_are_refused(tmp_path):
     with pytest.raises(ValueError, match="gone is not a folder"):
-        dataset.CaptionedImages(tmp_path / "gone", 8)
+        dataset.CaptionedImages(tmp_path / "gone")
     with pytest.raises(ValueError, match="contains no image"):
-        dataset.CaptionedImages(tmp_path, 8)
+        dataset.CaptionedImages(tmp_path)
     bare = draw_pictures(tmp_path / "bare", {"a.png": "one", "b.png": None, "c.png": "", "d.png": None, "e.png": None})
     with pytest.raises(ValueError, match=r"4 of 5 images in .*bare have no caption \(b.png, c.png, d.png, \.\.\.\)"):
-        dataset.CaptionedImages(bare, 8)
+        dataset.CaptionedImages(bare)
     (bare / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "ok"}\n{"file": 3}\n')
     with pytest.raises(ValueError, match="metadata.jsonl, line 2"):
-        dataset.CaptionedImages(bare, 8)
+        dataset.CaptionedImages(bare)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG and nothing more")
     with pytest.raises(ValueError, match="broken.png cannot be read as an image"):
-        dataset.load_image(tmp_path / "broken.png", 8)
+        dataset.load_image(tmp_path / "broken.png", (8, 8))
 
 
 def test_latents_are_encoded_once(tmp_path, monkeypatch):
+    """What is there is kept, whatever else changes: more images, a run that was cut off. Nothing else is taken."""
     from accelerate import Accelerator
 
-    monkeypatch.setattr(dataset, "SHARD_SIZE", 2)
+    monkeypatch.setattr(latents, "ENCODE_BATCH", 2)
+    monkeypatch.setattr(tensor_store, "SHARD_BYTES", 1)
     folder = draw_pictures(tmp_path / "pictures", {f"{i}.png": f"caption {i}" for i in range(5)})
     encoded, told = [], []
 
     def encode(batch):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
         encoded.append(len(batch))
         return batch.mean(dim=(2, 3), keepdim=True) + torch.arange(len(batch)).view(-1, 1, 1, 1)
 
     def cache(size=8, mark="vae"):
-        pictures = dataset.CaptionedImages(folder, size)
-        return dataset.cache_latents(
-            pictures, encode, mark, tmp_path / "cache", Accelerator(), lambda *done: told.append(done)
+        pictures = dataset.CaptionedImages(folder)
+        return latents.cache_latents(
+            pictures, [(size, size)], encode, mark, 10, tmp_path / "cache", Accelerator(), lambda *d: told.append(d)
         )
 
-    latents = cache()
-    assert encoded == [2, 2, 1] and told == [(2, 5), (4, 5), (5, 5)]
-    assert [latents[i]["caption"] for i in range(len(latents))] == [f"caption {i}" for i in range(5)]
-    assert latents[3]["latent"].shape == (3, 1, 1) and latents[3]["latent"][0] > latents[2]["latent"][0]
+    with pytest.raises(KeyboardInterrupt):
+        cache()
+    encoded.append(0)
+    assert told == [(2, 5), (4, 5)]
+    stored = cache()
+    assert encoded == [2, 2, 0, 1] and told[2:] == [(1, 1)]
+    assert [stored[i]["caption"] for i in range(len(stored))] == [f"caption {i}" for i in range(5)]
+    assert stored[3]["latent"].shape == (3, 1, 1) and stored[3]["latent"][0] > stored[2]["latent"][0]
+    assert stored[3]["sizes"].tolist() == [16, 24, 0, 2, 8, 8]
     cache()
-    assert encoded == [2, 2, 1]
+    assert encoded == [2, 2, 0, 1]
+    draw_pictures(folder, {"6.png": "one more"})
+    cache()
+    assert encoded == [2, 2, 0, 1, 1]
     cache(mark="another vae")
     cache(size=4)
-    assert len(encoded) == 9
+    assert len(encoded) == 11
+    shard = min((tmp_path / "cache").glob("*/*.safetensors"))
+    shard.unlink()
+    shard.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="delete it, it will be made again"):
+        tensor_store.TensorStore(shard.parent)
 
 
 # --- the command line ---
