@@ -85,6 +85,7 @@ def fill_store(
     interrupted. report(done, all) counts keys, in the main process.
     """
     lacking = list({key: index for index, key in enumerate(keys) if key not in store}.values())
+    accelerator.wait_for_everyone()  # nobody writes before all know what is lacking
     own = lacking[accelerator.process_index :: accelerator.num_processes]
     pending: dict[str, Parts] = {}
     size, done = 0, 0

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from mulan_nodes.mulan.conditioning.adapter import to_published
+from mulan_nodes.mulan.conditioning.adapter import from_published, to_published
 from mulan_nodes.mulan.conditioning.clip import load_clip, negative_view
 from mulan_nodes.mulan.conditioning.families import PIXART, SD15, SD21, SDXL
 from mulan_nodes.mulan.conditioning.model_files import open_adapter, open_text_encoder
-from mulan_nodes.mulan.training import adapters, base_models, diffusion, latents, run, samples, text_states, validation
+from mulan_nodes.mulan.training import (
+    adapters,
+    base_models,
+    diffusion,
+    latents,
+    run,
+    samples,
+    tensor_store,
+    text_states,
+    validation,
+)
 from mulan_nodes.mulan.training.__main__ import main
 from mulan_nodes.mulan.training.text_states import CaptionEncoder, LiveCaptions, store_captions
 from mulan_nodes.mulan.training.trainer import train_adapter
-
-from .train_bases import (
+from mulan_nodes.tests.unit import narrow_sdxl
+from mulan_nodes.tests.unit.train_bases import (
     diffusers_folder,
     original_pixart,
     original_sdxl,
@@ -339,6 +353,48 @@ def test_special_bases_are_refused(tmp_path):
         base_models.load_base(folder)
 
 
+# --- several processes ---
+
+
+def test_two_processes_train_sdxl_as_one_does(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, narrow_sdxl.__file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, other, both = narrow_sdxl.train(), narrow_sdxl.train(seed=1), narrow_sdxl.fresh()
+    both.load_state_dict(from_published(load_file(tmp_path / run.ADAPTER_FILE)))
+    captions, sizes = ["", "x", "xxx"], torch.tensor([[9, 9, 0, 1, 8, 8]]).expand(3, -1)
+    with torch.no_grad():
+        ours, theirs, others = (each(narrow_sdxl.states(captions, sizes)) for each in (both, alone, other))
+    for name in ("rows", "vector", "embedding"):
+        one, two = getattr(ours, name), getattr(theirs, name)
+        assert (one - two).abs().max() < 1e-4 * two.abs().max()
+    assert (others.rows - theirs.rows).abs().max() > 1e-2
+
+
+def test_processes_share_what_is_to_be_encoded(tmp_path):
+    keys = [str(number) for number in range(7)]
+    stores = [tensor_store.TensorStore(tmp_path) for _ in range(2)]  # both before either writes
+    computed = []
+
+    def compute(batch):
+        computed.extend(batch)
+        return [{"x": torch.tensor([float(index)])} for index in batch]
+
+    for index, store in enumerate(stores):
+        process = SimpleNamespace(
+            process_index=index, num_processes=2, is_main_process=index == 0, wait_for_everyone=lambda: None
+        )
+        tensor_store.fill_store(store, keys, compute, lambda indices: [indices], process, lambda *_: None)
+    assert sorted(computed) == list(range(7))
+    assert [stores[1].read(key)["x"].item() for key in keys] == list(range(7))
+
+
 # --- the command line ---
 
 
@@ -403,6 +459,8 @@ def test_the_command_line_trains_every_family(kind, encoders, tmp_path, capsys, 
     assert "captions" not in (told := capsys.readouterr().out) and "latents 6" not in told
     assert main([*resumed, "--batch-size", "1", "--accumulate", "2"]) == 1
     assert "batch_size 2 -> 1" in capsys.readouterr().err, "it decides which images are in a batch of one size"
+    if kind != "sigma":
+        return
     on = [*command, "--out", str(tmp_path / "on"), "--adapter", str(out / run.ADAPTER_FILE), "--steps", "1"]
     assert main([*on, "--encode-while-training"]) == 0, capsys.readouterr().err
     assert not list((tmp_path / "on").glob("text-*"))

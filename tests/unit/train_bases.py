@@ -143,9 +143,10 @@ def diffusers_folder(folder: Path, kind: str) -> Path:
                 projection_class_embeddings_input_dim=2816,
                 transformer_layers_per_block=(1, 2),
                 use_linear_projection=True,
+                time_embedding_dim=1280,
             )
         UNet2DConditionModel(
-            block_out_channels=(320, 320) if kind == "sdxl" else (32, 64),
+            block_out_channels=(32, 64),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
