@@ -1,16 +1,20 @@
-"""The tokenizers of the language models: byte-level BPE (Qwen), and InternLM2's sentencepiece with added tokens."""
+"""The chat models' tokenizers: byte-level BPE (Qwen), and InternLM2's sentencepiece with added tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
 from ..boundary.files import parse_json
-from ..checkpoints.tokenizer_files import load_pieces, read_added_tokens, read_vocabulary
-from .chat_template import END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, START
+from .tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, read_beside
+from .tokenizer_files import load_pieces, read_added_tokens, read_vocabulary
 
+START, END = "<|im_start|>", "<|im_end|>"  # around each turn of a dialogue
+# Around an encoded image, which takes the place of the middle one
+IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 REQUIRED_TOKENS = (START, END, IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
 END_OF_TEXT = ("<|endoftext|>", "</s>")  # besides END, the end of a text in Qwen's and InternLM2's vocabulary
 TOKENIZER_FILES = (
@@ -154,6 +158,38 @@ class SentencePieceTokenizer:
     def _is_piece(self, token_id: int) -> bool:
         """Return whether an id stands for text: the embedding table may have rows that no token has."""
         return token_id < len(self._pieces) and token_id not in self._names
+
+
+def tokenizer_file(file: TensorFile, name: str) -> bytes | None:
+    """Return what one of `TOKENIZER_FILES` holds: those inside a converted file, else those of the folder.
+
+    None where there is none.
+    """
+    if CONFIG in file.metadata:
+        return file.read_bytes(name) if name in file.shapes else None
+    return read_beside(file.path if file.path.is_dir() else file.path.parent, name)
+
+
+def read_tokenizer(file: TensorFile, num_rows: int, source: str) -> Tokenizer:
+    """Return the tokenizer inside a file or beside it, whose embedding table has `num_rows`; `source` has others.
+
+    Raises WrongFileError where there is none, or it is another model's.
+    """
+    advice = f"Keep the tokenizer's files of the published folder, from {source}, with the weights."
+    try:
+        tokenizer = load_tokenizer(partial(tokenizer_file, file))
+    except WrongFileError:
+        raise
+    except ValueError as error:
+        raise WrongFileError(
+            f"{describe_path(file.path)} has no tokenizer that can be used: {error}. {advice}"
+        ) from error
+    if tokenizer.vocab_size > num_rows:
+        raise WrongFileError(
+            f"{describe_path(file.path)}: its tokenizer knows {tokenizer.vocab_size} tokens, but its language model "
+            f"embeds {num_rows}: it is another model's. {advice}"
+        )
+    return tokenizer
 
 
 def load_tokenizer(read: Callable[[str], bytes | None]) -> Tokenizer:
