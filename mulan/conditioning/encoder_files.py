@@ -61,7 +61,7 @@ def check_pair(encoder: AnyTextEncoderFile, adapter: AdapterFile) -> None:
 
 def pair_warning(encoder: AnyTextEncoderFile, adapter: AdapterFile) -> str:
     """Return what to tell where the adapter names another text encoder of this kind and width; else an empty text."""
-    if adapter.encoder_fingerprint in ("", encoder.fingerprint()):
+    if not adapter.encoder_fingerprint or adapter.encoder_fingerprint == encoder.fingerprint():
         return ""
     trained_with = adapter.file.metadata.get("text_encoder", "another file")
     return (
