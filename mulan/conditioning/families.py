@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..checkpoints.identify import ADAPTER_TITLES
 
+PREFIX_ROWS = 3  # of InternVL's LLaMA, which the families' longer windows are given with
+
 
 @dataclass(frozen=True)
 class Family:
@@ -24,6 +26,12 @@ class Family:
     bare_window: int
     bare_negative: bool = True  # upstream encodes negatives without the prefix
     pooled_dim: int | None = None
+
+    def windows(self, prefix_rows: int = PREFIX_ROWS) -> tuple[int, int]:
+        """Return the rows of a window with a prefix of so many rows, and of one without: adapters read the same rows
+        behind any prefix.
+        """
+        return self.prefixed_window - PREFIX_ROWS + prefix_rows, self.bare_window
 
 
 SD15 = Family("sd15", ADAPTER_TITLES[768], context_dim=768, token_keys=("l",), prefixed_window=80, bare_window=77)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import torch
 
+from ..conditioning.encoder_files import open_prompt_encoder
+from ..conditioning.encoder_kinds import FINGERPRINT_KEY, KIND_KEY
 from ..conditioning.families import SDXL
-from ..conditioning.model_files import open_text_encoder
 from .adapters import AdapterPlan, fresh_adapter, load_adapter
 from .arguments import PROMPTS, make_parser, make_settings
 from .base_models import DiffusionBase, load_base
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> None:
     if not options.resume:
         check_unused(options.out)  # before all that takes minutes
-    text_encoder = open_text_encoder(options.text_encoder)
+    text_encoder = open_prompt_encoder(options.text_encoder)
     images = CaptionedImages(options.data, options.language)
     accelerator = find_devices()
     say = print if accelerator.is_main_process else _say_nothing
@@ -140,8 +141,8 @@ def _metadata(
         "base": options.base.name,
         "base_fingerprint": base.fingerprint,
         "text_encoder": options.text_encoder.name,
-        "text_encoder_kind": encoder.kind,
-        "text_encoder_fingerprint": encoder.fingerprint(),
+        KIND_KEY: encoder.file.kind,
+        FINGERPRINT_KEY: encoder.file.fingerprint(),
         "images": str(len(images)),
         "captions": str(len(images.captions)),
         "languages": " ".join(options.language),

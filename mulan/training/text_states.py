@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.safetensors_writer import check_disk_space
+from ..conditioning.encoder_files import AnyTextEncoderFile
 from ..conditioning.families import PIXART, SDXL, Family
 from ..conditioning.model_files import TextEncoderFile
 from .tensor_store import Parts, TensorStore, content_key, fill_store
@@ -44,18 +45,13 @@ class TextStates:
 class CaptionEncoder:
     """The text encoder of a family's captions; its weights are in memory between the first caption and `unload`."""
 
-    def __init__(self, file: TextEncoderFile, family: Family):
+    def __init__(self, file: AnyTextEncoderFile, family: Family):
         self.file = file
         self.family = family
         self.hidden_size = self.file.config.hidden_size
         self.projection_dim = self.file.projection_dim
         self._clip: Any = None
         self._projection: torch.Tensor | None = None
-
-    @property
-    def kind(self) -> str:
-        """The kind of the text encoder, as an adapter's file names it."""
-        return getattr(self.file, "kind", "internvl_llama")
 
     @property
     def bytes_per_caption(self) -> int:
@@ -71,11 +67,6 @@ class CaptionEncoder:
             time.sleep(0.1)
         raise ValueError(f"{self.file.file.path} changes while it is read: start again when it is complete")
 
-    def fingerprint(self) -> str:
-        """Return what names the encoder's content on every machine."""
-        content = self.file.file.content
-        return (content and content.fingerprint()) or ""
-
     def encode(self, captions: Sequence[str]) -> Iterator[Parts]:
         """Yield the states of each caption, float16 on the CPU, as the nodes encode a prompt of the style `upstream`.
 
@@ -89,7 +80,7 @@ class CaptionEncoder:
 
         if self._clip is None:
             self._clip = load_text_encoder(self.file, family=self.family)
-            if self.family is SDXL and self.projection_dim is not None:
+            if self.family is SDXL and isinstance(self.file, TextEncoderFile) and self.projection_dim is not None:
                 self._projection = self.file.text_projection().float()
         clip, model = self._clip, self._clip.cond_stage_model
         clip.load_model()

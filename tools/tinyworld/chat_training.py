@@ -20,21 +20,18 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3Model
 
-from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
-from mulan_nodes.mulan.internvl_chat.chat_keys import LANGUAGE, PROJECTOR, VISION
-from mulan_nodes.mulan.internvl_chat.chat_preprocessing import preprocess_tiles
-from mulan_nodes.mulan.internvl_chat.chat_template import (
+from mulan_nodes.mulan.checkpoints.chat_names import LANGUAGE, PROJECTOR, VISION
+from mulan_nodes.mulan.checkpoints.language_tokenizers import (
     END,
-    FIND,
     IMAGE_CONTEXT,
     IMAGE_END,
     IMAGE_START,
-    REF,
+    SPLIT_PATTERN,
     START,
-    format_dialogue,
-    insert_images,
 )
-from mulan_nodes.mulan.internvl_chat.chat_tokenizer import SPLIT_PATTERN
+from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
+from mulan_nodes.mulan.internvl_chat.chat_preprocessing import preprocess_tiles
+from mulan_nodes.mulan.internvl_chat.chat_template import FIND, REF, format_dialogue, insert_images
 
 from ..emoji_world import talks as of_names
 from ..emoji_world.concepts import trained_languages

@@ -1,0 +1,153 @@
+"""A small text encoder: the language model inside an InternVL chat file, of which nothing else is read.
+
+The file is what `open_chat` reads, a published folder (OpenGVLab's or "-hf") or one converted file, or what the stock
+CLIPSave wrote of such a text encoder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy.text_encoders import llama
+from torch import nn
+
+from ..boundary.files import parse_json
+from ..checkpoints.chat_names import LANGUAGE, as_published
+from ..checkpoints.config import read_config
+from ..checkpoints.identify import is_internvl_chat
+from ..checkpoints.language_model import LanguageConfig, language_config, language_section, language_sources
+from ..checkpoints.language_tokenizers import TOKENIZER_FILES, read_tokenizer, tokenizer_file
+from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path
+from ..checkpoints.weight_check import check_weights
+from ..checkpoints.weight_source import WeightSource, with_scales
+from .chat_pieces import ChatPieces
+from .encoder_kinds import fingerprint_of
+from .text_config import SAVED_CONFIG
+
+CHAT_SOURCE = (
+    "OpenGVLab on Hugging Face (InternVL2_5-1B and -2B, InternVL3-1B and -2B, InternVL3_5-1B and -2B; their larger "
+    "sizes are read too)"
+)
+_SAVED = "internvl.transformer."  # before the names of a file of the stock CLIPSave
+_KINDS = {"qwen2": "qwen2", "qwen3": "qwen3", "internlm2": "internlm2", "llama": "internlm2"}  # -hf calls that a LLaMA
+
+
+@dataclass(frozen=True)
+class ChatEncoderFile:
+    """A recognized small text encoder. `file` has OpenGVLab's names, `entries` are config.json's of the language model.
+
+    kind: one of `KINDS`. It has no projection of its own, so `projection_dim` is None.
+    """
+
+    file: TensorFile
+    config: LanguageConfig
+    entries: Mapping[str, Any]
+    kind: str
+    projection_dim: None = None
+
+    def tokenizer(self) -> ChatPieces:
+        """Return the tokenizer. Raises WrongFileError where there is none, or it is another model's."""
+        tokenizer = read_tokenizer(self.file, self.config.vocab_size, CHAT_SOURCE)
+        files = {name: content for name in TOKENIZER_FILES if (content := tokenizer_file(self.file, name))}
+        try:
+            return ChatPieces(tokenizer, files)
+        except ValueError as error:
+            raise WrongFileError(
+                f"{describe_path(self.file.path)} has a tokenizer that no prompt can be read with: {error}. Keep that "
+                f"of the published folder, from {CHAT_SOURCE}."
+            ) from error
+
+    def sources(self) -> dict[str, WeightSource]:
+        """Return the published tensors of each of ours, the scales of quantized weights included."""
+        of_model = language_sources(self.config, self.file.shapes)
+        return with_scales(
+            {name: source for name, source in of_model.items() if not name.endswith("lm_head.weight")}, self.file.shapes
+        )
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Read the language model's tensors under the keys of ComfyUI's LLaMA, on the CPU, in the file's own dtypes;
+        float64 in float32.
+        """
+        read = {name.removeprefix(LANGUAGE): source.read(self.file.read) for name, source in self.sources().items()}
+        return {name: tensor.float() if tensor.dtype == torch.float64 else tensor for name, tensor in read.items()}
+
+    def fingerprint(self) -> str:
+        """Return what an adapter's file calls this text encoder; see `fingerprint_of`."""
+        sizes = self.config.vocab_size, self.config.hidden_size, self.config.num_hidden_layers
+        sources = self.sources()
+        return fingerprint_of(self.kind, sizes, lambda name: sources[f"{LANGUAGE}{name}"].read(self.file.read))
+
+    def config_tensor(self) -> torch.Tensor:
+        """Return what tensors cannot tell, as JSON in a uint8 tensor, for `SAVED_CONFIG`."""
+        return torch.frombuffer(bytearray(json.dumps({"llm_config": dict(self.entries)}).encode()), dtype=torch.uint8)
+
+
+def is_chat_encoder(file: TensorFile) -> bool:
+    """Return whether a chat model's language model is in a file."""
+    return is_internvl_chat(file.shapes) or bool(_saved_config(file))
+
+
+def chat_encoder_from_tensors(file: TensorFile) -> ChatEncoderFile:
+    """Recognize the language model of a chat file without reading its weights.
+
+    Raises WrongFileError for one that lacks a tensor, has one of another shape, or is of another kind.
+    """
+    path, saved = file.path, _saved_config(file)
+    file = _from_saved(file, saved) if saved else replace(as_published(file), content=file.content)
+    config = read_config(file)
+    if not config.entries:
+        raise WrongFileError(
+            f"{describe_path(path)} has no config.json, and its tensors alone do not say enough. Keep that of "
+            f"{CHAT_SOURCE} with the weights."
+        )
+    try:
+        section = language_section(config)
+        sizes = replace(language_config(file.shapes, section), lm_head=False)
+    except KeyError as error:
+        raise WrongFileError(
+            f"{describe_path(path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
+        ) from error
+    except WrongFileError:
+        raise
+    except ValueError as error:
+        raise WrongFileError(
+            f"{describe_path(path)} cannot be used: {error}. Expected one from {CHAT_SOURCE}."
+        ) from error
+    opened = ChatEncoderFile(file, sizes, section.entries, _KINDS[section.text("model_type")])
+    expected = {
+        f"{LANGUAGE}model.{name}": tuple(tensor.shape)
+        for name, tensor in llama.Llama2_(sizes, device="meta", ops=nn).state_dict().items()
+    }
+    check_weights(file, opened.sources(), expected, quantized_in=LANGUAGE)
+    return opened
+
+
+def saved_kind(file: TensorFile) -> str | None:
+    """Return the kind of a small text encoder that CLIPSave wrote; None for all other files."""
+    saved = _saved_config(file)
+    return _KINDS.get(parse_json(saved.encode())["llm_config"].get("model_type")) if saved else None
+
+
+def _saved_config(file: TensorFile) -> str:
+    """Return the configuration that CLIPSave kept of a small text encoder; empty for all other files."""
+    if SAVED_CONFIG not in file.shapes or f"{_SAVED}model.embed_tokens.weight" not in file.shapes:
+        return ""
+    content = file.read_bytes(SAVED_CONFIG)
+    try:
+        entries = parse_json(content)
+    except ValueError:
+        return ""
+    return content.decode() if isinstance(entries, dict) and isinstance(entries.get("llm_config"), dict) else ""
+
+
+def _from_saved(file: TensorFile, config: str) -> TensorFile:
+    """Return a file of the stock CLIPSave as a converted chat file without the parts that see."""
+    names = {
+        f"{LANGUAGE}{name.removeprefix(_SAVED)}": name for name in file.shapes if name.startswith(f"{_SAVED}model.")
+    }
+    names |= {name: name for name in TOKENIZER_FILES if name in file.shapes}
+    return replace(file.renamed(names, {**file.metadata, CONFIG: config}), content=file.content)
