@@ -15,7 +15,6 @@ import torch
 from comfy.text_encoders import llama
 from torch import nn
 
-from ..boundary.files import parse_json
 from ..checkpoints.chat_names import LANGUAGE, as_published
 from ..checkpoints.config import read_config
 from ..checkpoints.identify import is_internvl_chat
@@ -25,15 +24,12 @@ from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, descr
 from ..checkpoints.weight_check import check_weights
 from ..checkpoints.weight_source import WeightSource, with_scales
 from .chat_pieces import ChatPieces
-from .encoder_kinds import fingerprint_of
-from .text_config import SAVED_CONFIG
+from .encoder_kinds import MODEL_KINDS, SAVED_PREFIX, fingerprint_of, saved_config
 
 CHAT_SOURCE = (
     "OpenGVLab on Hugging Face (InternVL2_5-1B and -2B, InternVL3-1B and -2B, InternVL3_5-1B and -2B; their larger "
     "sizes are read too)"
 )
-_SAVED = "internvl.transformer."  # before the names of a file of the stock CLIPSave
-_KINDS = {"qwen2": "qwen2", "qwen3": "qwen3", "internlm2": "internlm2", "llama": "internlm2"}  # -hf calls that a LLaMA
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class ChatEncoderFile:
 
 def is_chat_encoder(file: TensorFile) -> bool:
     """Return whether a chat model's language model is in a file."""
-    return is_internvl_chat(file.shapes) or bool(_saved_config(file))
+    return is_internvl_chat(file.shapes) or bool(saved_config(file))
 
 
 def chat_encoder_from_tensors(file: TensorFile) -> ChatEncoderFile:
@@ -96,7 +92,7 @@ def chat_encoder_from_tensors(file: TensorFile) -> ChatEncoderFile:
 
     Raises WrongFileError for one that lacks a tensor, has one of another shape, or is of another kind.
     """
-    path, saved = file.path, _saved_config(file)
+    path, saved = file.path, saved_config(file)
     file = _from_saved(file, saved) if saved else replace(as_published(file), content=file.content)
     config = read_config(file)
     if not config.entries:
@@ -117,7 +113,7 @@ def chat_encoder_from_tensors(file: TensorFile) -> ChatEncoderFile:
         raise WrongFileError(
             f"{describe_path(path)} cannot be used: {error}. Expected one from {CHAT_SOURCE}."
         ) from error
-    opened = ChatEncoderFile(file, sizes, section.entries, _KINDS[section.text("model_type")])
+    opened = ChatEncoderFile(file, sizes, section.entries, MODEL_KINDS[section.text("model_type")])
     expected = {
         f"{LANGUAGE}model.{name}": tuple(tensor.shape)
         for name, tensor in llama.Llama2_(sizes, device="meta", ops=nn).state_dict().items()
@@ -126,28 +122,12 @@ def chat_encoder_from_tensors(file: TensorFile) -> ChatEncoderFile:
     return opened
 
 
-def saved_kind(file: TensorFile) -> str | None:
-    """Return the kind of a small text encoder that CLIPSave wrote; None for all other files."""
-    saved = _saved_config(file)
-    return _KINDS.get(parse_json(saved.encode())["llm_config"].get("model_type")) if saved else None
-
-
-def _saved_config(file: TensorFile) -> str:
-    """Return the configuration that CLIPSave kept of a small text encoder; empty for all other files."""
-    if SAVED_CONFIG not in file.shapes or f"{_SAVED}model.embed_tokens.weight" not in file.shapes:
-        return ""
-    content = file.read_bytes(SAVED_CONFIG)
-    try:
-        entries = parse_json(content)
-    except ValueError:
-        return ""
-    return content.decode() if isinstance(entries, dict) and isinstance(entries.get("llm_config"), dict) else ""
-
-
 def _from_saved(file: TensorFile, config: str) -> TensorFile:
     """Return a file of the stock CLIPSave as a converted chat file without the parts that see."""
     names = {
-        f"{LANGUAGE}{name.removeprefix(_SAVED)}": name for name in file.shapes if name.startswith(f"{_SAVED}model.")
+        f"{LANGUAGE}{name.removeprefix(SAVED_PREFIX)}": name
+        for name in file.shapes
+        if name.startswith(f"{SAVED_PREFIX}model.")
     }
     names |= {name: name for name in TOKENIZER_FILES if name in file.shapes}
     return replace(file.renamed(names, {**file.metadata, CONFIG: config}), content=file.content)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..checkpoints.tensor_files import WrongFileError
+from ..boundary.files import parse_json
+from ..checkpoints.tensor_files import TensorFile, WrongFileError
+from .text_config import SAVED_CONFIG
 
 KIND_KEY, FINGERPRINT_KEY = "text_encoder_kind", "text_encoder_fingerprint"
 INTERNVL_LLAMA = "internvl_llama"
@@ -22,6 +24,9 @@ KINDS = {
     "qwen3": "the language model of an InternVL 3.5 chat file (Qwen3)",
     "internlm2": "the language model of an InternVL 2.5 chat file (InternLM2)",
 }
+# model_type in config.json -> kind; -hf calls InternLM2 a LLaMA
+MODEL_KINDS = {"qwen2": "qwen2", "qwen3": "qwen3", "internlm2": "internlm2", "llama": "internlm2"}
+SAVED_PREFIX = "internvl.transformer."  # before the names of a file of the stock CLIPSave
 
 
 def trained_kind(metadata: Mapping[str, str], where: str) -> str:
@@ -50,3 +55,21 @@ def fingerprint_of(kind: str, sizes: tuple[int, int, int], read: Callable[[str],
         norm = read(f"model.{name}").to(torch.float16).contiguous()
         digest.update(norm.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def saved_kind(file: TensorFile) -> str | None:
+    """Return the kind of a small text encoder that CLIPSave wrote; None for all other files."""
+    saved = saved_config(file)
+    return MODEL_KINDS.get(parse_json(saved.encode())["llm_config"].get("model_type")) if saved else None
+
+
+def saved_config(file: TensorFile) -> str:
+    """Return the configuration that CLIPSave kept of a small text encoder; empty for all other files."""
+    if SAVED_CONFIG not in file.shapes or f"{SAVED_PREFIX}model.embed_tokens.weight" not in file.shapes:
+        return ""
+    content = file.read_bytes(SAVED_CONFIG)
+    try:
+        entries = parse_json(content)
+    except ValueError:
+        return ""
+    return content.decode() if isinstance(entries, dict) and isinstance(entries.get("llm_config"), dict) else ""

@@ -19,8 +19,7 @@ from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path
 from ..checkpoints.weight_check import check_dtype, shape_of
 from .adapter import AdapterShape, LanguageAdapter, from_published, published_key, to_published
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL, ProjectionShape, TextProjection
-from .chat_encoder_file import saved_kind
-from .encoder_kinds import FINGERPRINT_KEY, INTERNVL_LLAMA, fingerprint_of, trained_kind
+from .encoder_kinds import FINGERPRINT_KEY, INTERNVL_LLAMA, fingerprint_of, saved_kind, trained_kind
 from .families import FAMILIES, PIXART, SDXL, Family
 from .text_config import TextConfig, check_llama, text_configuration
 

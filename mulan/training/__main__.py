@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 
-from ..conditioning.encoder_files import open_prompt_encoder
 from ..conditioning.encoder_kinds import FINGERPRINT_KEY, KIND_KEY
 from ..conditioning.families import SDXL
 from .adapters import AdapterPlan, fresh_adapter, load_adapter
@@ -39,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> None:
     if not options.resume:
         check_unused(options.out)  # before all that takes minutes
+    from ..conditioning.encoder_files import open_prompt_encoder  # imports ComfyUI, which --help does not need
+
     text_encoder = open_prompt_encoder(options.text_encoder)
     images = CaptionedImages(options.data, options.language)
     accelerator = find_devices()

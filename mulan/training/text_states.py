@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..checkpoints.safetensors_writer import check_disk_space
-from ..conditioning.encoder_files import AnyTextEncoderFile
 from ..conditioning.families import PIXART, SDXL, Family
 from ..conditioning.model_files import TextEncoderFile
 from .tensor_store import Parts, TensorStore, content_key, fill_store
+
+if TYPE_CHECKING:
+    from ..conditioning.encoder_files import AnyTextEncoderFile  # imports ComfyUI
 
 ENCODE_BATCH = 16  # captions at once
 LAYOUT_VERSION = 1  # of what is stored for a caption

@@ -88,32 +88,17 @@ class Contrast(nn.Module):
         self.steps: torch.Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def states(self, rows: list[list[int]], rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of ids -> the states of their ends [N, 128] and of padding rows [N, 4, 128]."""
-        longest = max(map(len, rows))
-        padding = torch.from_numpy(np.sort(rng.choice(np.arange(longest, WINDOW), PADDING_ROWS, replace=False)))
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        ends, paddings = [], []
-        for part in np.array_split(order, PARTS):
-            some = [rows[place] for place in part]
-            states = states_of(self.llama, some, padding)
-            ends.append(states[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in some])])
-            paddings.append(states[:, -PADDING_ROWS:])
-        back = torch.empty(len(rows), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(rows))
-        return torch.cat(ends)[back], torch.cat(paddings)[back]
-
     def forward(self, rows, named: torch.Tensor, spoken: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """rows: captions of N things in English, then in the next language...; named [N, 150] -> loss.
 
         spoken [languages, N]: which language each caption is in.
         """
-        ends, paddings = self.states(rows, rng)
+        ends, paddings = ends_and_padding(self.llama, rows, rng)
         meanings = self.meanings(named)
         alike = (named @ named.T == named.sum(1)) & (named.sum(1)[:, None] == named.sum(1))
         contrast = self._contrast(self.word_head(ends)[:, None], meanings, alike)
         contrast = contrast + self._contrast(self.padding_head(paddings), meanings, alike)
-        (near_ends, end_ratios), (near, ratios) = _agreement(ends, alike), _agreement(paddings, alike)
+        (near_ends, end_ratios), (near, ratios) = near_and_ratio(ends, alike), near_and_ratio(paddings, alike)
         self._remember(ratios.detach(), spoken)
         self.steps += 1
         # The states of two things must differ before one can ask which lies nearest.
@@ -134,7 +119,30 @@ class Contrast(nn.Module):
             self.ratios[language].lerp_(ratio.clamp(max=2), 0.02)
 
 
-def _agreement(states: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ends_and_padding(
+    model: LlamaModel, rows: list[list[int]], rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids -> the states of their ends [N, 128] and of padding rows [N, 4, 128], drawn by `rng` for all."""
+    longest = max(map(len, rows))
+    padding = torch.from_numpy(np.sort(rng.choice(np.arange(longest, WINDOW), PADDING_ROWS, replace=False)))
+    return states_at(model, rows, padding)
+
+
+def states_at(model: LlamaModel, rows: list[list[int]], padding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids -> the states of their ends [N, 128] and of the padding rows asked for."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    ends, paddings = [], []
+    for part in np.array_split(order, PARTS):
+        some = [rows[place] for place in part]
+        states = states_of(model, some, padding)
+        ends.append(states[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in some])])
+        paddings.append(states[:, -len(padding) :])
+    back = torch.empty(len(rows), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(rows))
+    return torch.cat(ends)[back], torch.cat(paddings)[back]
+
+
+def near_and_ratio(states: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """states [languages * N, ...] -> how well each finds its English one among all, and its squared distance from it
     over the spread of the English ones, [languages - 1, N].
     """

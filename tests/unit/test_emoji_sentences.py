@@ -1,0 +1,57 @@
+"""Sentences around the names of things: what the text encoder is taught to look through, and by whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import sentencepiece
+import torch
+
+from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
+from mulan_nodes.tools.emoji_world import captions, sentences
+from mulan_nodes.tools.emoji_world.concepts import CHARACTERS, languages, trained_languages
+from mulan_nodes.tools.emoji_world.sentence_training import LANGUAGES, LONGEST, SHAPES, THINGS, Batches, Pupil
+from mulan_nodes.tools.tinyworld.text_training import TextEncoder, llama
+
+NAME = "strawberry"
+
+
+def test_the_sentences_that_are_measured_are_in_no_training():
+    others = [frame for frames in sentences.OTHERS.values() for frame in frames]
+    trained = {*sentences.ENGLISH, *captions.ENGLISH, *others}
+    trained |= {frame for code in captions.COLOURED for frame in captions.frames(code)}
+    measured = {frame for frames in sentences.NEVER_TRAINED.values() for frame in frames}
+    assert set(sentences.NEVER_TRAINED) == set(captions.COLOURED) and not measured & trained
+    rng = np.random.default_rng(0)
+    drawn = {sentences.sentence(NAME, "en", rng) for _ in range(4000)}
+    assert len(drawn) > 2000
+    assert not drawn & {sentences.in_frame(frame, NAME) for frame in sentences.NEVER_TRAINED["en"]}
+
+
+def test_a_name_stands_whole_in_every_sentence_and_in_noise():
+    rng = np.random.default_rng(1)
+    for code in trained_languages():
+        name = next(name for name in languages()[code].names if name)
+        for _ in range(5):
+            assert name in sentences.sentence(name, code, rng)
+            noise = sentences.in_noise(name, code, rng)
+            assert name in noise and noise != name
+    for frames in (*sentences.NEVER_TRAINED.values(), *sentences.OTHERS.values(), sentences.ENGLISH):
+        assert all(NAME in sentences.in_frame(frame, NAME) for frame in frames)
+
+
+def test_the_teacher_stays_as_it_is_and_is_not_saved():
+    packed, _ = read_pack(pack_path("world"))
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=packed["spiece_model"].numpy().tobytes())
+    torch.manual_seed(0)
+    pupil, rng = Pupil(TextEncoder(llama(tokenizer.get_piece_size()), tokenizer)), np.random.default_rng(2)
+    batch = Batches(tokenizer, sentences=0.3, noise=0.2).draw(pupil.ratios, rng)
+    assert len(batch.bare) == len(batch.named) == THINGS + SHAPES and len(batch.said) == LANGUAGES * (THINGS + SHAPES)
+    assert max(map(len, batch.said)) <= LONGEST and batch.spoken.shape == (LANGUAGES, THINGS)
+    assert all(len(set(of_thing)) == LANGUAGES for of_thing in batch.spoken.T) and THINGS <= len(CHARACTERS)
+
+    before = {name: tensor.clone() for name, tensor in pupil.state_dict().items()}
+    assert not any("teacher" in name for name in before)
+    loss = pupil.loss(batch, rng)
+    loss.backward()
+    assert all(weight.grad is not None for weight in pupil.llama.parameters())
+    assert (pupil.ratios != before["ratios"]).any()  # so that hard languages come more often
