@@ -12,8 +12,8 @@ from .base_training import train_base
 from .companion_training import train_companions
 
 ESTIMATE = (
-    "Training takes two and a half hours of one CPU core (stages of 5, 90, 17, 15 and 15 minutes, the second of them the "
-    "text encoder's, for both worlds); interrupted, it goes on where it was."
+    "Training takes two and a half hours of one CPU core (stages of 5, 90, 17, 15 and 15 minutes, the second of them "
+    "the text encoder's, for both worlds); interrupted, it goes on where it was."
 )
 
 
