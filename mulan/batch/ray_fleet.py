@@ -17,7 +17,7 @@ from .worker import LOST, Job, Outcome
 
 PACK = Path(__file__).absolute().parents[2]
 AT_ONCE = 16  # calls of an actor that run together: its rows, and questions about them
-OPEN_WITHIN = 90.0
+OPEN_WITHIN = 600.0  # seconds for a worker to start and to hear of the nodes: machines may be busy
 
 
 class NoRayError(ImportError):

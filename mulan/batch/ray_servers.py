@@ -49,7 +49,7 @@ class StartedServers:
             options = list(self._options)
             for name in ("input", "output", "temp", "user") if self._folder else ():
                 options += [f"--{name}-directory", f"{self._folder}/{index}/{name}"]
-            self._actors.append(actor_class.remote(str(self._comfyui), port, options))
+            self._actors.append(actor_class.remote(str(self._comfyui), port, options, len(self._ray.nodes()) == 1))
         try:
             hosts = self._ray.get([actor.host.remote() for actor in self._actors], timeout=PLACED_WITHIN)
         except self._ray.exceptions.RayError as error:
@@ -97,12 +97,12 @@ def _comfyui_class() -> type:
     class ComfyUIServer:
         """A process that becomes ComfyUI."""
 
-        def __init__(self, comfyui: str, port: int, options: list):
+        def __init__(self, comfyui: str, port: int, options: list, alone: bool):
             import os
 
             import ray
 
-            address = ray.util.get_node_ip_address()
+            address = "127.0.0.1" if alone else ray.util.get_node_ip_address()
             self._comfyui, self._host = comfyui, address
             self._arguments = ["main.py", "--listen", address, "--port", str(port), *options]
             for name in ("input", "output", "temp", "user"):
@@ -117,6 +117,8 @@ def _comfyui_class() -> type:
             import runpy
             import sys
 
+            # ComfyUI puts its own streams over these; the last reference to one would close what both write to
+            self._streams = sys.stdout, sys.stderr
             os.chdir(self._comfyui)
             sys.path.insert(0, self._comfyui)
             sys.argv = list(self._arguments)

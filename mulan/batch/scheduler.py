@@ -156,6 +156,7 @@ class Scheduler:
         able = self._able(now)
         places = self.depth * int(self._is_up.sum())
         near_end = {lane: self.waiting(lane) <= places and self._is_known(lane) for lane in self._fresh}
+        orphaned = [lane for lane in self._fresh if self.waiting(lane) and not (able & self._takes[lane]).any()]
         everybody = servers is None or self._added
         self._added = False
         looked = range(len(self.servers)) if everybody else list(dict.fromkeys(servers or ()))
@@ -163,7 +164,8 @@ class Scheduler:
             for index in looked:
                 of = self.servers[index]
                 if len(of.rows) == level and able[index]:
-                    lane = next((lane for lane in of.lanes if self.waiting(lane) and not near_end[lane]), None)
+                    lanes = (lane for lane in (*of.lanes, *orphaned) if self.waiting(lane) and not near_end[lane])
+                    lane = next(lanes, None)
                     row = None if lane is None else self._next(lane, index, able)
                     if row is not None:
                         given.append((index, self._give(row, index, now)))
@@ -211,6 +213,11 @@ class Scheduler:
         """Return which servers may be given rows."""
         return self._is_up & (self._rests_until <= now)
 
+    def _takers(self, lane: int, able: np.ndarray) -> np.ndarray:
+        """Return which of the able servers take a lane: any, where those that should are all away."""
+        takers = able & self._takes[lane]
+        return takers if takers.any() else able
+
     def _give(self, row: int, server: int, now: float) -> int:
         of = self.servers[server]
         if not of.rows:
@@ -239,7 +246,7 @@ class Scheduler:
         """Take the next row for a server: those that are tried again first, but not where they failed."""
         for place, row in enumerate(self._again[lane]):
             tried = self._tried.get(row, ())
-            others = any(index not in tried for index in np.flatnonzero(able & self._takes[lane]))
+            others = any(index not in tried for index in np.flatnonzero(self._takers(lane, able)))
             if server not in tried or not others:
                 return self._again[lane].pop(place)
         return self._fresh[lane].popleft() if self._fresh[lane] else None
@@ -271,7 +278,7 @@ class Scheduler:
     def _give_last(self, lane: int, now: float, able: np.ndarray) -> list[tuple[int, int]]:
         """Give the last rows of a lane so that all end soonest."""
         seconds = self._times(lane)
-        able = able & self._takes[lane]
+        able = self._takers(lane, able)
         if not able.any():
             return []
         free = self._free_at(now, seconds, seconds * np.maximum(self._count - 1, 0))

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from mulan_nodes.mulan.batch.scheduler import ENCODE, SAMPLE, Scheduler
-from mulan_nodes.tools.batch.simulation import Campaign, simulate
+from mulan_nodes.mulan.batch.worker import UNWRITABLE, Job, Outcome
+from mulan_nodes.tools.batch.simulation import Campaign, SimulatedFleet, simulate
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -87,6 +88,13 @@ def test_lanes_are_taken_by_those_who_take_them():
     assert sorted(given) == [(0, 0), (0, 1), (1, 2), (1, 3)]
 
 
+def test_when_all_encoders_are_away_the_others_encode():
+    scheduler = Scheduler(2, depth=1, lanes=((ENCODE, SAMPLE), (SAMPLE,)))
+    scheduler.add(0, ENCODE)
+    scheduler.down(0)
+    assert scheduler.give(0.0) == [(1, 0)]
+
+
 TIMES = [random.Random(7).gauss(1.2, 0.15) for _ in range(200)]
 
 
@@ -98,3 +106,22 @@ def test_the_driver_keeps_servers_busy_and_loses_nothing():
     assert result.efficiency > 0.9
     alike = simulate(Campaign(64, 6400, TIMES, seed=3))
     assert alike.efficiency > 0.95 and alike.done == alike.runs == 6400 and alike.grown < 20
+
+
+class FullDisk(SimulatedFleet):
+    """Servers whose files do not fit on the disk after some rows."""
+
+    fits = 10
+
+    async def run(self, server: int, job: Job) -> Outcome:
+        outcome = await super().run(server, job)
+        self.fits -= 1
+        return outcome if self.fits >= 0 else Outcome(UNWRITABLE, "the disk is full. Make room on it")
+
+
+def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(tmp_path):
+    campaign = Campaign(4, 60, TIMES, seed=5)
+    first = simulate(campaign, tmp_path, FullDisk)
+    assert "disk is full" in first.reason and 10 <= first.done < 60 and not first.failed
+    second = simulate(campaign, tmp_path)
+    assert not second.reason and second.done == 60 and not second.failed

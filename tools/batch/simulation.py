@@ -182,13 +182,31 @@ class _Memory(Watcher):
             self.before = resident_memory()
 
 
-def simulate(campaign: Campaign, folder: Path | None = None) -> Result:
+def table(seconds: Sequence[float], rows: int = 10_000) -> str:
+    """Simulate the campaigns of the documents; return their table."""
+    lines = [
+        "| servers | stragglers | deaths | rows | run | of the best plan | driver per row | memory |",
+        "| --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for servers in (64, 256, 1000):
+        for stragglers, deaths in ((0.0, 0.0), (0.05, 0.02)):
+            for count in (rows, servers * 40) if servers * 40 > rows else (rows,):
+                found = simulate(Campaign(servers, count, seconds, stragglers, 3.0, deaths, 60.0, 0.001, 1))
+                cells = (
+                    f"{servers} | {stragglers:.0%} | {deaths:.0%} | {count} | {found.seconds:.0f} s",
+                    f"{found.efficiency:.3f} | {1000 * found.cpu / count:.2f} ms | {found.grown:+.0f} MB",
+                )
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def simulate(campaign: Campaign, folder: Path | None = None, fleet: type[SimulatedFleet] = SimulatedFleet) -> Result:
     """Run a campaign in a folder of its own."""
     place = folder or Path(tempfile.mkdtemp(prefix="batch_simulation_"))
     loop = JumpingLoop()
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(_simulate(campaign, place))
+        return loop.run_until_complete(_simulate(campaign, place, fleet))
     finally:
         for task in asyncio.all_tasks(loop):
             task.cancel()
@@ -199,7 +217,7 @@ def simulate(campaign: Campaign, folder: Path | None = None) -> Result:
             shutil.rmtree(place, ignore_errors=True)
 
 
-async def _simulate(campaign: Campaign, folder: Path) -> Result:
+async def _simulate(campaign: Campaign, folder: Path, fleet_class: type[SimulatedFleet]) -> Result:
     chance = random.Random(campaign.seed)
     workflow: Graph = {"9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x", "images": ["8", 0]}}}
     rows = [
@@ -217,8 +235,8 @@ async def _simulate(campaign: Campaign, folder: Path) -> Result:
     deaths = [chance.uniform(0, span) if index in dying else None for index in range(campaign.servers)]
     ideal = _best_plan(list(seconds.values()), factors, deaths, campaign.away)
 
-    fleet = SimulatedFleet(campaign, seconds, poison, factors, deaths)
-    memory = _Memory(campaign.rows // 10)
+    fleet = fleet_class(campaign, seconds, poison, factors, deaths)
+    memory = _Memory(max(campaign.rows // 10, 1))
     with _QuickJournal(folder) as journal:
         work = RowWork(rows, workflow, folder)
         names = [f"http://gpu{index}:8188" for index in range(campaign.servers)]
