@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..boundary.files import UnwritableError
 from . import worker
-from .journal import FAILURE, Journal
+from .journal import DONE, FAILURE, Journal
 from .scheduler import Scheduler
 from .work import Work, failure, success
 from .worker import Job, Outcome
@@ -82,8 +82,6 @@ class Driver:
         self._others: set[asyncio.Task] = set()
         self._watched: set[int] = set()  # servers that are away
         self._leaving: set[tuple[int, int]] = set()
-        self._blocked: dict[int, set[int]] = {}  # task -> tasks that it waits for
-        self._blocks: dict[int, list[int]] = {}
         self._reason = ""
 
     def stop(self, reason: str) -> None:
@@ -119,28 +117,17 @@ class Driver:
         """Fill the scheduler: rows that servers may have go back to these, all others wait."""
         now, numbers = self._clock(), {name: index for index, name in enumerate(self._names)}
         self._last_life = now
-        finished = {task for task in range(len(self._work)) if self._is_finished(task)}
         for task in range(len(self._work)):
-            if task in finished:
+            key = self._work.key(task)
+            if key in self._journal.done or key in self._journal.failed:
                 continue
-            key, lane = self._work.key(task), self._work.lane(task)
-            missing = {other for other in self._work.needs(task) if other not in finished}
             server, attempt = self._journal.sent.get(key, ("", 0))
-            if missing:
-                self._blocked[task] = missing
-                for other in missing:
-                    self._blocks.setdefault(other, []).append(task)
-                self._scheduler.expect(task, lane)
-            elif server in numbers:
+            if server in numbers:
                 self._attempts[task] = attempt
-                self._scheduler.adopt(task, numbers[server], now, lane)
+                self._scheduler.adopt(task, numbers[server], now)
                 self._start(numbers[server], task)
             else:
-                self._scheduler.add(task, lane)
-
-    def _is_finished(self, task: int) -> bool:
-        key = self._work.key(task)
-        return key in self._journal.done or key in self._journal.failed or key in self._journal.conditioning
+                self._scheduler.add(task)
 
     def _send(self, looked: list[int] | None) -> None:
         now = self._clock()
@@ -195,12 +182,11 @@ class Driver:
         taken_back = (server, task) in self._leaving
         self._leaving.discard((server, task))
         if outcome.kind == worker.DONE:
-            self._journal.add(*success(self._work, task, outcome, self._names[server], self._tries(task)))
+            tries = self._attempts.pop(task, 0) + 1
+            self._journal.add(DONE, success(self._work.record(task), outcome, self._names[server], tries))
             self._scheduler.done(task, server, now, outcome.seconds)
-            self._attempts.pop(task, None)
             self._last_life = now
             self._watcher.done(server, task, outcome)
-            self._release(task)
         elif outcome.kind == worker.LOST:
             self._away(server, outcome.message)
             self._again(server, task, outcome, self._scheduler.lost(task, server, now))
@@ -214,29 +200,12 @@ class Driver:
             self._attempts[task] = self._attempts.get(task, 0) + 1
             self._again(server, task, outcome, again)
 
-    def _tries(self, task: int) -> int:
-        return self._attempts.get(task, 0) + 1
-
     def _again(self, server: int, task: int, outcome: Outcome, again: bool) -> None:
         self._watcher.failed(server, task, outcome, again)
         if again:
             return
         attempts = self._attempts.pop(task, 0) or 1
-        self._journal.add(FAILURE, failure(self._work, task, outcome, self._names[server], attempts))
-        for other in self._blocks.pop(task, ()):  # what needs it cannot run
-            if self._blocked.pop(other, None) is not None:
-                self._scheduler.drop(other)
-                record = failure(self._work, other, outcome, self._names[server], attempts)
-                self._journal.add(FAILURE, record)
-
-    def _release(self, task: int) -> None:
-        for other in self._blocks.pop(task, ()):
-            missing = self._blocked.get(other)
-            if missing is not None:
-                missing.discard(task)
-                if not missing:
-                    del self._blocked[other]
-                    self._scheduler.add(other, self._work.lane(other))
+        self._journal.add(FAILURE, failure(self._work.record(task), outcome, self._names[server], attempts))
 
     def _away(self, server: int, message: str) -> None:
         if server in self._watched:

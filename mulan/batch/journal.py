@@ -25,7 +25,7 @@ except ImportError:  # Windows
 JOURNAL, MANIFEST, PARQUET, FAILED = "journal.jsonl", "manifest.jsonl", "manifest.parquet", "failed.jsonl"
 LOCK = "journal.lock"
 FOLD_EVERY = 2000  # lines of the journal
-DONE, OTHER, SENT, FAILURE, CONDITIONING = "done", "other", "sent", "failed", "conditioning"
+DONE, OTHER, SENT, FAILURE = "done", "other", "sent", "failed"
 
 
 class InUseError(RuntimeError):
@@ -46,7 +46,7 @@ class Journal:
     A record is JSON: key, id, line, language, columns, files (name, node, sha256, bytes), server, seconds, texts.
     Those of rows that are done stay on disk, so memory does not grow with results.
 
-    done: keys of rows that are done. failed: key -> record. conditioning: key -> record of a file of the first stage.
+    done: keys of rows that are done. failed: key -> record.
     sent: key -> (server, attempt) of what was under way when the last run ended.
     """
 
@@ -54,7 +54,6 @@ class Journal:
         self.folder = folder
         self.done: dict[str, _Place] = {}
         self.failed: dict[str, dict] = {}
-        self.conditioning: dict[str, dict] = {}
         self.sent: dict[str, tuple[str, int]] = {}
         self.dropped = 0  # lines that could not be read
         self._lines = 0  # of the journal since it was folded
@@ -117,9 +116,6 @@ class Journal:
         missing = [record["key"] for record in self.records() if not self._has_files(record)]
         for key in missing:
             del self.done[key]
-        lost = [key for key, record in self.conditioning.items() if not self._has_files(record)]
-        for key in lost:
-            del self.conditioning[key]
         return len(missing)
 
     def fold(self, keys: Container[str] | None = None, bad: Sequence[dict] = ()) -> None:
@@ -137,8 +133,6 @@ class Journal:
                 file.write(data)
                 places[record["key"]] = _Place(record["line"], MANIFEST, offset)
                 offset += len(data)
-            for record in self.conditioning.values():
-                file.write(_line({"kind": CONDITIONING, **record}))
         failures = sorted([*self.failed.values(), *bad], key=lambda record: record.get("line", 0))
         with WholeFile(self.folder / FAILED) as file:
             for record in failures:
@@ -224,8 +218,6 @@ class Journal:
         key = record["key"]
         if kind == DONE:
             self.done[key] = place
-        elif kind == CONDITIONING:
-            self.conditioning[key] = record
         elif kind == FAILURE:
             self.failed[key] = record
         else:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .journal import CONDITIONING, DONE
 from .placeholders import Graph
 from .rows import Row, manifest_columns, prompt_id
-from .scheduler import SAMPLE
 from .worker import Job, Outcome
 
 FILES = "files"  # below the folder of a run
@@ -19,7 +17,7 @@ _NAME = re.compile(r"[^\w.-]+")
 
 
 class Work(Protocol):
-    """Numbered tasks. Those that need others wait until these are done."""
+    """Numbered tasks."""
 
     def __len__(self) -> int: ...
 
@@ -27,20 +25,12 @@ class Work(Protocol):
         """Return what the journal calls a task."""
         ...
 
-    def lane(self, task: int) -> int:
-        """Return ENCODE or SAMPLE."""
-        ...
-
-    def needs(self, task: int) -> Sequence[int]:
-        """Return the tasks that a task waits for."""
-        ...
-
     def job(self, task: int, attempt: int) -> Job:
         """Return what a server gets."""
         ...
 
-    def record(self, task: int) -> tuple[str, dict]:
-        """Return the kind of a task's record, and what it says besides the outcome."""
+    def record(self, task: int) -> dict:
+        """Return what a task's record says besides the outcome."""
         ...
 
 
@@ -56,12 +46,6 @@ class RowWork:
     def key(self, task: int) -> str:
         return self._rows[task].key
 
-    def lane(self, task: int) -> int:
-        return SAMPLE
-
-    def needs(self, task: int) -> Sequence[int]:
-        return ()
-
     def job(self, task: int, attempt: int) -> Job:
         row = self._rows[task]
         return Job(
@@ -73,8 +57,8 @@ class RowWork:
             tuple((upload.path, upload.name) for upload in row.uploads),
         )
 
-    def record(self, task: int) -> tuple[str, dict]:
-        return DONE, {"key": self.key(task), **manifest_columns(self._rows[task])}
+    def record(self, task: int) -> dict:
+        return {"key": self.key(task), **manifest_columns(self._rows[task])}
 
 
 def file_stem(row: Row) -> str:
@@ -83,15 +67,13 @@ def file_stem(row: Row) -> str:
     return f"{FILES}/{(row.line - 1) // PER_FOLDER:04}/{name}-{row.key[:8]}"
 
 
-def failure(work: Work, task: int, outcome: Outcome, server: str, attempts: int) -> dict:
-    """Return the record of a task that failed for good."""
-    _, about = work.record(task)
+def failure(about: dict, outcome: Outcome, server: str, attempts: int) -> dict:
+    """Return the record of a task that failed for good. about: from `Work.record`."""
     details = {"details": outcome.details} if outcome.details else {}
     return {**about, "error": outcome.message, "server": server, "attempts": attempts, **details}
 
 
-def success(work: Work, task: int, outcome: Outcome, server: str, attempts: int) -> tuple[str, dict]:
-    """Return the kind and the record of a task that is done."""
-    kind, about = work.record(task)
-    record = {**about, "files": outcome.files, "seconds": outcome.seconds, "server": server, "attempts": attempts}
-    return kind, record if kind == CONDITIONING else {**record, "texts": outcome.texts}
+def success(about: dict, outcome: Outcome, server: str, attempts: int) -> dict:
+    """Return the record of a task that is done. about: from `Work.record`."""
+    found = {"files": outcome.files, "seconds": outcome.seconds, "texts": outcome.texts}
+    return {**about, **found, "server": server, "attempts": attempts}

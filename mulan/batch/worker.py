@@ -34,7 +34,6 @@ class Job:
     folder: Path
     stem: str  # of the files' names
     uploads: tuple[tuple[Path, str], ...] = ()  # file of this machine, name on the server
-    conditioning: str = ""  # of the first stage: the node whose text names the saved file
 
 
 @dataclass
@@ -211,8 +210,6 @@ class Worker:
                 outcome.texts[node_id] = texts
             for where in _files(outputs[node_id]):
                 await self._download(job, node_id, where, outcome)
-        if job.conditioning:
-            await self._download(job, job.conditioning, _saved_file(outcome.texts[job.conditioning][0]), outcome)
         return outcome
 
     async def _download(self, job: Job, node: str, where: Mapping[str, str], outcome: Outcome) -> None:
@@ -288,10 +285,3 @@ def _texts(output: dict) -> list[str]:
 
 def _text(value) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _saved_file(text: str) -> dict:
-    """Return where MuLan Save Conditioning put its file, from the first line of its text."""
-    name = text.split("\n")[0].removesuffix(" [output]")
-    folder, _, base = name.rpartition("/")
-    return {"filename": base, "subfolder": folder, "type": "output"}

@@ -9,17 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from mulan_nodes.mulan.batch import journal as journal_module
-from mulan_nodes.mulan.batch.journal import (
-    CONDITIONING,
-    DONE,
-    FAILED,
-    FAILURE,
-    JOURNAL,
-    MANIFEST,
-    PARQUET,
-    InUseError,
-    Journal,
-)
+from mulan_nodes.mulan.batch.journal import DONE, FAILED, FAILURE, JOURNAL, MANIFEST, PARQUET, InUseError, Journal
 
 
 def record(number: int, **more) -> dict:
@@ -44,13 +34,12 @@ def test_a_journal_is_read_again(tmp_path):
             journal.note_sent(f"k{number}", "http://a", 0)
             journal.add(DONE, record(number))
         journal.add(FAILURE, record(9, error="bad"))
-        journal.add(CONDITIONING, record(8))
         journal.note_sent("k7", "http://b", 2)
         journal.sync()
     with Journal(tmp_path) as journal:
         assert [each["id"] for each in journal.records()] == ["row 1", "row 2", "row 3"]
         assert list(journal.records({"k2"})) == [record(2)]
-        assert set(journal.failed) == {"k9"} and set(journal.conditioning) == {"k8"}
+        assert set(journal.failed) == {"k9"}
         assert journal.sent == {"k7": ("http://b", 2)} and journal.dropped == 0
 
 

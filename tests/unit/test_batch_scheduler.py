@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mulan_nodes.mulan.batch.scheduler import ENCODE, SAMPLE, Scheduler
+from mulan_nodes.mulan.batch.scheduler import Scheduler
 from mulan_nodes.mulan.batch.worker import UNWRITABLE, Job, Outcome
 from mulan_nodes.tools.batch.simulation import Campaign, SimulatedFleet, simulate
 
@@ -78,21 +78,6 @@ def test_a_slow_server_does_not_begin_what_a_fast_one_ends_sooner():
     scheduler.done(scheduler.servers[1].rows[0], 1, 10.0, 10.0)
     scheduler.add(9)
     assert scheduler.give(10.0) == [(0, 9)]
-
-
-def test_lanes_are_taken_by_those_who_take_them():
-    scheduler = Scheduler(2, depth=2, lanes=((ENCODE, SAMPLE), (SAMPLE,)))
-    for row in range(4):
-        scheduler.add(row, ENCODE if row < 2 else SAMPLE)
-    given = scheduler.give(0.0)
-    assert sorted(given) == [(0, 0), (0, 1), (1, 2), (1, 3)]
-
-
-def test_when_all_encoders_are_away_the_others_encode():
-    scheduler = Scheduler(2, depth=1, lanes=((ENCODE, SAMPLE), (SAMPLE,)))
-    scheduler.add(0, ENCODE)
-    scheduler.down(0)
-    assert scheduler.give(0.0) == [(1, 0)]
 
 
 TIMES = [random.Random(7).gauss(1.2, 0.15) for _ in range(200)]
