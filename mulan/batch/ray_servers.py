@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PLACED_WITHIN = 60.0
+PLACED_WITHIN = 600.0  # seconds: machines may be busy
 
 
 class NoServersError(RuntimeError):
