@@ -14,13 +14,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ..boundary.files import WholeFile, naming, parse_json
+from ..boundary.files import WholeFile, hold, naming, parse_json
 from .manifest_table import write_parquet
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 JOURNAL, MANIFEST, PARQUET, FAILED = "journal.jsonl", "manifest.jsonl", "manifest.parquet", "failed.jsonl"
 LOCK = "journal.lock"
@@ -152,14 +147,8 @@ class Journal:
     # --- within
 
     def _hold(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InUseError(
-                f"another run writes to {self.folder}. Wait for its end, or name another folder."
-            ) from None
+        if not hold(self._lock):
+            raise InUseError(f"another run writes to {self.folder}. Wait for its end, or name another folder.")
 
     def _read(self) -> None:
         for name in (MANIFEST, JOURNAL):

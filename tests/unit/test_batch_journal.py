@@ -146,7 +146,6 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
         assert set(journal.done) == {"k1"} and journal.dropped == 0
 
 
-@pytest.mark.skipif(journal_module.fcntl is None, reason="Windows has no such locks")
 def test_two_runs_do_not_share_a_folder(tmp_path):
     with Journal(tmp_path), pytest.raises(InUseError, match="another run"):
         Journal(tmp_path).__enter__()
