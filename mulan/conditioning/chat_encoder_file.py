@@ -16,12 +16,12 @@ from comfy.text_encoders import llama
 from torch import nn
 
 from ..checkpoints.chat_names import LANGUAGE, as_published
-from ..checkpoints.config import read_config
+from ..checkpoints.config import need_config
 from ..checkpoints.identify import is_internvl_chat
 from ..checkpoints.language_model import LanguageConfig, language_config, language_section, language_sources
 from ..checkpoints.language_tokenizers import TOKENIZER_FILES, read_tokenizer, tokenizer_file
 from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path
-from ..checkpoints.weight_check import check_weights
+from ..checkpoints.weight_check import check_weights, reading_sizes
 from ..checkpoints.weight_source import WeightSource, with_scales
 from .chat_pieces import ChatPieces
 from .encoder_kinds import MODEL_KINDS, SAVED_PREFIX, fingerprint_of, saved_config
@@ -94,25 +94,10 @@ def chat_encoder_from_tensors(file: TensorFile) -> ChatEncoderFile:
     """
     path, saved = file.path, saved_config(file)
     file = _from_saved(file, saved) if saved else replace(as_published(file), content=file.content)
-    config = read_config(file)
-    if not config.entries:
-        raise WrongFileError(
-            f"{describe_path(path)} has no config.json, and its tensors alone do not say enough. Keep that of "
-            f"{CHAT_SOURCE} with the weights."
-        )
-    try:
+    config = need_config(file, CHAT_SOURCE)
+    with reading_sizes(path, f"Expected one from {CHAT_SOURCE}"):
         section = language_section(config)
         sizes = replace(language_config(file.shapes, section), lm_head=False)
-    except KeyError as error:
-        raise WrongFileError(
-            f"{describe_path(path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
-        ) from error
-    except WrongFileError:
-        raise
-    except ValueError as error:
-        raise WrongFileError(
-            f"{describe_path(path)} cannot be used: {error}. Expected one from {CHAT_SOURCE}."
-        ) from error
     opened = ChatEncoderFile(file, sizes, section.entries, MODEL_KINDS[section.text("model_type")])
     expected = {
         f"{LANGUAGE}model.{name}": tuple(tensor.shape)

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..checkpoints.identify import adapter_layout, identify
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors, read_beside
-from ..checkpoints.weight_check import check_dtype, shape_of
+from ..checkpoints.weight_check import check_dtype, reading_sizes, shape_of
 from .adapter import AdapterShape, LanguageAdapter, from_published, published_key, to_published
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL, ProjectionShape, TextProjection
 from .encoder_kinds import FINGERPRINT_KEY, INTERNVL_LLAMA, fingerprint_of, saved_kind, trained_kind
@@ -194,19 +194,11 @@ def text_encoder_from_tensors(file: TensorFile) -> TextEncoderFile:
             f"{describe_path(path)} is a LLaMA text encoder without its sentencepiece model: {where}. "
             f"Take {TOKENIZER_NAME} from {ENCODER_SOURCE} and put it into the checkpoint's folder."
         )
-    try:
+    with reading_sizes(path, prefix=prefix):
         opened = TextEncoderFile(file, text_configuration(file, shapes), names)
         projection = opened.text_projection_name
         if projection and shape_of(file.shapes, projection, 2)[0] != opened.config.hidden_size:
             raise ValueError(f"{projection} {list(file.shapes[projection])} does not read its hidden states")
-    except KeyError as error:
-        raise WrongFileError(
-            f"{describe_path(path)} is incomplete: it has no tensor {prefix}{error.args[0]}. Download it again."
-        ) from error
-    except WrongFileError:
-        raise
-    except ValueError as error:
-        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Download it again.") from error
     check_llama(file, opened.config, names)
     return opened
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from ..checkpoints.chat_names import LANGUAGE, as_published
-from ..checkpoints.config import read_config
+from ..checkpoints.config import need_config
 from ..checkpoints.identify import identify, is_internvl_chat
 from ..checkpoints.language_tokenizers import TOKENIZER_FILES, Tokenizer, read_tokenizer, tokenizer_file
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors
-from ..checkpoints.weight_check import check_weights
+from ..checkpoints.weight_check import check_weights, reading_sizes
 from ..checkpoints.weight_source import WeightSource, has_quantized, with_scales
 from . import chat_keys
 from .chat_model import ChatConfig, InternVLChat
@@ -89,23 +89,10 @@ def chat_from_tensors(file: TensorFile) -> ChatFile:
             f"{describe_path(path)} is {identify(file.shapes)}; expected an InternVL chat model, from {SOURCE}, in "
             f"models/internvl_chat."
         )
-    config = read_config(file)
-    if not config.entries:
-        raise WrongFileError(
-            f"{describe_path(path)} has no config.json, and its tensors alone do not say enough. Keep that of {SOURCE} "
-            "with the weights."
-        )
-    try:
+    config = need_config(file, SOURCE)
+    with reading_sizes(path, f"Expected one from {SOURCE}"):
         sizes = chat_keys.configuration(file.shapes, config)
         opened = ChatFile(file, config.entries, sizes, config.text("system_message"))
-    except KeyError as error:
-        raise WrongFileError(
-            f"{describe_path(path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
-        ) from error
-    except WrongFileError:
-        raise
-    except ValueError as error:
-        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Expected one from {SOURCE}.") from error
     _check(opened)
     return opened
 
