@@ -24,9 +24,17 @@ from ..tinyworld.text_training import PREFIX, TextEncoder, states_of, token_rows
 from . import captions, sentences
 from .concepts import CHARACTERS, english, languages, trained_languages
 from .pictures import BACKGROUNDS
-from .text_training import PADDING_ROWS, WINDOW, agreement, near_and_ratio, states_at, train_text_encoder
+from .text_training import (
+    agreement,
+    near_and_ratio,
+    padding_rows,
+    remember_ratios,
+    shares_of,
+    states_at,
+    train_text_encoder,
+)
 
-# Stage, steps, learning rate, shares of sentences and of noise: the second round brings the bare names back.
+# Stage, steps, learning rate, shares of sentences and of noise: the later rounds bring the bare names back.
 ROUNDS = (
     ("text_encoder_sentences_first", 2400, 1e-3, 0.3, 0.2),
     ("text_encoder_sentences_second", 1400, 8e-4, 0.2, 0.08),
@@ -61,8 +69,7 @@ class Batches:
 
     def draw(self, ratios: torch.Tensor, rng: np.random.Generator) -> Batch:
         """Languages with large ratios come more often."""
-        share = ratios[1:].sqrt().numpy().astype(float)
-        share = np.array([ENGLISH_SHARE, *((1 - ENGLISH_SHARE) * (0.5 * share / share.sum() + 0.5 / len(share)))])
+        share = np.array([ENGLISH_SHARE, *((1 - ENGLISH_SHARE) * shares_of(ratios))])
         bare, said, named, spoken = [], [], [], []
         for thing in rng.permutation(len(CHARACTERS))[:THINGS].tolist():
             background = str(rng.choice(list(BACKGROUNDS))) if rng.random() < BACKGROUND_SHARE else ""
@@ -124,8 +131,7 @@ class Pupil(nn.Module):
     def loss(self, batch: Batch, rng: np.random.Generator) -> torch.Tensor:
         """How far the captions' states lie from the teacher's of the bare texts."""
         bare, said, named = batch.bare, batch.said, batch.named
-        longest = max(map(len, [*bare, *said]))
-        padding = torch.from_numpy(np.sort(rng.choice(np.arange(longest, WINDOW), PADDING_ROWS, replace=False)))
+        padding = padding_rows(max(map(len, [*bare, *said])), rng)
         alike = torch.tensor([[one == other for other in named] for one in named])
         with torch.no_grad():
             ends, paddings = states_at(self.teacher, bare, padding)
@@ -133,9 +139,7 @@ class Pupil(nn.Module):
         own_ends, own_paddings = states_at(self.llama, said, padding)
         near_ends, end_ratios = near_and_ratio(torch.cat([ends, own_ends]), alike)
         near, ratios = near_and_ratio(torch.cat([paddings, own_paddings]), alike)
-        of_things = ratios.detach()[:, : batch.spoken.shape[1]].clamp(max=2)
-        for language, ratio in zip(batch.spoken.ravel(), of_things.ravel(), strict=True):
-            self.ratios[language].lerp_(ratio, 0.02)
+        remember_ratios(self.ratios, ratios[:, : batch.spoken.shape[1]], batch.spoken)
         # what the bare words' own rows say stays as well: prompt weights act on them
         kept = (states_of(self.llama, bare, padding) - whole).square().mean() / whole.var()
         return 0.25 * (near_ends + near) + end_ratios.log1p().mean() + ratios.log1p().mean() + kept
