@@ -34,6 +34,7 @@ from mulan_nodes.mulan.training.__main__ import main
 from mulan_nodes.mulan.training.adapters import init_weights
 from mulan_nodes.mulan.training.run import TrainSettings
 from mulan_nodes.mulan.training.trainer import train_adapter
+from mulan_nodes.tools import comfy_server, comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ("red", "green", "blue", "black", "white")
@@ -695,6 +696,20 @@ def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     assert (
         main([*command, "--out", str(tmp_path / "on"), "--adapter", str(out / run.ADAPTER_FILE), "--steps", "1"]) == 0
     )
+
+
+def test_the_command_runs_in_comfyui_s_folder_without_a_gpu(tmp_path, command):
+    """Nobody has given ComfyUI --cpu there, as the tests' own process has."""
+    module = f"custom_nodes.{comfy_server.pack_name(comfyui.folder())}.mulan.training"
+    done = subprocess.run(
+        [sys.executable, "-m", module, *command, "--out", str(tmp_path), "--estimate"],
+        cwd=comfyui.folder(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0 and "activations" in done.stdout, done.stderr[-3000:]
 
 
 def test_the_help_names_the_command_that_users_have(capsys):
