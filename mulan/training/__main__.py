@@ -63,7 +63,7 @@ def _train(options: argparse.Namespace) -> None:
     adapter = (
         fresh_adapter(plan, options.seed, base.size_embedding)
         if options.adapter is None
-        else load_adapter(options.adapter, plan)
+        else load_adapter(options.adapter, plan, text_encoder)
     ).to(accelerator.device)
 
     prompts = tuple(options.prompt or PROMPTS)
