@@ -38,11 +38,14 @@ def main(argv: list[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> None:
     if not options.resume:
         check_unused(options.out)  # before all that takes minutes
-    from ..conditioning.encoder_files import open_prompt_encoder  # imports ComfyUI, which --help does not need
-
-    text_encoder = open_prompt_encoder(options.text_encoder)
     images = CaptionedImages(options.data, options.language)
     accelerator = find_devices()
+    from comfy.cli_args import args  # ComfyUI, which --help does not need
+
+    args.cpu = args.cpu or accelerator.device.type == "cpu"  # else it takes a GPU that is not there
+    from ..conditioning.encoder_files import open_prompt_encoder
+
+    text_encoder = open_prompt_encoder(options.text_encoder)
     say = print if accelerator.is_main_process else _say_nothing
     base = load_base(
         options.base,
@@ -60,7 +63,7 @@ def _train(options: argparse.Namespace) -> None:
     adapter = (
         fresh_adapter(plan, options.seed, base.size_embedding)
         if options.adapter is None
-        else load_adapter(options.adapter, plan)
+        else load_adapter(options.adapter, plan, text_encoder)
     ).to(accelerator.device)
 
     prompts = tuple(options.prompt or PROMPTS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -25,6 +26,9 @@ from ..conditioning.families import PIXART, SDXL, Family
 from ..conditioning.model_files import open_adapter
 from .diffusion import Context
 from .text_states import TextStates
+
+if TYPE_CHECKING:
+    from ..conditioning.encoder_files import AnyTextEncoderFile  # imports ComfyUI
 
 SDXL_HALVES = (1280, 768)
 SIZES, SIZE_CHANNELS = 6, 256  # SDXL's numbers about an image, and the sinusoids of each
@@ -143,22 +147,18 @@ def fresh_adapter(plan: AdapterPlan, seed: int, size_embedding: nn.Module | None
     return adapter
 
 
-def load_adapter(path: Path, plan: AdapterPlan) -> TrainedAdapter:
-    """Load an adapter to train on. Raises ValueError for one of another family or other widths."""
+def load_adapter(path: Path, plan: AdapterPlan, text_encoder: AnyTextEncoderFile) -> TrainedAdapter:
+    """Load an adapter to train on. Raises ValueError for one of another family, text encoder or width."""
+    from ..conditioning.encoder_files import check_pair  # imports ComfyUI
+
     file = open_adapter(path)
     if file.family is not plan.family:
         raise ValueError(f"{path} is an adapter for {file.family.title}, but the base is {plan.family.title}")
-    if (file.shape.text_hidden_size, file.shape.context_dim) != (plan.text_hidden_size, plan.context_dim):
+    if file.shape.context_dim != plan.context_dim:
         raise ValueError(
-            f"{path} turns states of width {file.shape.text_hidden_size} into contexts of width "
-            f"{file.shape.context_dim}, but the text encoder gives {plan.text_hidden_size} and the base reads "
-            f"{plan.context_dim}"
+            f"{path} gives contexts of width {file.shape.context_dim}, but the base reads {plan.context_dim}"
         )
-    needed = file.shape.text_embeds_dim if isinstance(file.shape, AdapterShapeXL) else None
-    if needed not in (None, plan.projection_dim):
-        raise ValueError(
-            f"{path} reads a pooled vector of width {needed}, but the text encoder gives {plan.projection_dim}"
-        )
+    check_pair(text_encoder, file)
     adapter = build_adapter(file.shape, any(name.startswith("add_embedding.") for name in file.names))
     tensors = {name: file.file.read(stored).float() for name, stored in file.names.items()}
     adapter.load_state_dict(from_published(tensors))

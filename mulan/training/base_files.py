@@ -145,6 +145,7 @@ def _load_unet_file(path: Path, file: TensorFile, vae: Path | None) -> LoadedBas
     except KeyError as error:
         raise ValueError(
             f"{path} is not a whole SD1.5, SD2.1 or SDXL checkpoint: its UNet or autoencoder lacks {error}"
+            + (" (--vae names another autoencoder)" if error.args[0] == VAE_MARK else "")
         ) from error
     config = original_config(of_unet, {"ch_mult": [1]})
     unet = _from_single_file(path, file, UNET_PREFIX, UNET_PREFIX, _diffusers().UNet2DConditionModel, config)

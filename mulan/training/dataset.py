@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..images.captions import caption_file, check_language
-from ..images.image_files import SUFFIXES
+from ..images.image_files import SUFFIXES, UnreadableImageError, opened_image
 
 CAPTION_LIST = "metadata.jsonl"
 _ORIENTATION = 0x0112  # EXIF
@@ -100,13 +100,11 @@ def read_text(path: Path) -> str:
 
 def image_size(path: Path) -> Size:
     """Return height and width of an image, upright, from its header. Raises ValueError for other files."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as file:
+        with opened_image(path) as file:
             width, height = file.size
             turned = file.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-    except (OSError, ValueError) as error:
+    except UnreadableImageError as error:
         raise _unreadable(path, error) from error
     return (width, height) if turned else (height, width)
 
@@ -120,9 +118,9 @@ def load_image(path: Path, size: Size) -> torch.Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with opened_image(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, ValueError) as error:
+    except UnreadableImageError as error:
         raise _unreadable(path, error) from error
     white = Image.new("RGBA", image.size, "white")
     image = Image.alpha_composite(white, image).convert("RGB")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..boundary.values import format_size
-from ..conditioning.families import PIXART, SDXL
+from ..conditioning.families import PIXART
 from .adapters import AdapterPlan
 from .base_models import DiffusionBase
 from .dataset import Size
@@ -133,10 +133,8 @@ def _random_batch(base: DiffusionBase, plan: AdapterPlan, size: Size, count: int
     latents, noise = torch.randn(2, count, base.latent_channels, height, width, generator=generator)
     timesteps = torch.randint(0, len(base.alphas_cumprod), (count,), generator=generator)
     sizes = torch.tensor([[*size, 0, 0, *size]]).expand(count, -1)
-    rows = plan.family.prefixed_window - 3
-    pooled = None
-    if plan.family is SDXL and plan.projection_dim is not None:
-        pooled = torch.randn(count, plan.projection_dim, generator=generator)
+    rows = plan.family.adapter_rows
+    pooled = None if plan.projection_dim is None else torch.randn(count, plan.projection_dim, generator=generator)
     states = TextStates(
         torch.randn(count, rows, plan.text_hidden_size, generator=generator),
         torch.zeros(count, dtype=torch.bool),

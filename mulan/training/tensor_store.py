@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from ..boundary.files import WholeFile
+from ..checkpoints.safetensors_writer import SafetensorsWriter, TensorSpec
 
 SHARD_BYTES = 2**28  # tensors that wait in memory for their file
 Parts = dict[str, torch.Tensor]
@@ -18,8 +17,10 @@ Parts = dict[str, torch.Tensor]
 
 def write_safetensors(path: Path, tensors: Parts, metadata: dict[str, str]) -> None:
     """Write a file whole or not at all, so that an interrupted run keeps the old one. Raises UnwritableError."""
-    with WholeFile(path) as file:  # `save_file` would make it private
-        file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))
+    specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with SafetensorsWriter(path, specs, metadata) as file:
+        for name, tensor in tensors.items():
+            file.write(name, tensor)
 
 
 def content_key(text: str) -> str:

@@ -51,14 +51,14 @@ class CaptionEncoder:
         self.file = file
         self.family = family
         self.hidden_size = self.file.config.hidden_size
-        self.projection_dim = self.file.projection_dim
+        self.projection_dim = self.file.projection_dim if family is SDXL else None  # no other family reads it
         self._clip: Any = None
         self._projection: torch.Tensor | None = None
 
     @property
     def bytes_per_caption(self) -> int:
         """The bytes that a caption's states take on the disk, at most."""
-        return 2 * self.hidden_size * (self.family.prefixed_window - 3)
+        return 2 * (self.hidden_size * self.family.adapter_rows + (self.projection_dim or 0))
 
     def digest(self) -> str:
         """Return what changes with the encoder's content, not with its name. Raises ValueError where it is gone."""
@@ -82,7 +82,7 @@ class CaptionEncoder:
 
         if self._clip is None:
             self._clip = load_text_encoder(self.file, family=self.family)
-            if self.family is SDXL and isinstance(self.file, TextEncoderFile) and self.projection_dim is not None:
+            if self.projection_dim is not None and isinstance(self.file, TextEncoderFile):
                 self._projection = self.file.text_projection().float()
         clip, model = self._clip, self._clip.cond_stage_model
         clip.load_model()
@@ -147,7 +147,7 @@ def batch_states(
     """Put the states of captions into one batch; those of PixArt are padded to its window."""
     rows, mask = [each["rows"].float() for each in parts], None
     if family is PIXART:
-        length = family.prefixed_window - 3
+        length = family.adapter_rows
         mask = torch.stack([torch.arange(length) < len(of_caption) for of_caption in rows])
         rows = [torch.nn.functional.pad(each, (0, 0, 0, length - len(each))) for each in rows]
     pooled = torch.stack([each["pooled"].float() for each in parts]) if "pooled" in parts[0] else None

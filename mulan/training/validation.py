@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..boundary.files import WholeFile
 from .base_models import DiffusionBase
 from .diffusion import sample
 
@@ -38,9 +40,13 @@ def draw_validation(
 
 
 def save_image_row(images: torch.Tensor, path: Path) -> None:
-    """Write images [B, 3, H, W] in -1..1 side by side."""
+    """Write images [B, 3, H, W] in -1..1 side by side, as one PNG. Raises UnwritableError."""
     from PIL import Image
 
     row = torch.cat(list(images.cpu()), dim=2)
+    pixels = ((row + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    data = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(data, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(((row + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
+    with WholeFile(path) as file:
+        file.write(data.getbuffer())

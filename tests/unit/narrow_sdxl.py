@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +42,18 @@ def train(**changes) -> adapters.TwoAdapters:
     )
     alphas = torch.linspace(0.999, 0.005, 1000)
     return train_adapter(fresh(), denoiser, states, examples, alphas, settings, report=lambda *_: None)
+
+
+def run_on_two_processes(program: str, folder: Path) -> None:
+    """Run a program as two processes of one training, on the CPU, with a folder as its argument."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published
 from mulan_nodes.mulan.conditioning.model_files import open_adapter
+from mulan_nodes.mulan.images import image_files
 from mulan_nodes.mulan.training import (
     base_models,
     dataset,
@@ -34,6 +35,8 @@ from mulan_nodes.mulan.training.__main__ import main
 from mulan_nodes.mulan.training.adapters import init_weights
 from mulan_nodes.mulan.training.run import TrainSettings
 from mulan_nodes.mulan.training.trainer import train_adapter
+from mulan_nodes.tests.unit.narrow_sdxl import run_on_two_processes
+from mulan_nodes.tools import comfy_server, comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ("red", "green", "blue", "black", "white")
@@ -139,6 +142,16 @@ def test_a_run_nobody_asked_to_resume_is_kept(tmp_path):
         train({"out_dir": tmp_path}, resume=True)
 
 
+def test_a_state_that_an_earlier_version_wrote_is_resumed(tmp_path):
+    finished = train({"out_dir": tmp_path})
+    with safe_open(tmp_path / run.STATE_FILE, "pt") as state:
+        metadata, tensors = state.metadata(), {name: state.get_tensor(name) for name in state.keys()}
+    before = json.loads(metadata["settings"])
+    assert before.pop("min_snr") == 0 and before.pop("buckets") is False
+    save_file(tensors, tmp_path / run.STATE_FILE, {**metadata, "settings": json.dumps(before)})
+    assert difference(train({"out_dir": tmp_path}, resume=True), finished) == 0
+
+
 def test_accumulated_batches_equal_one_batch(tmp_path):
     whole = train({"batch_size": 8})
     assert context_difference(train({"batch_size": 4, "gradient_accumulation": 2}), whole) < 1e-4
@@ -150,15 +163,7 @@ def test_accumulated_batches_equal_one_batch(tmp_path):
 
 
 def test_two_processes_equal_one(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, __file__, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_processes(__file__, tmp_path)
     both = fresh_adapter()
     both.load_state_dict(from_published(load_file(tmp_path / run.ADAPTER_FILE)))
     assert context_difference(both, train({"batch_size": 8})) < 1e-4
@@ -262,12 +267,22 @@ def test_samples_of_a_batch_do_not_depend_on_the_batch():
     assert (both[1:] - alone).abs().max() < 1e-5
 
 
+def test_guidance_leads_from_the_empty_prompt_to_the_prompt():
+    def sampled(denoiser, cfg):
+        return diffusion.sample(denoiser, torch.ones(1, 6, 4), torch.zeros(1, 6, 4), ALPHAS, 3, cfg, 0, (4, 8, 8))
+
+    guided = sampled(lambda x, t, context: context.mean(1)[:, :, None, None].expand_as(x), 2.0)
+    assert torch.allclose(guided, sampled(lambda x, t, context: torch.full_like(x, 2.0), 1.0), rtol=1e-4)
+
+
 # --- bases ---
 
 
 def small_folder(folder: Path, prediction: str = "epsilon", context_dim: int = 768) -> Path:
     """A base as diffusers saves it, with SD1.5's kinds of blocks and few channels; random weights."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
+
+    from mulan_nodes.tests.unit.train_bases import save_vae_and_schedule  # imports ComfyUI, as two processes must not
 
     torch.manual_seed(0)
     UNet2DConditionModel(
@@ -279,17 +294,7 @@ def small_folder(folder: Path, prediction: str = "epsilon", context_dim: int = 7
         attention_head_dim=8,
         sample_size=8,
     ).save_pretrained(folder / "unet")
-    AutoencoderKL(
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        scaling_factor=0.2,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    ).save_pretrained(folder / "vae")
-    DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
-    ).save_pretrained(folder / "scheduler")
+    save_vae_and_schedule(folder, prediction)
     return folder
 
 
@@ -423,13 +428,12 @@ def original_models(v2: bool, sizes: dict) -> tuple[torch.nn.Module, torch.nn.Mo
 
 def original_checkpoint(path: Path, v2: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Writes small models with random weights as a single file; returns them."""
+    from mulan_nodes.tests.unit.train_bases import randomize
+
     torch.manual_seed(1)
     unet, vae = original_models(v2, SMALL)
     for module in (unet, vae):
-        for name, parameter in module.named_parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-            if name.endswith("norm.weight"):
-                parameter.data += 1
+        randomize(module)
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in unet.state_dict().items()}
     tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae.state_dict().items()}
     if path.suffix == ".ckpt":
@@ -449,6 +453,7 @@ def test_a_single_file_computes_what_the_host_computes(tmp_path, monkeypatch, v2
     assert (base.family.name, base.prediction, base.downscale_factor) == (
         ("sd21", "v_prediction", 2) if v2 else ("sd15", "epsilon", 2)
     )
+    assert base.side == (768 if v2 else 512)
     assert base.alphas_cumprod[999].item() == pytest.approx(0.00466, abs=1e-5)
     x, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 800]), torch.randn(2, 5, base.context_dim)
     theirs = unet(x, t, context=context)
@@ -577,6 +582,19 @@ def test_the_folder_of_save_captions_is_read_in_all_its_languages(tmp_path, monk
         dataset.CaptionedImages(tmp_path, ["ja"])
 
 
+def test_pictures_are_upright_as_the_camera_held_them(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its top is at the right of the stored rows
+    picture = Image.new("RGB", (24, 16), "blue")
+    picture.paste("red", (0, 0, 12, 16))
+    picture.save(tmp_path / "turned.png", exif=exif)
+    assert dataset.image_size(tmp_path / "turned.png") == (24, 16)
+    turned = dataset.load_image(tmp_path / "turned.png", (24, 16))
+    assert turned[:, 0, 0].tolist() == [1, -1, -1] and turned[:, 23, 0].tolist() == [-1, -1, 1]
+
+
 def test_transparent_pictures_become_white(tmp_path):
     from PIL import Image
 
@@ -584,7 +602,7 @@ def test_transparent_pictures_become_white(tmp_path):
     assert (dataset.load_image(tmp_path / "clear.png", (4, 4)) == 1).all()
 
 
-def test_folders_that_cannot_serve_are_refused(tmp_path):
+def test_folders_that_cannot_serve_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="gone is not a folder"):
         dataset.CaptionedImages(tmp_path / "gone")
     with pytest.raises(ValueError, match="contains no image"):
@@ -598,6 +616,10 @@ def test_folders_that_cannot_serve_are_refused(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG and nothing more")
     with pytest.raises(ValueError, match="broken.png cannot be read as an image"):
         dataset.load_image(tmp_path / "broken.png", (8, 8))
+    monkeypatch.setattr(image_files, "MAX_IMAGE_PIXELS", 100)
+    for read in (dataset.image_size, lambda path: dataset.load_image(path, (8, 8))):
+        with pytest.raises(ValueError, match="a.png cannot be read as an image .it has 24 x 16 pixels"):
+            read(bare / "a.png")
 
 
 def test_latents_are_encoded_once(tmp_path, monkeypatch):
@@ -695,6 +717,20 @@ def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     assert (
         main([*command, "--out", str(tmp_path / "on"), "--adapter", str(out / run.ADAPTER_FILE), "--steps", "1"]) == 0
     )
+
+
+def test_the_command_runs_in_comfyui_s_folder_without_a_gpu(tmp_path, command):
+    """Nobody has given ComfyUI --cpu there, as the tests' own process has."""
+    module = f"custom_nodes.{comfy_server.pack_name(comfyui.folder())}.mulan.training"
+    done = subprocess.run(
+        [sys.executable, "-m", module, *command, "--out", str(tmp_path), "--estimate"],
+        cwd=comfyui.folder(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0 and "activations" in done.stdout, done.stderr[-3000:]
 
 
 def test_the_help_names_the_command_that_users_have(capsys):

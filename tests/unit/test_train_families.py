@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +28,7 @@ from mulan_nodes.mulan.training import (
     validation,
 )
 from mulan_nodes.mulan.training.__main__ import main
+from mulan_nodes.mulan.training.estimate import describe_estimate, estimate_training
 from mulan_nodes.mulan.training.text_states import CaptionEncoder, LiveCaptions, store_captions
 from mulan_nodes.mulan.training.trainer import train_adapter
 from mulan_nodes.tests.unit import narrow_sdxl
@@ -167,6 +166,22 @@ def test_stored_states_are_what_the_encoder_gives(family, encoders, tmp_path, mo
     assert told[2:] == [(4, 4)], "those of the first encoder were taken"
 
 
+def test_states_that_are_not_finite_are_refused(encoders, tmp_path):
+    tensors = load_file(encoders[64])
+    bad = tmp_path / "bad.safetensors"
+    metadata = {"config": json.dumps({"num_attention_heads": 2})}
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] * float("inf")}, bad, metadata)
+    with pytest.raises(ValueError, match="bad.safetensors gives numbers that are not finite for 'a red circle'"):
+        list(CaptionEncoder(open_text_encoder(bad), SD15).encode(CAPTIONS))
+
+
+@pytest.mark.parametrize("family", [SDXL, PIXART], ids=["sdxl", "pixart"])
+def test_a_caption_takes_no_more_room_than_the_estimate_says(family, encoders):
+    encoder = caption_encoder(encoders, family)
+    (parts,) = encoder.encode(["red " * 100])
+    assert sum(tensor.nbytes for tensor in parts.values()) == encoder.bytes_per_caption
+
+
 def test_a_full_disk_is_told_before_anything_is_encoded(encoders, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(OSError, match="the states of 4 captions takes .*has 0.0 MB free"):
@@ -231,6 +246,7 @@ def test_a_single_sdxl_file_computes_what_the_host_computes(embeds, tmp_path):
     unet = original_sdxl(tmp_path / "xl.safetensors")
     base = base_models.load_base(tmp_path / "xl.safetensors")
     assert (base.family, base.prediction, base.context_dim, base.side) == (SDXL, "epsilon", 2048, 1024)
+    assert base.encoder_fingerprint.endswith(" 0.13025")
     vector, embedding = torch.randn(2, 2816), torch.randn(2, 1280) if embeds else None
     x, t, rows = torch.randn(2, 4, 16, 24), torch.tensor([7, 800]), torch.randn(2, 5, 2048)
     if embeds:  # an adapter's own stands in for the UNet's
@@ -252,7 +268,8 @@ def test_a_single_pixart_file_computes_what_the_host_computes(kind, tmp_path):
     original_vae(tmp_path / "vae.safetensors", prefix="")
     with pytest.raises(ValueError, match="holds PixArt's transformer alone: name its autoencoder with --vae"):
         base_models.load_base(tmp_path / "pixart.safetensors")
-    base = base_models.load_base(tmp_path / "pixart.safetensors", vae=tmp_path / "vae.safetensors", side=512)
+    base = base_models.load_base(tmp_path / "pixart.safetensors", vae=tmp_path / "vae.safetensors", side=1024)
+    assert base.model.config.sample_size == 64, "its table of positions says so, whatever the images"
     assert (base.family, base.context_dim, base.text_hidden_size) == (PIXART, 1152, 4096)
     assert base.encoder_fingerprint.endswith("0.18215" if kind == "alpha" else "0.13025")
     assert base.alphas_cumprod[[0, 999]].tolist() == pytest.approx([0.9999, 4.036e-05], rel=1e-3)
@@ -353,19 +370,39 @@ def test_special_bases_are_refused(tmp_path):
         base_models.load_base(folder)
 
 
+def test_the_estimate_counts_weights_and_says_what_takes_less(tmp_path):
+    base = base_models.load_base(diffusers_folder(tmp_path, "sd15"))
+    made = plan(SD15, 16)
+    adapter = adapters.fresh_adapter(made, 0)
+    learning = sum(parameter.numel() for parameter in adapter.parameters())
+
+    def estimated(base, **changes):
+        settings = run.TrainSettings(**{**dict(steps=100, batch_size=1, learning_rate=1e-3), **changes})
+        return estimate_training(adapter, base, made, (16, 32), settings, torch.device("cpu")), settings
+
+    one, settings = estimated(base, gradient_accumulation=3)
+    more, _ = estimated(base, batch_size=3, ema=0.9)
+    assert one.base == sum(tensor.nbytes for tensor in base.model.parameters())
+    assert (one.adapter, more.adapter) == (16 * learning, 20 * learning)
+    assert 2 < more.activations / one.activations < 3.5
+    assert one.total == one.base + one.autoencoder + one.adapter + one.activations
+    assert all(parameter.grad is None for parameter in adapter.parameters())
+    told = describe_estimate(replace(one, batch_seconds=40.0), settings, (16, 32), 2, 5_000_000)
+    assert "120.00 s a step of 6 images; 100 steps: 3 h 20 min" in told
+    assert "1 images of 32 x 16" in told and "up to 5.0 MB" in told
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(ValueError, match="1 images of 32 x 16 does not fit into the memory: lower --batch-size"):
+        estimated(replace(base, denoiser=exhausted))
+
+
 # --- several processes ---
 
 
 def test_two_processes_train_sdxl_as_one_does(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, narrow_sdxl.__file__, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    narrow_sdxl.run_on_two_processes(narrow_sdxl.__file__, tmp_path)
     alone, other, both = narrow_sdxl.train(), narrow_sdxl.train(seed=1), narrow_sdxl.fresh()
     both.load_state_dict(from_published(load_file(tmp_path / run.ADAPTER_FILE)))
     captions, sizes = ["", "x", "xxx"], torch.tensor([[9, 9, 0, 1, 8, 8]]).expand(3, -1)
@@ -476,4 +513,13 @@ def test_what_does_not_fit_is_refused_in_words(encoders, tmp_path, capsys):
     save_file(adapters.fresh_adapter(plan(PIXART), 0).state_dict(), other)
     assert main([*arguments(tmp_path, encoders[64], sd15, "--adapter", str(other)), *out]) == 1
     assert "is an adapter for PixArt, but the base is Stable Diffusion 1.5" in capsys.readouterr().err
+    for kind, says in (
+        (None, "reads states of width 4096"),
+        ("qwen3", "was trained with the language model of an Int"),
+    ):
+        of_other = {} if kind is None else {"text_encoder_kind": kind}
+        width = 4096 if kind is None else 64
+        save_file(to_published(adapters.fresh_adapter(plan(SD15, width), 0).state_dict()), other, of_other)
+        assert main([*arguments(tmp_path, encoders[64], sd15, "--adapter", str(other)), *out]) == 1
+        assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -127,7 +127,7 @@ def original_pixart(path: Path, micro_condition: bool) -> torch.nn.Module:
 
 def diffusers_folder(folder: Path, kind: str) -> Path:
     """A small base as diffusers saves it."""
-    from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
+    from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 
     torch.manual_seed(0)
     if kind in ("alpha", "sigma"):
@@ -155,6 +155,14 @@ def diffusers_folder(folder: Path, kind: str) -> Path:
             sample_size=16,
             **more,
         ).save_pretrained(folder / "unet")
+    save_vae_and_schedule(folder)
+    return folder
+
+
+def save_vae_and_schedule(folder: Path, prediction: str = "epsilon") -> None:
+    """What stands beside a denoiser in a folder of diffusers."""
+    from diffusers import AutoencoderKL, DDPMScheduler
+
     AutoencoderKL(
         block_out_channels=(32, 32),
         layers_per_block=1,
@@ -163,10 +171,9 @@ def diffusers_folder(folder: Path, kind: str) -> Path:
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     ).save_pretrained(folder / "vae")
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
-        folder / "scheduler"
-    )
-    return folder
+    DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
+    ).save_pretrained(folder / "scheduler")
 
 
 Shapes = dict[str, tuple[int, ...]]
