@@ -100,21 +100,6 @@ class RayFleet:
         except self._ray.exceptions.RayError:
             pass
 
-    async def steps(self) -> list[tuple[int, int]]:
-        """Return how far the sampler of each server is: (step, steps)."""
-
-        async def of(actor) -> tuple[int, int]:
-            try:
-                return tuple(await asyncio.wait_for(_result(actor.step.remote()), 1.0))
-            except (asyncio.TimeoutError, self._ray.exceptions.RayError):
-                return 0, 0
-
-        return list(await asyncio.gather(*map(of, self._actors)))
-
-    def process_ids(self) -> list[int]:
-        """Return the process of each worker."""
-        return self._ray.get([actor.process_id.remote() for actor in self._actors])
-
     def close(self) -> None:
         """End the workers; the servers stay."""
         for actor in self._actors:
@@ -169,13 +154,5 @@ def _worker_class() -> type:
         async def stop(self) -> None:
             if self._worker:
                 await self._worker.stop()
-
-        async def step(self) -> tuple[int, int]:
-            return self._worker.step if self._worker else (0, 0)
-
-        async def process_id(self) -> int:
-            import os
-
-            return os.getpid()
 
     return BatchWorker

@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ class Ended:
     done: int
     failed: int
     stopped: str = ""
-    notes: list[str] = field(default_factory=list)
 
 
 def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
@@ -150,20 +149,18 @@ def _finish(
     journal: Journal, workflow: Graph, keys: set[str], bad: Sequence[dict], reason: str, say: Callable[[str], None]
 ) -> Ended:
     """Write manifest, failures and, when all ended, the report."""
-    notes: list[str] = []
     try:
         for folder in (journal.folder / FILES).glob("*"):
             remove_abandoned(folder)  # of workers that were killed
         journal.fold(keys, bad)
         if not reason:
-            notes = write_report(journal, workflow, keys)
+            for note in write_report(journal, workflow, keys):
+                say(note)
     except OSError as error:  # a full disk; the journal has all that is done
         reason = reason or str(error)
     done = sum(key in journal.done for key in keys)
     failed = sum(key in journal.failed for key in keys) + len(bad)
-    for note in notes:
-        say(note)
-    return Ended(done, failed, reason, notes)
+    return Ended(done, failed, reason)
 
 
 def _checked_rows(settings: Settings, workflow: Graph, catalogs: Sequence[NodeCatalog]) -> Rows:

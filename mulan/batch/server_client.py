@@ -33,7 +33,7 @@ class RefusedError(RuntimeError):
 
 
 class ServerClient:
-    """`async with ServerClient(url, headers) as client`.
+    """A server, between `open` and `close`.
 
     headers go with every request to this server, and nowhere else: redirects are not followed.
     """
@@ -41,13 +41,6 @@ class ServerClient:
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, client_id: str = ""):
         self.url, self._headers, self._client_id = url.rstrip("/"), dict(headers or {}), client_id
         self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> ServerClient:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        await self.close()
 
     async def open(self) -> None:
         """Begin; the server is not asked yet."""
@@ -126,16 +119,15 @@ class ServerClient:
 
     # --- what happens meanwhile
 
-    async def events(self, see: Callable[[str, dict], None]) -> None:
-        """Tell `see` each event of the server as (type, data) until the connection ends."""
+    async def events(self, see: Callable[[str], None]) -> None:
+        """Tell `see` the type of each event of the server until the connection ends."""
         session = self._opened()
         url = self.url.replace("http", "ws", 1) + f"/ws?clientId={self._client_id}"
         with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
             async with session.ws_connect(url, heartbeat=30, max_msg_size=0) as socket:
                 async for message in socket:
                     if message.type == aiohttp.WSMsgType.TEXT:
-                        event = json.loads(message.data)
-                        see(event.get("type", ""), event.get("data") or {})
+                        see(json.loads(message.data).get("type", ""))
 
     # --- requests
 

@@ -61,7 +61,6 @@ class Worker:
         self._stopping = False
         self._uploaded: dict[str, str] = {}
         self._listening: asyncio.Task | None = None
-        self.step: tuple[int, int] = (0, 0)  # of the sampler that runs
 
     async def open(self) -> dict:
         """Connect; return the server's nodes. Raises LostError, RefusedError."""
@@ -228,10 +227,8 @@ class Worker:
             await self._wake()
             await asyncio.sleep(1.0)
 
-    def _see(self, event: str, data: dict) -> None:
-        if event == "progress":
-            self.step = int(data.get("value") or 0), int(data.get("max") or 0)
-        elif event in _ENDINGS or event == "status":
+    def _see(self, event: str) -> None:
+        if event in _ENDINGS or event == "status":
             self._waking = asyncio.ensure_future(self._wake())
 
     async def _wake(self) -> None:
