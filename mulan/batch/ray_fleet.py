@@ -69,7 +69,7 @@ class RayFleet:
         try:
             return await asyncio.wait_for(_result(self._actors[server].open.remote()), OPEN_WITHIN)
         except asyncio.TimeoutError:
-            return f"{self._servers[server].url} did not answer within {OPEN_WITHIN:.0f} s"
+            return f"it did not answer within {OPEN_WITHIN:.0f} s"
         except self._ray.exceptions.RayError as error:
             return f"its worker stopped: {_first_line(error)}"
 
@@ -77,7 +77,7 @@ class RayFleet:
         try:
             return Outcome(**await _result(self._actors[server].run.remote(vars(job))))
         except self._ray.exceptions.RayError as error:
-            return Outcome(LOST, f"the worker of {self._servers[server].url} stopped: {_first_line(error)}")
+            return Outcome(LOST, f"its worker stopped: {_first_line(error)}")
 
     async def take_back(self, server: int, prompt_id: str) -> bool:
         try:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..boundary.files import remove_abandoned
-from .credentials import read_headers, server_name
+from .credentials import read_addresses, read_headers, server_name
 from .driver import Driver
 from .journal import Journal
 from .node_inputs import NodeCatalog
-from .placeholders import Graph, load_workflow, parse_placeholders
+from .placeholders import Graph, Placeholder, load_workflow, parse_placeholders
 from .progress import Progress
 from .ray_fleet import RayFleet, RemoteServer, start_ray
 from .ray_servers import NoServersError, StartedServers
@@ -70,9 +70,10 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
     Raises ValueError, OSError, RuntimeError and ImportError with what keeps it from starting.
     """
     workflow = load_workflow(settings.workflow)
-    parse_placeholders(workflow, settings.placeholders)
-    if not settings.table.is_file():
-        next(iter(read_table(settings.table)))  # says why, before servers are started
+    placeholders = parse_placeholders(workflow, settings.placeholders)
+    urls = read_addresses(settings.servers)
+    headers = read_headers(settings.header_file, settings.headers, urls)
+    next(read_table(settings.table), None)  # says what is wrong with it as a whole, before servers are started
     with ExitStack() as stack:
         journal = None if settings.check_only else stack.enter_context(Journal(settings.out))
         if journal and journal.dropped:
@@ -81,7 +82,6 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
         stack.callback(ray.shutdown)
         if dashboard := getattr(ray._private.worker._global_node, "webui_url", ""):
             say(f"Ray's dashboard: http://{dashboard}")
-        urls = [url.rstrip("/") for url in dict.fromkeys(settings.servers)]
         if settings.start:
             folder = settings.out.absolute() / "servers"
             started = StartedServers(
@@ -91,15 +91,15 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
             say(f"starting {settings.start} x ComfyUI: {', '.join(urls[-settings.start :])}")
         else:
             started = None
-        headers = read_headers(settings.header_file, settings.headers, urls)
-        fleet = RayFleet(ray, [RemoteServer(url, headers[url], settings.patience) for url in urls])
+        fleet = RayFleet(ray, [RemoteServer(url, headers.get(url, {}), settings.patience) for url in urls])
         stack.callback(fleet.close)
-        return asyncio.run(_run(settings, workflow, urls, fleet, started, journal, say))
+        return asyncio.run(_run(settings, workflow, placeholders, urls, fleet, started, journal, say))
 
 
 async def _run(
     settings: Settings,
     workflow: Graph,
+    placeholders: Sequence[Placeholder],
     urls: Sequence[str],
     fleet: RayFleet,
     started: StartedServers | None,
@@ -114,7 +114,7 @@ async def _run(
             say(f"{name} is left out until it answers: {info}")
     if not catalogs:
         raise NoServersError("no server answers. Check the addresses, and that ComfyUI runs with --listen.")
-    rows = _checked_rows(settings, workflow, catalogs)
+    rows = _checked_rows(settings, workflow, placeholders, catalogs)
     for bad in rows.bad[:BAD_SHOWN]:
         say(f"line {bad.line}: {bad.problem}")
     if len(rows.bad) > BAD_SHOWN:
@@ -163,8 +163,9 @@ def _finish(
     return Ended(done, failed, reason)
 
 
-def _checked_rows(settings: Settings, workflow: Graph, catalogs: Sequence[NodeCatalog]) -> Rows:
-    placeholders = parse_placeholders(workflow, settings.placeholders)
+def _checked_rows(
+    settings: Settings, workflow: Graph, placeholders: Sequence[Placeholder], catalogs: Sequence[NodeCatalog]
+) -> Rows:
     for catalog in catalogs:
         catalog.check_workflow(workflow, placeholders)
     return read_rows(
@@ -196,10 +197,11 @@ def _comfyui(settings: Settings) -> Path:
     """Return ComfyUI's folder. Raises NoServersError."""
     pack = Path(__file__).absolute().parents[2]
     given = settings.comfyui
-    for folder in (given.absolute(),) if given else (pack.parents[1], *Path.cwd().parents, Path.cwd()):
+    for folder in (given.absolute(),) if given else (pack.parents[1], Path.cwd(), *Path.cwd().parents):
         if (folder / "main.py").is_file() and (folder / "folder_paths.py").is_file():
             return folder
-    raise NoServersError(f"--start: {given or 'no folder above the pack'} is not ComfyUI's. Name it with --comfyui.")
+    where = f"{given} is not ComfyUI's folder" if given else "ComfyUI's folder is not above the pack"
+    raise NoServersError(f"--start: {where}. Name it with --comfyui.")
 
 
 def _bad_record(bad: BadRow) -> dict[str, Any]:
