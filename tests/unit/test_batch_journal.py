@@ -61,14 +61,16 @@ def test_folding_keeps_all_and_begins_an_empty_journal(tmp_path):
     with Journal(tmp_path) as journal:
         for number in (3, 1, 2):
             journal.add(DONE, record(number))
-        journal.add(FAILURE, record(9, error="bad"))
+        for number in (8, 9):
+            journal.add(FAILURE, record(number, error="bad"))
         journal.note_sent("k7", "http://b", 0)
         journal.fold({"k1", "k3"}, [record(5, key="", error="its cell is empty")])
+        assert [json.loads(line)["line"] for line in (tmp_path / FAILED).read_text().splitlines()] == [5]
         journal.add(DONE, record(4))
-        journal.fold({"k1", "k3", "k4"})
+        journal.fold({"k1", "k3", "k4", "k9"})
         assert [each["line"] for each in journal.records()] == [1, 2, 3, 4]
     with Journal(tmp_path) as journal:
-        assert set(journal.done) == {"k1", "k2", "k3", "k4"} and set(journal.failed) == {"k9"}
+        assert set(journal.done) == {"k1", "k2", "k3", "k4"} and set(journal.failed) == {"k8", "k9"}
         assert journal.sent == {"k7": ("http://b", 0)}
     table = pyarrow.parquet.read_table(tmp_path / PARQUET).to_pylist()
     assert [row["id"] for row in table] == ["row 1", "row 3", "row 4"]
