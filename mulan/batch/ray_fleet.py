@@ -24,17 +24,23 @@ class NoRayError(ImportError):
     """Ray is not installed."""
 
 
-def start_ray(address: str | None) -> Any:
-    """Connect to a Ray cluster, or begin one on this machine; return the module."""
+def start_ray(address: str | None) -> tuple[Any, str]:
+    """Connect to a Ray cluster, or begin one on this machine; return the module, and its dashboard's address or ""."""
     try:
         import ray
     except ImportError:
         raise NoRayError(
             'Ray is not installed. Install what batches need: pip install "ray[default]" pyarrow'
         ) from None
-    if not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    return ray
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        return ray, ray.init(address, **quiet).dashboard_url or ""
+    try:
+        # Else Ray runs workers, and the ComfyUI in them, at niceness 15: they stand still where other programs are busy
+        found = ray.init(**quiet, _system_config={"worker_niceness": 0})
+    except ValueError:  # RAY_ADDRESS or `ray start` on this machine name a cluster, which has settings of its own
+        found = ray.init(**quiet)
+    return ray, found.dashboard_url or ""
 
 
 @dataclass

@@ -78,9 +78,9 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
         journal = None if settings.check_only else stack.enter_context(Journal(settings.out))
         if journal and journal.dropped:
             say(f"{journal.dropped} unreadable line(s) of the journal are left out: these rows run again")
-        ray = start_ray(settings.ray)
+        ray, dashboard = start_ray(settings.ray)
         stack.callback(ray.shutdown)
-        if dashboard := getattr(ray._private.worker._global_node, "webui_url", ""):
+        if dashboard:
             say(f"Ray's dashboard: http://{dashboard}")
         if settings.start:
             folder = settings.out.absolute() / "servers"
