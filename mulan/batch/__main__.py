@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Nothing was run: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped before the first row.", file=sys.stderr)
+        print("Stopped. The same command goes on.", file=sys.stderr)
         return STOPPED
     if options.check:
         return 1 if ended.failed else 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,21 +208,17 @@ def _bad_record(bad: BadRow) -> dict[str, Any]:
     return {"key": "", "id": bad.id, "line": bad.line, "error": bad.problem, "server": "", "attempts": 0}
 
 
-class _stops:  # noqa: N801  (reads as a word at its one use)
-    """Lets Ctrl-C and SIGTERM stop a driver clean, as a context manager."""
+@contextmanager
+def _stops(driver: Driver) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop a driver clean."""
+    loop = asyncio.get_running_loop()
 
-    def __init__(self, driver: Driver):
-        self._driver, self._before = driver, {}
+    def stop(*_: Any) -> None:
+        loop.call_soon_threadsafe(driver.stop, "stopped")
 
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-
-            def stop(*_: Any) -> None:
-                loop.call_soon_threadsafe(self._driver.stop, "stopped")
-
-            self._before[number] = signal.signal(number, stop)
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
