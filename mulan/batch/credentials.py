@@ -38,8 +38,12 @@ def read_headers(file: Path | None, texts: Sequence[str], urls: Sequence[str]) -
         return found
     try:
         lines = file.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HeaderError(f"--header-file {file} cannot be read: {error.__class__.__name__}") from None
+    except UnicodeDecodeError:
+        raise HeaderError(f"--header-file {file} is not text in UTF-8. Save it as UTF-8.") from None
+    except OSError as error:
+        raise HeaderError(
+            f"--header-file {file} cannot be read: {error.strerror}. Name a file that you can read."
+        ) from None
     of: Sequence[str] = urls
     for number, line in enumerate(lines, 1):
         line = line.strip()

@@ -179,6 +179,10 @@ def test_headers_go_to_their_server_and_into_no_message(tmp_path):
             read_headers(file, [], urls)
         assert "secret" not in str(error.value)
     assert server_name("https://me:secret@host:8188/path/") == "https://host:8188/path"
+    file.write_bytes(b"A: secret\xff")
+    for unreadable, says in ((file, "not text in UTF-8"), (tmp_path / "none", "No such file")):
+        with pytest.raises(HeaderError, match=says):
+            read_headers(unreadable, [], urls)
     with pytest.raises(HeaderError) as error:
         file.write_text("[http://c]\n")
         read_headers(file, [], ["https://me:secret@host:8188"])
