@@ -20,18 +20,10 @@ AT_ONCE = 16  # calls of an actor that run together: its rows, and questions abo
 OPEN_WITHIN = 600.0  # seconds for a worker to start and to hear of the nodes: machines may be busy
 
 
-class NoRayError(ImportError):
-    """Ray is not installed."""
-
-
 def start_ray(address: str | None) -> tuple[Any, str]:
     """Connect to a Ray cluster, or begin one on this machine; return the module, and its dashboard's address or ""."""
-    try:
-        import ray
-    except ImportError:
-        raise NoRayError(
-            'Ray is not installed. Install what batches need: pip install "ray[default]" pyarrow'
-        ) from None
+    import ray
+
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         return ray, ray.init(address, **quiet).dashboard_url or ""

@@ -69,6 +69,8 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
 
     Raises ValueError, OSError, RuntimeError and ImportError with what keeps it from starting.
     """
+    import pyarrow.parquet  # noqa: F401  (used at the end: here its absence is noticed)
+
     workflow = load_workflow(settings.workflow)
     placeholders = parse_placeholders(workflow, settings.placeholders)
     urls = read_addresses(settings.servers)
