@@ -10,12 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from .run import Settings, run
-
 # This module as it is run: "custom_nodes.<folder>.mulan.batch"
 _FOLDER = Path(__file__).absolute().parents[2].name
 MODULE = __package__ if (__package__ or "").endswith(".batch") else f"custom_nodes.{_FOLDER}.mulan.batch"
 STOPPED = 130
+INSTALL = 'pip install "ray>=2.40" "pyarrow>=15" "aiohttp>=3.9"'
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +23,23 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.servers and not options.start:
         print("Name --servers URL ..., or --start N.", file=sys.stderr)
         return 2
+    try:
+        return _run(options)
+    except ModuleNotFoundError as error:
+        name = str(error.name).partition(".")[0]
+        print(f"Nothing was run: {name} is not installed. Install what batches need: {INSTALL}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"Nothing was run: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on.", file=sys.stderr)
+        return STOPPED
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .run import Settings, run  # here, where Ctrl-C and a package that is missing are caught
+
     settings = Settings(
         table=options.table,
         workflow=options.workflow,
@@ -46,14 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         retry_failed=options.retry_failed,
         check_only=options.check,
     )
-    try:
-        ended = run(settings, lambda line: print(line, flush=True))
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"Nothing was run: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped before the first row.", file=sys.stderr)
-        return STOPPED
+    ended = run(settings, lambda line: print(line, flush=True))
     if options.check:
         return 1 if ended.failed else 0
     print(f"{ended.done} rows are done, {ended.failed} failed" + (" (failed.jsonl)" if ended.failed else ""))

@@ -116,8 +116,8 @@ class Journal:
     def fold(self, keys: Container[str] | None = None, bad: Sequence[dict] = ()) -> None:
         """Write manifest and failures anew, and begin an empty journal.
 
-        keys: those that the table has today; others stay in manifest.jsonl for a table that has them again. bad:
-        records of rows that never ran.
+        keys: those that the table has today; others stay in manifest.jsonl, or the journal, for a table that has them
+        again. bad: records of rows that never ran.
         """
         write_parquet(self.folder / PARQUET, self.records(keys))
         with WholeFile(self.folder / MANIFEST) as file:
@@ -128,7 +128,8 @@ class Journal:
                 file.write(data)
                 places[record["key"]] = _Place(record["line"], MANIFEST, offset)
                 offset += len(data)
-        failures = sorted([*self.failed.values(), *bad], key=lambda record: record.get("line", 0))
+        failed = [record for key, record in self.failed.items() if keys is None or key in keys]
+        failures = sorted([*failed, *bad], key=lambda record: record.get("line", 0))
         with WholeFile(self.folder / FAILED) as file:
             for record in failures:
                 file.write(_line(record))

@@ -96,10 +96,6 @@ class NodeCatalog:
     def __init__(self, server: str, object_info: Mapping):
         self.server, self._info = server, object_info
 
-    def outputs(self, node_class: str) -> Sequence[str]:
-        """Return the types of a class's outputs."""
-        return [str(kind) for kind in self._info[node_class].get("output", ())]
-
     def is_output(self, node_class: str) -> bool:
         """Return whether nodes of a class are what a run is for, as Save Image is."""
         return bool(self._info[node_class].get("output_node"))

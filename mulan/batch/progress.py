@@ -30,22 +30,18 @@ class Progress(Watcher):
         clock: Callable[[], float] = time.monotonic,
     ):
         self._names, self._rows, self._scheduler, self._out, self._clock = names, rows, scheduler, out, clock
-        self.ended, self.broken, self.again = done_before, 0, 0
-        self.files: dict[int, int] = dict.fromkeys(range(len(names)), 0)
+        self.ended, self.broken = done_before, 0
         self._times: dict[int, deque[tuple[float, int]]] = {index: deque() for index in range(len(names))}
         self._start = self._last = clock()
         self._away: set[int] = set()
 
     def done(self, server: int, task: int, outcome: Outcome) -> None:
         self.ended += 1
-        self.files[server] += len(outcome.files)
         self._times[server].append((self._clock(), len(outcome.files)))
         self.tick()
 
     def failed(self, server: int, task: int, outcome: Outcome, again: bool) -> None:
-        if again:
-            self.again += 1
-        else:
+        if not again:
             self.ended += 1
             self.broken += 1
             self._say(f"a row failed on {self._names[server]}: {outcome.message[:300]}")

@@ -20,21 +20,19 @@ AT_ONCE = 16  # calls of an actor that run together: its rows, and questions abo
 OPEN_WITHIN = 600.0  # seconds for a worker to start and to hear of the nodes: machines may be busy
 
 
-class NoRayError(ImportError):
-    """Ray is not installed."""
+def start_ray(address: str | None) -> tuple[Any, str]:
+    """Connect to a Ray cluster, or begin one on this machine; return the module, and its dashboard's address or ""."""
+    import ray
 
-
-def start_ray(address: str | None) -> Any:
-    """Connect to a Ray cluster, or begin one on this machine; return the module."""
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        return ray, ray.init(address, **quiet).dashboard_url or ""
     try:
-        import ray
-    except ImportError:
-        raise NoRayError(
-            'Ray is not installed. Install what batches need: pip install "ray[default]" pyarrow'
-        ) from None
-    if not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    return ray
+        # Else Ray runs workers, and the ComfyUI in them, at niceness 15: they stand still where other programs are busy
+        found = ray.init(**quiet, _system_config={"worker_niceness": 0})
+    except ValueError:  # RAY_ADDRESS or `ray start` on this machine name a cluster, which has settings of its own
+        found = ray.init(**quiet)
+    return ray, found.dashboard_url or ""
 
 
 @dataclass
@@ -69,7 +67,7 @@ class RayFleet:
         try:
             return await asyncio.wait_for(_result(self._actors[server].open.remote()), OPEN_WITHIN)
         except asyncio.TimeoutError:
-            return f"{self._servers[server].url} did not answer within {OPEN_WITHIN:.0f} s"
+            return f"it did not answer within {OPEN_WITHIN:.0f} s"
         except self._ray.exceptions.RayError as error:
             return f"its worker stopped: {_first_line(error)}"
 
@@ -77,7 +75,7 @@ class RayFleet:
         try:
             return Outcome(**await _result(self._actors[server].run.remote(vars(job))))
         except self._ray.exceptions.RayError as error:
-            return Outcome(LOST, f"the worker of {self._servers[server].url} stopped: {_first_line(error)}")
+            return Outcome(LOST, f"its worker stopped: {_first_line(error)}")
 
     async def take_back(self, server: int, prompt_id: str) -> bool:
         try:
@@ -99,21 +97,6 @@ class RayFleet:
             await _result(self._actors[server].stop.remote())
         except self._ray.exceptions.RayError:
             pass
-
-    async def steps(self) -> list[tuple[int, int]]:
-        """Return how far the sampler of each server is: (step, steps)."""
-
-        async def of(actor) -> tuple[int, int]:
-            try:
-                return tuple(await asyncio.wait_for(_result(actor.step.remote()), 1.0))
-            except (asyncio.TimeoutError, self._ray.exceptions.RayError):
-                return 0, 0
-
-        return list(await asyncio.gather(*map(of, self._actors)))
-
-    def process_ids(self) -> list[int]:
-        """Return the process of each worker."""
-        return self._ray.get([actor.process_id.remote() for actor in self._actors])
 
     def close(self) -> None:
         """End the workers; the servers stay."""
@@ -169,13 +152,5 @@ def _worker_class() -> type:
         async def stop(self) -> None:
             if self._worker:
                 await self._worker.stop()
-
-        async def step(self) -> tuple[int, int]:
-            return self._worker.step if self._worker else (0, 0)
-
-        async def process_id(self) -> int:
-            import os
-
-            return os.getpid()
 
     return BatchWorker

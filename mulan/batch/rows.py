@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,7 +74,6 @@ def read_rows(
     folder: Path,
     id_column: str = "id",
     language_column: str = LANGUAGE,
-    check: Callable[[Graph], None] = lambda graph: None,
 ) -> Rows:
     """Read a table's rows, and check each against what every server takes.
 
@@ -173,8 +172,3 @@ def _digest(file: Path, hashes: dict[Path, str]) -> str:
                 digest.update(block)
         hashes[file] = digest.hexdigest()[:32]
     return hashes[file]
-
-
-def manifest_columns(row: Row) -> Mapping[str, object]:
-    """Return what the manifest says of a row besides its results."""
-    return {"id": row.id, "line": row.line, "language": row.language, "columns": dict(row.columns)}

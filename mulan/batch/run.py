@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..boundary.files import remove_abandoned
-from .credentials import read_headers, server_name
+from .credentials import read_addresses, read_headers, server_name
 from .driver import Driver
 from .journal import Journal
 from .node_inputs import NodeCatalog
-from .placeholders import Graph, load_workflow, parse_placeholders
+from .placeholders import Graph, Placeholder, load_workflow, parse_placeholders
 from .progress import Progress
 from .ray_fleet import RayFleet, RemoteServer, start_ray
 from .ray_servers import NoServersError, StartedServers
@@ -62,7 +62,6 @@ class Ended:
     done: int
     failed: int
     stopped: str = ""
-    notes: list[str] = field(default_factory=list)
 
 
 def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
@@ -70,19 +69,21 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
 
     Raises ValueError, OSError, RuntimeError and ImportError with what keeps it from starting.
     """
+    import pyarrow.parquet  # noqa: F401  (used at the end: here its absence is noticed)
+
     workflow = load_workflow(settings.workflow)
-    parse_placeholders(workflow, settings.placeholders)
-    if not settings.table.is_file():
-        next(iter(read_table(settings.table)))  # says why, before servers are started
+    placeholders = parse_placeholders(workflow, settings.placeholders)
+    urls = read_addresses(settings.servers)
+    headers = read_headers(settings.header_file, settings.headers, urls)
+    next(read_table(settings.table), None)  # says what is wrong with it as a whole, before servers are started
     with ExitStack() as stack:
         journal = None if settings.check_only else stack.enter_context(Journal(settings.out))
         if journal and journal.dropped:
             say(f"{journal.dropped} unreadable line(s) of the journal are left out: these rows run again")
-        ray = start_ray(settings.ray)
+        ray, dashboard = start_ray(settings.ray)
         stack.callback(ray.shutdown)
-        if dashboard := getattr(ray._private.worker._global_node, "webui_url", ""):
+        if dashboard:
             say(f"Ray's dashboard: http://{dashboard}")
-        urls = [url.rstrip("/") for url in dict.fromkeys(settings.servers)]
         if settings.start:
             folder = settings.out.absolute() / "servers"
             started = StartedServers(
@@ -92,15 +93,15 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
             say(f"starting {settings.start} x ComfyUI: {', '.join(urls[-settings.start :])}")
         else:
             started = None
-        headers = read_headers(settings.header_file, settings.headers, urls)
-        fleet = RayFleet(ray, [RemoteServer(url, headers[url], settings.patience) for url in urls])
+        fleet = RayFleet(ray, [RemoteServer(url, headers.get(url, {}), settings.patience) for url in urls])
         stack.callback(fleet.close)
-        return asyncio.run(_run(settings, workflow, urls, fleet, started, journal, say))
+        return asyncio.run(_run(settings, workflow, placeholders, urls, fleet, started, journal, say))
 
 
 async def _run(
     settings: Settings,
     workflow: Graph,
+    placeholders: Sequence[Placeholder],
     urls: Sequence[str],
     fleet: RayFleet,
     started: StartedServers | None,
@@ -115,7 +116,7 @@ async def _run(
             say(f"{name} is left out until it answers: {info}")
     if not catalogs:
         raise NoServersError("no server answers. Check the addresses, and that ComfyUI runs with --listen.")
-    rows = _checked_rows(settings, workflow, catalogs)
+    rows = _checked_rows(settings, workflow, placeholders, catalogs)
     for bad in rows.bad[:BAD_SHOWN]:
         say(f"line {bad.line}: {bad.problem}")
     if len(rows.bad) > BAD_SHOWN:
@@ -150,24 +151,23 @@ def _finish(
     journal: Journal, workflow: Graph, keys: set[str], bad: Sequence[dict], reason: str, say: Callable[[str], None]
 ) -> Ended:
     """Write manifest, failures and, when all ended, the report."""
-    notes: list[str] = []
     try:
         for folder in (journal.folder / FILES).glob("*"):
             remove_abandoned(folder)  # of workers that were killed
         journal.fold(keys, bad)
         if not reason:
-            notes = write_report(journal, workflow, keys)
+            for note in write_report(journal, workflow, keys):
+                say(note)
     except OSError as error:  # a full disk; the journal has all that is done
         reason = reason or str(error)
     done = sum(key in journal.done for key in keys)
     failed = sum(key in journal.failed for key in keys) + len(bad)
-    for note in notes:
-        say(note)
-    return Ended(done, failed, reason, notes)
+    return Ended(done, failed, reason)
 
 
-def _checked_rows(settings: Settings, workflow: Graph, catalogs: Sequence[NodeCatalog]) -> Rows:
-    placeholders = parse_placeholders(workflow, settings.placeholders)
+def _checked_rows(
+    settings: Settings, workflow: Graph, placeholders: Sequence[Placeholder], catalogs: Sequence[NodeCatalog]
+) -> Rows:
     for catalog in catalogs:
         catalog.check_workflow(workflow, placeholders)
     return read_rows(
@@ -199,31 +199,28 @@ def _comfyui(settings: Settings) -> Path:
     """Return ComfyUI's folder. Raises NoServersError."""
     pack = Path(__file__).absolute().parents[2]
     given = settings.comfyui
-    for folder in (given.absolute(),) if given else (pack.parents[1], *Path.cwd().parents, Path.cwd()):
+    for folder in (given.absolute(),) if given else (pack.parents[1], Path.cwd(), *Path.cwd().parents):
         if (folder / "main.py").is_file() and (folder / "folder_paths.py").is_file():
             return folder
-    raise NoServersError(f"--start: {given or 'no folder above the pack'} is not ComfyUI's. Name it with --comfyui.")
+    where = f"{given} is not ComfyUI's folder" if given else "ComfyUI's folder is not above the pack"
+    raise NoServersError(f"--start: {where}. Name it with --comfyui.")
 
 
 def _bad_record(bad: BadRow) -> dict[str, Any]:
     return {"key": "", "id": bad.id, "line": bad.line, "error": bad.problem, "server": "", "attempts": 0}
 
 
-class _stops:  # noqa: N801  (reads as a word at its one use)
-    """Lets Ctrl-C and SIGTERM stop a driver clean, as a context manager."""
+@contextmanager
+def _stops(driver: Driver) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop a driver clean."""
+    loop = asyncio.get_running_loop()
 
-    def __init__(self, driver: Driver):
-        self._driver, self._before = driver, {}
+    def stop(*_: Any) -> None:
+        loop.call_soon_threadsafe(driver.stop, "stopped")
 
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-
-            def stop(*_: Any) -> None:
-                loop.call_soon_threadsafe(self._driver.stop, "stopped")
-
-            self._before[number] = signal.signal(number, stop)
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -26,6 +26,7 @@ class Server:
     rows: list[int] = field(default_factory=list)  # in the order they were given; the first one runs
     failures: int = 0  # in succession
     leaving: set[int] = field(default_factory=set)  # rows that are being taken back
+    stopped: int | None = None  # the row that ran when it went down, until this one is counted
 
 
 class Scheduler:
@@ -82,11 +83,12 @@ class Scheduler:
         return self._again_or_not(row, self._failed[row] < self.attempts)
 
     def lost(self, row: int, server: int, now: float) -> bool:
-        """Count a row whose server stopped or forgot it; return whether the row is tried again.
+        """Count a row whose server stopped or forgot it, and is `down`; return whether the row is tried again.
 
         Only the row that ran counts the loss: it may be what stops servers.
         """
-        if self.servers[server].rows[:1] == [row]:
+        if self.servers[server].stopped == row:
+            self.servers[server].stopped = None
             self._lost[row] = self._lost.get(row, 0) + 1
         self._take(row, server, now)
         return self._again_or_not(row, self._lost.get(row, 0) < self.losses)
@@ -94,6 +96,7 @@ class Scheduler:
     def down(self, server: int) -> None:
         """Give a server no rows until it is up; those it has are `lost` one by one."""
         self._is_up[server] = False
+        self.servers[server].stopped = next(iter(self.servers[server].rows), None)
 
     def up(self, server: int, now: float) -> None:
         """Let a server take rows."""

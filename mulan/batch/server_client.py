@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 from ..boundary.files import WholeFile
+from .credentials import server_name
 from .placeholders import Graph
 
 SECONDS = 60.0  # until a request counts as lost
@@ -33,21 +34,16 @@ class RefusedError(RuntimeError):
 
 
 class ServerClient:
-    """`async with ServerClient(url, headers) as client`.
+    """A server, between `open` and `close`.
 
-    headers go with every request to this server, and nowhere else: redirects are not followed.
+    headers go with every request to this server, and nowhere else: redirects are not followed. name: its address as
+    messages say it.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, client_id: str = ""):
-        self.url, self._headers, self._client_id = url.rstrip("/"), dict(headers or {}), client_id
+        self._url, self.name = url.rstrip("/"), server_name(url)
+        self._headers, self._client_id = dict(headers or {}), client_id
         self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> ServerClient:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        await self.close()
 
     async def open(self) -> None:
         """Begin; the server is not asked yet."""
@@ -126,16 +122,15 @@ class ServerClient:
 
     # --- what happens meanwhile
 
-    async def events(self, see: Callable[[str, dict], None]) -> None:
-        """Tell `see` each event of the server as (type, data) until the connection ends."""
+    async def events(self, see: Callable[[str], None]) -> None:
+        """Tell `see` the type of each event of the server until the connection ends."""
         session = self._opened()
-        url = self.url.replace("http", "ws", 1) + f"/ws?clientId={self._client_id}"
+        url = self._url.replace("http", "ws", 1) + f"/ws?clientId={self._client_id}"
         with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
             async with session.ws_connect(url, heartbeat=30, max_msg_size=0) as socket:
                 async for message in socket:
                     if message.type == aiohttp.WSMsgType.TEXT:
-                        event = json.loads(message.data)
-                        see(event.get("type", ""), event.get("data") or {})
+                        see(json.loads(message.data).get("type", ""))
 
     # --- requests
 
@@ -147,20 +142,20 @@ class ServerClient:
         try:
             return json.loads(text)
         except ValueError:
-            raise LostError(f"{self.url}{path} answered {text[:80]!r}, which is not ComfyUI's") from None
+            raise LostError(f"{self.name}{path} answered {text[:80]!r}, which is not ComfyUI's") from None
 
     async def _request(self, method: str, path: str, **options) -> bytes:
         try:
-            async with self._opened().request(method, self.url + path, allow_redirects=False, **options) as answer:
+            async with self._opened().request(method, self._url + path, allow_redirects=False, **options) as answer:
                 text = await answer.read()
                 await self._check(answer, path, text)
                 return text
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise LostError(f"{self.url} does not answer: {error or type(error).__name__}") from error
+            raise LostError(f"{self.name} does not answer: {error or type(error).__name__}") from error
 
     async def _blocks(self, path: str, query: dict[str, str]) -> AsyncIterator[bytes]:
         try:
-            async with self._opened().get(self.url + path, params=query, allow_redirects=False) as answer:
+            async with self._opened().get(self._url + path, params=query, allow_redirects=False) as answer:
                 if answer.status != 200:
                     await self._check(answer, f"{path} {query['subfolder']}/{query['filename']}", await answer.read())
                 expected, size = answer.content_length, 0
@@ -168,9 +163,9 @@ class ServerClient:
                     size += len(block)
                     yield block
                 if expected is not None and "Content-Encoding" not in answer.headers and size != expected:
-                    raise LostError(f"{self.url} sent {size} of {expected} bytes")
+                    raise LostError(f"{self.name} sent {size} of {expected} bytes")
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            raise LostError(f"{self.url} does not answer: {error or type(error).__name__}") from error
+            raise LostError(f"{self.name} does not answer: {error or type(error).__name__}") from error
 
     async def _check(self, answer: aiohttp.ClientResponse, path: str, text: bytes) -> None:
         if answer.status < 300:
@@ -181,13 +176,13 @@ class ServerClient:
             raise RefusedError(_refusal(details) or words[:500], details)
         if answer.status in (401, 403):
             raise RefusedError(
-                f"{self.url} wants other credentials (HTTP {answer.status}): check --header-file or --header"
+                f"{self.name} wants other credentials (HTTP {answer.status}): check --header-file or --header"
             )
         if answer.status < 400:
-            raise RefusedError(f"{self.url} redirects to {answer.headers.get('Location')}: give that address")
+            raise RefusedError(f"{self.name} redirects to {answer.headers.get('Location')}: give that address")
         if answer.status >= 500 or answer.status in (408, 429):
-            raise LostError(f"{self.url}{path} answered HTTP {answer.status}: {words[:200]}")
-        raise RefusedError(f"{self.url}{path} answered HTTP {answer.status}: {words[:200]}")
+            raise LostError(f"{self.name}{path} answered HTTP {answer.status}: {words[:200]}")
+        raise RefusedError(f"{self.name}{path} answered HTTP {answer.status}: {words[:200]}")
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

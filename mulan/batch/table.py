@@ -78,7 +78,8 @@ def _csv_rows(path: Path, reader) -> Iterator[TableRow]:
         except StopIteration:
             break
         except csv.Error as error:
-            yield TableRow(line, {}, f"it is not CSV: {error}")
+            unclosed = ': a " is not closed, and all lines behind it are one cell' * ("end of data" in str(error))
+            yield TableRow(line, {}, f"it is not CSV: {error}{unclosed}")
             continue
         if not cells or cells == [""]:
             continue
@@ -97,7 +98,7 @@ def _column_names(path: Path, cells: list[str]) -> list[str]:
     for name in names:
         if names.count(name) > 1:
             raise TableError(f"{path} has more than one column named {name!r}. Rename one.")
-        if _half_characters(name):
+        if _half_characters(name) or "\0" in name:  # UTF-16 that does not begin with its mark
             raise TableError(f"{path} has a column name that is not UTF-8. Save the table as UTF-8.")
     return names
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .placeholders import Graph
-from .rows import Row, manifest_columns, prompt_id
+from .rows import Row, prompt_id
 from .worker import Job, Outcome
 
 FILES = "files"  # below the folder of a run
@@ -58,7 +58,9 @@ class RowWork:
         )
 
     def record(self, task: int) -> dict:
-        return {"key": self.key(task), **manifest_columns(self._rows[task])}
+        row = self._rows[task]
+        about = {"id": row.id, "line": row.line, "language": row.language, "columns": dict(row.columns)}
+        return {"key": row.key, **about}
 
 
 def file_stem(row: Row) -> str:

@@ -61,14 +61,13 @@ class Worker:
         self._stopping = False
         self._uploaded: dict[str, str] = {}
         self._listening: asyncio.Task | None = None
-        self.step: tuple[int, int] = (0, 0)  # of the sampler that runs
 
     async def open(self) -> dict:
-        """Connect; return the server's nodes. Raises LostError, RefusedError."""
-        await self._client.open()
-        info = await self._client.object_info()
-        self._listening = asyncio.create_task(self._listen())
-        return info
+        """Return the server's nodes. Raises LostError, RefusedError, and may then be called again."""
+        if self._listening is None:
+            await self._client.open()
+            self._listening = asyncio.create_task(self._listen())
+        return await self._client.object_info()
 
     async def close(self) -> None:
         """End the connections; what the server runs goes on."""
@@ -170,7 +169,7 @@ class Worker:
                 if self._stopping or prompt_id in self._taken:
                     return None
                 if missing >= 3:
-                    raise ForgottenError(f"{self._client.url} does not know the row any more: it was restarted")
+                    raise ForgottenError(f"{self._client.name} does not know the row any more: it was restarted")
                 await asyncio.sleep(0.1)  # between the queue and the history it is in neither for a moment
                 continue
             with suppress(asyncio.TimeoutError):
@@ -228,10 +227,8 @@ class Worker:
             await self._wake()
             await asyncio.sleep(1.0)
 
-    def _see(self, event: str, data: dict) -> None:
-        if event == "progress":
-            self.step = int(data.get("value") or 0), int(data.get("max") or 0)
-        elif event in _ENDINGS or event == "status":
+    def _see(self, event: str) -> None:
+        if event in _ENDINGS or event == "status":
             self._waking = asyncio.ensure_future(self._wake())
 
     async def _wake(self) -> None:

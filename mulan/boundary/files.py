@@ -50,6 +50,7 @@ _REASONS = {
     errno.ENOSPC: "the disk is full. Make room on it",
     errno.EDQUOT: "the disk quota is used up. Make room",
     errno.EFBIG: "it would be larger than the system allows",
+    errno.EEXIST: "there is a file of the folder's name. Name another folder",
     errno.EROFS: "the folder is read-only. Make it writable",
     errno.EACCES: "ComfyUI has no permission to write there. Change the folder's permissions",
     errno.EPERM: "ComfyUI has no permission to write there. Change the folder's permissions",

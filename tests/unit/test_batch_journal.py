@@ -61,14 +61,16 @@ def test_folding_keeps_all_and_begins_an_empty_journal(tmp_path):
     with Journal(tmp_path) as journal:
         for number in (3, 1, 2):
             journal.add(DONE, record(number))
-        journal.add(FAILURE, record(9, error="bad"))
+        for number in (8, 9):
+            journal.add(FAILURE, record(number, error="bad"))
         journal.note_sent("k7", "http://b", 0)
         journal.fold({"k1", "k3"}, [record(5, key="", error="its cell is empty")])
+        assert [json.loads(line)["line"] for line in (tmp_path / FAILED).read_text().splitlines()] == [5]
         journal.add(DONE, record(4))
-        journal.fold({"k1", "k3", "k4"})
+        journal.fold({"k1", "k3", "k4", "k9"})
         assert [each["line"] for each in journal.records()] == [1, 2, 3, 4]
     with Journal(tmp_path) as journal:
-        assert set(journal.done) == {"k1", "k2", "k3", "k4"} and set(journal.failed) == {"k9"}
+        assert set(journal.done) == {"k1", "k2", "k3", "k4"} and set(journal.failed) == {"k8", "k9"}
         assert journal.sent == {"k7": ("http://b", 0)}
     table = pyarrow.parquet.read_table(tmp_path / PARQUET).to_pylist()
     assert [row["id"] for row in table] == ["row 1", "row 3", "row 4"]
@@ -149,3 +151,38 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
 def test_two_runs_do_not_share_a_folder(tmp_path):
     with Journal(tmp_path), pytest.raises(InUseError, match="another run"):
         Journal(tmp_path).__enter__()
+
+
+def test_a_disk_that_takes_a_part_at_a_time_gets_whole_lines(tmp_path):
+    class Slow:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(bytes(data)[:10])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with Journal(tmp_path) as journal:
+        journal._file = Slow(journal._file)
+        journal.add(DONE, record(1))
+    with Journal(tmp_path) as journal:
+        assert list(journal.records()) == [record(1)] and journal.dropped == 0
+
+
+def test_folding_is_due_when_the_journal_is_long_and_longer_than_the_manifest(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "FOLD_EVERY", 2)
+    with Journal(tmp_path) as journal:
+        journal.add(FAILURE, record(1))
+        assert not journal.is_long
+        journal.add(FAILURE, record(2))
+        assert journal.is_long
+        for number in range(3, 8):
+            journal.add(DONE, record(number))
+        journal.fold()
+        for number in range(8, 12):
+            journal.add(FAILURE, record(number))
+            assert not journal.is_long
+    with Journal(tmp_path) as journal:  # five rows of the manifest, and six failures
+        assert journal.is_long

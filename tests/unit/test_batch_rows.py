@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mulan_nodes.mulan.batch.credentials import HeaderError, read_headers, server_name
+from mulan_nodes.mulan.batch.credentials import AddressError, HeaderError, read_addresses, read_headers, server_name
 from mulan_nodes.mulan.batch.node_inputs import NodeCatalog
 from mulan_nodes.mulan.batch.placeholders import WorkflowError, load_workflow, parse_placeholders
 from mulan_nodes.mulan.batch.rows import Rows, prompt_id, read_rows
@@ -179,3 +179,19 @@ def test_headers_go_to_their_server_and_into_no_message(tmp_path):
             read_headers(file, [], urls)
         assert "secret" not in str(error.value)
     assert server_name("https://me:secret@host:8188/path/") == "https://host:8188/path"
+    file.write_bytes(b"A: secret\xff")
+    for unreadable, says in ((file, "not text in UTF-8"), (tmp_path / "none", "No such file")):
+        with pytest.raises(HeaderError, match=says):
+            read_headers(unreadable, [], urls)
+    with pytest.raises(HeaderError) as error:
+        file.write_text("[http://c]\n")
+        read_headers(file, [], ["https://me:secret@host:8188"])
+    assert "secret" not in str(error.value)
+
+
+def test_an_address_counts_once_and_what_is_none_is_refused():
+    assert read_addresses(["http://a:1/", "http://b/x", "http://a:1"]) == ["http://a:1", "http://b/x"]
+    for text in ("me:secret@10.0.0.7:8188", "http://", "ws://a:1"):
+        with pytest.raises(AddressError, match="such as http://10.0.0.7:8188") as error:
+            read_addresses([text])
+        assert "secret" not in str(error.value)

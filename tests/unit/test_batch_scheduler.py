@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mulan_nodes.mulan.batch.scheduler import Scheduler
+from mulan_nodes.mulan.batch.scheduler import FAILURES, REST, Scheduler
 from mulan_nodes.mulan.batch.worker import UNWRITABLE, Job, Outcome
 from mulan_nodes.tools.batch.simulation import Campaign, SimulatedFleet, simulate
 
@@ -65,6 +65,30 @@ def test_a_row_that_failed_goes_to_another_server_and_not_for_ever():
         seen.append(server)
         again = scheduler.failed(row, server, 0.0)
     assert sorted(seen) == [0, 1, 2] and not again and not scheduler.open
+
+
+def test_only_the_row_that_ran_counts_the_loss_of_a_server():
+    scheduler = Scheduler(1, depth=2, losses=2)
+    for row in range(2):
+        scheduler.add(row)
+    for again in (True, False):
+        (_, runs), (_, waits) = scheduler.give(0.0)
+        scheduler.down(0)
+        assert scheduler.lost(runs, 0, 0.0) is again and scheduler.lost(waits, 0, 0.0)
+        scheduler.up(0, 0.0)
+    assert scheduler.open == 1
+
+
+def test_a_server_on_which_all_fails_rests_while_another_works():
+    scheduler = Scheduler(2, depth=1)
+    for row in range(20):
+        scheduler.add(row)
+    scheduler.give(0.0)
+    for _ in range(FAILURES):
+        scheduler.failed(scheduler.servers[0].rows[0], 0, 1.0)
+        given = scheduler.give(1.0, [0])
+    assert not given and not scheduler.give(REST, [0])
+    assert scheduler.give(1.0 + REST, [0])
 
 
 def test_a_slow_server_does_not_begin_what_a_fast_one_ends_sooner():

@@ -54,6 +54,11 @@ def test_bad_lines_of_csv_do_not_stop_the_others(tmp_path):
     assert "1 cells" in read[1].problem and "UTF-8" in read[3].problem and "not CSV" in read[4].problem
 
 
+def test_a_quotation_mark_that_is_not_closed_is_called_so(tmp_path):
+    first, second = rows(tmp_path / "t.csv", 'id,prompt\na,one\nb,"two\nc,three\n')
+    assert (first.problem, second.line) == ("", 3) and "all lines behind it" in second.problem
+
+
 def test_bad_lines_of_jsonl_do_not_stop_the_others(tmp_path):
     lines = ['\ufeff{"id": 1, "prompt": "a"}', "", "{", "[1]", '{"prompt": "\\ud83d"}', '{"id": "z", "seed": null}']
     read = rows(tmp_path / "t.jsonl", "\n".join(lines))
@@ -76,6 +81,7 @@ def test_parquet_gives_the_same_as_jsonl(tmp_path):
         ("t.jsonl", "\n\n", "is empty"),
         ("t.parquet", "no parquet", "not a readable Parquet"),
         ("t.xlsx", "x", ".csv, .tsv, .jsonl"),
+        ("t.csv", "id,prompt\n".encode("utf-16-le"), "Save the table as UTF-8"),
         ("t.csv", "a,a\n1,2\n", "more than one column named 'a'"),
     ],
 )
