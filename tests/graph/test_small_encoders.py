@@ -175,4 +175,6 @@ def test_what_clip_save_writes_draws_the_same(server, base):
     saved = next(name for name in options(server, "text_encoder") if name.startswith("small_"))
     again = graphs.change(base, "MuLan Loader", **loader(saved, FROM_QWEN3[1], remember_prompts=False))
     first = picture(server, graphs.change(base, "MuLan Loader", **loader(*FROM_QWEN3)))
-    assert np.array_equal(picture(server, again), first)
+    again = picture(server, again)
+    # how a CPU adds up depends on what is encoded together, so the last bits of states may differ
+    assert np.abs(again - first).max() <= 2 and (again == first).mean() > 0.95
