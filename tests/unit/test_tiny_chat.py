@@ -17,7 +17,8 @@ from mulan_nodes.tools.emoji_world.naming import examine_talk
 from mulan_nodes.tools.tinyworld import captions, chat_training, pointing, talks, world
 from mulan_nodes.tools.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, examine, reply
 from mulan_nodes.tools.tinyworld.chat_seeing import WIDTH, Seeing
-from mulan_nodes.tools.tinyworld.chat_training import Talker, prompt_of, train_tokenizer
+from mulan_nodes.tools.tinyworld.chat_training import train_tokenizer
+from mulan_nodes.tools.tinyworld.talker import Talker, prompt_of
 from mulan_nodes.tools.tinyworld.talks import KINDS, MOST, QUESTIONS, Exchange, Talk, ask, draw_talk, draw_talk_of_two
 
 WEAK = {"whether", OF_TWO}  # below the goal, as web/docs/measured.md tells

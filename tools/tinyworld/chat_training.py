@@ -1,14 +1,13 @@
 """Trains the tiny InternVL that talks: first its tower learns to see, from heads that name what a picture shows, then
-the language model to talk.
-
-The language model is transformers' Qwen3, whose tensors have the published names; the tower and the projector are those
-that ComfyUI will run.
+the language model to talk, then all of it to point.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
-from torch.nn import functional as F
-from transformers import Qwen3Config, Qwen3Model
 
 from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
 from mulan_nodes.mulan.internvl_chat.chat_keys import LANGUAGE, PROJECTOR, VISION
 from mulan_nodes.mulan.internvl_chat.chat_preprocessing import preprocess_tiles
-from mulan_nodes.mulan.internvl_chat.chat_template import (
-    END,
-    FIND,
-    IMAGE_CONTEXT,
-    IMAGE_END,
-    IMAGE_START,
-    REF,
-    START,
-    format_dialogue,
-    insert_images,
-)
+from mulan_nodes.mulan.internvl_chat.chat_template import END, FIND, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REF, START
 from mulan_nodes.mulan.internvl_chat.chat_tokenizer import SPLIT_PATTERN
 
 from ..emoji_world import talks as of_names
 from ..emoji_world.concepts import trained_languages
-from . import pointing, world
+from . import world
+from .chat_pointing import Pointer, draw_asked, keep_loss, places_of
 from .chat_seeing import (
     BATCH,
     HEADS,
@@ -51,26 +39,30 @@ from .chat_seeing import (
     drawings,
     large_named_pictures,
     named_pictures,
-    scenes_and_places,
     seeing_loss,
     shown_scenes,
 )
 from .contrastive_training import as_seen
 from .pack import pack_file
 from .stages import SEED, is_finished, train_stage
-from .talks import MOST, Exchange, Talk, all_words, draw_talk, draw_talk_of_two
+from .talker import SYSTEM, Talker, prompt_of_exchanges
+from .talks import MOST, Exchange, all_words, draw_talk, draw_talk_of_two
 
 ESTIMATE = (
     "Training the tiny InternVL that talks takes an hour and a half of one CPU core; interrupted, it goes on where "
     "it was."
 )
 ADDED = ("<|endoftext|>", START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REF, "</ref>", "<box>", "</box>")
-SYSTEM = "You look at pictures of coloured shapes."
 TWO_PICTURES = 0.25  # the share of batches of talks about two pictures
 ENLARGED = 0.1  # the share of batches whose pictures are so big that they become tiles
 TILED_DRAWINGS = 8  # of each thing
 TILED_NAMES = 0.4  # the share of batches of names whose pictures are as large as they are drawn, 96 x 96: tiles
-NAMES_SHARE, POINTING_SHARE = 0.55, 0.2  # of the batches: what a thing is called, and where something is
+NAMES_SHARE = 0.7  # of the batches: what a thing is called
+POINTING_STAGES = {  # the share of batches of other talks, of published questions where something is, the steps
+    "chat_pointing": (0.08, 0.0, 3000),
+    "chat_further": (0.58, 0.6, 3000),
+}
+ANSWERS, KEPT_DRAWINGS, KEPT_BATCH = 40, 40, 8
 NAMES_ASKED = 8  # of one picture, each in another language
 FORGOTTEN_SYSTEM = 0.1  # the share of talks without a system message
 METADATA = {
@@ -78,25 +70,6 @@ METADATA = {
     "description": "A tiny InternVL chat model of coloured shapes and 130 things of Noto Emoji, trained from nothing",
     "license": "MIT",
 }
-
-
-def language_model(vocabulary: int) -> Qwen3Model:
-    config = chat_config(vocabulary).language
-    return Qwen3Model(
-        Qwen3Config(
-            vocab_size=vocabulary,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.rms_norm_eps,
-            max_position_embeddings=LONGEST,
-            use_cache=False,
-            rope_theta=config.rope_theta,  # pyright: ignore[reportCallIssue]  (read from **kwargs)
-        )
-    )
 
 
 def train_tokenizer() -> Tokenizer:
@@ -127,68 +100,12 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-class Talker(nn.Module):
-    """The language model and the projector before it. Words are read and written by one table."""
-
-    def __init__(self, seeing: Seeing, tokenizer: Tokenizer):
-        super().__init__()
-        self.language = language_model(tokenizer.get_vocab_size())
-        self.seeing = seeing
-        self._tokenizer = tokenizer
-        self._seen, self._end = tokenizer.token_to_id(IMAGE_CONTEXT), tokenizer.token_to_id(END)
-        self._begin = tokenizer.encode(f"{START}assistant\n").ids
-
-    def loss(self, prompts: Sequence[str], states: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Whole talks, and the tower's states [tiles, patches, width] of each picture in their order -> the loss of the
-        answers' tokens.
-        """
-        rows = iter(self.seeing.project(torch.cat(list(states))).split([len(tiles) for tiles in states]))
-        embedded, targets = zip(
-            *(self._embedded(self._tokenizer.encode(prompt).ids, rows) for prompt in prompts), strict=True
-        )
-        inputs = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
-        wanted = nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=-100)[:, 1:]
-        answering = wanted != -100  # nothing stands behind padding, so it needs no mask
-        written = self.language(inputs_embeds=inputs).last_hidden_state[:, :-1][answering]
-        return F.cross_entropy(F.linear(written, self.language.embed_tokens.weight), wanted[answering])
-
-    def _embedded(self, ids: list[int], rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids -> what the model reads, with the pictures' rows in their places, and what it should answer, -100
-        elsewhere.
-        """
-        answers, inside = [], False
-        for number, id in enumerate(ids):
-            answers.append(id if inside else -100)
-            inside = (inside and id != self._end) or ids[number + 1 - len(self._begin) : number + 1] == self._begin
-        words = self.language.embed_tokens(torch.tensor(ids))
-        parts, wanted, begin = [], [], 0
-        for place in [number for number, id in enumerate(ids) if id == self._seen]:
-            of_picture = next(rows).flatten(0, 1)
-            parts += [words[begin:place], of_picture]
-            wanted += [*answers[begin:place], *[-100] * len(of_picture)]
-            begin = place + 1
-        return torch.cat([*parts, words[begin:]]), torch.tensor(wanted + answers[begin:])
-
-
-def prompt_of(talk: Talk, system: str = SYSTEM) -> str:
-    """The whole talk with all its answers, as the model reads it."""
-    return prompt_of_exchanges(talk.exchanges, len(talk.things), system)
-
-
-def prompt_of_exchanges(exchanges: Sequence[Exchange], pictures: int, system: str = SYSTEM) -> str:
-    """Exchanges about so many pictures with all answers, as the model reads them."""
-    *said, last = exchanges
-    *before, question = insert_images([exchange.question for exchange in exchanges], pictures)
-    history = [(asked, exchange.answer) for asked, exchange in zip(before, said, strict=True)]
-    return f"{format_dialogue(question, history, system)}{last.answer}{END}"
-
-
 def _prompt(exchanges: Sequence[Exchange], pictures: int, rng: np.random.Generator) -> str:
     return prompt_of_exchanges(exchanges, pictures, SYSTEM if rng.random() >= FORGOTTEN_SYSTEM else "")
 
 
 def train_chat(work_dir: Path, seeing_steps: int = 1500, steps: int = 4500) -> Path:
-    """Runs what is not finished of both stages and writes the pack."""
+    """Runs what is not finished of the stages and writes the pack."""
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
     torch.manual_seed(SEED)
@@ -198,6 +115,11 @@ def train_chat(work_dir: Path, seeing_steps: int = 1500, steps: int = 4500) -> P
     seeing.tower.requires_grad_(False)
     seeing.heads.requires_grad_(False)
     _train("chat_talking", work_dir, talker, lambda: _talking_loss(talker), steps, 2e-3)
+    seeing.tower.requires_grad_(True)
+    pointer, kept = Pointer(talker), keep(talker)
+    _train("chat_places", work_dir, pointer, lambda: _places_loss(pointer, kept), 800, 1e-3)
+    for stage, (talks, full, count) in POINTING_STAGES.items():
+        _train(stage, work_dir, pointer, partial(_pointing_loss, pointer, kept, talks, full), count, 1.2e-3)
     return pack_file("internvl_chat", write(talker, tokenizer, work_dir / "tiny_internvl_chat.safetensors"))
 
 
@@ -228,8 +150,6 @@ def _talking_loss(talker: Talker):
         thing: [_tiles_seen(talker, picture) for picture in drawn]
         for thing, drawn in large_named_pictures(of_names.TALKED_ABOUT, TILED_DRAWINGS).items()
     }
-    shown, (scenes, here) = shown_scenes(), scenes_and_places()
-    seen_scenes = torch.cat([talker.seeing.tower(as_seen(part))[0] for part in scenes.split(256)])[:, None]
 
     def names(rng):
         seen_as, count = (tiled_names, BATCH // 2) if rng.random() < TILED_NAMES else (seen_names, BATCH)
@@ -238,22 +158,9 @@ def _talking_loss(talker: Talker):
         states = [seen_as[thing][rng.integers(len(seen_as[thing]))] for thing in things]
         return [_prompt(exchanges, 1, rng) for exchanges in asked], states
 
-    def loss_of_pointing(rng):
-        drawn = [
-            (number, pointing.draw_find(shown[number], rng)) for number in rng.integers(len(shown), size=2 * BATCH)
-        ]
-        asked = {number: exchange for number, exchange in drawn if exchange}
-        numbers = list(asked)
-        loss = talker.loss([_prompt([exchange], 1, rng) for exchange in asked.values()], list(seen_scenes[numbers]))
-        # without it the projector forgets where things are before the language model has learned to ask
-        return loss + talker.seeing.loss_of_places(seen_scenes[numbers, 0], here[numbers])
-
     def loss_of(rng):
-        kind = rng.random()
-        if kind < NAMES_SHARE:
+        if rng.random() < NAMES_SHARE:
             return talker.loss(*names(rng))
-        if kind < NAMES_SHARE + POINTING_SHARE:
-            return loss_of_pointing(rng)
         if rng.random() < ENLARGED:
             states, count = enlarged[int(rng.integers(2, 4))], BATCH // 4
         else:
@@ -264,6 +171,83 @@ def _talking_loss(talker: Talker):
         drawn = [states[number_of[thing]] for talk in talks for thing in talk.things]
         chosen = [of_thing[rng.integers(len(of_thing))] for of_thing in drawn]
         return talker.loss([_prompt(talk.exchanges, len(talk.things), rng) for talk in talks], chosen)
+
+    return loss_of
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Pictures [things, drawings, 3, S, S], and what the language model has learned to read of each, [..., tokens,
+    width]. While it learns to point they are read as they were, and the tower is held to them.
+    """
+
+    pictures: torch.Tensor
+    tokens: torch.Tensor
+
+
+@torch.no_grad()
+def keep(talker: Talker) -> tuple[Kept, Kept]:
+    """Of the shapes, and of the things that are talked about."""
+    kept = []
+    for pictures in (drawings()[:, :KEPT_DRAWINGS], named_pictures()[list(of_names.TALKED_ABOUT)]):
+        parts = pictures.flatten(0, 1).split(256)
+        tokens = torch.cat([talker.seeing.project(talker.seeing.tower(as_seen(part))[0]) for part in parts])
+        kept.append(Kept(pictures, tokens.unflatten(0, pictures.shape[:2])))
+    return kept[0], kept[1]
+
+
+def _places_loss(pointer: Pointer, kept: tuple[Kept, Kept]):
+    seeing, places = pointer.talker.seeing, places_of(shown_scenes())
+    pictures, tokens = _flat(kept)
+
+    def loss_of(rng):
+        numbers, some = (
+            torch.from_numpy(rng.integers(len(of), size=size))
+            for of, size in ((places.pictures, 3 * BATCH), (pictures, BATCH))
+        )
+        read = seeing.project(seeing.tower(as_seen(places.pictures[numbers]))[0])
+        return pointer.places.loss(read, places, numbers) + 20 * keep_loss(seeing, pictures[some], tokens[some])
+
+    return loss_of
+
+
+def _flat(kept: tuple[Kept, Kept]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([one.pictures.flatten(0, 1) for one in kept]), torch.cat(
+        [one.tokens.flatten(0, 1) for one in kept]
+    )
+
+
+def _pointing_loss(pointer: Pointer, kept: tuple[Kept, Kept], talks: float, full: float):
+    """`talks`: the share of batches of what it has learned before; `full`: see `draw_asked`."""
+    talker, shown, things = pointer.talker, shown_scenes(), world.SEEN_THINGS
+    places, (shapes, names) = places_of(shown), kept
+    pictures, tokens = _flat(kept)
+
+    def of_talks(rng):
+        if rng.random() < NAMES_SHARE:
+            chosen = rng.integers(len(of_names.TALKED_ABOUT), size=BATCH // 2)
+            asked = [
+                of_names.draw_exchanges(of_names.TALKED_ABOUT[one], NAMES_ASKED, trained_languages(), rng)
+                for one in chosen
+            ]
+            prompts, of_kind = [_prompt(exchanges, 1, rng) for exchanges in asked], names
+        else:
+            draw, exchanges = (
+                draw_talk_of_two if rng.random() < TWO_PICTURES else draw_talk,
+                int(rng.integers(1, MOST + 1)),
+            )
+            talks = [draw(rng, things, exchanges) for _ in range(BATCH // 2)]
+            prompts, of_kind = [_prompt(talk.exchanges, len(talk.things), rng) for talk in talks], shapes
+            chosen = [things.index(thing) for talk in talks for thing in talk.things]
+        seen = of_kind.tokens
+        return talker.loss_of_tokens(prompts, [seen[one, rng.integers(seen.shape[1])][None] for one in chosen])
+
+    def loss_of(rng):
+        if rng.random() < talks:
+            return of_talks(rng)
+        some = torch.from_numpy(rng.integers(len(pictures), size=KEPT_BATCH))
+        loss = pointer.loss(draw_asked(shown, ANSWERS, full, SYSTEM, rng), places)
+        return loss + 10 * keep_loss(talker.seeing, pictures[some], tokens[some])
 
     return loss_of
 
