@@ -190,6 +190,11 @@ def locate_model(kind: str, name: str, source: str) -> Path:
     return path
 
 
+def has_model(kind: str, name: str) -> bool:
+    """Return whether models/<kind> has a model of this name."""
+    return _path_of(kind, name) is not None
+
+
 def fingerprint_model(kind: str, name: str | None) -> str:
     """Return a text that changes with size or time of any file of a model; empty if there is no such model."""
     path = _path_of(kind, name) if name else None

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..mulan.conditioning.base_model import apply_adapter, check_family
-from ..mulan.conditioning.clip import check_pair, load_clip, negative_view
+from ..mulan.conditioning.chat_encoder_file import CHAT_SOURCE
+from ..mulan.conditioning.clip import load_clip, negative_view
+from ..mulan.conditioning.encoder_files import check_pair, check_whole_pixart, open_prompt_encoder, pair_warning
 from ..mulan.conditioning.families import DEFAULT_ZEROING, PIXART, ZEROING
-from ..mulan.conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, open_adapter, open_text_encoder
+from ..mulan.conditioning.model_files import ADAPTER_SOURCE, ENCODER_SOURCE, open_adapter
 from ..mulan.conditioning.prompt_tokenizer import STYLES
 from . import categories
 from .checked_node import CheckedNode
-from .common import fingerprint_model, list_models, locate_model, prompt_memory, validate
+from .common import fingerprint_model, has_model, list_models, locate_model, prompt_memory, show_progress, validate
 
+ENCODERS, CHATS = "text_encoders", "internvl_chat"
+FROM_CHATS = f"{CHATS}/"  # begins the names of files there in the list of text encoders
 NO_ADAPTER = "none (a whole MuLan PixArt model)"
 
 
@@ -78,11 +84,12 @@ class MulanLoader(CheckedNode):
                 ),
                 io.Combo.Input(
                     "text_encoder",
-                    options=list_models("text_encoders"),
+                    options=[*list_models(ENCODERS), *(f"{FROM_CHATS}{name}" for name in list_models(CHATS))],
                     tooltip=(
                         "InternVL's text encoder in models/text_encoders: a single .safetensors file, or "
                         f"the folder of {ENCODER_SOURCE}. MuLan Get Model downloads it as one smaller "
-                        "file, or converts the folder."
+                        "file, or converts the folder. internvl_chat/... is a chat model in models/internvl_chat, a "
+                        "small text encoder for adapters that were trained with it; no published adapter was."
                     ),
                 ),
                 io.Combo.Input(
@@ -161,6 +168,7 @@ class MulanLoader(CheckedNode):
                     ),
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -180,7 +188,8 @@ class MulanLoader(CheckedNode):
     @classmethod
     def fingerprint_inputs(cls, text_encoder=None, adapter=None, **others):
         """Change when a file does, so that one downloaded again under its name is read again."""
-        return fingerprint_model("text_encoders", text_encoder), fingerprint_model("mulan", adapter)
+        kind, name = _folder_of(text_encoder) if text_encoder else (ENCODERS, None)
+        return fingerprint_model(kind, name), fingerprint_model("mulan", adapter)
 
     @classmethod
     def execute(
@@ -194,7 +203,11 @@ class MulanLoader(CheckedNode):
         clip=None,
         remember_prompts=True,
     ) -> io.NodeOutput:
-        adapter_file = _open_adapter(adapter)
+        encoder_file, adapter_file = _open_encoder(text_encoder), _open_adapter(adapter)
+        if adapter_file:
+            check_pair(encoder_file, adapter_file)
+            if warning := pair_warning(encoder_file, adapter_file):
+                show_progress(cls, warning)
         if model is not None:
             check_family(
                 model,
@@ -209,7 +222,7 @@ class MulanLoader(CheckedNode):
                 "checkpoint's MODEL to MuLan Loader, and use MuLan Loader's MODEL output in its place."
             )
         mulan = load_clip(
-            locate_model("text_encoders", text_encoder, ENCODER_SOURCE),
+            encoder_file,
             adapter_file,
             prompt_style,
             device="cpu" if device == "cpu" else None,
@@ -225,12 +238,26 @@ class MulanLoader(CheckedNode):
 
 
 def _check_pair(text_encoder: str, adapter: str) -> None:
+    encoder_file = _open_encoder(text_encoder)
     if adapter_file := _open_adapter(adapter):
-        check_pair(_open_encoder(text_encoder), adapter_file)
+        check_pair(encoder_file, adapter_file)
+    else:
+        check_whole_pixart(encoder_file)
 
 
 def _open_encoder(name: str):
-    return open_text_encoder(locate_model("text_encoders", name, ENCODER_SOURCE))
+    return open_prompt_encoder(_locate_encoder(name))
+
+
+def _locate_encoder(name: str) -> Path:
+    kind, name = _folder_of(name)
+    return locate_model(kind, name, CHAT_SOURCE if kind == CHATS else ENCODER_SOURCE)
+
+
+def _folder_of(name: str) -> tuple[str, str]:
+    """Return the kind of folder in models/ that a name of the list is in, and the name there."""
+    is_chat = name.startswith(FROM_CHATS) and not has_model(ENCODERS, name)
+    return (CHATS, name.removeprefix(FROM_CHATS)) if is_chat else (ENCODERS, name)
 
 
 def _open_adapter(name: str):

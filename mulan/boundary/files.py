@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .interrupts import interruptible
 from .limits import MAX_FILE_NAME, MAX_JSON_LENGTH
@@ -29,6 +29,10 @@ try:
     import fcntl
 except ImportError:  # Windows, where an open file cannot be removed anyway
     fcntl = None
+try:
+    import msvcrt  # pyright: ignore[reportMissingModuleSource]
+except ImportError:  # all other systems
+    msvcrt = None
 
 UNFINISHED = ".unfinished"
 WINDOWS = os.name == "nt"
@@ -38,12 +42,15 @@ _RUN = uuid.uuid4().hex[:8]  # in the names of this process's unfinished files
 _OURS = re.compile(rf"\.(lock|[0-9a-f]{{8}})-([0-9a-f]{{8}})-[0-9a-f]{{8}}{re.escape(UNFINISHED)}$")
 _NO_NAME, _NO_WINDOWS_NAME = re.compile(r"[\x00-\x1f\x7f]"), re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 _DAY = 24 * 60 * 60.0
+_FAR = 2**40  # the byte that Windows locks: behind all that is read or written, for there a lock forbids both
+_HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 _STALE = 30.0  # seconds after which a lock counts as left by a killed process: they are held for one small file
 
 _REASONS = {
     errno.ENOSPC: "the disk is full. Make room on it",
     errno.EDQUOT: "the disk quota is used up. Make room",
     errno.EFBIG: "it would be larger than the system allows",
+    errno.EEXIST: "there is a file of the folder's name. Name another folder",
     errno.EROFS: "the folder is read-only. Make it writable",
     errno.EACCES: "ComfyUI has no permission to write there. Change the folder's permissions",
     errno.EPERM: "ComfyUI has no permission to write there. Change the folder's permissions",
@@ -144,6 +151,26 @@ def locked(path: Path, wait: float = _STALE) -> Iterator[bool]:
     finally:
         if held:
             lock.unlink(missing_ok=True)
+
+
+def hold(file: IO[Any]) -> bool:
+    """Keep other processes from holding the same open file until it is closed or this process ends.
+
+    Returns False where another has it. In a folder without locks, as some in networks are, everyone may hold it.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt is not None:
+            position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+            os.lseek(file.fileno(), _FAR, os.SEEK_SET)
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+            finally:
+                os.lseek(file.fileno(), position, os.SEEK_SET)
+    except OSError as error:
+        return error.errno not in _HELD
+    return True
 
 
 def check_file_name(path: str) -> None:

@@ -144,6 +144,17 @@ def read_config(file: TensorFile) -> Config:
     return Config({} if content is None else read_object(content, where), where)
 
 
+def need_config(file: TensorFile, source: str) -> Config:
+    """Do what `read_config` does, and raise WrongFileError where there is none; `source` is where to get it."""
+    config = read_config(file)
+    if not config.entries:
+        raise WrongFileError(
+            f"{describe_path(file.path)} has no config.json, and its tensors alone do not say enough. Keep that of "
+            f"{source} with the weights."
+        )
+    return config
+
+
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +47,24 @@ def count_layers(names: Iterable[str], prefix: str) -> int:
         lacking = min(expected - indices, key=int)
         raise ValueError(f"it has tensors of {prefix}{odd[0][:40]}, but none of {prefix}{lacking}")
     return len(indices)
+
+
+@contextmanager
+def reading_sizes(path: Path, advice: str = "Download it again", prefix: str = "") -> Iterator[None]:
+    """Raise WrongFileError, which names the file, in place of what `shape_of` and `count_layers` raise.
+
+    prefix: stands in the file before the names that were asked for. advice: what to do where sizes do not fit.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise WrongFileError(
+            f"{describe_path(path)} is incomplete: it has no tensor {prefix}{error.args[0]}. Download it again."
+        ) from error
+    except WrongFileError:
+        raise
+    except ValueError as error:
+        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. {advice}.") from error
 
 
 def check_weights(

@@ -21,28 +21,25 @@ from ..checkpoints.tensor_files import fingerprint
 from ..checkpoints.weight_source import has_quantized
 from .adapter import LanguageAdapter
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL
+from .encoder_files import (
+    AnyTextEncoderFile,
+    check_pair,
+    check_whole_pixart,
+    open_prompt_encoder,
+    pair_warning,
+    window_tokenizer,
+)
 from .families import DEFAULT_ZEROING, PIXART, SD15, ZEROING, Family
 from .internvl_llama import InternVLEncoder
-from .model_files import (
-    ENCODER_SOURCE,
-    TOKENIZER_NAME,
-    AdapterFile,
-    TextEncoderFile,
-    WrongFileError,
-    open_adapter,
-    open_text_encoder,
-)
+from .model_files import AdapterFile, TextEncoderFile, open_adapter
 from .prompt_memory import PromptMemory
 from .prompt_tokenizer import NEGATIVE, PromptTokenizer
 from .remembering_clip import MulanClip, advice_where_memory_is_short
 from .text_encoder import PROMPT_SPANS, MulanTextEncoder, PromptSpan
-from .tokenizer import BOS, EOS, PREFIX, UNK, InternVLTokenizer
-
-PREFIX_ROWS = 3  # the windows' lengths (families.py) are right for so many
 
 
 def load_clip(
-    text_encoder: Path | str | TextEncoderFile,
+    text_encoder: Path | str | AnyTextEncoderFile,
     adapter: Path | str | AdapterFile | None,
     prompt_style: str = "default",
     device: str | None = None,
@@ -51,21 +48,26 @@ def load_clip(
     disable_dynamic: bool = False,
     memory: PromptMemory | None = None,
 ) -> MulanClip:
-    """Load the InternVL text encoder with a MuLan adapter, each from a path or from a file that is open already.
+    """Load a text encoder (InternVL's, or a chat file's language model) with a MuLan adapter, each from a path or
+    from a file that is open already.
 
     No weight is read before a prompt must be encoded that `memory` does not know. Without an adapter (None), return the
     CLIP of a MuLan PixArt model, which brings its own projection. `device="cpu"` keeps the CLIP off the GPU. `zeroing`
     names one of `ZEROING`, for SDXL. `family` overrides the adapter's own (tests). Raises WrongFileError where a file
-    cannot serve or the two do not fit, with its name, its folder and what
-    was expected; MemoryError or torch.OutOfMemoryError with what would be smaller.
+    cannot serve or the two do not fit, with its name, its folder and what was expected; MemoryError or
+    torch.OutOfMemoryError with what would be smaller.
     """
-    if not isinstance(text_encoder, TextEncoderFile):
-        text_encoder = open_text_encoder(Path(text_encoder))
+    if not isinstance(text_encoder, AnyTextEncoderFile):
+        text_encoder = open_prompt_encoder(Path(text_encoder))
     if adapter is not None and not isinstance(adapter, AdapterFile):
         adapter = open_adapter(Path(adapter), family)
     if adapter is not None:
         check_pair(text_encoder, adapter)
+        if warning := pair_warning(text_encoder, adapter):
+            logging.warning("MuLan: %s", warning)
         family = adapter.family
+    else:
+        check_whole_pixart(text_encoder)
     clip = _build_clip(text_encoder, adapter, family or PIXART, prompt_style, device, zeroing, disable_dynamic)
     clip.prompt_memory = memory
     # ComfyUI builds the patcher anew where hooks need one of its own, or a second device.
@@ -117,59 +119,9 @@ def encode_prompts(clip: comfy.sd.CLIP, prompts: list[str], negatives: Sequence[
     return [[[context, {**common, **more, "pooled_output": pooled}]] for context, pooled, more in each]
 
 
-def check_pair(encoder: TextEncoderFile, adapter: AdapterFile) -> None:
-    """Raise WrongFileError where the adapter was trained on another text encoder, or needs what this file of it "
-    "lacks.
-    """
-    names = f"the adapter {adapter.file.path.name}", f"the text encoder {encoder.file.path.name}"
-    if adapter.shape.text_hidden_size != encoder.config.hidden_size:
-        raise WrongFileError(
-            f"{names[0]} reads states of width {adapter.shape.text_hidden_size}, but {names[1]} gives "
-            f"{encoder.config.hidden_size}: use the text encoder that this adapter was trained with "
-            f"(width 4096: InternVL-14B-224px)."
-        )
-    needed = adapter.shape.text_embeds_dim if isinstance(adapter.shape, AdapterShapeXL) else None
-    if needed is not None and encoder.projection_dim != needed:
-        held = "has none" if encoder.projection_dim is None else f"has one of width {encoder.projection_dim}"
-        raise WrongFileError(
-            f"{names[0]} needs the text encoder's `text_projection` of width {needed}, but {names[1]} "
-            f"(in {encoder.file.path.parent}) {held}. Use the published checkpoint's folder, or convert it again."
-        )
-
-
-class FrozenTextEncoder:
-    """The text encoder for training: captions -> the states that an adapter reads."""
-
-    def __init__(self, text_encoder_path: Path | str, device: str | None = None, family: Family = SD15):
-        file = open_text_encoder(Path(text_encoder_path))
-        self._clip = load_text_encoder(file, device, family)
-        self.hidden_size = file.config.hidden_size
-
-    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """Encode ``summarize:`` + caption -> states [B, 77, hidden_size] float32, the prefix's rows cut.
-
-        The empty caption goes in without the prefix.
-        """
-        model = self._clip.cond_stage_model
-        assert isinstance(model, MulanTextEncoder), "what load_text_encoder builds"  # noqa: S101
-        self._clip.load_model()
-        model.set_clip_options({"execution_device": self._clip.patcher.load_device})
-        states: dict[int, torch.Tensor] = {}
-        for bare in (False, True):
-            members = [i for i, caption in enumerate(captions) if (caption == "") == bare]
-            if not members:
-                continue
-            options = {NEGATIVE: True} if bare else {}
-            tokens = [self._clip.tokenize(captions[i], tokenizer_options=options) for i in members]
-            windows = [model.window(next(iter(of_caption.values()))[0]) for of_caption in tokens]
-            with torch.no_grad():
-                encoded = model.internvl.hidden_states([window.input_ids for window in windows])
-            for i, window, rows in zip(members, windows, encoded, strict=True):
-                states[i] = window.without_prefix(rows)
-        return torch.stack([states[i] for i in range(len(captions))])
-
-
-def load_text_encoder(file: TextEncoderFile, device: str | Devices | None = None, family: Family = SD15) -> MulanClip:
+def load_text_encoder(
+    file: AnyTextEncoderFile, device: str | Devices | None = None, family: Family = SD15
+) -> MulanClip:
     """Load the text encoder without an adapter, for those who read its states. Raises as `load_clip` does."""
     return _build_clip(file, None, family, "upstream", device, DEFAULT_ZEROING, False)
 
@@ -179,7 +131,7 @@ def _load_patcher(text_encoder_path, adapter_path, prompt_style, device, zeroing
 
 
 def _build_clip(
-    encoder_file: TextEncoderFile,
+    encoder_file: AnyTextEncoderFile,
     adapter_file: AdapterFile | None,
     family: Family,
     prompt_style: str,
@@ -188,14 +140,14 @@ def _build_clip(
     disable_dynamic: bool,
 ) -> MulanClip:
     with advice_where_memory_is_short(encoder_file.file.path.name):
-        tokenizer = _tokenizer(encoder_file)
+        tokenizer = window_tokenizer(encoder_file)
         weights, _ = comfy.utils.convert_old_quants(
             encoder_file.state_dict(), "", metadata=dict(encoder_file.file.metadata)
         )
         adapter_weights = adapter_file.state_dict() if adapter_file else {}
         shape = adapter_file.shape if adapter_file and adapter_weights else None
         projection_dim = shape.text_embeds_dim if isinstance(shape, AdapterShapeXL) else None
-        if projection_dim is not None:
+        if projection_dim is not None and isinstance(encoder_file, TextEncoderFile):  # which `check_pair` has checked
             weights["text_projection"] = encoder_file.text_projection()
         state_dicts = [weights, adapter_weights] if adapter_weights else [weights]
         origin = {
@@ -218,11 +170,12 @@ def _build_clip(
                 device=made_on,
                 model_options=model_options,
                 is_quantized=is_quantized,
+                frame=tokenizer.frame,
             )
             return MulanTextEncoder(
                 family,
                 encoder,
-                [piece.id for piece in tokenizer.prefix],
+                tokenizer.frame,
                 ZEROING[zeroing],
                 origin,
                 tokenizer.decode,
@@ -231,7 +184,7 @@ def _build_clip(
             )
 
         def build_tokenizer(embedding_directory=None, tokenizer_data=None):
-            return PromptTokenizer(tokenizer, family, prompt_style, encoder_file.config.to_tensor())
+            return PromptTokenizer(tokenizer, family, prompt_style, encoder_file.config_tensor())
 
         clip = MulanClip(
             ClipTarget(build_tokenizer, build_model),
@@ -244,32 +197,6 @@ def _build_clip(
         "MuLan: %s, text encoder %s, adapter %s", family.title, origin["text_encoder"], origin["adapter"] or "none"
     )
     return clip
-
-
-def _tokenizer(encoder_file: TextEncoderFile) -> InternVLTokenizer:
-    """Read the tokenizer of a text encoder's file.
-
-    Raises WrongFileError where it cannot be read, or is another model's.
-    """
-    where = f"{encoder_file.file.path.name} (in {encoder_file.file.path.parent})"
-    advice = f"Take {TOKENIZER_NAME} from where the weights come from ({ENCODER_SOURCE})."
-    try:
-        tokenizer = InternVLTokenizer(encoder_file.tokenizer())
-    except (ValueError, RuntimeError) as error:  # of no bytes at all sentencepiece makes a model, and fails later
-        raise WrongFileError(f"{where}: its sentencepiece model cannot be read ({error}). {advice}") from error
-    model = tokenizer.sentencepiece
-    if model.get_piece_size() != encoder_file.config.vocab_size:
-        raise WrongFileError(
-            f"{where}: its sentencepiece model knows {model.get_piece_size()} pieces, but its embedding has "
-            f"{encoder_file.config.vocab_size} rows, so the tokenizer is another model's. {advice}"
-        )
-    special, prefix = [model.unk_id(), model.bos_id(), model.eos_id()], len(tokenizer.prefix)
-    if special != [UNK, BOS, EOS] or prefix != PREFIX_ROWS:
-        raise WrongFileError(
-            f"{where}: its sentencepiece model has unk, bos, eos = {special} and {PREFIX!r} is {prefix} pieces, "
-            f"but InternVL's has {[UNK, BOS, EOS]} and {PREFIX_ROWS}, so the tokenizer is another model's. {advice}"
-        )
-    return tokenizer
 
 
 def _adapter(shape: AnyAdapterShape, weights: dict[str, torch.Tensor], device) -> LanguageAdapter | LanguageAdapterXL:

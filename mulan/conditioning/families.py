@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..checkpoints.identify import ADAPTER_TITLES
 
+PREFIX_ROWS = 3  # of InternVL's LLaMA, which the families' longer windows are given with
+
 
 @dataclass(frozen=True)
 class Family:
@@ -24,6 +26,15 @@ class Family:
     bare_window: int
     bare_negative: bool = True  # upstream encodes negatives without the prefix
     pooled_dim: int | None = None
+
+    @property
+    def adapter_rows(self) -> int:
+        """The rows of a prompt that the adapter reads, behind any prefix."""
+        return self.prefixed_window - PREFIX_ROWS
+
+    def windows(self, prefix_rows: int = PREFIX_ROWS) -> tuple[int, int]:
+        """Return the rows of a window with a prefix of so many rows, and of one without."""
+        return self.adapter_rows + prefix_rows, self.bare_window
 
 
 SD15 = Family("sd15", ADAPTER_TITLES[768], context_dim=768, token_keys=("l",), prefixed_window=80, bare_window=77)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..images.unicode_text import WITHOUT_SPACES, is_mark, script
 from .prompt_syntax import quoted
 from .prompt_tokenizer import PromptTokenizer, Token, TokenizedPrompt
-from .tokenizer import PREFIX, SPACE, UNK, InternVLTokenizer, units
+from .tokenizer import PREFIX, SPACE, Frame, WindowTokenizer, units
 
 # The same sentence in a language of each script, to compare how many tokens it takes.
 ENGLISH = "A small red house stands by the river under a blue sky."
@@ -75,6 +75,7 @@ class Inspection:
     family: str
     style: str
     negative: bool
+    frame: Frame
     prefix: list[TokenBox]  # none where the prompt goes in bare
     length: int  # rows of a window
     capacity: int  # of these, for text
@@ -126,6 +127,7 @@ def inspect_prompt(prompts: PromptTokenizer, text: str, negative: bool = False) 
         family=prompts.family.title,
         style=prompts.style,
         negative=negative,
+        frame=prompt.frame,
         prefix=[
             TokenBox(piece.text.lstrip(SPACE), (piece.id,), 1.0, -2, piece.starts_word, False, False)
             for piece in prompt.prefix
@@ -205,7 +207,7 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _boxes(tokens: Sequence[Token], tokenizer: InternVLTokenizer) -> list[TokenBox]:
+def _boxes(tokens: Sequence[Token], tokenizer: WindowTokenizer) -> list[TokenBox]:
     boxes, group, word_id, begin = [], 0, 0, 0
     for unit in units([token.piece for token in tokens]):
         token = tokens[begin]
@@ -259,7 +261,7 @@ def _words(text: str, letters: Counter[str]) -> int | None:
     return sum(any(character.isalnum() or is_mark(character) for character in word) for word in text.split())
 
 
-def _sample(scripts: list[tuple[str, float]], tokenizer: InternVLTokenizer) -> Sample | None:
+def _sample(scripts: list[tuple[str, float]], tokenizer: WindowTokenizer) -> Sample | None:
     names = [name for name, share in scripts if share >= 0.05]
     if names[:1] == ["Han"]:  # in Japanese too it may be the larger part, but never alone
         names = [name for name in names if name in ("Hiragana", "Katakana")] or names
@@ -298,8 +300,8 @@ def _notes(prompts: PromptTokenizer, text: str, prompt: TokenizedPrompt, windows
         notes.append(f"{plural(found.surrogates, 'lone surrogate')} (half a character): replaced by U+FFFD")
     if literals:
         notes.append(f"special tokens written out in the prompt act as such: {quoted(literals)}")
-    if any(UNK in box.token_ids for box in boxes if box.is_literal):
-        notes.append("<unk> is masked: the encoder does not see it")
+    if masked := sorted({box.text for box in boxes if box.is_literal and prompt.frame.pad in box.token_ids}):
+        notes.append(f"{', '.join(masked)} is masked: the encoder does not see it")
     if in_bytes:
         notes.append(f"{plural(in_bytes, 'character')} not in the vocabulary: read byte by byte")
     if len(windows) > MANY_WINDOWS:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from ..images.text_drawing import Color, TextRenderer
 from .inspection import InspectedWindow, Inspection, TokenBox, comparison, plural
-from .tokenizer import BOS, EOS, PREFIX
+from .tokenizer import PREFIX
 
 WIDTH, MAX_HEIGHT = 1024, 2048
 MARGIN, PAD, GAP = 32, 20, 16
@@ -140,7 +140,8 @@ class _Page:
 
     def _window_boxes(self, window: InspectedWindow) -> list[TokenBox]:
         """Return its text between the rows that every window has."""
-        return [_row("bos", BOS, -1), *self.inspection.prefix, *window.boxes, _row("eos", EOS, -3)]
+        frame = self.inspection.frame
+        return [_row("bos", frame.bos, -1), *self.inspection.prefix, *window.boxes, _row("eos", frame.eos, -3)]
 
     def _lines(self, lines: list[list[tuple[int, TokenBox]]], left: int, top: int, faded: bool = False) -> None:
         """Draw lines of boxes. Those of one word touch each other and alternate in shade."""

@@ -1,6 +1,7 @@
-"""InternVL's LLaMA: windows of token ids in, hidden states out.
+"""The language model that encodes prompts: windows of token ids in, hidden states out.
 
-Source: mulankit 1.0.2, ``InternVLTextModel``. The LLaMA is ComfyUI's own, so streaming to small GPUs, casting and
+It is InternVL's LLaMA (7 billion parameters; source: mulankit 1.0.2, ``InternVLTextModel``) or the language model of a
+chat file (from half a billion on). The LLaMA is ComfyUI's own, so streaming to small GPUs, casting and
 quantized weights are ComfyUI's work. The adapter is nested in the encoder's module because LoRA keys need one common
 prefix.
 """
@@ -17,11 +18,14 @@ from comfy import sd1_clip
 from comfy.text_encoders import llama
 
 from ..checkpoints.devices import choose_dtype, streaming_memory
+from ..checkpoints.language_model import LanguageConfig
 from ..checkpoints.linear import operations_for
 from .adapter import LanguageAdapter
 from .adapter_sdxl import LanguageAdapterXL
 from .text_config import TextConfig
-from .tokenizer import BOS, EOS, PAD
+from .tokenizer import BOS, EOS, PAD, Frame
+
+INTERNVL_FRAME = Frame(BOS, EOS, PAD, ())
 
 
 @dataclass
@@ -44,31 +48,35 @@ class LlamaConfig(llama.Llama2Config):
 
 
 class InternVLLlama(llama.BaseLlama, torch.nn.Module):
-    """All rows of the last layer, behind the final norm. `config` holds a `TextConfig` under ``sizes``."""
+    """All rows of the last layer, behind the final norm. `config` holds a `TextConfig` or a `LanguageConfig` under
+    ``sizes``.
+    """
 
     def __init__(self, config, dtype, device, operations):
         super().__init__()
         sizes = config["sizes"]
         self.num_layers = sizes.num_hidden_layers
-        self.model = llama.Llama2_(LlamaConfig.from_text_config(sizes), device=device, dtype=dtype, ops=operations)
+        known = sizes if isinstance(sizes, LanguageConfig) else LlamaConfig.from_text_config(sizes)
+        self.model = llama.Llama2_(known, device=device, dtype=dtype, ops=operations)
         self.dtype = dtype
 
 
 class InternVLEncoder(sd1_clip.SDClipModel):
     """Windows of token ids -> hidden states; it holds the adapter, which reads them.
 
-    `is_quantized`: whether the file has quantized layers.
+    `is_quantized`: whether the file has quantized layers. `frame`: the tokens around a prompt.
     """
 
     def __init__(
         self,
-        config: TextConfig,
+        config: TextConfig | LanguageConfig,
         adapter: LanguageAdapter | LanguageAdapterXL | None = None,
         projection_dim: int | None = None,
         dtype=None,
         device="cpu",
         model_options=None,
         is_quantized: bool = False,
+        frame: Frame = INTERNVL_FRAME,
     ):
         operations = operations_for(dtype if is_quantized else None)
         super().__init__(
@@ -79,10 +87,11 @@ class InternVLEncoder(sd1_clip.SDClipModel):
             layer="last",
             layer_norm_hidden_state=True,
             enable_attention_masks=True,
-            special_tokens={"start": BOS, "end": EOS, "pad": PAD},
+            special_tokens={"start": frame.bos, "end": frame.eos, "pad": frame.pad},
             model_options={**(model_options or {}), "custom_operations": operations},
         )
         self.config = config
+        self.frame = frame
         self._compute_dtype = torch.float32
         self._stored_dtype = None if is_quantized else dtype
         if projection_dim is not None:
@@ -99,13 +108,18 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         return self.execution_device or self.transformer.get_input_embeddings().weight.device
 
     def process_tokens(self, tokens, device):
-        """Embed the tokens and mask every row of id 0, as upstream does: also a literal <unk> inside the text, and
-        nothing else.
+        """Embed the tokens and mask every row of padding's id, as upstream does: also a literal <unk> inside the text,
+        and nothing else.
         """
         embeds, _, _, info = super().process_tokens(tokens, device)
         embeds = embeds.to(self._compute_dtype)
-        mask = (torch.tensor(tokens, device=device) != PAD).long()
+        mask = (torch.tensor(tokens, device=device) != self.frame.pad).long()
         return embeds, mask, mask.sum(dim=1).tolist(), info
+
+    def computes_in(self, device: torch.device) -> torch.dtype:
+        """Return the dtype on a device. Chat files are trained in bfloat16: a few values are beyond float16's."""
+        is_of_chat = isinstance(self.config, LanguageConfig)
+        return choose_dtype(device, torch.bfloat16) if is_of_chat else compute_dtype(device)
 
     def hidden_states(
         self, windows: Sequence[Sequence[int]], after_layer: Callable[[], None] = lambda: None
@@ -123,7 +137,7 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         llama_model: Any = self.transformer.model
         hooks = [layer.register_forward_hook(hook) for layer in llama_model.layers]
         try:
-            for dtype in dict.fromkeys((compute_dtype(self.device), torch.float32)):
+            for dtype in dict.fromkeys((self.computes_in(self.device), torch.float32)):
                 self._compute_dtype = dtype
                 states = self([list(window) for window in windows])[0]
                 if states.isfinite().all():
@@ -144,7 +158,7 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         """
         hidden_size, intermediate_size = self.config.hidden_size, self.config.intermediate_size
         matrix = hidden_size * intermediate_size
-        dtype = torch.float32 if device is None else compute_dtype(device)
+        dtype = torch.float32 if device is None else self.computes_in(device)
         made = 0 if dtype == self._stored_dtype else matrix
         norm = 0 if dtype is torch.float32 else torch.float32.itemsize * num_rows * hidden_size  # in float32 always
         memory = dtype.itemsize * (num_rows * (4 * hidden_size + 2 * intermediate_size) + made) + norm

@@ -16,9 +16,10 @@ from torch import nn
 
 from ..checkpoints.identify import adapter_layout, identify
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors, read_beside
-from ..checkpoints.weight_check import check_dtype, shape_of
+from ..checkpoints.weight_check import check_dtype, reading_sizes, shape_of
 from .adapter import AdapterShape, LanguageAdapter, from_published, published_key, to_published
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL, ProjectionShape, TextProjection
+from .encoder_kinds import FINGERPRINT_KEY, INTERNVL_LLAMA, fingerprint_of, saved_kind, trained_kind
 from .families import FAMILIES, PIXART, SDXL, Family
 from .text_config import TextConfig, check_llama, text_configuration
 
@@ -53,6 +54,7 @@ class TextEncoderFile:
     file: TensorFile
     config: TextConfig
     names: Mapping[str, str]  # ComfyUI's key -> the name in the file
+    kind: str = INTERNVL_LLAMA
 
     def tokenizer(self) -> bytes:
         """Return the sentencepiece model: the tensor `spiece_model`, or the folder's tokenizer.model.
@@ -82,6 +84,15 @@ class TextEncoderFile:
         assert name is not None, "a caller asks for projection_dim first"  # noqa: S101
         return self.file.read(name)
 
+    def config_tensor(self) -> torch.Tensor:
+        """Return what tensors cannot tell, as JSON in a uint8 tensor, for `SAVED_CONFIG`."""
+        return self.config.to_tensor()
+
+    def fingerprint(self) -> str:
+        """Return what an adapter's file calls this text encoder; see `fingerprint_of`."""
+        sizes = self.config.vocab_size, self.config.hidden_size, self.config.num_hidden_layers
+        return fingerprint_of(self.kind, sizes, lambda name: self.file.read(self.names[name]))
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read the LLaMA's tensors, on the CPU, in the file's own dtypes; float64 in float32.
 
@@ -103,6 +114,12 @@ class AdapterFile:
     shape: AnyAdapterShape
     family: Family
     names: Mapping[str, str]
+    encoder_kind: str = INTERNVL_LLAMA  # of the text encoder that it was trained with
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """That of the text encoder that it was trained with; empty where the file does not say."""
+        return self.file.metadata.get(FINGERPRINT_KEY, "")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read the tensors of the module behind the text encoder; none for PixArt, whose adapter is a part of the
@@ -177,19 +194,11 @@ def text_encoder_from_tensors(file: TensorFile) -> TextEncoderFile:
             f"{describe_path(path)} is a LLaMA text encoder without its sentencepiece model: {where}. "
             f"Take {TOKENIZER_NAME} from {ENCODER_SOURCE} and put it into the checkpoint's folder."
         )
-    try:
+    with reading_sizes(path, prefix=prefix):
         opened = TextEncoderFile(file, text_configuration(file, shapes), names)
         projection = opened.text_projection_name
         if projection and shape_of(file.shapes, projection, 2)[0] != opened.config.hidden_size:
             raise ValueError(f"{projection} {list(file.shapes[projection])} does not read its hidden states")
-    except KeyError as error:
-        raise WrongFileError(
-            f"{describe_path(path)} is incomplete: it has no tensor {prefix}{error.args[0]}. Download it again."
-        ) from error
-    except WrongFileError:
-        raise
-    except ValueError as error:
-        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Download it again.") from error
     check_llama(file, opened.config, names)
     return opened
 
@@ -231,7 +240,8 @@ def adapter_from_tensors(file: TensorFile, family: Family | None = None) -> Adap
             f"{len(wrong)} tensors are missing or have the wrong shape, the first, {wrong[0]}, {is_there}. "
             f"Download it again."
         )
-    return AdapterFile(file, shape, family, names)
+    kind = saved_kind(file) or trained_kind(file.metadata, f"the adapter {describe_path(path)}")
+    return AdapterFile(file, shape, family, names, kind)
 
 
 _SHAPES = {"one": AdapterShape, "two": AdapterShapeXL, "projection": ProjectionShape}

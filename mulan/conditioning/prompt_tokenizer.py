@@ -29,7 +29,7 @@ from . import windows
 from .families import Family
 from .prompt_syntax import Notes, Segment, parse_prompt, plain_prompt, with_plain_spaces
 from .text_config import SAVED_CONFIG
-from .tokenizer import BOS, EOS, PAD, InternVLTokenizer, Piece
+from .tokenizer import Frame, Piece, WindowTokenizer
 
 STYLES = ("default", "upstream")
 BYTE_ORDER_MARK = "\ufeff"
@@ -49,6 +49,7 @@ class TokenizedPrompt:
     """A prompt as it goes into the text encoder, and what became of the rest of it."""
 
     text: list[str]  # of each part, brackets and BREAK taken away
+    frame: Frame
     prefix: list[Piece]  # as it stands in every window; none where the prompt goes in bare
     windows: list[list[Token]]
     part_of_window: list[int]  # index of the part that each window belongs to
@@ -63,9 +64,9 @@ class TokenizedPrompt:
 
         The word id of all but text is 0.
         """
-        head = [(BOS, 1.0, 0)] + [(piece.id, 1.0, 0) for piece in self.prefix]
-        rows = head + [(token.piece.id, token.weight, token.word_id) for token in window] + [(EOS, 1.0, 0)]
-        return rows + [(PAD, 1.0, 0)] * (self.length - len(rows))
+        head = [(self.frame.bos, 1.0, 0)] + [(piece.id, 1.0, 0) for piece in self.prefix]
+        rows = head + [(token.piece.id, token.weight, token.word_id) for token in window] + [(self.frame.eos, 1.0, 0)]
+        return rows + [(self.frame.pad, 1.0, 0)] * (self.length - len(rows))
 
 
 class PromptTokenizer:
@@ -75,7 +76,7 @@ class PromptTokenizer:
     of the family's keys.
     """
 
-    def __init__(self, tokenizer: InternVLTokenizer, family: Family, style: str, config: torch.Tensor | None = None):
+    def __init__(self, tokenizer: WindowTokenizer, family: Family, style: str, config: torch.Tensor | None = None):
         if style not in STYLES:
             raise ValueError(f"prompt_style is {style!r}, expected one of {', '.join(STYLES)}")
         self.tokenizer = tokenizer
@@ -118,7 +119,8 @@ class PromptTokenizer:
         _check_length(len(prompt.parts))
         empty = self.style == "default" and not any(prompt.parts)
         prefixed = not (self.family.bare_negative and (negative or empty))
-        length = self.family.prefixed_window if prefixed else self.family.bare_window
+        with_prefix, bare = self.family.windows(len(self.tokenizer.prefix))
+        length = with_prefix if prefixed else bare
         count = len(self.tokenizer.prefix) if prefixed else 0
         capacity = length - count - 2
 
@@ -138,11 +140,16 @@ class PromptTokenizer:
             kept = [window for part in chunks for window in part]
             _check_length(len(kept))
             part_of_window = [index for index, part in enumerate(chunks) for _ in part]
-        return TokenizedPrompt(texts, prefix, kept, part_of_window, length, capacity, merged, dropped, prompt.notes)
+        return TokenizedPrompt(
+            texts, self.tokenizer.frame, prefix, kept, part_of_window, length, capacity, merged, dropped, prompt.notes
+        )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return what CLIPSave must keep beside the weights, so that the file can be loaded again."""
-        kept = {"spiece_model": torch.frombuffer(bytearray(self.tokenizer.model), dtype=torch.uint8)}
+        kept = {
+            name: torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            for name, content in self.tokenizer.files().items()
+        }
         return kept if self._config is None else {**kept, SAVED_CONFIG: self._config}
 
     def untokenize(self, tokens) -> list[tuple]:
@@ -169,12 +176,13 @@ class KeyTokenizer:
 
     pad_to_max_length = True  # so a BREAK can begin a window
     embedding_directory = None
-    start_token, end_token, pad_token = BOS, EOS, PAD
     tokens_start = 1
 
     def __init__(self, tokenizer: PromptTokenizer, key: str):
         self.embedding_key = f"clip_{key}"
-        self.max_length = tokenizer.family.prefixed_window
+        frame = tokenizer.tokenizer.frame
+        self.start_token, self.end_token, self.pad_token = frame.bos, frame.eos, frame.pad
+        self.max_length = tokenizer.family.windows(len(frame.prefix))[0]
         self._tokenizer, self._key = tokenizer, key
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> list[list[tuple]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..images.unicode_text import WITHOUT_SPACES, script
-from .tokenizer import InternVLTokenizer, units
+from .tokenizer import WindowTokenizer, units
 
 MAX_WORDS = 256  # of one prompt: each takes a pass of text encoder and MODEL
 
@@ -60,7 +60,7 @@ def chosen_words(prompt: str, chosen: str) -> list[Word]:
     return _checked(words)
 
 
-def unit_splitter(tokenizer: InternVLTokenizer) -> Callable[[str], list[str]]:
+def unit_splitter(tokenizer: WindowTokenizer) -> Callable[[str], list[str]]:
     """Return a `split` by the tokenizer's pieces; characters that it takes apart into bytes stay whole."""
 
     def split(run: str) -> list[str]:

@@ -28,7 +28,6 @@ from comfy.model_patcher import ModelPatcher
 
 from .. import VERSION
 from ..boundary.interrupts import interruptible
-from .internvl_llama import compute_dtype
 from .prompt_memory import EncodedPrompt, PromptMemory
 from .text_encoder import Conditioning, MulanTextEncoder, Prompt
 from .token_windows import PROMPT_SPANS, PromptSpan
@@ -103,7 +102,7 @@ class MulanClip(comfy.sd.CLIP):
             return None
         return [
             contents,
-            [model.family.name, asdict(model.zeroing), list(model.prefix_ids), self.layer_idx],
+            [model.family.name, asdict(model.zeroing), list(model.frame.prefix), self.layer_idx],
             _arithmetic(model, patcher),
         ]
 
@@ -172,7 +171,7 @@ def _arithmetic(model: MulanTextEncoder, patcher: ModelPatcher) -> list:
         [VERSION, comfyui_version.__version__, torch.__version__],
         [str(device.type), comfy.model_management.get_torch_device_name(device)],
         [
-            str(compute_dtype(device)),
+            str(model.internvl.computes_in(device)),
             str(patcher.object_patches.get("manual_cast_dtype")),
             str(comfy.model_management.intermediate_dtype()),
         ],

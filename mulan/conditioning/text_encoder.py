@@ -22,7 +22,7 @@ from .families import PIXART, Family, Zeroing
 from .internvl_llama import InternVLEncoder
 from .prompt_tokenizer import NEGATIVE
 from .token_windows import PROMPT_SPANS, PromptSpan, Window, read_window, window_rows, without_empty_tail
-from .tokenizer import PAD
+from .tokenizer import Frame
 
 BATCH_SIZE = 16  # windows at once: more take memory and save no time
 RUN_SIZE = 4 * BATCH_SIZE  # windows whose hidden states are kept until their contexts are made
@@ -48,16 +48,16 @@ class Prompt(NamedTuple):
 class MulanTextEncoder(torch.nn.Module):
     """ComfyUI's cond-stage contract: weighted windows of tokens -> the context of a family's cross-attention.
 
-    `prefix_ids` are the prefix's tokens. `origin` (file names of text encoder and adapter) goes with every conditioning
-    and into errors. `decode` turns ids back into text. `fingerprint` changes with the text encoder's file, `contents`
-    are those of both files.
+    `frame`: what stands around a prompt in a window. `origin` (file names of text encoder and adapter) goes with every
+    conditioning and into errors. `decode` turns ids back into text. `fingerprint` changes with the text encoder's file,
+    `contents` are those of both files.
     """
 
     def __init__(
         self,
         family: Family,
         encoder: InternVLEncoder,
-        prefix_ids: Sequence[int],
+        frame: Frame,
         zeroing: Zeroing,
         origin: dict[str, str],
         decode: Callable[[Sequence[int]], str],
@@ -67,7 +67,7 @@ class MulanTextEncoder(torch.nn.Module):
         super().__init__()
         self.family = family
         self.internvl = encoder
-        self.prefix_ids = tuple(prefix_ids)
+        self.frame = frame
         self.zeroing = zeroing
         self.origin = origin
         self.decode = decode
@@ -90,7 +90,7 @@ class MulanTextEncoder(torch.nn.Module):
 
     def window(self, rows: Sequence[tuple]) -> Window:
         """Read one window of a tokenizer's (id, weight) rows. Raises ValueError where it is none of this family's."""
-        return read_window(rows, self.family, self.prefix_ids, self.internvl.config.vocab_size)
+        return read_window(rows, self.family, self.frame, self.internvl.config.vocab_size)
 
     def prompts(self, tokens) -> list[Prompt]:
         """Read a tokenizer's tokens: one prompt, or those of `PROMPT_SPANS`. Raises ValueError for tokens that are not
@@ -269,9 +269,8 @@ class MulanTextEncoder(torch.nn.Module):
         batches = [fresh[start : start + BATCH_SIZE] for start in range(0, len(fresh), BATCH_SIZE)]
         for batch in batches:
             length = len(batch[-1])  # no row sees a later one, so more padding changes nothing before it
-            states = self.internvl.hidden_states(
-                [(*window, *[PAD] * (length - len(window))) for window in batch], partial(progress.update, len(batch))
-            )
+            padded = [(*window, *[self.frame.pad] * (length - len(window))) for window in batch]
+            states = self.internvl.hidden_states(padded, partial(progress.update, len(batch)))
             known |= {window: rows[: len(window)] for window, rows in zip(batch, states, strict=True)}
         if not self.is_hooked():
             device = comfy.model_management.intermediate_device()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .families import Family
-from .tokenizer import BOS, EOS, PAD
+from .tokenizer import Frame
 
 # A key beside the token keys, where several prompts go in with one call: the `PromptSpan` of each.
 # Stock nodes never see it, only `clip.encode_prompts` sets it.
@@ -35,12 +35,13 @@ class Window:
     input_ids: tuple[int, ...]
     weights: tuple[float, ...]
     prefix_ids: tuple[int, ...]  # none where the prompt goes in bare
+    frame: Frame
 
     @property
     def empty_ids(self) -> tuple[int, ...]:
         """The ids of a window of this form without a prompt."""
-        ids = (BOS, *self.prefix_ids, EOS)
-        return (*ids, *[PAD] * (len(self.input_ids) - len(ids)))
+        ids = (self.frame.bos, *self.prefix_ids, self.frame.eos)
+        return (*ids, *[self.frame.pad] * (len(self.input_ids) - len(ids)))
 
     @property
     def is_empty(self) -> bool:
@@ -65,7 +66,7 @@ class Window:
     @property
     def _end(self) -> int:
         """Behind the last eos."""
-        return len(self.input_ids) - self.input_ids[::-1].index(EOS)
+        return len(self.input_ids) - self.input_ids[::-1].index(self.frame.eos)
 
     def without_prefix(self, states: torch.Tensor) -> torch.Tensor:
         """Cut the prefix's rows from this window's states [T, hidden_size], by position, as upstream does."""
@@ -87,7 +88,7 @@ def window_rows(tokens, family: Family) -> Sequence[Sequence]:
     return windows
 
 
-def read_window(rows: Sequence[tuple], family: Family, prefix_ids: tuple[int, ...], vocab_size: int) -> Window:
+def read_window(rows: Sequence[tuple], family: Family, frame: Frame, vocab_size: int) -> Window:
     """Read one window of a tokenizer's (id, weight) rows. Raises ValueError where it is none of this family's.
 
     Only windows with the prefix have the family's longer length.
@@ -98,17 +99,17 @@ def read_window(rows: Sequence[tuple], family: Family, prefix_ids: tuple[int, ..
             raise ValueError(f"the tokens hold the id {token_id}, which the text encoder does not know. {OWN_TOKENS}")
         input_ids.append(token_id)
         weights.append(weight)
-    lengths = family.prefixed_window, family.bare_window
-    prefix_ids = prefix_ids if len(rows) == lengths[0] else ()
+    lengths = family.windows(len(frame.prefix))
+    prefix_ids = frame.prefix if len(rows) == lengths[0] else ()
     # The prefix's last row may be another token, with the prompt's first characters in it.
-    begins = (BOS, *prefix_ids[:-1])
-    if len(rows) not in lengths or tuple(input_ids[: len(begins)]) != begins or EOS not in input_ids:
+    begins = (frame.bos, *prefix_ids[:-1])
+    if len(rows) not in lengths or tuple(input_ids[: len(begins)]) != begins or frame.eos not in input_ids:
         raise ValueError(
             f"the tokens are of another CLIP: {len(rows)} in a window, the first {input_ids[:4]}. MuLan's for "
-            f"{family.title} are {' or '.join(map(str, sorted(set(lengths))))} and begin with {BOS}. "
+            f"{family.title} are {' or '.join(map(str, sorted(set(lengths))))} and begin with {frame.bos}. "
             f"{OWN_TOKENS}"
         )
-    return Window(tuple(input_ids), tuple(weights), prefix_ids)
+    return Window(tuple(input_ids), tuple(weights), prefix_ids, frame)
 
 
 def without_empty_tail(windows: list[Window]) -> list[Window]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..boundary.interrupts import interruptible
 from ..boundary.limits import MAX_PROMPT_TOKENS
@@ -22,6 +22,7 @@ PREFIX = "summarize:"
 SPACE = "\u2581"
 
 _SPACE_BYTES = SPACE.encode()
+MAX_UNIT = 16  # pieces that are whole characters only together; longer runs are no text
 _BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
@@ -32,19 +33,21 @@ class Piece(NamedTuple):
     text: str
     offset: int | None  # None where the piece could not be aligned with the text
     end: int | None = None  # behind its last byte
+    raw: bytes | None = None  # of a piece of a byte-level tokenizer that is not whole characters
 
     @property
     def starts_word(self) -> bool:
         return self.text.startswith(SPACE)
 
     @property
-    def byte(self) -> int | None:
-        """The byte that a piece such as ``<0xE1>`` stands for; None for all other pieces."""
-        return _BYTES.get(self.text)
+    def bytes(self) -> bytes | None:
+        """The bytes that a piece such as ``<0xE1>`` stands for; None for pieces that are whole characters."""
+        byte = _BYTES.get(self.text)
+        return self.raw if byte is None else bytes((byte,))
 
 
 class Unit(NamedTuple):
-    """Pieces that are text together: one piece, or the bytes of one character that the vocabulary lacks."""
+    """Pieces that are text together: one piece, or those whose bytes are whole characters only together."""
 
     text: str  # a leading space stands where a word begins
     pieces: tuple[Piece, ...]
@@ -55,23 +58,68 @@ def units(pieces: Sequence[Piece]) -> list[Unit]:
     """Group pieces into units, bytes into characters. Bytes that are not UTF-8 stand alone, as U+FFFD."""
     grouped, i = [], 0
     while i < len(pieces):
-        first = pieces[i].byte
-        if first is None:
+        if pieces[i].bytes is None:
             grouped.append(Unit(pieces[i].text.replace(SPACE, " "), (pieces[i],), False))
             i += 1
             continue
-        length = 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
-        group = tuple(pieces[i : i + length])
-        raw = [piece.byte for piece in group]
-        try:
-            text = bytes(byte for byte in raw if byte is not None).decode()
-            if None in raw:  # a piece that is not a byte
-                raise ValueError
-        except ValueError:  # of which UnicodeDecodeError is one: bytes that are not a character
-            group, text = group[:1], "\ufffd"
-        grouped.append(Unit(text, group, True))
-        i += len(group)
+        text, count = _characters(pieces, i)
+        grouped.append(Unit(text, tuple(pieces[i : i + count]), True))
+        i += count
     return grouped
+
+
+def _characters(pieces: Sequence[Piece], first: int) -> tuple[str, int]:
+    """Return the characters that pieces of bytes are together from `first` on, and how many pieces those are."""
+    raw = b""
+    for count, piece in enumerate(pieces[first : first + MAX_UNIT], 1):
+        if piece.bytes is None:
+            break
+        raw += piece.bytes
+        try:
+            return raw.decode(), count
+        except UnicodeDecodeError as error:
+            if error.reason != "unexpected end of data":
+                break
+    return "\ufffd", 1
+
+
+class Frame(NamedTuple):
+    """What stands around a prompt in a window, as ids: bos, the prefix where the prompt has one, the text, eos, then
+    padding. No row sees one of padding; those see all others.
+    """
+
+    bos: int
+    eos: int
+    pad: int
+    prefix: tuple[int, ...]
+
+
+class WindowTokenizer(Protocol):
+    """A text encoder's tokenizer, as `PromptTokenizer` uses it. `literals`: texts that become one id each."""
+
+    frame: Frame
+    prefix: list[Piece]
+    literals: dict[str, int]
+
+    def encode(self, text: str, offset: int = 0) -> list[Piece]:
+        """Return the pieces of the text, without bos and eos; the text's first byte counts as `offset`."""
+        ...
+
+    def encode_prefixed(self, text: str, keep_merged: bool) -> list[Piece]:
+        """Return the pieces of `PREFIX` + text, those of the prefix first; offsets count from the start of the text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids; special tokens are left out."""
+        ...
+
+    def piece(self, token_id: int) -> str:
+        """Return the piece of a token id."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """Return what a file must hold for the tokenizer to be read again, by the names of its tensors."""
+        ...
 
 
 class InternVLTokenizer:
@@ -86,6 +134,7 @@ class InternVLTokenizer:
             self.literals["[PAD]"] = pad
         self._split = re.compile("(" + "|".join(map(re.escape, self.literals)) + ")")
         self.prefix = [self._piece(token_id, None) for token_id in self.sentencepiece.encode(PREFIX)]
+        self.frame = Frame(BOS, EOS, PAD, tuple(piece.id for piece in self.prefix))
         self._newline = self.sentencepiece.encode("\n")
 
     def encode(self, text: str, offset: int = 0) -> list[Piece]:
@@ -98,12 +147,12 @@ class InternVLTokenizer:
         pieces: list[Piece] = []
         for part in interruptible(self._split.split(text)):
             if part in self.literals:
-                _check_length(len(pieces) + 1)
+                check_length(len(pieces) + 1)
                 pieces.append(Piece(self.literals[part], part, offset, offset + len(part)))
             elif part:
                 token_ids = self.sentencepiece.encode(part)
-                _check_length(len(pieces) + len(token_ids))
-                pieces += self._align(token_ids, part, offset)
+                check_length(len(pieces) + len(token_ids))
+                pieces += align(self.sentencepiece, token_ids, part, offset)
             offset += len(part.encode())
         return pieces
 
@@ -133,30 +182,36 @@ class InternVLTokenizer:
         """Return the piece of a token id."""
         return self.sentencepiece.id_to_piece(token_id)
 
+    def files(self) -> dict[str, bytes]:
+        """Return what a file must hold for the tokenizer to be read again, by the names of its tensors."""
+        return {"spiece_model": self.model}
+
     def _piece(self, token_id: int, offset: int | None) -> Piece:
         return Piece(token_id, self.piece(token_id), offset)
 
-    def _align(self, token_ids: list[int], text: str, start: int) -> list[Piece]:
-        """Walk pieces and text side by side; a piece that does not fit ends the alignment (offset None from there on).
 
-        A space and a literal U+2581 are the same to sentencepiece, so both are read as spaces, of one and of three
-        bytes.
-        """
-        raw = text.encode()
-        position: int | None = -1  # sentencepiece puts one space before the text
-        pieces = []
-        for token_id, name in interruptible(zip(token_ids, self.sentencepiece.id_to_piece(token_ids), strict=True)):
-            span = None if position is None or token_id == UNK else _consume(raw, position, name)
-            if span is None:
-                position = None
-                pieces.append(Piece(token_id, name, None, None))
-            else:
-                first, position = span
-                pieces.append(Piece(token_id, name, start + first, start + position))
-        return pieces
+def align(sentencepiece: Any, token_ids: list[int], text: str, start: int, adds_space: bool = True) -> list[Piece]:
+    """Walk pieces and text side by side; a piece that does not fit ends the alignment (offset None from there on).
+
+    A space and a literal U+2581 are the same to sentencepiece, so both are read as spaces, of one and of three bytes.
+    `adds_space`: whether the model puts a space before each text. The text's first byte counts as `start`.
+    """
+    raw, unknown = text.encode(), sentencepiece.unk_id()
+    position: int | None = -1 if adds_space else 0
+    pieces = []
+    for token_id, name in interruptible(zip(token_ids, sentencepiece.id_to_piece(token_ids), strict=True)):
+        span = None if position is None or token_id == unknown else _consume(raw, position, name)
+        if span is None:
+            position = None
+            pieces.append(Piece(token_id, name, None, None))
+        else:
+            first, position = span
+            pieces.append(Piece(token_id, name, start + first, start + position))
+    return pieces
 
 
-def _check_length(num_tokens: int) -> None:
+def check_length(num_tokens: int) -> None:
+    """Raise ValueError for a text of more tokens than are read."""
     if num_tokens > MAX_PROMPT_TOKENS:
         raise ValueError(
             f"the text takes {num_tokens} tokens or more, and at most {MAX_PROMPT_TOKENS} are read. Shorten it"

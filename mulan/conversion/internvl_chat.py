@@ -11,10 +11,10 @@ import json
 import torch
 
 from ..checkpoints.identify import is_internvl_chat
+from ..checkpoints.language_tokenizers import TOKENIZER_FILES
 from ..checkpoints.quantization import FORMATS, Quantization, plain_dtype
 from ..checkpoints.tensor_files import CONFIG, TensorFile
 from ..internvl_chat.chat_files import SOURCE, ChatFile, chat_from_tensors
-from ..internvl_chat.chat_tokenizer import TOKENIZER_FILES
 from .output_files import (
     Converter,
     Plan,

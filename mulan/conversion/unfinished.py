@@ -7,6 +7,7 @@ its bytes are on the disk.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,12 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..boundary.files import UnwritableError, WholeFile, naming
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from ..boundary.files import UnwritableError, WholeFile, hold, naming
 
 PART = ".part"
 JOURNAL = f"{PART}.log"
@@ -143,16 +139,10 @@ class UnfinishedFile(WholeFile):
             os.fsync(journal.fileno())
 
     def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not hold(self._file):
             raise UnwritableError(
-                error.errno, f"{self.path.name} is being made in {self.path.parent} by another process: wait for it"
-            ) from error
-        except OSError:  # some network folders have no locks
-            return
+                errno.EAGAIN, f"{self.path.name} is being made in {self.path.parent} by another process: wait for it"
+            )
 
 
 def drop(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,21 @@ def read_image(path: Path) -> torch.Tensor:
     It is upright as the camera held it, without transparency, of an animation the first frame. Raises
     UnreadableImageError, also for an image with more pixels than are read, before it is decoded.
     """
+    with opened_image(path) as image:
+        sixteen_bits = image.mode in _SIXTEEN_BITS
+        image = ImageOps.exif_transpose(image)
+        pixels = np.asarray(image if sixteen_bits else image.convert("RGB"), dtype=np.float32)
+    pixels = torch.from_numpy(pixels).div_(65535 if sixteen_bits else 255)
+    return pixels[..., None].expand(-1, -1, 3) if sixteen_bits else pixels
+
+
+@contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file, of which the header is read; what the block does with it may read the rest.
+
+    Raises UnreadableImageError for whatever a broken file leads Pillow to, also for an image with more pixels than are
+    read, before it is decoded.
+    """
     if not path.is_file():  # a pipe would wait for someone to write
         raise UnreadableImageError("it is not a file")
     Image.init()
@@ -52,15 +69,11 @@ def read_image(path: Path) -> torch.Tensor:
         with Image.open(path, formats=[name for name in Image.OPEN if name != "EPS"]) as image:  # EPS is a program
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise UnreadableImageError(_too_large(f"{image.width} x {image.height}"))
-            sixteen_bits = image.mode in _SIXTEEN_BITS
-            image = ImageOps.exif_transpose(image)
-            pixels = np.asarray(image if sixteen_bits else image.convert("RGB"), dtype=np.float32)
+            yield image
     except (MemoryError, UnreadableImageError):
         raise
-    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+    except Exception as error:  # Pillow's readers raise whatever they meet
         raise UnreadableImageError(_reason(path, error)) from error
-    pixels = torch.from_numpy(pixels).div_(65535 if sixteen_bits else 255)
-    return pixels[..., None].expand(-1, -1, 3) if sixteen_bits else pixels
 
 
 def _too_large(pixels: str) -> str:

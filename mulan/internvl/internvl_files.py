@@ -18,7 +18,7 @@ from torch import nn
 from ..checkpoints.config import read_config
 from ..checkpoints.identify import identify
 from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors
-from ..checkpoints.weight_check import check_weights
+from ..checkpoints.weight_check import check_weights, reading_sizes
 from ..checkpoints.weight_source import WeightSource, has_quantized, with_scales
 from ..conditioning.model_files import ENCODER_SOURCE as SOURCE
 from ..conditioning.model_files import TextEncoderFile, text_encoder_from_tensors
@@ -120,21 +120,13 @@ def internvl_from_tensors(file: TensorFile) -> ContrastiveFile:
             "models/internvl."
         )
     config = read_config(published)
-    try:
+    with reading_sizes(file.path):
         model_config = internvl_keys.model_configuration(shapes, config)
         model = Part(ContrastiveModel, model_config, internvl_keys.model_sources(model_config))
         reader = None
         if internvl_keys.QUERIES in shapes:
             reader_config = internvl_keys.reader_configuration(shapes, config)
             reader = Part(QueryReader, reader_config, internvl_keys.reader_sources(reader_config))
-    except KeyError as error:
-        raise WrongFileError(
-            f"{describe_path(file.path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
-        ) from error
-    except WrongFileError:
-        raise
-    except ValueError as error:
-        raise WrongFileError(f"{describe_path(file.path)} cannot be used: {error}. Download it again.") from error
     opened = ContrastiveFile(published, config.entries, model, reader, _text_opener(file))
     _check(opened)
     return opened

@@ -87,6 +87,11 @@ def _check_clip(file: ContrastiveFile, clip) -> None:
             "MuLan's CLIP: "
             f"connect a CLIP of the MuLan Loader, or none."
         )
+    if not isinstance(model.internvl.config, TextConfig):
+        raise ValueError(
+            f"the CLIP's text encoder {model.origin['text_encoder']} is a chat model's language model, and InternVL "
+            "reads texts with its own LLaMA (InternVL-14B-224px): connect a CLIP of that, or none."
+        )
     check_pair(file, model.internvl.config, f"{model.origin['text_encoder']} of the CLIP")
 
 

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.config import read_config
+from ..checkpoints.chat_names import LANGUAGE, as_published
+from ..checkpoints.config import need_config
 from ..checkpoints.identify import identify, is_internvl_chat
-from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, open_tensors, read_beside
-from ..checkpoints.weight_check import check_weights
+from ..checkpoints.language_tokenizers import TOKENIZER_FILES, Tokenizer, read_tokenizer, tokenizer_file
+from ..checkpoints.tensor_files import TensorFile, WrongFileError, describe_path, open_tensors
+from ..checkpoints.weight_check import check_weights, reading_sizes
 from ..checkpoints.weight_source import WeightSource, has_quantized, with_scales
 from . import chat_keys
 from .chat_model import ChatConfig, InternVLChat
-from .chat_tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 
 SOURCE = (
     "OpenGVLab on Hugging Face (InternVL2_5-1B to -8B, InternVL3-1B, -2B, -8B, -14B, -38B, InternVL3_5-1B to -38B, "
@@ -61,35 +62,15 @@ class ChatFile:
             yield name, source.read(self.file.read)
 
     def tokenizer_file(self, name: str) -> bytes | None:
-        """Return what one of `TOKENIZER_FILES` holds: those inside a converted file, else those of the folder.
-
-        None where there is none.
-        """
-        if CONFIG in self.file.metadata:
-            return self.file.read_bytes(name) if name in self.file.shapes else None
-        return read_beside(self.file.path if self.file.path.is_dir() else self.file.path.parent, name)
+        """Return what one of `TOKENIZER_FILES` holds, None where there is none."""
+        return tokenizer_file(self.file, name)
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer inside the file or beside it.
 
         Raises WrongFileError where there is none, or it is another model's.
         """
-        advice = f"Keep the tokenizer's files of the published folder, from {SOURCE}, with the weights."
-        try:
-            tokenizer = load_tokenizer(self.tokenizer_file)
-        except WrongFileError:
-            raise
-        except ValueError as error:
-            raise WrongFileError(
-                f"{describe_path(self.file.path)} has no tokenizer that can be used: {error}. {advice}"
-            ) from error
-        if tokenizer.vocab_size > self.config.language.vocab_size:
-            raise WrongFileError(
-                f"{describe_path(self.file.path)}: its tokenizer knows {tokenizer.vocab_size} tokens, but its language "
-                "model embeds "
-                f"{self.config.language.vocab_size}: it is another model's. {advice}"
-            )
-        return tokenizer
+        return read_tokenizer(self.file, self.config.language.vocab_size, SOURCE)
 
 
 def open_chat(path: Path) -> ChatFile:
@@ -102,29 +83,16 @@ def open_chat(path: Path) -> ChatFile:
 
 def chat_from_tensors(file: TensorFile) -> ChatFile:
     """Do what `open_chat` does, with tensors that are open already."""
-    path, file = file.path, chat_keys.as_published(file)
+    path, file = file.path, as_published(file)
     if not is_internvl_chat(file.shapes):
         raise WrongFileError(
             f"{describe_path(path)} is {identify(file.shapes)}; expected an InternVL chat model, from {SOURCE}, in "
             f"models/internvl_chat."
         )
-    config = read_config(file)
-    if not config.entries:
-        raise WrongFileError(
-            f"{describe_path(path)} has no config.json, and its tensors alone do not say enough. Keep that of {SOURCE} "
-            "with the weights."
-        )
-    try:
+    config = need_config(file, SOURCE)
+    with reading_sizes(path, f"Expected one from {SOURCE}"):
         sizes = chat_keys.configuration(file.shapes, config)
         opened = ChatFile(file, config.entries, sizes, config.text("system_message"))
-    except KeyError as error:
-        raise WrongFileError(
-            f"{describe_path(path)} is incomplete: it has no tensor {error.args[0]}. Download it again."
-        ) from error
-    except WrongFileError:
-        raise
-    except ValueError as error:
-        raise WrongFileError(f"{describe_path(path)} cannot be used: {error}. Expected one from {SOURCE}.") from error
     _check(opened)
     return opened
 
@@ -139,4 +107,4 @@ def _check(opened: ChatFile) -> None:
     """Raise WrongFileError where a tensor is missing, holds no weights, or has another shape than the model's."""
     state_dict = opened.build(operations=nn, device="meta").state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    check_weights(opened.file, opened.sources(), expected, quantized_in=chat_keys.LANGUAGE)
+    check_weights(opened.file, opened.sources(), expected, quantized_in=LANGUAGE)

@@ -1,12 +1,9 @@
-"""The language model: Qwen2, Qwen3, InternLM2 and LLaMA are one network on ComfyUI's blocks, with or without biases and
-norms of queries and keys.
-"""
+"""The language model that generates: ComfyUI's LLaMA, read in parts, with the checks of sampling."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.ops
@@ -15,23 +12,9 @@ from comfy.text_encoders import llama
 from torch import nn
 
 from ..boundary.limits import PREFILL_TOKENS
+from ..checkpoints.language_model import LanguageConfig
 
 MIN_TEMPERATURE = 1e-4  # below, logits divided by it would leave the range of numbers
-HEAD_NORM = "gemma3"  # ComfyUI's name for a norm over each head
-
-
-@dataclass
-class LanguageConfig(llama.Llama2Config):
-    """ComfyUI's configuration, with the entries as fields that are attributes of its class.
-
-    `max_position_embeddings`: the tokens that the model was trained to read. Without `lm_head` the embedding table also
-    writes tokens (tied).
-    """
-
-    head_dim: int = 128
-    qkv_bias: bool = False  # Qwen2
-    q_norm: str | None = None  # `HEAD_NORM` in Qwen3
-    k_norm: str | None = None
 
 
 def check_temperature(temperature: float) -> float:

@@ -11,13 +11,13 @@ import torch
 from comfy.supported_models_base import ClipTarget
 
 from ..checkpoints.devices import choose_devices, log_device
+from ..checkpoints.language_tokenizers import END, END_OF_TEXT
 from ..checkpoints.linear import operations_for
 from ..checkpoints.tensor_files import describe_path
 from .chat_clip import InternVLChatEncoder
 from .chat_files import open_chat, unexpected
 from .chat_prompts import ChatPrompts
-from .chat_template import END, SYSTEM
-from .chat_tokenizer import END_OF_TEXT
+from .chat_template import SYSTEM
 
 
 def load_chat(

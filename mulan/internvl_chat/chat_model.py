@@ -15,8 +15,9 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from ..checkpoints.language_model import LanguageConfig
 from ..internvl.intern_vit import InternViT, InternViTConfig
-from .chat_language_model import LanguageConfig, LanguageModel
+from .chat_language_model import LanguageModel
 from .chat_router import CoarseProjector, Gating, RouterConfig, TilePooling
 
 COARSER = 2  # a compressed tile merges so many times more patches in each direction

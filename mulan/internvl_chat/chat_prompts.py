@@ -10,11 +10,11 @@ from ..boundary.interrupts import interruptible
 from ..boundary.limits import MAX_CONTEXT_TOKENS
 from ..boundary.tensors import check_images
 from ..boundary.texts import whole_characters
+from ..checkpoints.language_tokenizers import IMAGE_CONTEXT, Tokenizer
 from ..images.tiling import count_tiles
 from .chat_model import ChatConfig
 from .chat_preprocessing import MAX_TILES, preprocess_tiles
-from .chat_template import IMAGE_CONTEXT, SYSTEM, THINKING, format_dialogue, insert_images
-from .chat_tokenizer import Tokenizer
+from .chat_template import SYSTEM, THINKING, format_dialogue, insert_images
 
 KEY = "internvl_chat"
 MAX_CHARACTERS = 16  # of a prompt, for each token that the model reads: few tokens are longer

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..checkpoints.language_tokenizers import END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, START
 from .chat_history import ROLES, Exchange
 
-START, END = "<|im_start|>", "<|im_end|>"
 IMAGE = "<image>"  # an image's place in a question
-# The same as the model knows it. The encoded image takes the place of the middle one.
-IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 THINK, THINK_END = "<think>", "</think>"
 REF = "<ref>"  # begins the name of a region, which its box follows

@@ -15,11 +15,11 @@ from types import ModuleType
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from torch import nn
 
-from ..boundary.files import WholeFile
-from ..conditioning.adapter import LanguageAdapter, to_published
+from ..conditioning.adapter import to_published
 from .diffusion import PREDICTIONS
+from .tensor_store import write_safetensors
 
 TRAINING_PACKAGES = ("accelerate", "diffusers", "transformers")  # which ComfyUI itself does not need
 PRECISIONS = ("fp32", "bf16")
@@ -49,6 +49,8 @@ class TrainSettings:
     prediction: str = "epsilon"
     high_noise_share: float = 0.0  # timesteps drawn from the last 40% of the schedule only, not from all of it
     high_noise_weight: bool = False  # weighs each sample's loss by sqrt(min(30, 1 / alpha))
+    min_snr: float = 0.0  # largest signal-to-noise ratio that counts in the loss; 0 weighs all alike
+    buckets: bool = False  # batches of one size of image, so that the batch size is a part of the run
     precision: str = "fp32"
     ema: float = 0.0  # decay of the averaged weights that become the result; 0 keeps the last weights
     save_every: int = 0
@@ -59,7 +61,7 @@ class TrainSettings:
     def __post_init__(self):
         for name in ("steps", "batch_size", "gradient_accumulation"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "save_every", "validate_every", "weight_decay"):
+        for name in ("warmup_steps", "save_every", "validate_every", "weight_decay", "min_snr"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("learning_rate", "clip_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
@@ -73,6 +75,8 @@ class TrainSettings:
             raise ValueError(
                 "high_noise_weight is for epsilon prediction: the v_prediction loss weighs high noise by itself"
             )
+        if self.high_noise_weight and self.min_snr:
+            raise ValueError("high_noise_weight and min_snr both weigh samples by their noise: use one of them")
 
 
 def import_training_package(name: str) -> ModuleType:
@@ -100,11 +104,12 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
 
 class TrainingRun:
-    """Weights, their average, the optimizer and the number of steps done. `accelerator` is an "
-    "`accelerate.Accelerator`.
+    """Weights, their average, the optimizer and the number of steps done.
+
+    `accelerator` is an `accelerate.Accelerator`.
     """
 
-    def __init__(self, adapter: LanguageAdapter, settings: TrainSettings, accelerator, metadata: dict[str, str]):
+    def __init__(self, adapter: nn.Module, settings: TrainSettings, accelerator, metadata: dict[str, str]):
         dtypes = {parameter.dtype for parameter in adapter.parameters()}
         if dtypes != {torch.float32}:
             raise ValueError(
@@ -112,7 +117,7 @@ class TrainingRun:
                 "rounded away"
             )
         self.adapter, self.settings, self.accelerator, self.metadata = adapter, settings, accelerator, metadata
-        self.device = adapter.queries.device
+        self.device = next(adapter.parameters()).device
         self.parameters = dict(adapter.named_parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -122,7 +127,7 @@ class TrainingRun:
         self.step = 0
 
     @property
-    def result(self) -> LanguageAdapter:
+    def result(self) -> nn.Module:
         return self.adapter if self.average is None else self.average
 
     @property
@@ -130,8 +135,9 @@ class TrainingRun:
         return self.settings.batch_size * self.settings.gradient_accumulation * self.accelerator.num_processes
 
     def advance(self, compute_loss: Callable[[range], torch.Tensor], stop: bool) -> tuple[float, bool]:
-        """Take one step over this process's share of its samples -> the mean loss, and whether any process shall "
-        "stop.
+        """Take one step over this process's share of its samples.
+
+        Returns the mean loss, and whether any process shall stop.
         """
         settings = self.settings
         for group in self.optimizer.param_groups:
@@ -226,14 +232,17 @@ class TrainingRun:
             name: tensor.to(RESULT_DTYPES[self.settings.result_dtype])
             for name, tensor in self.result.state_dict().items()
         }
-        labels = {**self.metadata, "steps": str(self.step), "seed": str(self.settings.seed)}
+        settings = json.dumps(self._fixed_settings(), sort_keys=True)
+        labels = {**self.metadata, "steps": str(self.step), "seed": str(self.settings.seed), "settings": settings}
         write_safetensors(folder / ADAPTER_FILE, to_published(result), labels)
 
     def _fixed_settings(self) -> dict:
-        settings = {name: value for name, value in asdict(self.settings).items() if name not in CHANGEABLE}
+        free = [name for name in CHANGEABLE if name != "batch_size" or not self.settings.buckets]
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in free}
         return {**settings, "samples_per_step": self.samples_per_step}
 
     def _check_settings(self, saved: dict) -> None:
+        saved = {"min_snr": 0.0, "buckets": False, **saved}  # of a state that an earlier version wrote
         changed = [
             f"{name} {saved.get(name)} -> {value}"
             for name, value in self._fixed_settings().items()
@@ -244,9 +253,3 @@ class TrainingRun:
                 f"{self._state_path} cannot be resumed with other settings ({'; '.join(changed)}): "
                 f"restore them, or name another folder"
             )
-
-
-def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a file whole or not at all, so that an interrupted run keeps the old one. Raises UnwritableError."""
-    with WholeFile(path) as file:  # `save_file` would make it private
-        file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))

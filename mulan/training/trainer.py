@@ -1,4 +1,4 @@
-"""Train a language adapter between a frozen text encoder and a frozen diffusion base, on English captions.
+"""Train an adapter between a frozen text encoder and a frozen diffusion base.
 
 The recipe is MuLan's: the plain diffusion loss, only the adapter learns. Every sample of a run (its image, its noise,
 its timestep, whether its caption is dropped) is a function of the seed and of the sample's index alone. So a resumed
@@ -13,52 +13,40 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from ..conditioning.adapter import LanguageAdapter
-from .dataset import SampleStream
 from .diffusion import Denoiser, add_noise, diffusion_loss
 from .run import STATE_FILE, TrainingRun, TrainSettings, import_training_package
+from .samples import Batch, SampleStream
 
-
-def init_weights(adapter: LanguageAdapter, seed: int) -> None:
-    """Initialize the weights in place as `torch.nn.Transformer` does; the queries are normal.
-
-    Matrices are Xavier-uniform, biases zero, norms identities.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in adapter.named_parameters():
-            if name == "queries":
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
-            elif parameter.ndim > 1:
-                parameter.copy_(torch.nn.init.xavier_uniform_(torch.empty(parameter.shape), generator=generator))
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+Adapter = TypeVar("Adapter", bound=nn.Module)
 
 
 def train_adapter(
-    adapter: LanguageAdapter,
+    adapter: Adapter,
     denoiser: Denoiser,
-    encode_text: Callable[[list[str]], torch.Tensor],
+    encode_text: Callable[..., Any],
     examples,
     alphas_cumprod: torch.Tensor,
     settings: TrainSettings,
     *,
     report: Callable[[int, int, float, float], None] | None = None,
-    validate: Callable[[int, LanguageAdapter], None] | None = None,
+    validate: Callable[[int, Any], None] | None = None,
     resume: bool = False,
     metadata: dict[str, str] | None = None,
-) -> LanguageAdapter:
+) -> Adapter:
     """Train the adapter in place, on the device it is on, and return it.
 
-    denoiser(x_t [B, C, h, w], t [B] long, context [B, Q, D]) -> prediction [B, C, h, w], differentiable in the context,
-    its weights frozen. encode_text(captions) -> [B, T, text_hidden_size]. examples: a map-style data set of {"latent":
-    [C, h, w], "caption": str}, the latents scaled for the denoiser. alphas_cumprod [timesteps]. report(step, steps,
-    loss, seconds left) is called after every step, validate(step, adapter) every `validate_every` steps and at the end,
-    both in the main process only. metadata is written into the result.
+    encode_text(captions) -> what the adapter reads, with `to(device)`: states [B, T, text_hidden_size], or
+    `TextStates`; where the examples have sizes, encode_text(captions, sizes [B, 6]). denoiser(x_t [B, C, h, w], t [B]
+    long, what the adapter gives) -> prediction [B, C, h, w], differentiable in the context, its weights frozen.
+    examples: a map-style data set of {"latent": [C, h, w], "caption": str} and perhaps "sizes", the latents scaled for
+    the denoiser; with `settings.buckets` it has `groups`, the bucket of each. alphas_cumprod [timesteps]. report(step,
+    steps, loss, seconds left) is called after every step, validate(step, adapter) every `validate_every` steps and at
+    the end, both in the main process only. metadata is written into the result.
 
     With an out_dir, `state.safetensors` (all that resuming needs) and `adapter.safetensors` (published names) are
     written every `save_every` steps, at the end, and when Ctrl-C is pressed. resume goes on from that state where there
@@ -70,20 +58,21 @@ def train_adapter(
     run = TrainingRun(adapter, settings, find_devices(), metadata or {})
     if run.state_exists():
         run.load()
-    stream = SampleStream(examples, len(alphas_cumprod), settings.seed, settings.empty_share, settings.high_noise_share)
+    stream = SampleStream(
+        examples,
+        len(alphas_cumprod),
+        settings.seed,
+        settings.empty_share,
+        settings.high_noise_share,
+        examples.groups if settings.buckets else None,
+        settings.batch_size,
+    )
     alphas_cumprod = alphas_cumprod.to(run.device, torch.float32)
     report = report or print_progress
     started, first = time.monotonic(), run.step
 
     def compute_loss(indices: range) -> torch.Tensor:
-        latents, noise, timesteps, captions = stream.batch(indices)
-        latents, noise, timesteps = latents.to(run.device), noise.to(run.device), timesteps.to(run.device)
-        alpha = alphas_cumprod[timesteps]
-        with torch.no_grad():
-            states = encode_text(captions).to(run.device)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            predicted = denoiser(add_noise(latents, noise, alpha), timesteps, run.wrapped(states))
-        return diffusion_loss(predicted, latents, noise, alpha, settings.prediction, settings.high_noise_weight)
+        return batch_loss(run.wrapped, denoiser, encode_text, stream.batch(indices), alphas_cumprod, settings)
 
     with _interrupt_deferred() as interrupted:
         while run.step < settings.steps:
@@ -100,6 +89,28 @@ def train_adapter(
                 raise KeyboardInterrupt(f"Training stopped after step {run.step} of {settings.steps}")
     adapter.load_state_dict(run.result.state_dict())
     return adapter
+
+
+def batch_loss(
+    adapter: Callable[[Any], Any],
+    denoiser: Denoiser,
+    encode_text: Callable[..., Any],
+    batch: Batch,
+    alphas_cumprod: torch.Tensor,
+    settings: TrainSettings,
+) -> torch.Tensor:
+    """Return the loss of one batch, on the device of alphas_cumprod; the adapter's weights get gradients from it."""
+    device = alphas_cumprod.device
+    latents, noise, timesteps = (tensor.to(device) for tensor in batch[:3])
+    captions, sizes = batch[3:]
+    alpha = alphas_cumprod[timesteps]
+    with torch.no_grad():
+        states = (encode_text(captions) if sizes is None else encode_text(captions, sizes)).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        predicted = denoiser(add_noise(latents, noise, alpha), timesteps, adapter(states))
+    return diffusion_loss(
+        predicted, latents, noise, alpha, settings.prediction, settings.high_noise_weight, settings.min_snr
+    )
 
 
 def check_unused(out_dir: Path | None) -> None:

@@ -17,7 +17,7 @@ from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfyui import ROOT
 from mulan_nodes.tools.emoji_world import reader
 from mulan_nodes.tools.emoji_world.concepts import SEEN, english, languages, script_of, trained_languages
-from mulan_nodes.tools.emoji_world.evaluation import EmojiReader, choose, name_cases
+from mulan_nodes.tools.emoji_world.evaluation import SENTENCE, EmojiReader, choose, name_cases, sentence_cases
 from mulan_nodes.tools.evaluate import languages as evaluate_languages
 from mulan_nodes.tools.evaluate.cases import MULAN, Case
 from mulan_nodes.tools.evaluate.mulan import GRAPH, draw_all
@@ -25,6 +25,7 @@ from mulan_nodes.tools.evaluate.mulan import GRAPH, draw_all
 MORE = 6  # languages beside one of each script
 STEPS, TRIES = 8, 5
 FIRST_RIGHT = 0.7  # of all languages' first images
+SENTENCES, LEAST_SENTENCES = 12, 5  # measured 0.62 of sentences; before the encoder was taught any, 0.33
 NEVER_TRAINED = "shn"
 FIRST, LION = ROOT / "workflows" / "api" / "01 First image in your language.json", SEEN[0]
 
@@ -75,6 +76,13 @@ def test_every_script_and_today_s_languages_are_understood(server, tiny_models, 
 def test_a_language_that_is_not_understood_is_found(server, tiny_models):
     failed, _ = not_understood(server, [NEVER_TRAINED], 1)
     assert failed
+
+
+def test_a_name_is_found_in_sentences_that_no_training_saw(server, tiny_models):
+    asked = sentence_cases(choose(SENTENCES, 1), ["en"], SENTENCE)
+    template = evaluate_languages.graph(graphs.load(GRAPH))
+    right = sum(result.scores["right"] for result in draw_all(server, asked, EmojiReader(), template))
+    assert right >= LEAST_SENTENCES, f"{right:.0f} of {SENTENCES}"
 
 
 def test_each_language_has_its_day():

@@ -35,7 +35,7 @@ LAYERS = (
     ("mulan/internvl_chat",),
     ("visionllm_nodes/detections",),
     ("visionllm_nodes/model",),
-    ("mulan/conversion", "mulan/training"),
+    ("mulan/conversion", "mulan/training", "mulan/batch"),
     ("nodes",),
     ("visionllm_nodes",),
     ("",),
@@ -54,6 +54,7 @@ COMFYUI = {
 }
 PROGRAMS = {"ballast", "torch_npu", "comfy_aimdo"}  # run, or imported, by their path in a process of their own
 LAZY = {"diffusers", "transformers", "accelerate"}  # the trainer's
+BATCH = {"ray", "pyarrow", "aiohttp"}  # of batches alone: pyproject.toml's extra
 
 
 def run(*command) -> subprocess.CompletedProcess:
@@ -149,7 +150,7 @@ def test_importing_is_light():
         names |= {
             (node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and not node.level
         }
-        assert not names & LAZY, path
+        assert not names & (LAZY | BATCH - {"aiohttp"}), path
         assert path != ROOT / "__init__.py" or names == {"os", "contextlib"}
 
 
@@ -225,7 +226,12 @@ def test_requirements_are_what_shipped_code_imports():
         for file in distribution.files or ()
     }
     names = set().union(*(foreign_imports(path) for path in python_files(shipped())))
-    outside = names - set(sys.stdlib_module_names) - COMFYUI - LAZY
+    extra = re.search(r"^batch = (\[.*?\])", (ROOT / "pyproject.toml").read_text("utf-8"), re.M | re.S)[1]
+    assert {requirement_name(line) for line in json.loads(extra)} == BATCH
+    batch = [path for path in python_files(shipped()) if path.is_relative_to(ROOT / "mulan" / "batch")]
+    assert set().union(*(foreign_imports(path) for path in batch)) >= BATCH
+    assert not [path for path in python_files(shipped()) if path not in batch and foreign_imports(path) & BATCH]
+    outside = names - set(sys.stdlib_module_names) - COMFYUI - LAZY - BATCH
     needed = {distributions[name].lower().replace("_", "-") for name in outside}
     assert needed == {requirement_name(line) for line in listed}
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from mulan_nodes.mulan.boundary.growing_text import GrowingText
-from mulan_nodes.mulan.internvl_chat.chat_tokenizer import BytePairTokenizer, load_tokenizer
+from mulan_nodes.mulan.checkpoints.language_tokenizers import BytePairTokenizer, load_tokenizer
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from mulan_nodes.visionllm_nodes.model.llama_tokenizer import VisionTokenizer
 

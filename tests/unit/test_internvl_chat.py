@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
+from mulan_nodes.mulan.checkpoints.language_tokenizers import load_tokenizer
 from mulan_nodes.mulan.checkpoints.tensor_files import WrongFileError
 from mulan_nodes.mulan.images.tiling import choose_tile_grid
 from mulan_nodes.mulan.internvl_chat import chat_template
@@ -34,7 +35,6 @@ from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
 from mulan_nodes.mulan.internvl_chat.chat_preprocessing import MEAN, STD, preprocess_tiles
 from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
 from mulan_nodes.mulan.internvl_chat.chat_template import split_thinking
-from mulan_nodes.mulan.internvl_chat.chat_tokenizer import load_tokenizer
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 from mulan_nodes.tools.shards import shard
 

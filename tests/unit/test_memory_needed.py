@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mulan_nodes.mulan.checkpoints.devices import streaming_memory
+from mulan_nodes.mulan.checkpoints.language_model import HEAD_NORM, LanguageConfig
 from mulan_nodes.mulan.checkpoints.tensor_files import TensorFile
 from mulan_nodes.mulan.conditioning import internvl_llama
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter
@@ -21,7 +22,6 @@ from mulan_nodes.mulan.internvl import internvl_model
 from mulan_nodes.mulan.internvl.contrastive import ContrastiveConfig, ContrastiveModel, QueryReader, ReaderConfig
 from mulan_nodes.mulan.internvl.intern_vit import InternViTConfig
 from mulan_nodes.mulan.internvl_chat import chat_clip
-from mulan_nodes.mulan.internvl_chat.chat_language_model import HEAD_NORM, LanguageConfig
 from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
 from mulan_nodes.mulan.internvl_chat.chat_prompts import KEY
 from mulan_nodes.tests.parity.visionllm_case import listed

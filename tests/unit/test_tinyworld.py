@@ -121,7 +121,7 @@ def stored(models, tmp_path_factory) -> dict[str, torch.Tensor]:
     save_file({**base, "token_ids": TOKENS}, work / "base.safetensors")
     save_file(models["autoencoder"].state_dict(), work / "autoencoder.safetensors")
     save_file(to_published(models["adapter"].state_dict()), work / "adapter" / "adapter.safetensors")
-    save_file({"llama.norm.weight": torch.ones(128)}, work / "text_encoder.safetensors")
+    save_file({"llama.norm.weight": torch.ones(128)}, work / f"{pack.TEXT_STAGE}.safetensors")
     return pack.gather(work) | pack.gather_text(work)
 
 

@@ -20,10 +20,23 @@ from safetensors.torch import load_file, save_file
 
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, from_published
 from mulan_nodes.mulan.conditioning.model_files import open_adapter
-from mulan_nodes.mulan.training import base_models, dataset, diffusion, run
+from mulan_nodes.mulan.images import image_files
+from mulan_nodes.mulan.training import (
+    base_models,
+    dataset,
+    diffusion,
+    latents,
+    original_layouts,
+    run,
+    samples,
+    tensor_store,
+)
 from mulan_nodes.mulan.training.__main__ import main
+from mulan_nodes.mulan.training.adapters import init_weights
 from mulan_nodes.mulan.training.run import TrainSettings
-from mulan_nodes.mulan.training.trainer import init_weights, train_adapter
+from mulan_nodes.mulan.training.trainer import train_adapter
+from mulan_nodes.tests.unit.narrow_sdxl import run_on_two_processes
+from mulan_nodes.tools import comfy_server, comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ("red", "green", "blue", "black", "white")
@@ -112,7 +125,9 @@ def test_the_result_is_published(tmp_path):
     fresh.load_state_dict(from_published(stored))
     assert difference(fresh, adapter) == 0
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"family": "sd15", "steps": "6", "seed": "0"}
+        stored = file.metadata()
+    assert json.loads(stored.pop("settings"))["learning_rate"] == 1e-2
+    assert stored == {"family": "sd15", "steps": "6", "seed": "0"}
     assert sorted(p.name for p in tmp_path.iterdir()) == [run.ADAPTER_FILE, run.STATE_FILE]
 
 
@@ -127,6 +142,16 @@ def test_a_run_nobody_asked_to_resume_is_kept(tmp_path):
         train({"out_dir": tmp_path}, resume=True)
 
 
+def test_a_state_that_an_earlier_version_wrote_is_resumed(tmp_path):
+    finished = train({"out_dir": tmp_path})
+    with safe_open(tmp_path / run.STATE_FILE, "pt") as state:
+        metadata, tensors = state.metadata(), {name: state.get_tensor(name) for name in state.keys()}
+    before = json.loads(metadata["settings"])
+    assert before.pop("min_snr") == 0 and before.pop("buckets") is False
+    save_file(tensors, tmp_path / run.STATE_FILE, {**metadata, "settings": json.dumps(before)})
+    assert difference(train({"out_dir": tmp_path}, resume=True), finished) == 0
+
+
 def test_accumulated_batches_equal_one_batch(tmp_path):
     whole = train({"batch_size": 8})
     assert context_difference(train({"batch_size": 4, "gradient_accumulation": 2}), whole) < 1e-4
@@ -138,15 +163,7 @@ def test_accumulated_batches_equal_one_batch(tmp_path):
 
 
 def test_two_processes_equal_one(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, __file__, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_processes(__file__, tmp_path)
     both = fresh_adapter()
     both.load_state_dict(from_published(load_file(tmp_path / run.ADAPTER_FILE)))
     assert context_difference(both, train({"batch_size": 8})) < 1e-4
@@ -203,22 +220,22 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 def test_samples_depend_on_their_number_alone():
     def stream(**changes):
-        return dataset.SampleStream(
+        return samples.SampleStream(
             examples(), **{**dict(timesteps=1000, seed=3, empty_share=0.3, high_noise_share=0.4), **changes}
         )
 
     one, other = stream(), stream()
     other.sample(40)
     for number in (17, 3, 12):
-        for a, b in zip(one.sample(number), other.sample(number), strict=False):
+        for a, b in zip(one.sample(number), other.sample(number), strict=True):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     whole = stream(empty_share=0.0)
     for epoch in range(3):
-        assert sorted(whole.sample(5 * epoch + i)[3] for i in range(5)) == sorted(CAPTIONS)
+        assert sorted(whole.sample(5 * epoch + i).caption for i in range(5)) == sorted(CAPTIONS)
     drawn = [one.sample(number) for number in range(4000)]
-    assert sum(caption == "" for *_, caption in drawn) / 4000 == pytest.approx(0.3, abs=0.03)
-    assert sum(t >= 600 for _, _, t, _ in drawn) / 4000 == pytest.approx(0.4 + 0.6 * 0.4, abs=0.03)
-    assert torch.stack([noise for _, noise, _, _ in drawn]).std() == pytest.approx(1.0, abs=0.01)
+    assert sum(sample.caption == "" for sample in drawn) / 4000 == pytest.approx(0.3, abs=0.03)
+    assert sum(sample.timestep >= 600 for sample in drawn) / 4000 == pytest.approx(0.4 + 0.6 * 0.4, abs=0.03)
+    assert torch.stack([sample.noise for sample in drawn]).std() == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
@@ -250,12 +267,22 @@ def test_samples_of_a_batch_do_not_depend_on_the_batch():
     assert (both[1:] - alone).abs().max() < 1e-5
 
 
+def test_guidance_leads_from_the_empty_prompt_to_the_prompt():
+    def sampled(denoiser, cfg):
+        return diffusion.sample(denoiser, torch.ones(1, 6, 4), torch.zeros(1, 6, 4), ALPHAS, 3, cfg, 0, (4, 8, 8))
+
+    guided = sampled(lambda x, t, context: context.mean(1)[:, :, None, None].expand_as(x), 2.0)
+    assert torch.allclose(guided, sampled(lambda x, t, context: torch.full_like(x, 2.0), 1.0), rtol=1e-4)
+
+
 # --- bases ---
 
 
 def small_folder(folder: Path, prediction: str = "epsilon", context_dim: int = 768) -> Path:
     """A base as diffusers saves it, with SD1.5's kinds of blocks and few channels; random weights."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
+
+    from mulan_nodes.tests.unit.train_bases import save_vae_and_schedule  # imports ComfyUI, as two processes must not
 
     torch.manual_seed(0)
     UNet2DConditionModel(
@@ -267,17 +294,7 @@ def small_folder(folder: Path, prediction: str = "epsilon", context_dim: int = 7
         attention_head_dim=8,
         sample_size=8,
     ).save_pretrained(folder / "unet")
-    AutoencoderKL(
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        scaling_factor=0.2,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    ).save_pretrained(folder / "vae")
-    DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
-    ).save_pretrained(folder / "scheduler")
+    save_vae_and_schedule(folder, prediction)
     return folder
 
 
@@ -411,13 +428,12 @@ def original_models(v2: bool, sizes: dict) -> tuple[torch.nn.Module, torch.nn.Mo
 
 def original_checkpoint(path: Path, v2: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Writes small models with random weights as a single file; returns them."""
+    from mulan_nodes.tests.unit.train_bases import randomize
+
     torch.manual_seed(1)
     unet, vae = original_models(v2, SMALL)
     for module in (unet, vae):
-        for name, parameter in module.named_parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-            if name.endswith("norm.weight"):
-                parameter.data += 1
+        randomize(module)
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in unet.state_dict().items()}
     tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae.state_dict().items()}
     if path.suffix == ".ckpt":
@@ -437,6 +453,7 @@ def test_a_single_file_computes_what_the_host_computes(tmp_path, monkeypatch, v2
     assert (base.family.name, base.prediction, base.downscale_factor) == (
         ("sd21", "v_prediction", 2) if v2 else ("sd15", "epsilon", 2)
     )
+    assert base.side == (768 if v2 else 512)
     assert base.alphas_cumprod[999].item() == pytest.approx(0.00466, abs=1e-5)
     x, t, context = torch.randn(2, 4, 16, 16), torch.tensor([7, 800]), torch.randn(2, 5, base.context_dim)
     theirs = unet(x, t, context=context)
@@ -459,7 +476,16 @@ def test_the_published_sizes_give_the_published_configuration(v2):
         unet, vae = original_models(v2, PUBLISHED)
         tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in unet.state_dict().items()}
         tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae.state_dict().items()}
-        config = base_models.original_config({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        config = original_layouts.original_config(
+            *(
+                read(original_layouts.without_prefix(shapes, prefix))
+                for read, prefix in (
+                    (original_layouts.unet_config, "model.diffusion_model."),
+                    (original_layouts.vae_config, "first_stage_model."),
+                )
+            )
+        )
         options = dict(original_config=config, low_cpu_mem_usage=False)
         unet_like = UNet2DConditionModel.from_single_file(tensors, **options)
         vae_like = AutoencoderKL.from_single_file(tensors, **options)
@@ -485,11 +511,11 @@ def test_bases_that_cannot_serve_are_refused(tmp_path, base_folder):
     )
     with pytest.raises(
         ValueError,
-        match="not a whole SD1.5 or SD2.1 checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'",
+        match="not a whole SD1.5, SD2.1 or SDXL checkpoint: its UNet or autoencoder lacks 'encoder.conv_in.weight'",
     ):
         base_models.load_base(tmp_path / "no_vae.safetensors")
     save_file({"queries": torch.zeros(1)}, tmp_path / "adapter.safetensors")
-    with pytest.raises(ValueError, match="not a whole SD1.5 or SD2.1 checkpoint"):
+    with pytest.raises(ValueError, match="not a whole SD1.5, SD2.1 or SDXL checkpoint"):
         base_models.load_base(tmp_path / "adapter.safetensors")
     with pytest.raises(ValueError, match="contexts of width 640"):
         base_models.load_base(small_folder(tmp_path / "other", context_dim=640))
@@ -523,9 +549,9 @@ def test_pictures_are_cut_from_the_middle_and_captioned(tmp_path):
     (folder / "metadata.jsonl").write_text(
         json.dumps({"file_name": "b.webp", "text": "zwei"}) + "\n\n", encoding="utf-8"
     )
-    pictures = dataset.CaptionedImages(folder, 8)
-    assert [pictures[i]["caption"] for i in range(len(pictures))] == ["one", "zwei", "three"]
-    picture = pictures[0]["image"]
+    pictures = dataset.CaptionedImages(folder)
+    assert pictures.captions == ["one", "zwei", "three"]
+    picture = dataset.load_image(pictures.paths[0], (8, 8))
     assert picture.shape == (3, 8, 8)
     assert picture[:, 4, 0].tolist() == [1, -1, -1] and picture[:, 4, 7].tolist() == [-1, -1, 1]
 
@@ -537,72 +563,108 @@ def test_the_folder_of_save_captions_is_read_in_all_its_languages(tmp_path, monk
     from mulan_nodes.mulan.images.captions import save_captions
     from mulan_nodes.mulan.images.image_files import SUFFIXES, list_images
 
-    monkeypatch.setattr(dataset, "SHARD_SIZE", 3)
+    monkeypatch.setattr(tensor_store, "SHARD_BYTES", 6)
     draw_pictures(tmp_path, dict.fromkeys(f"{number}{suffix}" for number, suffix in enumerate(sorted(SUFFIXES))))
     names = [path.name for path in list_images(tmp_path)]
     for language in ("", "de"):
         save_captions(list_images(tmp_path), [f"{name} {language}" for name in names], False, language)
-    pictures = dataset.CaptionedImages(tmp_path, 8, ["de"])
+    pictures = dataset.CaptionedImages(tmp_path, ["de"])
     numbers = iter(range(len(names)))
     encode = lambda batch: torch.tensor([next(numbers) for _ in batch]).float().view(-1, 1, 1, 1)  # noqa: E731
-    latents = dataset.cache_latents(pictures, encode, "vae", tmp_path / "cache", Accelerator(), lambda *done: None)
-    assert len(pictures) == len(names) == len(SUFFIXES) and len(latents) == 2 * len(names)
-    read = [(int(latents[index]["latent"]), latents[index]["caption"]) for index in range(len(latents))]
+    stored = latents.cache_latents(
+        pictures, [(8, 8)], encode, "vae", 1, tmp_path / "cache", Accelerator(), lambda *done: None
+    )
+    assert len(pictures) == len(names) == len(SUFFIXES) and len(stored) == 2 * len(names)
+    read = [(int(stored[index]["latent"]), stored[index]["caption"]) for index in range(len(stored))]
     assert read == [(number, f"{name} {code}".strip()) for code in ("", "de") for number, name in enumerate(names)]
     (tmp_path / "0.bmp").with_suffix(".ja.txt").write_text("猫", "utf-8")
     with pytest.raises(ValueError, match=r"7 of 8 images .*write it into a \.ja\.txt of the same name"):
-        dataset.CaptionedImages(tmp_path, 8, ["ja"])
+        dataset.CaptionedImages(tmp_path, ["ja"])
+
+
+def test_pictures_are_upright_as_the_camera_held_them(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its top is at the right of the stored rows
+    picture = Image.new("RGB", (24, 16), "blue")
+    picture.paste("red", (0, 0, 12, 16))
+    picture.save(tmp_path / "turned.png", exif=exif)
+    assert dataset.image_size(tmp_path / "turned.png") == (24, 16)
+    turned = dataset.load_image(tmp_path / "turned.png", (24, 16))
+    assert turned[:, 0, 0].tolist() == [1, -1, -1] and turned[:, 23, 0].tolist() == [-1, -1, 1]
 
 
 def test_transparent_pictures_become_white(tmp_path):
     from PIL import Image
 
     Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (dataset.load_image(tmp_path / "clear.png", 4) == 1).all()
+    assert (dataset.load_image(tmp_path / "clear.png", (4, 4)) == 1).all()
 
 
-def test_folders_that_cannot_serve_are_refused(tmp_path):
+def test_folders_that_cannot_serve_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="gone is not a folder"):
-        dataset.CaptionedImages(tmp_path / "gone", 8)
+        dataset.CaptionedImages(tmp_path / "gone")
     with pytest.raises(ValueError, match="contains no image"):
-        dataset.CaptionedImages(tmp_path, 8)
+        dataset.CaptionedImages(tmp_path)
     bare = draw_pictures(tmp_path / "bare", {"a.png": "one", "b.png": None, "c.png": "", "d.png": None, "e.png": None})
     with pytest.raises(ValueError, match=r"4 of 5 images in .*bare have no caption \(b.png, c.png, d.png, \.\.\.\)"):
-        dataset.CaptionedImages(bare, 8)
+        dataset.CaptionedImages(bare)
     (bare / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "ok"}\n{"file": 3}\n')
     with pytest.raises(ValueError, match="metadata.jsonl, line 2"):
-        dataset.CaptionedImages(bare, 8)
+        dataset.CaptionedImages(bare)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG and nothing more")
     with pytest.raises(ValueError, match="broken.png cannot be read as an image"):
-        dataset.load_image(tmp_path / "broken.png", 8)
+        dataset.load_image(tmp_path / "broken.png", (8, 8))
+    monkeypatch.setattr(image_files, "MAX_IMAGE_PIXELS", 100)
+    for read in (dataset.image_size, lambda path: dataset.load_image(path, (8, 8))):
+        with pytest.raises(ValueError, match="a.png cannot be read as an image .it has 24 x 16 pixels"):
+            read(bare / "a.png")
 
 
 def test_latents_are_encoded_once(tmp_path, monkeypatch):
+    """What is there is kept, whatever else changes: more images, a run that was cut off. Nothing else is taken."""
     from accelerate import Accelerator
 
-    monkeypatch.setattr(dataset, "SHARD_SIZE", 2)
+    monkeypatch.setattr(latents, "ENCODE_BATCH", 2)
+    monkeypatch.setattr(tensor_store, "SHARD_BYTES", 1)
     folder = draw_pictures(tmp_path / "pictures", {f"{i}.png": f"caption {i}" for i in range(5)})
     encoded, told = [], []
 
     def encode(batch):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
         encoded.append(len(batch))
         return batch.mean(dim=(2, 3), keepdim=True) + torch.arange(len(batch)).view(-1, 1, 1, 1)
 
     def cache(size=8, mark="vae"):
-        pictures = dataset.CaptionedImages(folder, size)
-        return dataset.cache_latents(
-            pictures, encode, mark, tmp_path / "cache", Accelerator(), lambda *done: told.append(done)
+        pictures = dataset.CaptionedImages(folder)
+        return latents.cache_latents(
+            pictures, [(size, size)], encode, mark, 10, tmp_path / "cache", Accelerator(), lambda *d: told.append(d)
         )
 
-    latents = cache()
-    assert encoded == [2, 2, 1] and told == [(2, 5), (4, 5), (5, 5)]
-    assert [latents[i]["caption"] for i in range(len(latents))] == [f"caption {i}" for i in range(5)]
-    assert latents[3]["latent"].shape == (3, 1, 1) and latents[3]["latent"][0] > latents[2]["latent"][0]
+    with pytest.raises(KeyboardInterrupt):
+        cache()
+    encoded.append(0)
+    assert told == [(2, 5), (4, 5)]
+    stored = cache()
+    assert encoded == [2, 2, 0, 1] and told[2:] == [(1, 1)]
+    assert [stored[i]["caption"] for i in range(len(stored))] == [f"caption {i}" for i in range(5)]
+    assert stored[3]["latent"].shape == (3, 1, 1) and stored[3]["latent"][0] > stored[2]["latent"][0]
+    assert stored[3]["sizes"].tolist() == [16, 24, 0, 2, 8, 8]
     cache()
-    assert encoded == [2, 2, 1]
+    assert encoded == [2, 2, 0, 1]
+    draw_pictures(folder, {"6.png": "one more"})
+    cache()
+    assert encoded == [2, 2, 0, 1, 1]
     cache(mark="another vae")
     cache(size=4)
-    assert len(encoded) == 9
+    assert len(encoded) == 11
+    shard = min((tmp_path / "cache").glob("*/*.safetensors"))
+    shard.unlink()
+    shard.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="delete it, it will be made again"):
+        tensor_store.TensorStore(shard.parent)
 
 
 # --- the command line ---
@@ -655,6 +717,20 @@ def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     assert (
         main([*command, "--out", str(tmp_path / "on"), "--adapter", str(out / run.ADAPTER_FILE), "--steps", "1"]) == 0
     )
+
+
+def test_the_command_runs_in_comfyui_s_folder_without_a_gpu(tmp_path, command):
+    """Nobody has given ComfyUI --cpu there, as the tests' own process has."""
+    module = f"custom_nodes.{comfy_server.pack_name(comfyui.folder())}.mulan.training"
+    done = subprocess.run(
+        [sys.executable, "-m", module, *command, "--out", str(tmp_path), "--estimate"],
+        cwd=comfyui.folder(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0 and "activations" in done.stdout, done.stderr[-3000:]
 
 
 def test_the_help_names_the_command_that_users_have(capsys):

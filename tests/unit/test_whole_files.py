@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mulan_nodes.mulan.boundary.files import (
     UnwritableError,
     WholeFile,
     check_file_name,
+    hold,
     locked,
     remove_abandoned,
     write_text,
@@ -161,6 +163,40 @@ def test_an_abandoned_file_is_removed_under_its_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "unlink", removing)
     remove_abandoned(tmp_path)
     assert [Path(path).name for path in locked] == [start_name] and not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_one_holds_a_file_until_it_is_closed(tmp_path, monkeypatch, system):
+    """Windows' own call is stood in for: it locks a byte at the place where the file is."""
+    held: set[tuple[int, int]] = set()
+
+    def locking(descriptor, mode, count):
+        byte = os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR)
+        assert (mode, count) == ("at once", 1) and byte[1] >= 2**40
+        if byte in held:
+            raise PermissionError(13, "Permission denied")
+        held.add(byte)
+
+    if system == "nt":
+        monkeypatch.setattr(files, "fcntl", None)
+        monkeypatch.setattr(files, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK="at once"))
+    (tmp_path / "a").write_bytes(b"0123")
+    with open(tmp_path / "a", "r+b") as first, open(tmp_path / "a", "r+b") as second:
+        first.seek(2)
+        assert hold(first) and first.read() == b"23"
+        assert not hold(second)
+    held.clear()
+    with open(tmp_path / "a", "ab") as third:
+        assert hold(third)
+
+
+def test_a_folder_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with open(tmp_path / "a", "ab") as file:
+        assert hold(file)
 
 
 def test_own_files_are_not_abandoned(tmp_path):

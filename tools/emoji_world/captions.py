@@ -1,7 +1,7 @@
 """Captions of the emoji world: a thing's name or what describes it, bare or in a sentence of some language.
 
 Twelve languages have sentences here, those of the world of shapes. A name of another language stands bare, or in a
-sentence of one of the twelve, as people mix them.
+sentence of one of the twelve, as people mix them. `sentences.py` has more sentences, for the text encoder alone.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ ENGLISH = (
     "the {} in the middle",
     "draw {a}, please",
 )
-# Never in a caption of any training, to ask what was not learned by heart.
-UNSEEN_ENGLISH = ("my sister likes the {}", "we found {a} in the garden yesterday", "what about {a} today")
 # A sentence with a thing and the colour behind it, and the colours in the form it needs, in the order of BACKGROUNDS.
 COLOURED = {
     "en": ("{} on a {colour} background", "red green blue yellow purple black"),

@@ -22,7 +22,8 @@ from .adapter_training import SHOWN, STEPS, draw_names, train_adapter
 from .autoencoder_training import train_autoencoder
 from .base_training import Base, sample_pictures, train_base
 from .concepts import CHARACTERS, HELD_OUT, SEEN, english, languages
-from .text_training import VOCABULARY, train_text_encoder
+from .sentence_training import train_whole_text_encoder
+from .text_training import VOCABULARY
 
 COUNTS = (15, 30, 60)
 FEWER_STEPS = 1000  # than those of the world's own adapter
@@ -69,7 +70,7 @@ class Drawer:
 
 
 def main(work_dir: Path, text_dir: Path) -> None:
-    drawer, text_encoder = Drawer(work_dir), train_text_encoder(text_dir)
+    drawer, text_encoder = Drawer(work_dir), train_whole_text_encoder(text_dir)
     order = [SEEN[place] for place in np.random.default_rng(SEED).permutation(len(SEEN))]
     torch.manual_seed(SEED)
     lines = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..evaluate.cases import MULAN, OWN_CLIP, Case
-from . import captions, reader
+from . import captions, reader, sentences
 from .concepts import (
     CHARACTERS,
     HELD_OUT,
@@ -25,14 +25,15 @@ from .concepts import (
 )
 from .pictures import BACKGROUNDS, is_held_out, read_background
 
-NAMED, SENTENCE, NEVER_SEEN, BACKGROUND, SPACED = (
+NAMED, SENTENCE, OTHER_SENTENCES, NEVER_SEEN, BACKGROUND, SPACED = (
     "names",
-    "sentences never trained",
+    "English sentences never trained",
+    "sentences never trained, in eleven other languages",
     "things never seen by the adapter",
     "pairs of thing and background never seen by the adapter",
     "names with other white space",
 )
-KINDS = (SENTENCE, NEVER_SEEN, BACKGROUND, SPACED)  # what is asked beside names
+KINDS = (SENTENCE, OTHER_SENTENCES, NEVER_SEEN, BACKGROUND, SPACED)  # what is asked beside names
 SPACES = ("  {}  ", "\n{}", "{}\n", "\t{} ")
 
 
@@ -75,6 +76,18 @@ def name_cases(
     ]
 
 
+def sentence_cases(chosen: Sequence[tuple[int, int]], codes: Sequence[str], kind: str) -> list[Case]:
+    """The things by their names in sentences that no training saw."""
+    cases = []
+    for code in codes:
+        frames = sentences.NEVER_TRAINED[code]
+        for number, (thing, noise) in enumerate(chosen):
+            if name := languages()[code].names[thing]:
+                text = sentences.in_frame(frames[number % len(frames)], name)
+                cases.append(Case(MULAN, code, text, noise, Asked(thing, kind)))
+    return cases
+
+
 def script_pairs() -> list[tuple[str, str]]:
     """A language of each script, and two languages with sentences of other scripts in turn for each."""
     of_script, around = language_of_script(trained_languages()), language_of_script(captions.COLOURED)
@@ -113,10 +126,8 @@ def all_cases(count: int, seed: int, codes: Sequence[str]) -> list[Case]:
     chosen, fewer = choose(count, seed), choose(math.ceil(count / 3), seed)
     cases = [case for code in codes for case in name_cases(MULAN, code, chosen)]
     cases += [case for code in codes for case in name_cases(OWN_CLIP, code, chosen if code == "en" else fewer)]
-    for thing, noise in chosen:
-        template = captions.UNSEEN_ENGLISH[thing % len(captions.UNSEEN_ENGLISH)]
-        text = captions.english_sentence(thing, template)
-        cases.append(Case(MULAN, "en", text, noise, Asked(thing, SENTENCE)))
+    cases += sentence_cases(chosen, ["en"], SENTENCE)
+    cases += sentence_cases(fewer, [code for code in captions.COLOURED if code != "en"], OTHER_SENTENCES)
     held_out = [place for place, character in enumerate(CHARACTERS) if character in HELD_OUT]
     never = choose(2 * len(held_out), seed, held_out)
     cases += name_cases(MULAN, "en", never, NEVER_SEEN) + name_cases(OWN_CLIP, "en", never, NEVER_SEEN)

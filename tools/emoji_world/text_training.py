@@ -88,33 +88,18 @@ class Contrast(nn.Module):
         self.steps: torch.Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def states(self, rows: list[list[int]], rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of ids -> the states of their ends [N, 128] and of padding rows [N, 4, 128]."""
-        longest = max(map(len, rows))
-        padding = torch.from_numpy(np.sort(rng.choice(np.arange(longest, WINDOW), PADDING_ROWS, replace=False)))
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        ends, paddings = [], []
-        for part in np.array_split(order, PARTS):
-            some = [rows[place] for place in part]
-            states = states_of(self.llama, some, padding)
-            ends.append(states[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in some])])
-            paddings.append(states[:, -PADDING_ROWS:])
-        back = torch.empty(len(rows), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(rows))
-        return torch.cat(ends)[back], torch.cat(paddings)[back]
-
     def forward(self, rows, named: torch.Tensor, spoken: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """rows: captions of N things in English, then in the next language...; named [N, 150] -> loss.
 
         spoken [languages, N]: which language each caption is in.
         """
-        ends, paddings = self.states(rows, rng)
+        ends, paddings = ends_and_padding(self.llama, rows, rng)
         meanings = self.meanings(named)
         alike = (named @ named.T == named.sum(1)) & (named.sum(1)[:, None] == named.sum(1))
         contrast = self._contrast(self.word_head(ends)[:, None], meanings, alike)
         contrast = contrast + self._contrast(self.padding_head(paddings), meanings, alike)
-        (near_ends, end_ratios), (near, ratios) = _agreement(ends, alike), _agreement(paddings, alike)
-        self._remember(ratios.detach(), spoken)
+        (near_ends, end_ratios), (near, ratios) = near_and_ratio(ends, alike), near_and_ratio(paddings, alike)
+        remember_ratios(self.ratios, ratios, spoken[1:])
         self.steps += 1
         # The states of two things must differ before one can ask which lies nearest.
         weight = min(1.0, max(0.0, (self.steps.item() - APART) / APART))
@@ -128,13 +113,34 @@ class Contrast(nn.Module):
         shares = alike / alike.sum(-1, keepdim=True)
         return -0.5 * ((logits.log_softmax(-1) * shares).sum(-1) + (logits.mT.log_softmax(-1) * shares).sum(-1)).mean()
 
-    @torch.no_grad()
-    def _remember(self, ratios: torch.Tensor, spoken: np.ndarray) -> None:
-        for language, ratio in zip(spoken[1:].ravel(), ratios.ravel(), strict=True):
-            self.ratios[language].lerp_(ratio.clamp(max=2), 0.02)
+
+def ends_and_padding(
+    model: LlamaModel, rows: list[list[int]], rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids -> the states of their ends [N, 128] and of padding rows [N, 4, 128], drawn by `rng` for all."""
+    return states_at(model, rows, padding_rows(max(map(len, rows)), rng))
 
 
-def _agreement(states: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def padding_rows(longest: int, rng: np.random.Generator) -> torch.Tensor:
+    """Rows behind captions of at most `longest` tokens, drawn by `rng`, in order."""
+    return torch.from_numpy(np.sort(rng.choice(np.arange(longest, WINDOW), PADDING_ROWS, replace=False)))
+
+
+def states_at(model: LlamaModel, rows: list[list[int]], padding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids -> the states of their ends [N, 128] and of the padding rows asked for."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    ends, paddings = [], []
+    for part in np.array_split(order, PARTS):
+        some = [rows[place] for place in part]
+        states = states_of(model, some, padding)
+        ends.append(states[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in some])])
+        paddings.append(states[:, -len(padding) :])
+    back = torch.empty(len(rows), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(rows))
+    return torch.cat(ends)[back], torch.cat(paddings)[back]
+
+
+def near_and_ratio(states: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """states [languages * N, ...] -> how well each finds its English one among all, and its squared distance from it
     over the spread of the English ones, [languages - 1, N].
     """
@@ -147,6 +153,21 @@ def _agreement(states: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor,
     return F.cross_entropy(logits.mT, target), (flat[1:] - english).square().mean(-1) / between
 
 
+@torch.no_grad()
+def remember_ratios(remembered: torch.Tensor, ratios: torch.Tensor, spoken: np.ndarray) -> None:
+    """Let what is remembered of each language follow the ratios of captions in `spoken`."""
+    for language, ratio in zip(spoken.ravel(), ratios.ravel(), strict=True):
+        remembered[language].lerp_(ratio.clamp(max=2), 0.02)
+
+
+def shares_of(ratios: torch.Tensor) -> np.ndarray:
+    """How often each language but English comes: half of the captions evenly, half of them more often where it is far
+    from English.
+    """
+    share = ratios[1:].sqrt().numpy().astype(float)
+    return 0.5 * share / share.sum() + 0.5 / len(share)
+
+
 class Batches:
     """Captions of both worlds, drawn by a step's own random generator."""
 
@@ -157,8 +178,7 @@ class Batches:
 
     def draw(self, rng: np.random.Generator):
         """Rows of ids, what they name, and their languages: see `Contrast.forward`."""
-        share = self.model.ratios[1:].sqrt().numpy().astype(float)
-        share = 0.5 * share / share.sum() + 0.5 / len(share)
+        share = shares_of(self.model.ratios)
         things = rng.permutation(len(CHARACTERS))[:THINGS]
         texts, spoken, named = [], [], torch.zeros(THINGS + SHAPES, len(CHARACTERS) + self._others())
         for row, thing in enumerate(things):

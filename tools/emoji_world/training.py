@@ -8,7 +8,7 @@ from ..tinyworld import pack
 from .adapter_training import train_adapter
 from .autoencoder_training import train_autoencoder
 from .base_training import HEADS, train_base
-from .text_training import train_text_encoder
+from .sentence_training import train_whole_text_encoder
 
 METADATA = {
     **pack.METADATA,
@@ -17,7 +17,7 @@ METADATA = {
     "Emoji and on names of Unicode CLDR",
 }
 ESTIMATE = (
-    "Training the emoji world takes about two hours of one CPU core (stages of 25, 80 and 20 minutes, and 55 for the "
+    "Training the emoji world takes about two hours of one CPU core (stages of 25, 80 and 20 minutes, and 90 for the "
     "text encoder unless it is there); interrupted, it goes on where it was."
 )
 
@@ -29,7 +29,7 @@ def main(work_dir: Path, text_dir: Path) -> None:
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     autoencoder = train_autoencoder(work_dir)
-    text_encoder = train_text_encoder(text_dir)
+    text_encoder = train_whole_text_encoder(text_dir)
     train_adapter(work_dir, autoencoder, text_encoder, train_base(work_dir, autoencoder))
     print(f"the pack: {build(work_dir)}", flush=True)
 

@@ -9,14 +9,13 @@ import comfy.ops
 import numpy as np
 import torch
 
+from mulan_nodes.mulan.checkpoints.language_model import HEAD_NORM, LanguageConfig
 from mulan_nodes.mulan.checkpoints.linear import operations_for
 from mulan_nodes.mulan.checkpoints.quantization import INT8, quantize_chunks
 from mulan_nodes.mulan.internvl.contrastive import ContrastiveConfig, ContrastiveModel
 from mulan_nodes.mulan.internvl.intern_vit import InternViTConfig
 from mulan_nodes.mulan.internvl.internvl_model import _memory
 from mulan_nodes.mulan.internvl.preprocessing import preprocess
-from mulan_nodes.mulan.internvl_chat.chat_keys import HEAD_NORM
-from mulan_nodes.mulan.internvl_chat.chat_language_model import LanguageConfig
 from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, InternVLChat
 
 from .measuring import GIB, Section, measured, peak, release, seconds, synchronize

@@ -12,6 +12,7 @@ import torch
 
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 from mulan_nodes.mulan.training import trainer
+from mulan_nodes.mulan.training.adapters import init_weights
 
 from . import captions, narrow, world
 from .base_training import Base, alphas_cumprod, latents_of, score_of
@@ -144,7 +145,7 @@ def fit(
     base.requires_grad_(False)
     torch.manual_seed(SEED)
     adapter = narrow.adapter()
-    trainer.init_weights(adapter, SEED)
+    init_weights(adapter, SEED)
     settings = trainer.TrainSettings(
         steps=steps,
         batch_size=32,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mulan_nodes.mulan.checkpoints.language_model import HEAD_NORM, LanguageConfig
 from mulan_nodes.mulan.internvl.intern_vit import InternViT, InternViTConfig
-from mulan_nodes.mulan.internvl_chat.chat_language_model import HEAD_NORM, LanguageConfig
 from mulan_nodes.mulan.internvl_chat.chat_model import ChatConfig, Projector
 
 from ..emoji_world.concepts import CHARACTERS

@@ -17,11 +17,18 @@ from safetensors.torch import load_file, save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 
+from mulan_nodes.mulan.checkpoints.chat_names import LANGUAGE, PROJECTOR, VISION
+from mulan_nodes.mulan.checkpoints.language_tokenizers import (
+    END,
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_START,
+    SPLIT_PATTERN,
+    START,
+)
 from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
-from mulan_nodes.mulan.internvl_chat.chat_keys import LANGUAGE, PROJECTOR, VISION
 from mulan_nodes.mulan.internvl_chat.chat_preprocessing import preprocess_tiles
-from mulan_nodes.mulan.internvl_chat.chat_template import END, FIND, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, REF, START
-from mulan_nodes.mulan.internvl_chat.chat_tokenizer import SPLIT_PATTERN
+from mulan_nodes.mulan.internvl_chat.chat_template import FIND, REF
 
 from ..emoji_world import talks as of_names
 from ..emoji_world.concepts import trained_languages

@@ -30,6 +30,7 @@ COMPANIONS_METADATA = {
     "drawn by a program",
 }
 LORAS = ("pattern_lora", "lcm_lora")
+TEXT_STAGE = "text_encoder_sentences"  # the last of the text encoder's
 STEP = 0.05  # of a row's root mean square: its rounding errors are 1.4 % of it
 SHORTEST = 16  # weights in a row: the step of a shorter one would take what its codes save
 
@@ -153,7 +154,7 @@ def gather(work_dir: Path, unet_heads: int = 8) -> dict[str, torch.Tensor]:
 
 def gather_text(text_dir: Path) -> dict[str, torch.Tensor]:
     """The text encoder and its tokenizer under the names they have in the pack."""
-    trained = load_file(text_dir / "text_encoder.safetensors")
+    trained = load_file(text_dir / f"{TEXT_STAGE}.safetensors")
     tokenizer = bytearray((text_dir / "tokenizer.model").read_bytes())
     return {
         **{f"model.{name.removeprefix('llama.')}": trained[name] for name in trained if name.startswith("llama.")},

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3Model
 
-from mulan_nodes.mulan.internvl_chat.chat_template import END, IMAGE_CONTEXT, START, format_dialogue, insert_images
+from mulan_nodes.mulan.checkpoints.language_tokenizers import END, IMAGE_CONTEXT, START
+from mulan_nodes.mulan.internvl_chat.chat_template import format_dialogue, insert_images
 
 from .chat_seeing import LONGEST, Seeing, chat_config
 from .talks import Exchange, Talk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..emoji_world.text_training import train_text_encoder
+from ..emoji_world.sentence_training import train_whole_text_encoder
 from . import pack
 from .adapter_training import train_adapter
 from .autoencoder_training import train_autoencoder
@@ -12,8 +12,8 @@ from .base_training import train_base
 from .companion_training import train_companions
 
 ESTIMATE = (
-    "Training takes about two hours of one CPU core (stages of 5, 55, 17, 15 and 15 minutes, the second of them the "
-    "text encoder's, for both worlds); interrupted, it goes on where it was."
+    "Training takes two and a half hours of one CPU core (stages of 5, 90, 17, 15 and 15 minutes, the second of them "
+    "the text encoder's, for both worlds); interrupted, it goes on where it was."
 )
 
 
@@ -25,7 +25,7 @@ def main(work_dir: Path, text_dir: Path) -> int:
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     autoencoder = train_autoencoder(work_dir)
-    text_encoder = train_text_encoder(text_dir)
+    text_encoder = train_whole_text_encoder(text_dir)
     base = train_base(work_dir, autoencoder)
     train_adapter(work_dir, autoencoder, text_encoder, base)
     for path in (pack.build(work_dir, text_dir), pack.build_companions(train_companions(work_dir))):

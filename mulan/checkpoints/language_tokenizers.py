@@ -1,16 +1,20 @@
-"""The tokenizers of the language models: byte-level BPE (Qwen), and InternLM2's sentencepiece with added tokens."""
+"""The chat models' tokenizers: byte-level BPE (Qwen), and InternLM2's sentencepiece with added tokens."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import accumulate, groupby
 from typing import Any, Protocol
 
 from ..boundary.files import parse_json
-from ..checkpoints.tokenizer_files import load_pieces, read_added_tokens, read_vocabulary
-from .chat_template import END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, START
+from .tensor_files import CONFIG, TensorFile, WrongFileError, describe_path, read_beside
+from .tokenizer_files import load_pieces, read_added_tokens, read_vocabulary
 
+START, END = "<|im_start|>", "<|im_end|>"  # around each turn of a dialogue
+# Around an encoded image, which takes the place of the middle one
+IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 REQUIRED_TOKENS = (START, END, IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
 END_OF_TEXT = ("<|endoftext|>", "</s>")  # besides END, the end of a text in Qwen's and InternLM2's vocabulary
 TOKENIZER_FILES = (
@@ -45,6 +49,27 @@ class Tokenizer(Protocol):
         """Return the id of one token, None for an unknown one."""
         ...
 
+    def id_to_token(self, token_id: int) -> str | None:
+        """Return the name of one token, None for an unknown one."""
+        ...
+
+    def added_tokens(self) -> dict[str, int]:
+        """Return the tokens that a text is split at, each with its id."""
+        ...
+
+
+# Byte-level BPE writes each byte as a character: itself where it can be seen, else one from 256 on, in order
+_SEEN = [byte for byte in range(256) if chr(byte).isprintable() and not chr(byte).isspace()]
+_UNSEEN = [byte for byte in range(256) if byte not in _SEEN]
+_BYTE_OF = {chr(byte): byte for byte in _SEEN} | {chr(256 + index): byte for index, byte in enumerate(_UNSEEN)}
+
+
+def _token_bytes(token: str) -> bytes:
+    """Return the bytes that a token of byte-level BPE stands for."""
+    return b"".join(
+        bytes((_BYTE_OF[character],)) if character in _BYTE_OF else character.encode() for character in token
+    )
+
 
 class BytePairTokenizer:
     """Byte-level BPE, on the `tokenizers` library, which ComfyUI requires."""
@@ -52,6 +77,7 @@ class BytePairTokenizer:
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
         self.token_to_id = tokenizer.token_to_id
+        self.id_to_token = tokenizer.id_to_token
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     @classmethod
@@ -108,6 +134,20 @@ class BytePairTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
 
+    def added_tokens(self) -> dict[str, int]:
+        return {token.content: id for id, token in self._tokenizer.get_added_tokens_decoder().items()}
+
+    def spans(self, text: str) -> list[tuple[int, bytes, tuple[int, int]]]:
+        """Return the tokens of a text, nothing added: id, the bytes it stands for, and where its characters begin and
+        end in the text's UTF-8 bytes.
+        """
+        encoded, added = self._tokenizer.encode(text, add_special_tokens=False), self.added_tokens()
+        at = [0, *accumulate(len(character.encode()) for character in text)]
+        return [
+            (id, token.encode() if token in added else _token_bytes(token), (at[first], at[end]))
+            for id, token, (first, end) in zip(encoded.ids, encoded.tokens, encoded.offsets, strict=True)
+        ]
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
@@ -119,41 +159,82 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, model: bytes, added: Mapping[str, int]):
-        self._pieces = load_pieces(model)
-        unknown = self._pieces.unk_id()
-        if min(unknown, self._pieces.bos_id()) < 0:
+        self.pieces = load_pieces(model)
+        self.adds_space = self.pieces.id_to_piece(self.pieces.encode("a"))[0].startswith("\u2581")
+        unknown = self.pieces.unk_id()
+        if min(unknown, self.pieces.bos_id()) < 0:
             raise ValueError("its sentencepiece model has no <s> or <unk>")
         own = {
             name: id
             for name in ("<s>", "</s>", "<unk>")
-            if (id := self._pieces.piece_to_id(name)) != unknown or name == "<unk>"
+            if (id := self.pieces.piece_to_id(name)) != unknown or name == "<unk>"
         }
         self._ids = {**own, **added}
         self._names = {id: name for name, id in self._ids.items()}
         self._split = re.compile(
             "(" + "|".join(re.escape(name) for name in sorted(self._ids, key=len, reverse=True)) + ")"
         )
-        self.vocab_size = max(len(self._pieces), 1 + max(self._names))
+        self.vocab_size = max(len(self.pieces), 1 + max(self._names))
 
     def token_to_id(self, token: str) -> int | None:
         return self._ids.get(token)
 
+    def id_to_token(self, token_id: int) -> str | None:
+        return self._names.get(token_id) or (self.pieces.id_to_piece(token_id) if token_id < len(self.pieces) else None)
+
+    def added_tokens(self) -> dict[str, int]:
+        return dict(self._ids)
+
     def encode(self, text: str) -> list[int]:
-        ids = [self._pieces.bos_id()]
-        for part in self._split.split(text):
-            ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part) if part else []
-        return ids
+        return [self.pieces.bos_id(), *(id for _, ids in self.parts(text) for id in ids)]
+
+    def parts(self, text: str) -> Iterator[tuple[str, list[int]]]:
+        """Yield the parts of a text between its added tokens, and these, with the ids of each."""
+        for part in filter(None, self._split.split(text)):
+            yield part, [self._ids[part]] if part in self._ids else self.pieces.encode(part)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(
-            self._pieces.decode(list(run)) if is_piece else "".join(self._names.get(id, "") for id in run)
+            self.pieces.decode(list(run)) if is_piece else "".join(self._names.get(id, "") for id in run)
             for is_piece, run in groupby(token_ids, self._is_piece)
             if is_piece or not skip_special_tokens
         )
 
     def _is_piece(self, token_id: int) -> bool:
         """Return whether an id stands for text: the embedding table may have rows that no token has."""
-        return token_id < len(self._pieces) and token_id not in self._names
+        return token_id < len(self.pieces) and token_id not in self._names
+
+
+def tokenizer_file(file: TensorFile, name: str) -> bytes | None:
+    """Return what one of `TOKENIZER_FILES` holds: those inside a converted file, else those of the folder.
+
+    None where there is none.
+    """
+    if CONFIG in file.metadata:
+        return file.read_bytes(name) if name in file.shapes else None
+    return read_beside(file.path if file.path.is_dir() else file.path.parent, name)
+
+
+def read_tokenizer(file: TensorFile, num_rows: int, source: str) -> Tokenizer:
+    """Return the tokenizer inside a file or beside it, whose embedding table has `num_rows`; `source` has others.
+
+    Raises WrongFileError where there is none, or it is another model's.
+    """
+    advice = f"Keep the tokenizer's files of the published folder, from {source}, with the weights."
+    try:
+        tokenizer = load_tokenizer(partial(tokenizer_file, file))
+    except WrongFileError:
+        raise
+    except ValueError as error:
+        raise WrongFileError(
+            f"{describe_path(file.path)} has no tokenizer that can be used: {error}. {advice}"
+        ) from error
+    if tokenizer.vocab_size > num_rows:
+        raise WrongFileError(
+            f"{describe_path(file.path)}: its tokenizer knows {tokenizer.vocab_size} tokens, but its language model "
+            f"embeds {num_rows}: it is another model's. {advice}"
+        )
+    return tokenizer
 
 
 def load_tokenizer(read: Callable[[str], bytes | None]) -> Tokenizer:

@@ -1,0 +1,86 @@
+"""Sentences around the names of things: what the text encoder is taught to look through, and by whom."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import sentencepiece
+import torch
+from safetensors.torch import load_file
+
+from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
+from mulan_nodes.tools.emoji_world import captions, sentence_training, sentences
+from mulan_nodes.tools.emoji_world.concepts import CHARACTERS, languages, trained_languages
+from mulan_nodes.tools.emoji_world.sentence_training import LANGUAGES, SHAPES, THINGS, Batches, Pupil
+from mulan_nodes.tools.tinyworld.text_training import TextEncoder, llama
+
+NAME = "strawberry"
+SHORT = 24  # tokens
+
+
+@cache
+def tokenizer() -> sentencepiece.SentencePieceProcessor:
+    packed, _ = read_pack(pack_path("world"))
+    return sentencepiece.SentencePieceProcessor(model_proto=packed["spiece_model"].numpy().tobytes())
+
+
+def test_the_sentences_that_are_measured_are_in_no_training():
+    others = [frame for frames in sentences.OTHERS.values() for frame in frames]
+    trained = {*sentences.ENGLISH, *captions.ENGLISH, *others}
+    trained |= {frame for code in captions.COLOURED for frame in captions.frames(code)}
+    measured = {frame for frames in sentences.NEVER_TRAINED.values() for frame in frames}
+    assert set(sentences.NEVER_TRAINED) == set(captions.COLOURED) and not measured & trained
+    rng = np.random.default_rng(0)
+    drawn = {sentences.sentence(NAME, "en", rng) for _ in range(4000)}
+    assert len(drawn) > 2000
+    assert not drawn & {sentences.in_frame(frame, NAME) for frame in sentences.NEVER_TRAINED["en"]}
+
+
+def test_a_name_stands_whole_in_every_sentence_and_in_noise():
+    rng = np.random.default_rng(1)
+    for code in trained_languages():
+        name = next(name for name in languages()[code].names if name)
+        for _ in range(5):
+            assert name in sentences.sentence(name, code, rng)
+            noise = sentences.in_noise(name, code, rng)
+            assert name in noise and noise != name
+    for frames in (*sentences.NEVER_TRAINED.values(), *sentences.OTHERS.values(), sentences.ENGLISH):
+        assert all(NAME in sentences.in_frame(frame, NAME) for frame in frames)
+
+
+def test_what_is_packed_keeps_a_part_of_the_teacher(monkeypatch, tmp_path):
+    monkeypatch.setattr(sentence_training, "ROUNDS", (("first", 1, 1.0, 0.3, 0.2), ("second", 1, 1.0, 0.2, 0.1)))
+    monkeypatch.setattr(sentence_training, "agreement", lambda *_: "")
+    torch.manual_seed(0)
+    encoder = TextEncoder(llama(tokenizer().get_piece_size()), tokenizer())
+    before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
+    trained = sentence_training.train_sentences(tmp_path, encoder).model.state_dict()
+    alone = load_file(tmp_path / "second.safetensors")
+    share = sentence_training.TEACHER_SHARE
+    for name, tensor in trained.items():
+        torch.testing.assert_close(tensor, (1 - share) * alone[f"llama.{name}"] + share * before[name])
+    assert any((alone[f"llama.{name}"] != tensor).any() for name, tensor in before.items())
+
+    again = sentence_training.train_sentences(tmp_path, TextEncoder(llama(tokenizer().get_piece_size()), tokenizer()))
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_the_teacher_stays_as_it_is_and_is_not_saved(monkeypatch):
+    torch.manual_seed(0)
+    pupil, rng = Pupil(TextEncoder(llama(tokenizer().get_piece_size()), tokenizer())), np.random.default_rng(2)
+    batch = Batches(tokenizer(), sentences=0.3, noise=0.2).draw(pupil.ratios, rng)
+    assert len(batch.bare) == len(batch.named) == THINGS + SHAPES and len(batch.said) == LANGUAGES * (THINGS + SHAPES)
+    assert max(map(len, batch.said)) > SHORT and batch.spoken.shape == (LANGUAGES, THINGS)
+    assert all(len(set(of_thing)) == LANGUAGES for of_thing in batch.spoken.T) and THINGS <= len(CHARACTERS)
+
+    monkeypatch.setattr(sentence_training, "LONGEST", SHORT)
+    cut = Batches(tokenizer(), sentences=0.3, noise=0.2).draw(pupil.ratios, np.random.default_rng(2))
+    assert max(map(len, cut.said)) <= SHORT  # no name is behind the end of a row
+
+    before = {name: tensor.clone() for name, tensor in pupil.state_dict().items()}
+    assert not any("teacher" in name for name in before)
+    loss = pupil.loss(batch, rng)
+    loss.backward()
+    assert all(weight.grad is not None for weight in pupil.llama.parameters())
+    assert (pupil.ratios != before["ratios"]).any()  # so that hard languages come more often
