@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from mulan_nodes.mulan.internvl_chat.chat_template import FIND, REF
 
 from .chat_seeing import TOWER, WIDTH, Seeing
+from .chat_talks import Talks
 from .contrastive_training import as_seen
 from .pointing import MOST_ITEMS, NAMES, REF_END, Pointed, Shown, answer, name_each
 from .talker import Talker, prompt_of_exchanges
@@ -29,6 +30,8 @@ WORDS_LAYER, LOOKING_LAYER, LOOKING_HEADS = 2, 3, 2  # counted from 1; heads tha
 SEEN_FROM = 0.1  # of a token's place is covered
 BOX_STEP = 0.15  # of the picture: what one unit of a normed direction stands for, so that places weigh in the sum
 DIGITS = 10
+TYPICAL = 5 / 0.22  # what `_share_of_side` is between a small thing and a big one
+KEPT_DRAWINGS = 40  # of each shape
 MANY_THINGS = (0.1, 0.3, 0.6)  # the share of batches of pictures of one, two and three things
 
 
@@ -86,9 +89,9 @@ class PlaceHeads(nn.Module):
             for told, named in ((colours, places.colours), (shapes, places.shapes))
         ]
         digits = self.digits(normed).unflatten(-1, (4, DIGITS)).transpose(1, 2)
-        losses.append(F.cross_entropy(digits, first_digits, reduction="none").mean(-1))
+        losses.append(0.5 * F.cross_entropy(digits, first_digits, reduction="none").mean(-1))
         boxes = normed @ F.normalize(self.directions, dim=-1).T * BOX_STEP + self.middle
-        losses.append(10 * (boxes - box).abs().mean(-1))
+        losses.append(_share_of_side(box) * (boxes - box).abs().mean(-1))
         return (weight * torch.stack(losses)).sum() / weight.sum()
 
 
@@ -141,10 +144,14 @@ class Pointer(nn.Module):
         self._digits = torch.tensor([talker.tokenizer.token_to_id(str(digit)) for digit in range(DIGITS)])
         talker.language.set_attn_implementation("eager")  # it tells what is looked at
 
-    def loss(self, asked: Asked, places: Places) -> torch.Tensor:
-        """The answers' loss, and those of what each layer has to know."""
+    def loss(self, asked: Asked, places: Places, more: torch.Tensor) -> torch.Tensor:
+        """The answers' loss, and those of what each layer has to know. `more`: the numbers of more pictures, of which
+        the projector alone tells the places.
+        """
         talker, chosen = self.talker, torch.tensor(asked.numbers)
-        tokens = talker.seeing.project(talker.seeing.tower(as_seen(places.pictures[chosen]))[0])
+        every = torch.cat((chosen, more))
+        read = _read(talker.seeing, places.pictures[every])
+        tokens = read[: len(chosen)]
         inputs, wanted = talker.embed(asked.prompts, tokens[:, None])
         told = talker.language(inputs_embeds=inputs, output_hidden_states=True, output_attentions=True)
         answering = wanted != -100
@@ -154,15 +161,19 @@ class Pointer(nn.Module):
         )
         thing, early, said = self._marks(wanted, asked.pointed)
         looking = thing >= 0
-        digits = looking[answering] & (target[:, None] == self._digits).any(-1)
-        losses = [missed.mean(), 1.5 * missed[digits].mean(), self.places.loss(tokens, places, chosen)]
+        digits = looking & (wanted[..., None] == self._digits).any(-1)
+        rows = chosen[:, None].expand_as(thing)
+        fine = _share_of_side(places.boxes[rows[digits], thing[digits]])
+        of_digits = (missed[digits[answering]] * fine).sum() / fine.sum()
+        losses = [missed.mean(), 1.5 * of_digits, self.places.loss(read, places, every)]
 
-        row, thing = chosen[:, None].expand_as(thing)[looking], thing[looking]
+        row, thing = rows[looking], thing[looking]
+        fine = _share_of_side(places.boxes[row, thing]) / TYPICAL
         weight = 1 + 3.0 * early[looking]  # where no number of the answer gives the thing away yet
         weight = weight / weight.mean()
         for head, states in zip(self.boxes, (told.hidden_states[LOOKING_LAYER][:, :-1], written), strict=True):
             box = head(F.layer_norm(states[looking], (WIDTH,)))
-            losses.append(5 * ((box - places.boxes[row, thing]).abs().mean(-1) * weight).mean())
+            losses.append(5 * ((box - places.boxes[row, thing]).abs().mean(-1) * weight * fine).mean())
 
         columns = torch.tensor(list(map(talker.first_image, asked.prompts)))[:, None] + torch.arange(SIDE**2)
         seen = told.attentions[LOOKING_LAYER - 1][:, :LOOKING_HEADS, :-1]
@@ -174,6 +185,10 @@ class Pointer(nn.Module):
         for attribute, of_words in enumerate(words.split([len(names) for names in NAMES], -1)):
             losses.append(0.5 * F.cross_entropy(of_words, said[early][:, attribute], ignore_index=-100))
         return torch.stack(losses).sum()
+
+    def loss_of_places(self, places: Places, numbers: torch.Tensor) -> torch.Tensor:
+        """What the projector tells of the places in the pictures of these numbers."""
+        return self.places.loss(_read(self.talker.seeing, places.pictures[numbers]), places, numbers)
 
     def _marks(
         self, wanted: torch.Tensor, pointed: Sequence[Sequence[Pointed]]
@@ -195,6 +210,32 @@ class Pointer(nn.Module):
         return thing, early, said
 
 
-def keep_loss(seeing: Seeing, pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """How far what the language model reads of pictures [N, 3, S, S] is from what it has learned to read."""
-    return F.mse_loss(seeing.project(seeing.tower(as_seen(pictures))[0]), tokens) / tokens.var()
+def _share_of_side(box: torch.Tensor) -> torch.Tensor:
+    """Boxes [..., 4] -> what makes a distance one of the box's own size, for that is what an overlap is spoiled by."""
+    return 5 / (box[..., 2:] - box[..., :2]).mean(-1).clamp(min=0.1)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Pictures uint8 [N, 3, S, S] of what it talks about, and what the language model has learned to read of each,
+    [N, tokens, width], which the tower is held to while it learns places.
+    """
+
+    pictures: torch.Tensor
+    tokens: torch.Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, seeing: Seeing, talks: Talks) -> Kept:
+        pictures = torch.cat((talks.shapes[:, :KEPT_DRAWINGS].flatten(0, 1), talks.named.flatten(0, 1)))
+        return cls(pictures, torch.cat([_read(seeing, part) for part in pictures.split(256)]))
+
+    def loss(self, seeing: Seeing, count: int, rng: np.random.Generator) -> torch.Tensor:
+        """How far what is read of some of them is from that."""
+        some = torch.from_numpy(rng.integers(len(self.pictures), size=count))
+        return F.mse_loss(_read(seeing, self.pictures[some]), self.tokens[some]) / self.tokens.var()
+
+
+def _read(seeing: Seeing, pictures: torch.Tensor) -> torch.Tensor:
+    """What the language model reads of pictures uint8 [N, 3, S, S]: [N, tokens, width]."""
+    return seeing.project(seeing.tower(as_seen(pictures))[0])
