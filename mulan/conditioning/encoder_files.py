@@ -7,7 +7,7 @@ from pathlib import Path
 from ..checkpoints.tensor_files import WrongFileError, open_tensors
 from .adapter_sdxl import AdapterShapeXL
 from .chat_encoder_file import ChatEncoderFile, chat_encoder_from_tensors, is_chat_encoder
-from .encoder_kinds import INTERNVL_LLAMA, KINDS
+from .encoder_kinds import INTERNVL_LLAMA, KINDS, TEACHER_KEY
 from .families import PIXART, PREFIX_ROWS
 from .model_files import ENCODER_SOURCE, TOKENIZER_NAME, AdapterFile, TextEncoderFile, text_encoder_from_tensors
 from .tokenizer import BOS, EOS, PREFIX, UNK, InternVLTokenizer, WindowTokenizer
@@ -61,7 +61,8 @@ def check_pair(encoder: AnyTextEncoderFile, adapter: AdapterFile) -> None:
 
 def pair_warning(encoder: AnyTextEncoderFile, adapter: AdapterFile) -> str:
     """Return what to tell where the adapter names another text encoder of this kind and width; else an empty text."""
-    if not adapter.encoder_fingerprint or adapter.encoder_fingerprint == encoder.fingerprint():
+    stands_for = encoder.file.metadata.get(TEACHER_KEY, "")
+    if adapter.encoder_fingerprint in ("", stands_for) or adapter.encoder_fingerprint == encoder.fingerprint():
         return ""
     trained_with = adapter.file.metadata.get("text_encoder", "another file")
     return (

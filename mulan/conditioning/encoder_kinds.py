@@ -17,6 +17,7 @@ from ..checkpoints.tensor_files import TensorFile, WrongFileError
 from .text_config import SAVED_CONFIG
 
 KIND_KEY, FINGERPRINT_KEY = "text_encoder_kind", "text_encoder_fingerprint"
+TEACHER_KEY = "stands_for_text_encoder"  # in a text encoder's metadata: the fingerprint of the one that taught it
 INTERNVL_LLAMA = "internvl_llama"
 KINDS = {
     INTERNVL_LLAMA: "InternVL's text encoder of 7 billion parameters (InternVL-14B-224px)",

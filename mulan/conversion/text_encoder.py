@@ -6,11 +6,13 @@ The source is the published folder InternVL-14B-224px, or any file that `open_te
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import torch
 
 from ..checkpoints.quantization import FORMATS
 from ..checkpoints.tensor_files import CONFIG, TensorFile, WrongFileError, describe_path
+from ..conditioning.encoder_kinds import TEACHER_KEY
 from ..conditioning.model_files import (
     ENCODER_SOURCE,
     TEXT_PROJECTION,
@@ -75,21 +77,14 @@ def _plan_text(opened: TextEncoderFile, target: Target, weight_format: str) -> O
     if opened.text_projection_name is not None:
         names[TEXT_PROJECTION] = opened.text_projection_name
         precisions[opened.text_projection_name] = torch.float16
-    sizes = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "rms_norm_eps": config.rms_norm_eps,
-    }
     metadata = make_metadata(
         "InternVL's text encoder for MuLan",
         path,
         ENCODER_SOURCE,
         license="MIT, as InternVL's repository states it; the language model is of LLaMA's family",
         weight_format=weight_format,
-        **{CONFIG: json.dumps(sizes)},
+        **{CONFIG: json.dumps(asdict(config))},
+        **{name: told for name, told in opened.file.metadata.items() if name == TEACHER_KEY},
     )
     return plan_output(
         target.file(f"{stem(path)}_text_{weight_format}.safetensors"),

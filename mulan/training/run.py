@@ -31,6 +31,20 @@ CHANGEABLE = ("batch_size", "gradient_accumulation", "save_every", "validate_eve
 
 
 @dataclass(frozen=True)
+class Product:
+    """What a run trains: how messages and tensors of the state call it, the file it ends in, and that file's tensors,
+    made of the module's.
+    """
+
+    name: str
+    file: str
+    published: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+ADAPTER = Product("adapter", ADAPTER_FILE, to_published)
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How to train.
 
@@ -109,26 +123,34 @@ class TrainingRun:
     `accelerator` is an `accelerate.Accelerator`.
     """
 
-    def __init__(self, adapter: nn.Module, settings: TrainSettings, accelerator, metadata: dict[str, str]):
-        dtypes = {parameter.dtype for parameter in adapter.parameters()}
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: TrainSettings,
+        accelerator,
+        metadata: dict[str, str],
+        product: Product = ADAPTER,
+    ):
+        dtypes = {parameter.dtype for parameter in module.parameters()}
         if dtypes != {torch.float32}:
             raise ValueError(
-                f"the adapter to train must be float32, not {', '.join(map(str, dtypes))}: its updates would be "
+                f"the {product.name} to train must be float32, not {', '.join(map(str, dtypes))}: its updates would be "
                 "rounded away"
             )
-        self.adapter, self.settings, self.accelerator, self.metadata = adapter, settings, accelerator, metadata
-        self.device = next(adapter.parameters()).device
-        self.parameters = dict(adapter.named_parameters())
+        self.module, self.settings, self.accelerator, self.metadata = module, settings, accelerator, metadata
+        self.product = product
+        self.device = next(module.parameters()).device
+        self.parameters = dict(module.named_parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.wrapped = accelerator.prepare(adapter)
-        self.average = copy.deepcopy(adapter).requires_grad_(False) if settings.ema else None
+        self.wrapped = accelerator.prepare(module)
+        self.average = copy.deepcopy(module).requires_grad_(False) if settings.ema else None
         self.step = 0
 
     @property
     def result(self) -> nn.Module:
-        return self.adapter if self.average is None else self.average
+        return self.module if self.average is None else self.average
 
     @property
     def samples_per_step(self) -> int:
@@ -160,7 +182,7 @@ class TrainingRun:
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss of step {self.step + 1} is {mean_loss}: lower the learning rate ({settings.learning_rate}) "
-                "or check the latents"
+                "or check what it is trained on"
             )
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
         self.optimizer.step()
@@ -178,7 +200,7 @@ class TrainingRun:
         return self.settings.out_dir is not None and self._state_path.is_file()
 
     def save(self) -> None:
-        """Write state and adapter, each complete or not at all, where there is a folder.
+        """Write state and result, each complete or not at all, where there is a folder.
 
         Every process calls it; the main one writes.
         """
@@ -189,7 +211,7 @@ class TrainingRun:
     def load(self) -> None:
         """Load what `save` wrote.
 
-        Raises ValueError for a state of other settings or another adapter, and for a damaged file.
+        Raises ValueError for a state of other settings or another module, and for a damaged file.
         """
         try:
             with safe_open(self._state_path, "pt") as file:
@@ -203,11 +225,11 @@ class TrainingRun:
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
         try:
-            self.adapter.load_state_dict(part("adapter."))
+            self.module.load_state_dict(part(f"{self.product.name}."))
             if self.average is not None:
                 self.average.load_state_dict(part("average."))
         except RuntimeError as error:
-            raise ValueError(f"{self._state_path} belongs to another adapter: {error}") from error
+            raise ValueError(f"{self._state_path} belongs to another {self.product.name}: {error}") from error
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {index: part(f"optimizer.{name}.") for index, name in enumerate(self.parameters)}
         self.optimizer.load_state_dict(optimizer)
@@ -220,7 +242,7 @@ class TrainingRun:
 
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"adapter.{name}": tensor for name, tensor in self.adapter.state_dict().items()}
+        tensors = {f"{self.product.name}.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for name, parameter in self.parameters.items():
             tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in self.optimizer.state[parameter].items()}
         if self.average is not None:
@@ -234,7 +256,7 @@ class TrainingRun:
         }
         settings = json.dumps(self._fixed_settings(), sort_keys=True)
         labels = {**self.metadata, "steps": str(self.step), "seed": str(self.settings.seed), "settings": settings}
-        write_safetensors(folder / ADAPTER_FILE, to_published(result), labels)
+        write_safetensors(folder / self.product.file, self.product.published(result), labels)
 
     def _fixed_settings(self) -> dict:
         free = [name for name in CHANGEABLE if name != "batch_size" or not self.settings.buckets]

@@ -68,12 +68,27 @@ def train_adapter(
         settings.batch_size,
     )
     alphas_cumprod = alphas_cumprod.to(run.device, torch.float32)
-    report = report or print_progress
-    started, first = time.monotonic(), run.step
 
     def compute_loss(indices: range) -> torch.Tensor:
         return batch_loss(run.wrapped, denoiser, encode_text, stream.batch(indices), alphas_cumprod, settings)
 
+    run_to_end(run, compute_loss, report, validate)
+    adapter.load_state_dict(run.result.state_dict())
+    return adapter
+
+
+def run_to_end(
+    run: TrainingRun,
+    compute_loss: Callable[[range], torch.Tensor],
+    report: Callable[[int, int, float, float], None] | None = None,
+    validate: Callable[[int, Any], None] | None = None,
+) -> None:
+    """Take the steps that are left, write what is due, and say how far it is; see `train_adapter`.
+
+    Raises KeyboardInterrupt after the step in which Ctrl-C was pressed.
+    """
+    report, settings = report or print_progress, run.settings
+    started, first = time.monotonic(), run.step
     with _interrupt_deferred() as interrupted:
         while run.step < settings.steps:
             loss, stop = run.advance(compute_loss, interrupted.is_set())
@@ -87,8 +102,6 @@ def train_adapter(
                     validate(run.step, run.result)
             if stop:
                 raise KeyboardInterrupt(f"Training stopped after step {run.step} of {settings.steps}")
-    adapter.load_state_dict(run.result.state_dict())
-    return adapter
 
 
 def batch_loss(

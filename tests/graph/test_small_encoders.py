@@ -18,7 +18,7 @@ from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.tiny_models.unpacking import CHAT
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import GraphRejected
-from mulan_nodes.tools.graphs import picture
+from mulan_nodes.tools.graphs import differ, picture
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
 
 QWEN3 = "SmallQwen3_int8.safetensors"
@@ -174,5 +174,7 @@ def test_what_clip_save_writes_draws_the_same(server, base):
     server.run(graph)
     saved = next(name for name in options(server, "text_encoder") if name.startswith("small_"))
     again = graphs.change(base, "MuLan Loader", **loader(saved, FROM_QWEN3[1], remember_prompts=False))
-    first = picture(server, graphs.change(base, "MuLan Loader", **loader(*FROM_QWEN3)))
-    assert np.array_equal(picture(server, again), first)
+    graph = graphs.change(base, "MuLan Loader", **loader(*FROM_QWEN3))
+    first, other = (picture(server, each) for each in (graph, graphs.change(graph, "Prompt", text="ein blauer Stern")))
+    # int8 rounds what the server adds up otherwise when other prompts are encoded beside
+    assert differ(picture(server, again), first) < 0.2 * differ(other, first)

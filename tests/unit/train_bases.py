@@ -54,8 +54,8 @@ def randomize(module: torch.nn.Module, std: float = 0.05) -> torch.nn.Module:
     return module.train(False)
 
 
-def text_encoder(path: Path, width: int) -> Path:
-    """InternVL's text encoder of one layer, its projection to 32 channels (768 where it is as wide as published)."""
+def text_encoder(path: Path, width: int, layers: int = 1) -> Path:
+    """InternVL's text encoder of so many layers, with its projection."""
     torch.manual_seed(2)
     spiece = (GOLDENS / "tokenizer" / "tokenizer.model").read_bytes()
     import sentencepiece
@@ -65,7 +65,7 @@ def text_encoder(path: Path, width: int) -> Path:
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=width // 32,
         rms_norm_eps=1e-6,
     )

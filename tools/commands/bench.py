@@ -11,7 +11,7 @@ NEEDS_TINY_MODELS = True
 def run(comfyui: Path, options: argparse.Namespace) -> int:
     from ..comfyui import CACHE, OUTPUT
 
-    name = next((other for other in ("visionllm", "internvl") if f"--{other}" in options.rest), None)
+    name = next((other for other in ("visionllm", "internvl", "encoders") if f"--{other}" in options.rest), None)
     module = importlib.import_module(f"mulan_nodes.tools.bench.{name or 'run'}")
     return module.main(
         [argument for argument in options.rest if argument != f"--{name}"], comfyui, CACHE / "bench", OUTPUT

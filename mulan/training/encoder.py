@@ -1,0 +1,223 @@
+"""Train a smaller text encoder for adapters that exist: `python -m custom_nodes.<folder>.mulan.training.encoder`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..boundary.files import write_text
+from ..checkpoints.tensor_files import CONFIG
+from ..conditioning.encoder_kinds import TEACHER_KEY
+from ..conditioning.families import PIXART, SD15
+from ..conditioning.model_files import TextEncoderFile
+from .arguments import MODULE
+from .distillation import Likeness, Student, Teacher, compare, new_student, open_student, published_tensors, row_loss
+from .prompt_lists import PromptList, PromptStream, read_prompts
+from .run import PRECISIONS, RESULT_DTYPES, Product, TrainingRun, TrainSettings
+from .trainer import check_unused, find_devices, run_to_end
+
+FILE, LIKENESS_FILE = "text_encoder.safetensors", "likeness.json"
+FAMILIES = {"sd": SD15, "pixart": PIXART}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {MODULE}.encoder",
+        description="Train a text encoder of fewer layers that gives the states of a larger one, so that the adapters "
+        "of the larger one read it. It needs text alone, in any languages. Run it in ComfyUI's folder with ComfyUI's "
+        f"Python; it also needs accelerate. On several GPUs: accelerate launch -m {MODULE}.encoder ...",
+    )
+    add = parser.add_argument
+
+    def setting(name: str, default: int | float, meaning: str) -> None:
+        add(name, type=type(default), default=default, help=f"{meaning} (default: {default})")
+
+    add("--teacher", type=Path, required=True, help="InternVL's text encoder: one .safetensors or the published folder")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--layers",
+        type=int,
+        default=8,
+        help="layers of the teacher that the student begins with, spread over all (default: 8)",
+    )
+    start.add_argument("--student", type=Path, help="begin with this text encoder instead, such as an earlier result")
+    add("--texts", type=Path, required=True, help="folder of en.txt, zh.txt ... (a language's code), one prompt a line")
+    add("--out", type=Path, required=True, help="folder for the text encoder, the state and the table of likeness")
+    add(
+        "--family",
+        choices=FAMILIES,
+        default="sd",
+        help="whose windows it learns: of the adapters for SD1.5, SD2.1 and "
+        "SDXL (sd), or of PixArt's, which are longer and have no padding that is read (default: sd)",
+    )
+    add("--resume", action="store_true", help="continue from the state in --out, if there is one")
+    setting("--steps", 20000, "steps of the optimizer")
+    setting("--batch-size", 16, "prompts per batch")
+    setting("--accumulate", 4, "batches per step")
+    setting("--learning-rate", 1e-4, "after the warm-up; it falls to zero along half a cosine")
+    setting("--warmup", 500, "steps")
+    setting("--weight-decay", 0.01, "of AdamW")
+    setting("--clip-norm", 1.0, "largest norm of a step's gradient")
+    setting("--seed", 0, "of the order of the prompts")
+    setting("--empty-share", 0.02, "share of prompts left empty, as negatives are")
+    setting("--held-out", 50, "prompts of each language that only judge, the last of its file")
+    setting("--ema", 0.0, "decay of averaged weights, such as 0.999; 0: no average")
+    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=precision,
+        help="of the student while training (default here: %(default)s)",
+    )
+    setting("--save-every", 500, "steps between saved states")
+    setting("--validate-every", 1000, "steps between tables of likeness")
+    add("--result-dtype", choices=RESULT_DTYPES, default="fp16", help="of the file (default: fp16)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns 0, 1 with a message for what cannot be trained, 130 after Ctrl-C."""
+    options = make_parser().parse_args(argv)
+    try:
+        _train(options)
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        print(f"Training failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'Stopped before the first step'}. Continue with --resume.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    if not options.resume:
+        check_unused(options.out)  # before all that takes minutes
+    settings = _settings(options)
+    prompts = read_prompts(options.texts, options.held_out)
+    accelerator = find_devices()
+    from comfy.cli_args import args  # ComfyUI, which --help does not need
+
+    args.cpu = args.cpu or accelerator.device.type == "cpu"  # else it takes a GPU that is not there
+    from ..conditioning.internvl_llama import INTERNVL_FRAME
+
+    file, pad = _open(options.teacher), INTERNVL_FRAME.pad
+    student = (
+        new_student(file, options.layers, pad)
+        if options.student is None
+        else open_student(_open(options.student), file, pad)
+    )
+    teacher = Teacher(file, FAMILIES[options.family])
+    product = Product("text encoder", FILE, partial(_published, student, file, RESULT_DTYPES[settings.result_dtype]))
+    run = TrainingRun(student.to(accelerator.device), settings, accelerator, _metadata(file, student, prompts), product)
+    if run.state_exists():
+        run.load()
+    if accelerator.is_main_process:
+        print(_describe(student, file, prompts))
+    stream = PromptStream(prompts, settings.seed, settings.empty_share)
+
+    def compute_loss(indices: range) -> torch.Tensor:
+        encoded = teacher.encode([stream.prompt(index) for index in indices])
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            states = run.wrapped(encoded.ids.to(run.device))
+        return row_loss(states, encoded)
+
+    run_to_end(run, compute_loss, validate=_judge(teacher, prompts, options.out))
+    if accelerator.is_main_process:
+        print(f"The text encoder is {options.out / FILE}: copy it into models/text_encoders.")
+
+
+def _settings(options: argparse.Namespace) -> TrainSettings:
+    return TrainSettings(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup,
+        weight_decay=options.weight_decay,
+        gradient_accumulation=options.accumulate,
+        clip_norm=options.clip_norm,
+        seed=options.seed,
+        empty_share=options.empty_share,
+        precision=options.precision,
+        ema=options.ema,
+        save_every=options.save_every,
+        validate_every=options.validate_every,
+        out_dir=options.out,
+        result_dtype=options.result_dtype,
+    )
+
+
+def _open(path: Path) -> TextEncoderFile:
+    """Recognize InternVL's text encoder. Raises ValueError for that of a chat file, whose rows are other tokens'."""
+    from ..conditioning.encoder_files import open_prompt_encoder  # imports ComfyUI
+
+    file = open_prompt_encoder(path)
+    if not isinstance(file, TextEncoderFile):
+        raise ValueError(
+            f"{path} is the language model of a chat file: its tokens are not those of InternVL's text encoder, so no "
+            "row of one stands for a row of the other. Take InternVL's text encoder, of which --layers are kept"
+        )
+    return file
+
+
+def _published(
+    student: Student, teacher: TextEncoderFile, dtype: torch.dtype, weights: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    return {**published_tensors(student, teacher, dtype), **weights}
+
+
+def _metadata(teacher: TextEncoderFile, student: Student, prompts: dict[str, PromptList]) -> dict[str, str]:
+    """Return what the text encoder's file says of its making."""
+    return {
+        "title": "A smaller text encoder for MuLan",
+        "teacher": teacher.file.path.name,
+        TEACHER_KEY: teacher.fingerprint(),
+        "languages": " ".join(prompts),
+        "prompts": str(sum(len(each.learned) for each in prompts.values())),
+        CONFIG: json.dumps(asdict(student.sizes)),
+    }
+
+
+def _describe(student: Student, teacher: TextEncoderFile, prompts: dict[str, PromptList]) -> str:
+    count = sum(len(each.learned) for each in prompts.values())
+    own = student.table.numel() + sum(parameter.numel() for parameter in student.parameters())
+    layer = sum(parameter.numel() for parameter in student.model.layers[0].parameters())
+    whole = own + layer * (teacher.config.num_hidden_layers - student.sizes.num_hidden_layers)
+    return (
+        f"{student.sizes.num_hidden_layers} of {teacher.config.num_hidden_layers} layers: {own / 1e6:.0f} million "
+        f"parameters, {own / whole:.2f} of the teacher's. {count} prompts in {len(prompts)} languages."
+    )
+
+
+def _judge(teacher: Teacher, prompts: dict[str, PromptList], out: Path) -> Callable[[int, Any], None]:
+    """Return what prints how like the teacher a student is in each language, and keeps it in `LIKENESS_FILE`."""
+
+    def validate(step: int, student: Any) -> None:
+        found = {code: compare(student, teacher, each.held_out) for code, each in prompts.items()}
+        print(f"\n{table(found)}", flush=True)
+        kept = json.dumps({"step": step, "languages": {code: asdict(of) for code, of in found.items()}}, indent=1)
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / LIKENESS_FILE, kept)
+
+    return validate
+
+
+def table(found: dict[str, Likeness]) -> str:
+    """Return a table of likenesses, the least like language first."""
+    lines = ["language  cosine of words  of padding  squared distance left"]
+    for code, of in sorted(found.items(), key=lambda item: -item[1].left):
+        padding = "" if of.padding is None else f"{of.padding:.3f}"
+        lines.append(f"{code:8}  {of.words:15.3f}  {padding:>10}  {of.left:21.3f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""A smaller text encoder that learns to stand for a larger one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
+from mulan_nodes.mulan.conditioning.clip import encode_prompts, load_clip
+from mulan_nodes.mulan.conditioning.encoder_files import pair_warning
+from mulan_nodes.mulan.conditioning.encoder_kinds import FINGERPRINT_KEY
+from mulan_nodes.mulan.conditioning.families import PIXART, SD15
+from mulan_nodes.mulan.conditioning.model_files import open_adapter, open_text_encoder
+from mulan_nodes.mulan.conversion.converters import convert
+from mulan_nodes.mulan.training import encoder, run
+from mulan_nodes.mulan.training.distillation import Teacher, compare, new_student, row_loss, spread_layers
+from mulan_nodes.mulan.training.prompt_lists import PromptStream, read_prompts
+from mulan_nodes.tests.unit.train_bases import text_encoder
+from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
+
+PROMPTS = ("a red circle", "一个红色的圆", "", "ein sehr großer blauer Stern vor einem Haus " * 9)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory) -> Path:
+    return text_encoder(tmp_path_factory.mktemp("teacher") / "teacher.safetensors", 64, layers=3)
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "en.txt").write_text("\n".join(f"a picture of {number} cats" for number in range(30)), "utf-8")
+    (folder / "zh.txt").write_text("\ufeff一只猫\n\n两只猫\n一只猫\n三只狗\n", "utf-8")
+    return folder
+
+
+def command(teacher: Path, texts: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *("--teacher", str(teacher), "--texts", str(texts), "--out", str(out), "--precision", "fp32"),
+        *("--batch-size", "4", "--accumulate", "1", "--warmup", "0", "--learning-rate", "1e-3", *more),
+    ]
+
+
+@pytest.mark.parametrize("family", [SD15, PIXART], ids=["sd", "pixart"])
+def test_a_student_of_all_layers_is_its_teacher(family, teacher_file):
+    teacher = Teacher(open_text_encoder(teacher_file), family)
+    student = new_student(teacher.file, 3, pad=0)
+    encoded = teacher.encode(PROMPTS)
+    states = student(encoded.ids)
+    assert torch.allclose(states[encoded.is_read], encoded.states[encoded.is_read], atol=1e-4)
+    assert row_loss(states, encoded).item() < 1e-6
+    found = compare(student, teacher, PROMPTS)
+    assert found.words > 1 - 1e-6 and found.left < 1e-8 and (found.padding is None) == (family is PIXART)
+
+
+def test_the_rows_that_count_are_those_that_an_adapter_reads(teacher_file):
+    teacher = Teacher(open_text_encoder(teacher_file), SD15)
+    encoded = teacher.encode(PROMPTS)
+    assert encoded.ids.shape == (4, 80) and encoded.is_read.sum(1).tolist() == [77, 77, 80, 77]
+    assert encoded.is_read[0, :5].tolist() == [True, False, False, False, True], "bos, then no prefix"
+    assert (encoded.ids[encoded.is_padding] == 0).all() and encoded.is_padding[3].sum() == 0
+    assert encoded.is_padding[2].sum() == 78, "bos and eos of the empty prompt"
+    student = new_student(teacher.file, 1, pad=0)
+    before = row_loss(student(encoded.ids), encoded)
+    encoded.states[:, 1:4][:2] += 9  # the prefix's
+    assert row_loss(student(encoded.ids), encoded).item() == pytest.approx(before.item(), rel=1e-5)
+
+
+def test_layers_are_spread_over_the_teachers():
+    assert spread_layers(32, 8) == [0, 4, 9, 13, 18, 22, 27, 31] and spread_layers(3, 1) == [0]
+    assert spread_layers(3, 3) == [0, 1, 2]
+    for kept in (0, 4):
+        with pytest.raises(ValueError, match=f"--layers {kept}: the teacher has 3"):
+            spread_layers(3, kept)
+
+
+def test_the_command_trains_what_adapters_read(teacher_file, texts, tmp_path, capsys):
+    """It comes nearer to the teacher in every language; the nodes load it; a converted one, too."""
+    out = tmp_path / "out"
+    training = ["--layers", "2", "--steps", "60", "--validate-every", "59", "--held-out", "5", "--ema", "0.9"]
+    assert encoder.main(command(teacher_file, texts, out, *training)) == 0, capsys.readouterr().err
+    told = capsys.readouterr().out
+    assert "2 of 3 layers" in told and "in 2 languages" in told and "models/text_encoders" in told
+    likeness = json.loads((out / encoder.LIKENESS_FILE).read_text("utf-8"))
+    assert likeness["step"] == 60 and {*likeness["languages"]} == {"en", "zh"}
+
+    teacher = Teacher(open_text_encoder(teacher_file), SD15)
+    untrained, held_out = new_student(teacher.file, 2, pad=0), read_prompts(texts, 5)["en"].held_out
+    assert likeness["languages"]["en"]["left"] < 0.5 * compare(untrained, teacher, held_out).left
+
+    small = open_text_encoder(out / encoder.FILE)
+    assert small.config.num_hidden_layers == 2 and small.projection_dim == 768
+    assert small.file.metadata["teacher"] == "teacher.safetensors" and small.tokenizer() == teacher.file.tokenizer()
+    assert torch.equal(load_file(out / encoder.FILE)["model.embed_tokens.weight"], untrained.table)
+    adapter = tmp_path / "adapter.safetensors"
+    weights = to_published(
+        LanguageAdapter(AdapterShape(64, context_dim=768, num_queries=4, intermediate_size=64)).state_dict()
+    )
+    save_file(
+        {name: tensor.clone() for name, tensor in weights.items()},
+        adapter,
+        {FINGERPRINT_KEY: teacher.file.fingerprint()},
+    )
+    ours, theirs = (
+        encode_prompts(load_clip(path, adapter, device="cpu"), ["a red circle"])[0][0][0]
+        for path in (out / encoder.FILE, teacher_file)
+    )
+    assert ours.shape == theirs.shape and not torch.equal(ours, theirs)
+    assert not pair_warning(small, open_adapter(adapter))
+    converted = convert(out / encoder.FILE, tmp_path / "int8.safetensors", weight_format="int8").path
+    assert not pair_warning(open_text_encoder(converted), open_adapter(adapter))
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(teacher_file, texts, tmp_path, monkeypatch, capsys):
+    training = ["--layers", "1", "--steps", "4", "--save-every", "2", "--validate-every", "0"]
+    assert encoder.main(command(teacher_file, texts, tmp_path / "whole", *training)) == 0
+    advance = run.TrainingRun.advance
+    monkeypatch.setattr(run.TrainingRun, "advance", lambda self, loss, stop: advance(self, loss, self.step == 1))
+    assert encoder.main(command(teacher_file, texts, tmp_path / "cut", *training)) == 130
+    assert "stopped after step 2 of 4. Continue with --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert encoder.main(command(teacher_file, texts, tmp_path / "cut", *training)) == 1
+    assert "already holds a training run" in capsys.readouterr().err
+    assert encoder.main(command(teacher_file, texts, tmp_path / "cut", *training, "--resume")) == 0
+    whole, cut = (load_file(tmp_path / name / encoder.FILE) for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_an_earlier_result_is_trained_further(teacher_file, texts, tmp_path, capsys):
+    first = tmp_path / "first"
+    assert encoder.main(command(teacher_file, texts, first, "--layers", "2", "--steps", "1")) == 0
+    on = ["--student", str(first / encoder.FILE), "--steps", "1"]
+    assert encoder.main(command(teacher_file, texts, tmp_path / "on", *on)) == 0
+    assert "2 of 3 layers" in capsys.readouterr().out
+
+
+def test_languages_come_equally_often_and_held_out_prompts_never(texts):
+    prompts = read_prompts(texts, 5)
+    assert prompts["en"].held_out == tuple(f"a picture of {number} cats" for number in range(25, 30))
+    assert prompts["zh"].learned == ("一只猫", "两只猫") and prompts["zh"].held_out == ("三只狗",)
+    stream = PromptStream(prompts, seed=0, empty_share=0.1)
+    drawn = [stream.prompt(index) for index in range(2000)]
+    assert drawn == [PromptStream(prompts, 0, 0.1).prompt(index) for index in range(2000)]
+    held_out = {prompt for each in prompts.values() for prompt in each.held_out}
+    assert not held_out & {*drawn} and 150 < drawn.count("") < 250
+    assert 800 < sum(prompt in prompts["zh"].learned for prompt in drawn) < 1000
+
+
+def test_what_cannot_be_trained_is_refused_in_words(teacher_file, texts, tmp_path, capsys):
+    def refused(teacher, folder, *more) -> str:
+        assert encoder.main(command(teacher, folder, tmp_path / "out", *more, "--steps", "1")) == 1
+        return capsys.readouterr().err
+
+    quantized = convert(teacher_file, tmp_path / "int8.safetensors", weight_format="int8").path
+    assert "has quantized layers, which cannot learn: take the float16 file" in refused(quantized, texts, "--layers", "2")
+    chat = random_chat.checkpoint(tmp_path / "chat")
+    assert "is the language model of a chat file: its tokens are not those" in refused(chat, texts)
+    assert "is the language model of a chat file" in refused(teacher_file, texts, "--student", str(chat))
+    assert "--layers 9: the teacher has 3" in refused(teacher_file, texts, "--layers", "9")
+    other = text_encoder(tmp_path / "other.safetensors", 96)
+    assert "states of width 96, but the teacher has" in refused(teacher_file, texts, "--student", str(other))
+    empty = tmp_path / "empty"
+    assert "empty is not a folder with text files" in refused(teacher_file, empty)
+    empty.mkdir()
+    (empty / "en.txt").write_text("one\n", "utf-8")
+    assert "en.txt has 1 prompts, expected 2 or more" in refused(teacher_file, empty)
+    (empty / "en.txt").write_bytes(b"\xff\xfea\x00")
+    assert "en.txt is not UTF-8 text" in refused(teacher_file, empty)
+    (empty / "en.txt").rename(empty / "my prompts.txt")
+    assert "my prompts" in refused(teacher_file, empty)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,189 @@
+"""What `dev.py bench --encoders` does: MuLan's text encoders, counted at full size and timed at full width.
+
+Sizes are those of the published config.json files. A few layers of random weights are timed and scaled to all of them:
+layers of one model cost the same, and what does not grow with them (looking tokens up, one norm) is below a hundredth.
+The adapter is not in these figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .run import machine
+from .sections import Rounds, Say, parser_of, run
+from .worker import timed
+
+if TYPE_CHECKING:
+    from mulan_nodes.mulan.checkpoints.language_model import LanguageConfig
+
+LAYERS = 4  # that are timed
+PROMPTS, ROWS = 12, 80  # at once, and of a window
+FORMATS_SHOWN = ("fp16", "int8", "int4", "fp8")
+FORMATS_TIMED = ("fp16", "int8")
+TABLE = 512  # rows of the embedding table that are made to time: one is looked up per token
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A language model's sizes. `used_by`: the published models that have it."""
+
+    used_by: str
+    kind: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    head_norm: bool = False
+    qkv_bias: bool = False
+
+
+MODELS = {
+    "7B": Sizes("InternVL-14B-224px (MuLan's own)", "LLaMA", 4096, 11008, 32, 32, 32, 128, 49954),
+    "7B, 8 of its layers": Sizes("what mulan.training.encoder makes", "LLaMA", 4096, 11008, 8, 32, 32, 128, 49954),
+    "2B, InternLM2": Sizes("InternVL2_5-2B", "InternLM2-1.8B", 2048, 8192, 24, 16, 8, 128, 92553),
+    "2B, Qwen3": Sizes("InternVL3_5-2B", "Qwen3-1.7B", 2048, 6144, 28, 16, 8, 128, 151936, head_norm=True),
+    "2B, Qwen2.5": Sizes("InternVL3-2B", "Qwen2.5-1.5B", 1536, 8960, 28, 12, 2, 128, 151674, qkv_bias=True),
+    "1B, Qwen3": Sizes("InternVL3_5-1B", "Qwen3-0.6B", 1024, 3072, 28, 16, 8, 128, 151936, head_norm=True),
+    "1B, Qwen2.5": Sizes(
+        "InternVL2_5-1B, InternVL3-1B", "Qwen2.5-0.5B", 896, 4864, 24, 14, 2, 64, 151674, qkv_bias=True
+    ),
+}
+
+
+def main(arguments: list[str], comfyui: Path, cache: Path, output: Path) -> int:
+    return run("encoders", parse(arguments), measure, markdown, comfyui, cache, output)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    return parser_of("encoders", "the text encoders that MuLan reads", tuple(MODELS)).parse_args(arguments)
+
+
+def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
+    results = {**known, "machine": machine(), "threads": options.threads}
+    models: dict[str, dict] = results.setdefault("models", {})
+    for name, sizes in MODELS.items():
+        if options.only and name not in options.only:
+            continue
+        say(name)
+        config = _config(sizes)
+        models[name] = {
+            **{"used_by": sizes.used_by, "kind": sizes.kind, "width": sizes.hidden_size, "layers": sizes.num_layers},
+            **{"parameters": sum(count for _, count in _tensors(config)), "bytes": _bytes(config)},
+        }
+        prompts = 2 if options.quick else PROMPTS
+        for weight_format in FORMATS_TIMED:
+            encoder, rounds = _encoder(config, weight_format), Rounds()
+            windows = [[1, *range(5 + index, ROWS + 3 + index), 2] for index in range(prompts)]
+            works = {"all": partial(encoder.hidden_states, windows), "one": partial(encoder.hidden_states, windows[:1])}
+            works["one"]()
+            for _ in range(1 if options.quick else options.repeat):
+                for what, work in works.items():
+                    rounds.note(what, times=timed(work)[0])
+            models[name][weight_format] = {
+                "one": rounds.median("one")["cpu"] * sizes.num_layers / LAYERS,
+                "each": rounds.median("all")["cpu"] / prompts * sizes.num_layers / LAYERS,
+            }
+        yield results
+
+
+def _config(sizes: Sizes) -> LanguageConfig:
+    from mulan_nodes.mulan.checkpoints.language_model import HEAD_NORM, LanguageConfig
+
+    norm = HEAD_NORM if sizes.head_norm else None
+    return LanguageConfig(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_key_value_heads,
+        head_dim=sizes.head_dim,
+        qkv_bias=sizes.qkv_bias,
+        q_norm=norm,
+        k_norm=norm,
+    )
+
+
+def _tensors(config: LanguageConfig) -> list[tuple[str, int]]:
+    """Return name and number of values of each tensor."""
+    return [(name, shape.numel()) for name, shape in _shapes(config).items()]
+
+
+def _shapes(config: LanguageConfig) -> dict[str, torch.Size]:
+    from comfy.text_encoders import llama
+
+    module = llama.Llama2_(config, device="meta", ops=torch.nn)
+    return {f"model.{name}": tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _bytes(config: LanguageConfig) -> dict[str, int]:
+    """Return the bytes of the tensors that encode text, in each format. What sees and what writes is not read."""
+    from mulan_nodes.mulan.checkpoints.quantization import FORMATS, tensor_layout
+
+    found = {}
+    for weight_format in FORMATS_SHOWN:
+        quantization, total = FORMATS[weight_format], 0
+        for name, shape in _shapes(config).items():
+            applies = quantization is not None and quantization.applies_to(name)
+            for spec in tensor_layout(name, tuple(shape), quantization if applies else None).values():
+                total += torch.Size(spec.shape).numel() * spec.dtype.itemsize
+        found[weight_format] = total
+    return found
+
+
+def _encoder(config: LanguageConfig, weight_format: str) -> Any:
+    """Return an encoder of `LAYERS` layers of random weights and a short embedding table."""
+    from mulan_nodes.mulan.checkpoints.quantization import FORMATS, quantize_chunks
+    from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
+
+    quantization = FORMATS[weight_format]
+    config = replace(config, num_hidden_layers=LAYERS, vocab_size=TABLE)
+    encoder = InternVLEncoder(config, dtype=torch.float16, device="cpu", is_quantized=quantization is not None)
+    state_dict: dict[str, torch.Tensor] = {}
+    for name, shape in _shapes(config).items():
+        if len(shape) == 1:
+            state_dict[name] = torch.full(shape, 1.0 if "norm" in name else 0.0, dtype=torch.float16)
+            continue
+        values = (torch.randn(shape) * shape[-1] ** -0.5).half()
+        applies = quantization is not None and quantization.applies_to(name)
+        parts: dict[str, list[torch.Tensor]] = {}
+        for part, rows, _ in quantize_chunks(name, values, quantization if applies else None):
+            parts.setdefault(part, []).append(rows)
+        state_dict |= {part: rows[0] if len(rows) == 1 else torch.cat(rows) for part, rows in parts.items()}
+    encoder.transformer.load_state_dict(state_dict, strict=False, assign=True)
+    return encoder.requires_grad_(False)
+
+
+def markdown(results: dict) -> str:
+    where, models = results["machine"], results["models"]
+    lines = [
+        f"Measured on {where['processor']}, {results['threads']} thread, torch {where['torch']}: {LAYERS} layers of "
+        "random weights at real width, scaled to all layers. Parameters and bytes are counted, of what encodes text.",
+        "",
+        "| text encoder | language model | width | layers | parameters | of 7B | "
+        + " | ".join(f"{name}, GB" for name in FORMATS_SHOWN)
+        + " | "
+        + " | ".join(f"one prompt, {name}, s | prompts per s, {name}" for name in FORMATS_TIMED)
+        + " |",
+        "| --- | --- |" + " --: |" * (4 + len(FORMATS_SHOWN) + 2 * len(FORMATS_TIMED)),
+    ]
+    whole = models.get("7B", {}).get("parameters")
+    for name, model in models.items():
+        share = f"{model['parameters'] / whole:.2f}" if whole else ""
+        sizes = " | ".join(f"{model['bytes'][name] / 1e9:.2f}" for name in FORMATS_SHOWN)
+        times = " | ".join(f"{model[name]['one']:.2f} | {1 / model[name]['each']:.2f}" for name in FORMATS_TIMED)
+        lines.append(
+            f"| {name} ({model['used_by']}) | {model['kind']} | {model['width']} | {model['layers']} | "
+            f"{model['parameters'] / 1e9:.2f} B | {share} | {sizes} | {times} |"
+        )
+    return "\n".join(lines) + "\n"
