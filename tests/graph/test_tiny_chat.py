@@ -1,5 +1,5 @@
-"""The tiny InternVL that talks, through the queue: our node and core's Generate Text tell what is in a picture, and a
-talk goes on.
+"""The tiny InternVL that talks, through the queue: our node and core's Generate Text tell what is in a picture, a talk
+goes on, and what is asked for is found.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mulan_nodes.tools.tinyworld import world
+from mulan_nodes.tools.tinyworld import pointing, world
+from mulan_nodes.tools.tinyworld.talks import QUESTIONS
+from mulan_nodes.tools.tinyworld_visionllm.evaluation import FOUND, overlaps
 
+CHECKPOINT = "tiny_internvl_chat.safetensors"
 THINGS = {"first.png": world.Thing("purple", "triangle", "big"), "second.png": world.Thing("yellow", "star", "small")}
 
 
@@ -31,7 +34,7 @@ def graph(**asking) -> dict:
     """Loader 1, the pictures 2 and 3, and what asks."""
     first, second = THINGS
     return {
-        "1": node("InternVLChatLoader", checkpoint="tiny_internvl_chat.safetensors"),
+        "1": node("InternVLChatLoader", checkpoint=CHECKPOINT),
         "2": node("LoadImage", image=first),
         "3": node("LoadImage", image=second),
         **asking,
@@ -71,3 +74,33 @@ def test_cores_node_asks_it(server):
     assert (
         server.run(graph(a=asked, b=node("PreviewAny", source=["a", 0]))).nodes["b"]["text"][0] == "a small yellow star"
     )
+
+
+def test_it_finds_what_twelve_languages_name(server):
+    """Two things in each, in images with others; a model that guesses finds none or one of the 24."""
+    rng, graph, truth = np.random.default_rng(6), {"1": node("InternVLChatLoader", checkpoint=CHECKPOINT)}, {}
+    for number in range(2 * len(QUESTIONS)):
+        while not (asked := pointing.find(shown := pointing.show(rng), list(QUESTIONS)[number // 2], rng)):
+            pass
+        exchange, place = asked
+        phrase = exchange.answer.split("</ref>")[0].removeprefix("<ref>")
+        Image.fromarray(shown.picture).save(Path(server.folder, "input", f"scene_{number}.png"))
+        graph |= {
+            f"{number}.image": node("LoadImage", image=f"scene_{number}.png"),
+            f"{number}.found": ask(phrase, f"{number}.image", task="find"),
+            f"{number}.boxes": node("VisionLLMTextToBoxes", text=[f"{number}.found", 0], image=[f"{number}.image", 0],
+                                    coordinates="auto"),
+            f"{number}.told": node("PreviewAny", source=[f"{number}.boxes", 0]),
+        }  # fmt: skip
+        truth[f"{number}.told"] = shown.boxes[place] * world.PICTURE_SIZE
+    outputs = server.run(graph)
+    overlapping = [_overlap(json.loads(outputs.nodes[id]["text"][0]), box) for id, box in truth.items()]
+    assert np.mean(np.array(overlapping) >= FOUND) >= 0.75, overlapping
+
+
+def _overlap(told: list[list[dict]], box: np.ndarray) -> float:
+    """How far the one box that was told overlaps with this one, pixels; 0 where there is none or another."""
+    if [len(of_image) for of_image in told] != [1]:
+        return 0.0
+    x, y, width, height = (told[0][0][side] for side in ("x", "y", "width", "height"))
+    return overlaps(np.array([[x, y, x + width, y + height]]), box[None]).item()

@@ -15,10 +15,12 @@ from mulan_nodes.tools.emoji_world.concepts import trained_languages
 from mulan_nodes.tools.emoji_world.naming import GOAL as NAMES_GOAL
 from mulan_nodes.tools.emoji_world.naming import examine_talk
 from mulan_nodes.tools.tinyworld import captions, chat_training, pointing, talks, world
-from mulan_nodes.tools.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, examine, reply
+from mulan_nodes.tools.tinyworld.chat_examination import ASKED, GOAL, OF_TWO, examine, examine_pointing, reply
 from mulan_nodes.tools.tinyworld.chat_seeing import WIDTH, Seeing
-from mulan_nodes.tools.tinyworld.chat_training import Talker, prompt_of, train_tokenizer
+from mulan_nodes.tools.tinyworld.chat_training import train_tokenizer
+from mulan_nodes.tools.tinyworld.talker import Talker, prompt_of
 from mulan_nodes.tools.tinyworld.talks import KINDS, MOST, QUESTIONS, Exchange, Talk, ask, draw_talk, draw_talk_of_two
+from mulan_nodes.tools.tinyworld_visionllm import scenes
 
 WEAK = {"whether", OF_TWO}  # below the goal, as web/docs/measured.md tells
 RED_STAR = world.Thing("red", "star", "big")
@@ -54,6 +56,11 @@ def test_a_talk_goes_on(clip):
 def test_it_names_things_in_a_hundred_languages(clip):
     found = {code: examine_talk(clip, code, 1) for code in trained_languages()}
     assert np.mean(list(found.values())) >= NAMES_GOAL, found
+
+
+def test_it_points_at_what_is_named_in_every_language(clip):
+    found = {code: examine_pointing(clip, code, 4, scenes.SEEN) for code in QUESTIONS}
+    assert np.mean([right for of_language in found.values() for _, right in of_language]) >= 0.8, found
 
 
 def test_big_pictures_are_looked_at_in_tiles(clip):

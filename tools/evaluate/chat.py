@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
+
 from ..comfyui import open_comfyui
 from .telling import Ticker, located, table, tell
 
@@ -32,13 +34,24 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
     }
     parts = []
     for heading, (things, shown) in kinds.items():
-        found = {}
+        found, pointed = {}, []
         for code in codes:
             name = LANGUAGES[code].name
             ticker.show(f"{heading}: {name}")
             found[name] = examine(clip, [code], things, count)[code]
-            found[name][POINTING] = examine_pointing(clip, code, count, shown)
+            of_language = examine_pointing(clip, code, count, shown)
+            found[name][POINTING] = float(np.mean([right for _, right in of_language]))
+            pointed += of_language
         rows = [[name, *(f"{share:.2f}" for share in shares.values())] for name, shares in found.items()]
         parts.append(f"{heading}:\n\n{table(('language', *next(iter(found.values()))), rows)}")
+        parts.append(_by_things(pointed))
     ticker.end()
     tell("\n".join(parts), output / FILE)
+
+
+def _by_things(pointed: list[tuple[int, bool]]) -> str:
+    """What was found by how many things the image shows."""
+    counts = sorted({things for things, _ in pointed})
+    hits = [[right for things, right in pointed if things == count] for count in counts]
+    rows = [[str(count), str(len(of)), f"{np.mean(of):.2f}"] for count, of in zip(counts, hits, strict=True)]
+    return table(("things in the image", "asked for", "found"), rows)

@@ -35,7 +35,7 @@ VOCABULARY = 4000  # of the byte-level BPE; the added tokens follow
 WIDTH, LAYERS, HEADS, KEY_VALUE_HEADS, FEED_FORWARD = 128, 4, 4, 2, 320
 LONGEST = 1024  # tokens
 BATCH = 32
-SCENES = 6000
+SCENES = 24000
 
 
 class Seeing(nn.Module):
