@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Protocol
 
 from ..boundary.files import UnwritableError
@@ -61,6 +61,7 @@ class Driver:
     """Runs the tasks that the journal does not have. `run` returns "" when all ended, else why it stopped.
 
     names: of the servers, as the journal calls them. give_up: seconds without any server until the run stops.
+    waiting: tasks that begin only when `release` names them.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Driver:
         watcher: Watcher,
         give_up: float = 600.0,
         fold: Callable[[], None] = lambda: None,
+        waiting: Container[int] = (),
     ):
         self._work, self._fleet, self._journal, self._scheduler = work, fleet, journal, scheduler
         self._names, self._watcher, self._give_up, self._fold = names, watcher, give_up, fold
+        self._waiting, self._numbers = waiting, {name: index for index, name in enumerate(names)}
         self._attempts: dict[int, int] = {}  # of tasks that failed
         self._news: asyncio.Queue[tuple[int, int, Outcome]] = asyncio.Queue()
         self._running: dict[tuple[int, int], asyncio.Task] = {}
@@ -87,7 +90,24 @@ class Driver:
     def stop(self, reason: str) -> None:
         """Let the run end soon; what is under way is interrupted."""
         self._reason = self._reason or reason
-        self._news.put_nowait((-1, -1, Outcome(worker.STOPPED)))
+        self._wake()
+
+    def release(self, task: int) -> None:
+        """Let a task begin that waited."""
+        self._enter(task)
+        self._wake()
+
+    def refuse(self, task: int, message: str) -> None:
+        """Count a task that waited as failed."""
+        self._journal.add(FAILURE, failure(self._work.record(task), Outcome(worker.FAILED, message), "", 0))
+        self._scheduler.drop(task)
+        self._watcher.failed(-1, task, Outcome(worker.FAILED, message), False)
+        self._wake()
+
+    def let_take(self, server: int, takes: bool) -> None:
+        """Let a server take tasks, or no more of them."""
+        self._scheduler.let_take(server, takes)
+        self._wake()
 
     async def run(self, down: Sequence[int] = ()) -> str:
         """Run. Raises nothing that the disk or a server does: these are reasons.
@@ -115,19 +135,27 @@ class Driver:
 
     def _begin(self) -> None:
         """Fill the scheduler: rows that servers may have go back to these, all others wait."""
-        now, numbers = self._clock(), {name: index for index, name in enumerate(self._names)}
-        self._last_life = now
+        self._last_life = self._clock()
         for task in range(len(self._work)):
             key = self._work.key(task)
             if key in self._journal.done or key in self._journal.failed:
                 continue
-            server, attempt = self._journal.sent.get(key, ("", 0))
-            if server in numbers:
-                self._attempts[task] = attempt
-                self._scheduler.adopt(task, numbers[server], now)
-                self._start(numbers[server], task)
+            if task in self._waiting:
+                self._scheduler.expect(task)
             else:
-                self._scheduler.add(task)
+                self._enter(task)
+
+    def _enter(self, task: int) -> None:
+        server, attempt = self._journal.sent.get(self._work.key(task), ("", 0))
+        if server in self._numbers:
+            self._attempts[task] = attempt
+            self._scheduler.adopt(task, self._numbers[server], self._clock())
+            self._start(self._numbers[server], task)
+        else:
+            self._scheduler.add(task)
+
+    def _wake(self) -> None:
+        self._news.put_nowait((-1, -1, Outcome(worker.STOPPED)))
 
     def _send(self, looked: list[int] | None) -> None:
         now = self._clock()
@@ -163,7 +191,7 @@ class Driver:
         try:
             heard = [await asyncio.wait_for(self._news.get(), TICK)]
         except asyncio.TimeoutError:
-            if self._clock() - self._last_life > self._give_up and len(self._watched) == len(self._names):
+            if self._clock() - self._last_life > self._give_up and self._watched >= self._scheduler.takers:
                 self._reason = f"no server has answered for {self._give_up:.0f} s"
             return None
         while not self._news.empty():

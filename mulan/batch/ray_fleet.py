@@ -99,10 +99,12 @@ class RayFleet:
             return False
 
     async def is_up(self, server: int) -> bool:
+        actor = self._actors[server]
         try:
-            return await asyncio.wait_for(_result(self._actors[server].is_up.remote()), OPEN_WITHIN)
+            return await asyncio.wait_for(_result(actor.is_up.remote()), OPEN_WITHIN)
         except self._ray.exceptions.RayActorError:
-            self._actors[server] = self._start(self._servers[server])
+            if self._actors[server] is actor:  # else another driver has started it anew
+                self._actors[server] = self._start(self._servers[server])
             return not isinstance(await self._open(server), str)
         except (asyncio.TimeoutError, self._ray.exceptions.RayError):
             return False

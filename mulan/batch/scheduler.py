@@ -47,6 +47,7 @@ class Scheduler:
         self._since = np.zeros(servers)  # when the first of them began
         self._rests_until = np.zeros(servers)
         self._is_up = np.ones(servers, bool)
+        self._takes = np.ones(servers, bool)
         self._seconds = np.full(servers, np.nan)  # a row takes, where one has ended
 
     # --- what comes in
@@ -56,6 +57,14 @@ class Scheduler:
         self._open.add(row)
         self._fresh.append(row)
         self._added = True
+
+    def expect(self, row: int) -> None:
+        """Count a row that is added, or dropped, later."""
+        self._open.add(row)
+
+    def drop(self, row: int) -> None:
+        """Forget a row that was expected."""
+        self._open.discard(row)
 
     def adopt(self, row: int, server: int, now: float) -> None:
         """Count a row that a server may have from an earlier run as given to it."""
@@ -103,6 +112,11 @@ class Scheduler:
         self._is_up[server], self._rests_until[server], self._since[server] = True, 0.0, now
         self.servers[server].failures = 0
 
+    def let_take(self, server: int, takes: bool) -> None:
+        """Let a server take rows or none; those that it has are ended by it."""
+        self._takes[server] = takes
+        self._added = True
+
     def taken_back(self, row: int, server: int, now: float) -> None:
         """Let a row that a server gave back wait again, before all others."""
         self._take(row, server, now)
@@ -120,6 +134,11 @@ class Scheduler:
         return len(self._open)
 
     @property
+    def takers(self) -> set[int]:
+        """Servers that take rows when they are up."""
+        return set(map(int, np.flatnonzero(self._takes)))
+
+    @property
     def waiting(self) -> int:
         """Rows that no server has."""
         return len(self._fresh) + len(self._again)
@@ -131,7 +150,7 @@ class Scheduler:
         """
         given: list[tuple[int, int]] = []
         able = self._able(now)
-        places = self.depth * int(self._is_up.sum())
+        places = self.depth * int((self._is_up & self._takes).sum())
         everybody = servers is None or self._added
         self._added = False
         if self.waiting <= places and self._is_known():
@@ -169,14 +188,14 @@ class Scheduler:
             return 0.0
         if not self._is_known():
             return None
-        speed = (1 / self._times())[self._is_up].sum()
+        speed = (1 / self._times())[self._is_up & self._takes].sum()
         return float(len(self._open) / speed) if speed else None
 
     # --- within
 
     def _able(self, now: float) -> np.ndarray:
         """Return which servers may be given rows."""
-        return self._is_up & (self._rests_until <= now)
+        return self._is_up & self._takes & (self._rests_until <= now)
 
     def _give(self, row: int, server: int, now: float) -> int:
         of = self.servers[server]

@@ -42,6 +42,8 @@ def test_wrong_words_end_the_command_and_leave_nothing(command, tmp_path, capsys
     for more, content, says in (
         (["--servers", "10.0.0.7:8188"], "id\na\n", "write an address such as"),
         (["--servers", "http://a:1", "--set", "1.images"], "id\na\n", "write node.input=column"),
+        (["--servers", "http://a:1", "--encoders", "0"], "id\na\n", "write auto, a number of servers, or addresses"),
+        (["--servers", "http://a:1", "--encoders", "2"], "id\na\n", "is more than all servers (1)"),
         (["--servers", "http://a:1", "--header", "secret"], "id\na\n", "write Name: value"),
         (["--servers", "http://a:1"], "", "is empty"),
     ):
