@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from ..boundary.files import UnwritableError
@@ -165,13 +167,17 @@ class Driver:
         for server, task in self._scheduler.take_back(now):
             self._leaving.add((server, task))
             self._beside(self._take_back(server, task))
+        for server, task in self._scheduler.double(now):
+            self._start(server, task, f"~{server}")
 
-    def _start(self, server: int, task: int) -> None:
-        running = asyncio.ensure_future(self._one(server, task))
+    def _start(self, server: int, task: int, mark: str = "") -> None:
+        running = asyncio.ensure_future(self._one(server, task, mark))
         self._running[server, task] = running
 
-    async def _one(self, server: int, task: int) -> None:
-        outcome = await self._fleet.run(server, self._work.job(task, self._attempts.get(task, 0)))
+    async def _one(self, server: int, task: int, mark: str) -> None:
+        """Run a task. mark: at the end of its files' names, where two servers run it."""
+        job = self._work.job(task, self._attempts.get(task, 0))
+        outcome = await self._fleet.run(server, replace(job, stem=f"{job.stem}{mark}"))
         self._news.put_nowait((server, task, outcome))
 
     def _beside(self, coroutine) -> None:
@@ -209,7 +215,14 @@ class Driver:
         del self._running[server, task]
         taken_back = (server, task) in self._leaving
         self._leaving.discard((server, task))
-        if outcome.kind == worker.DONE:
+        if self._work.key(task) in self._journal.done:  # another server was sooner
+            self._scheduler.taken_back(task, server, now)
+            for file in outcome.files:
+                with suppress(OSError):
+                    (self._journal.folder / file["name"]).unlink()
+            if outcome.kind == worker.LOST:
+                self._away(server, outcome.message)
+        elif outcome.kind == worker.DONE:
             tries = self._attempts.pop(task, 0) + 1
             self._journal.add(DONE, success(self._work.record(task), outcome, self._names[server], tries))
             self._scheduler.done(task, server, now, outcome.seconds)

@@ -3,7 +3,7 @@
 Each server has at most `depth` rows: one that runs and, so that it never waits, one behind it. While there are plenty
 of rows, a free place takes the next one. Near the end a place takes a row only if that row would then end no later
 than on the other servers: a slow server does not begin what a fast one ends sooner, and rows that wait behind a slow
-one are taken back.
+one are taken back. When none is left, a server that has nothing to do gets a row, too, that another one is late with.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Scheduler:
         self._rests_until = np.zeros(servers)
         self._is_up = np.ones(servers, bool)
         self._takes = np.ones(servers, bool)
+        self._held: dict[int, int] = {}  # row -> servers that have it
         self._seconds = np.full(servers, np.nan)  # a row takes, where one has ended
 
     # --- what comes in
@@ -120,7 +121,8 @@ class Scheduler:
     def taken_back(self, row: int, server: int, now: float) -> None:
         """Let a row that a server gave back wait again, before all others."""
         self._take(row, server, now)
-        self._again.insert(0, row)
+        if row in self._open and row not in self._held:
+            self._again.insert(0, row)
 
     def kept(self, row: int, server: int) -> None:
         """Note that a server could not give a row back."""
@@ -182,6 +184,28 @@ class Scheduler:
                 found.append((index, row))
         return found
 
+    def double(self, now: float) -> list[tuple[int, int]]:
+        """Return (server, row) of rows that run elsewhere and that an idle server should end sooner.
+
+        They are given to it, too, and only where no other row is left: the first result counts.
+        """
+        if self.waiting or len(self._held) < len(self._open):
+            return []
+        idle = list(map(int, np.flatnonzero(self._able(now) & (self._count == 0))))
+        if not idle:
+            return []
+        ends, seconds = self._ends(now, np.ones(len(self.servers))), self._times()
+        runs = [
+            (float(ends[index]), row)
+            for index in map(int, np.flatnonzero(self._count > 0))
+            if (row := self.servers[index].rows[0]) in self._open and self._held[row] == 1
+        ]
+        given = []
+        for (end, row), index in zip(sorted(runs, reverse=True), idle, strict=False):
+            if now + seconds[index] < end - TOLERANCE * seconds[index] and index not in self._tried.get(row, ()):
+                given.append((index, self._give(row, index, now)))
+        return given
+
     def seconds_left(self) -> float | None:
         """Return in how many seconds all would be done; None before a row is."""
         if not self._open:
@@ -202,6 +226,7 @@ class Scheduler:
         if not of.rows:
             self._since[server] = now
         of.rows.append(row)
+        self._held[row] = self._held.get(row, 0) + 1
         self._count[server] += 1
         return row
 
@@ -210,10 +235,15 @@ class Scheduler:
         if of.rows[0] == row:
             self._since[server] = now
         of.rows.remove(row)
+        self._held[row] -= 1
+        if not self._held[row]:
+            del self._held[row]
         of.leaving.discard(row)
         self._count[server] -= 1
 
     def _again_or_not(self, row: int, again: bool) -> bool:
+        if row in self._held:  # by another server
+            return True
         if again:
             self._again.append(row)
             self._added = True
