@@ -274,6 +274,11 @@ class SavedFiles:
         below = os.path.relpath(os.path.realpath(file), os.path.realpath(self._root))
         return Path(self.folder, below).as_posix() + OUTPUT_MARK
 
+    def served(self, file: Path) -> dict[str, str]:
+        """Return how a saved file is asked for at ComfyUI's /view."""
+        name = Path(self.name(file).removesuffix(OUTPUT_MARK))
+        return {"filename": name.name, "subfolder": name.parent.as_posix(), "type": "output"}
+
     def _free(self, prefix: str) -> Iterator[Path]:
         check_file_name(f"{prefix}_00000_{self.suffix}")
         prefix = os.path.normpath(prefix)

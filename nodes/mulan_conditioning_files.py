@@ -76,7 +76,9 @@ class MulanSaveConditioning(CheckedNode):
         saved = save_conditioning(FILES.free(filename_prefix.strip() or "MuLan"), conditioning, versions)
         announce_files()
         listed = FILES.name(saved.path)
-        return io.NodeOutput(conditioning, listed, ui=show_text(f"{listed}\n{saved.describe()}"))
+        shown = show_text(f"{listed}\n{saved.describe()}")
+        # As Save Image names its files, so that whoever reads the history can fetch this one from /view
+        return io.NodeOutput(conditioning, listed, ui={**shown, "files": [FILES.served(saved.path)]})
 
 
 class MulanLoadConditioning(CheckedNode):

@@ -47,6 +47,7 @@ def _run(options: argparse.Namespace) -> int:
         placeholders=options.set,
         servers=options.servers,
         start=options.start,
+        encoders=options.encoders,
         comfyui=options.comfyui,
         cpu=options.cpu,
         comfyui_arguments=options.comfyui_arguments.split(),
@@ -82,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     add("workflow", type=Path, metavar="WORKFLOW", help="exported from the editor with Export (API)")
     add("--servers", nargs="+", default=[], metavar="URL", help="such as http://10.0.0.7:8188, a path behind it too")
     add("--start", type=int, default=0, metavar="N", help="start so many ComfyUI, one per GPU of the Ray cluster")
+    add(
+        "--encoders",
+        nargs="+",
+        default=[],
+        metavar="N|auto|URL",
+        help="encode prompts on so many of these servers, or on others, and draw on the rest",
+    )
     add("--comfyui", type=Path, metavar="DIR", help="for --start (default: the folder above the pack)")
     add("--cpu", action="store_true", help="for --start: without GPUs")
     add("--comfyui-arguments", default="", metavar="TEXT", help="for --start: more of ComfyUI's own arguments")

@@ -16,12 +16,12 @@ class AddressError(ValueError):
     """What should be a server's address is none. Its message has no user and password."""
 
 
-def read_addresses(texts: Sequence[str]) -> list[str]:
-    """Return servers' addresses, each once, without "/" at the end. Raises AddressError."""
+def read_addresses(texts: Sequence[str], option: str = "--servers") -> list[str]:
+    """Return the addresses behind an option, each once, without "/" at the end. Raises AddressError."""
     for text in texts:
         scheme, _, host = text.partition("://")
         if scheme not in ("http", "https") or not host.strip("/"):
-            raise AddressError(f"--servers {server_name(text)}: write an address such as http://10.0.0.7:8188.")
+            raise AddressError(f"{option} {server_name(text)}: write an address such as http://10.0.0.7:8188.")
     return list(dict.fromkeys(text.rstrip("/") for text in texts))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from ..boundary.files import UnwritableError
@@ -61,6 +63,7 @@ class Driver:
     """Runs the tasks that the journal does not have. `run` returns "" when all ended, else why it stopped.
 
     names: of the servers, as the journal calls them. give_up: seconds without any server until the run stops.
+    waiting: tasks that begin only when `release` names them.
     """
 
     def __init__(
@@ -73,9 +76,11 @@ class Driver:
         watcher: Watcher,
         give_up: float = 600.0,
         fold: Callable[[], None] = lambda: None,
+        waiting: Container[int] = (),
     ):
         self._work, self._fleet, self._journal, self._scheduler = work, fleet, journal, scheduler
         self._names, self._watcher, self._give_up, self._fold = names, watcher, give_up, fold
+        self._waiting, self._numbers = waiting, {name: index for index, name in enumerate(names)}
         self._attempts: dict[int, int] = {}  # of tasks that failed
         self._news: asyncio.Queue[tuple[int, int, Outcome]] = asyncio.Queue()
         self._running: dict[tuple[int, int], asyncio.Task] = {}
@@ -87,7 +92,24 @@ class Driver:
     def stop(self, reason: str) -> None:
         """Let the run end soon; what is under way is interrupted."""
         self._reason = self._reason or reason
-        self._news.put_nowait((-1, -1, Outcome(worker.STOPPED)))
+        self._wake()
+
+    def release(self, task: int) -> None:
+        """Let a task begin that waited."""
+        self._enter(task)
+        self._wake()
+
+    def refuse(self, task: int, message: str) -> None:
+        """Count a task that waited as failed."""
+        self._journal.add(FAILURE, failure(self._work.record(task), Outcome(worker.FAILED, message), "", 0))
+        self._scheduler.drop(task)
+        self._watcher.failed(-1, task, Outcome(worker.FAILED, message), False)
+        self._wake()
+
+    def let_take(self, server: int, takes: bool) -> None:
+        """Let a server take tasks, or no more of them."""
+        self._scheduler.let_take(server, takes)
+        self._wake()
 
     async def run(self, down: Sequence[int] = ()) -> str:
         """Run. Raises nothing that the disk or a server does: these are reasons.
@@ -115,19 +137,27 @@ class Driver:
 
     def _begin(self) -> None:
         """Fill the scheduler: rows that servers may have go back to these, all others wait."""
-        now, numbers = self._clock(), {name: index for index, name in enumerate(self._names)}
-        self._last_life = now
+        self._last_life = self._clock()
         for task in range(len(self._work)):
             key = self._work.key(task)
             if key in self._journal.done or key in self._journal.failed:
                 continue
-            server, attempt = self._journal.sent.get(key, ("", 0))
-            if server in numbers:
-                self._attempts[task] = attempt
-                self._scheduler.adopt(task, numbers[server], now)
-                self._start(numbers[server], task)
+            if task in self._waiting:
+                self._scheduler.expect(task)
             else:
-                self._scheduler.add(task)
+                self._enter(task)
+
+    def _enter(self, task: int) -> None:
+        server, attempt = self._journal.sent.get(self._work.key(task), ("", 0))
+        if server in self._numbers:
+            self._attempts[task] = attempt
+            self._scheduler.adopt(task, self._numbers[server], self._clock())
+            self._start(self._numbers[server], task)
+        else:
+            self._scheduler.add(task)
+
+    def _wake(self) -> None:
+        self._news.put_nowait((-1, -1, Outcome(worker.STOPPED)))
 
     def _send(self, looked: list[int] | None) -> None:
         now = self._clock()
@@ -137,13 +167,17 @@ class Driver:
         for server, task in self._scheduler.take_back(now):
             self._leaving.add((server, task))
             self._beside(self._take_back(server, task))
+        for server, task in self._scheduler.double(now):
+            self._start(server, task, f"~{server}")
 
-    def _start(self, server: int, task: int) -> None:
-        running = asyncio.ensure_future(self._one(server, task))
+    def _start(self, server: int, task: int, mark: str = "") -> None:
+        running = asyncio.ensure_future(self._one(server, task, mark))
         self._running[server, task] = running
 
-    async def _one(self, server: int, task: int) -> None:
-        outcome = await self._fleet.run(server, self._work.job(task, self._attempts.get(task, 0)))
+    async def _one(self, server: int, task: int, mark: str) -> None:
+        """Run a task. mark: at the end of its files' names, where two servers run it."""
+        job = self._work.job(task, self._attempts.get(task, 0))
+        outcome = await self._fleet.run(server, replace(job, stem=f"{job.stem}{mark}"))
         self._news.put_nowait((server, task, outcome))
 
     def _beside(self, coroutine) -> None:
@@ -163,7 +197,7 @@ class Driver:
         try:
             heard = [await asyncio.wait_for(self._news.get(), TICK)]
         except asyncio.TimeoutError:
-            if self._clock() - self._last_life > self._give_up and len(self._watched) == len(self._names):
+            if self._clock() - self._last_life > self._give_up and self._watched >= self._scheduler.takers:
                 self._reason = f"no server has answered for {self._give_up:.0f} s"
             return None
         while not self._news.empty():
@@ -181,7 +215,14 @@ class Driver:
         del self._running[server, task]
         taken_back = (server, task) in self._leaving
         self._leaving.discard((server, task))
-        if outcome.kind == worker.DONE:
+        if self._work.key(task) in self._journal.done:  # another server was sooner
+            self._scheduler.taken_back(task, server, now)
+            for file in outcome.files:
+                with suppress(OSError):
+                    (self._journal.folder / file["name"]).unlink()
+            if outcome.kind == worker.LOST:
+                self._away(server, outcome.message)
+        elif outcome.kind == worker.DONE:
             tries = self._attempts.pop(task, 0) + 1
             self._journal.add(DONE, success(self._work.record(task), outcome, self._names[server], tries))
             self._scheduler.done(task, server, now, outcome.seconds)

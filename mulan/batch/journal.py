@@ -101,10 +101,13 @@ class Journal:
             for place, _ in places:
                 if place.source not in files:
                     files[place.source] = stack.enter_context(open(self.folder / place.source, "rb"))
-                files[place.source].seek(place.offset)
-                record = parse_json(files[place.source].readline())
-                del record["kind"]
-                yield record
+                yield _record(files[place.source], place)
+
+    def record(self, key: str) -> dict:
+        """Return the record of a row that is done."""
+        place = self.done[key]
+        with open(self.folder / place.source, "rb") as file:
+            return _record(file, place)
 
     def drop_missing(self) -> int:
         """Let rows run again whose files are not on disk in full; return how many."""
@@ -234,6 +237,13 @@ class Journal:
     def _has_files(self, record: dict) -> bool:
         paths = [(self.folder / file["name"], file["bytes"]) for file in record["files"]]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+
+def _record(file: BinaryIO, place: _Place) -> dict:
+    file.seek(place.offset)
+    record = parse_json(file.readline())
+    del record["kind"]
+    return record
 
 
 def _line(record: dict) -> bytes:

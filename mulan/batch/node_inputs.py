@@ -100,6 +100,10 @@ class NodeCatalog:
         """Return whether nodes of a class are what a run is for, as Save Image is."""
         return bool(self._info[node_class].get("output_node"))
 
+    def outputs(self, node_class: str) -> list[str]:
+        """Return the types of a class's outputs; none where the server does not know it."""
+        return [str(kind) for kind in self._info.get(node_class, {}).get("output", ())]
+
     def input(self, node_class: str, name: str) -> NodeInput | None:
         """Return an input of a class; None where the class has no such input."""
         for group in ("required", "optional"):
@@ -134,6 +138,8 @@ class NodeCatalog:
     def placeholder_input(self, graph: Graph, placeholder: Placeholder) -> NodeInput:
         """Return the input that a placeholder names. Raises WorkflowError."""
         node_class = graph[placeholder.node]["class_type"]
+        if node_class not in self._info:
+            raise WorkflowError(f"--set {placeholder}: {self.server} has no node {node_class}.")
         found = self.input(node_class, placeholder.input)
         if found is None:
             names = [

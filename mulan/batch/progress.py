@@ -44,15 +44,19 @@ class Progress(Watcher):
         if not again:
             self.ended += 1
             self.broken += 1
-            self._say(f"a row failed on {self._names[server]}: {outcome.message[:300]}")
+            where = f" on {self._names[server]}" if server >= 0 else ""  # else no server had it
+            self._say(f"a row failed{where}: {outcome.message[:300]}")
 
     def away(self, server: int, message: str) -> None:
+        if server in self._away:  # two drivers may tell of it
+            return
         self._away.add(server)
         self._say(f"{self._names[server]} is away: {message[:300]}")
 
     def back(self, server: int) -> None:
-        self._away.discard(server)
-        self._say(f"{self._names[server]} is back")
+        if server in self._away:
+            self._away.discard(server)
+            self._say(f"{self._names[server]} is back")
 
     def tick(self) -> None:
         now = self._clock()

@@ -20,19 +20,34 @@ AT_ONCE = 16  # calls of an actor that run together: its rows, and questions abo
 OPEN_WITHIN = 600.0  # seconds for a worker to start and to hear of the nodes: machines may be busy
 
 
+class NoRayError(RuntimeError):
+    """Ray did not start, or its cluster does not answer."""
+
+
 def start_ray(address: str | None) -> tuple[Any, str]:
-    """Connect to a Ray cluster, or begin one on this machine; return the module, and its dashboard's address or ""."""
+    """Connect to a Ray cluster, or begin one on this machine; return the module, and its dashboard's address or "".
+
+    Raises NoRayError.
+    """
     import ray
 
+    try:
+        return ray, _init(ray, address).dashboard_url or ""
+    except Exception as error:  # Ray has no class of its own for this
+        busy = "timed out" in str(error)
+        hint = " Where other programs keep this machine busy, run the same command again." if busy else ""
+        raise NoRayError(f"Ray: {_first_line(error)}{hint}") from error
+
+
+def _init(ray: Any, address: str | None) -> Any:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
-        return ray, ray.init(address, **quiet).dashboard_url or ""
+        return ray.init(address, **quiet)
     try:
         # Else Ray runs workers, and the ComfyUI in them, at niceness 15: they stand still where other programs are busy
-        found = ray.init(**quiet, _system_config={"worker_niceness": 0})
+        return ray.init(**quiet, _system_config={"worker_niceness": 0})
     except ValueError:  # RAY_ADDRESS or `ray start` on this machine name a cluster, which has settings of its own
-        found = ray.init(**quiet)
-    return ray, found.dashboard_url or ""
+        return ray.init(**quiet)
 
 
 @dataclass
@@ -84,10 +99,12 @@ class RayFleet:
             return False
 
     async def is_up(self, server: int) -> bool:
+        actor = self._actors[server]
         try:
-            return await asyncio.wait_for(_result(self._actors[server].is_up.remote()), OPEN_WITHIN)
+            return await asyncio.wait_for(_result(actor.is_up.remote()), OPEN_WITHIN)
         except self._ray.exceptions.RayActorError:
-            self._actors[server] = self._start(self._servers[server])
+            if self._actors[server] is actor:  # else another driver has started it anew
+                self._actors[server] = self._start(self._servers[server])
             return not isinstance(await self._open(server), str)
         except (asyncio.TimeoutError, self._ray.exceptions.RayError):
             return False

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..boundary.values import shown
-from .node_inputs import NodeCatalog
+from .node_inputs import NodeCatalog, NodeInput
 from .placeholders import Graph, Placeholder, canonical, fill, title
 from .table import TableError, TableRow
 
@@ -74,12 +74,18 @@ def read_rows(
     folder: Path,
     id_column: str = "id",
     language_column: str = LANGUAGE,
+    takes: Callable[[NodeCatalog, Placeholder], bool] = lambda catalog, placeholder: True,
 ) -> Rows:
     """Read a table's rows, and check each against what every server takes.
 
-    folder: where relative names of images in the table begin. Raises TableError where no row has a column.
+    folder: where relative names of images in the table begin. takes: whether a server gets the node of a placeholder.
+    Raises TableError where no row has a column.
     """
-    inputs = [[catalog.placeholder_input(workflow, each) for catalog in catalogs] for each in placeholders]
+    takers = [[each for each in catalogs if takes(each, of)] or list(catalogs) for of in placeholders]
+    inputs = [
+        [(catalog, catalog.placeholder_input(workflow, each)) for catalog in of]
+        for each, of in zip(placeholders, takers, strict=True)
+    ]
     base, rows, ids = canonical(fill(workflow, {}, "")), Rows(), {}
     hashes: dict[Path, str] = {}
     seen: set[str] = set()
@@ -93,7 +99,7 @@ def read_rows(
                 raise ValueError(f"its id {shown(name)} is that of line {ids[name]}, too")
             values, uploads = [], []
             for placeholder, known in zip(placeholders, inputs, strict=True):
-                value, upload = _read(raw, placeholder, known, catalogs, folder, hashes, workflow)
+                value, upload = _read(raw, placeholder, known, folder, hashes, workflow)
                 values.append(((placeholder.node, placeholder.input), value))
                 uploads += [upload] if upload else []
         except ValueError as error:
@@ -136,8 +142,7 @@ def _row_id(raw: TableRow, column: str) -> str:
 def _read(
     raw: TableRow,
     placeholder: Placeholder,
-    known: Sequence,
-    catalogs: Sequence[NodeCatalog],
+    known: Sequence[tuple[NodeCatalog, NodeInput]],
     folder: Path,
     hashes: dict[Path, str],
     workflow: Graph,
@@ -148,13 +153,13 @@ def _read(
         raise ValueError(f"it has no column {placeholder.column!r}")
     value = raw.values[placeholder.column]
     try:
-        if known[0].takes_file and isinstance(value, str) and (file := folder / value).is_file():
+        if known[0][1].takes_file and isinstance(value, str) and (file := folder / value).is_file():
             upload = Upload(file.absolute(), f"{FOLDER}/{_digest(file, hashes)}{file.suffix.lower()}")
             return upload.name, upload
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from None
     read = []
-    for catalog, of in zip(catalogs, known, strict=True):
+    for catalog, of in known:
         try:
             read.append(of.read(value))
         except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..boundary.files import remove_abandoned
 from .credentials import read_addresses, read_headers, server_name
-from .driver import Driver
+from .driver import Driver, Watcher
 from .journal import Journal
 from .node_inputs import NodeCatalog
 from .placeholders import Graph, Placeholder, load_workflow, parse_placeholders
@@ -20,13 +20,16 @@ from .progress import Progress
 from .ray_fleet import RayFleet, RemoteServer, start_ray
 from .ray_servers import NoServersError, StartedServers
 from .report import write_report
-from .rows import LANGUAGE, BadRow, Rows, read_rows
+from .rows import LANGUAGE, BadRow, Row, Rows, read_rows
 from .scheduler import Scheduler
+from .stages import DrawingWork, EncodingWork, Stages, split
 from .table import read_table
-from .work import FILES, RowWork
+from .two_stages import DrawingWatcher, EncodingWatcher, Roles, TwoStages, read_encoders, roles
+from .work import FILES, RowWork, Work
 
 READY_WITHIN = 600.0  # seconds for servers that Ray starts
 BAD_SHOWN = 20
+ENCODINGS = "conditioning"  # below the folder of a run: the prompts of two stages
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Settings:
     placeholders: Sequence[str]
     servers: Sequence[str] = ()
     start: int = 0
+    encoders: Sequence[str] = ()
     comfyui: Path | None = None
     cpu: bool = False
     comfyui_arguments: Sequence[str] = ()
@@ -73,7 +77,9 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
 
     workflow = load_workflow(settings.workflow)
     placeholders = parse_placeholders(workflow, settings.placeholders)
-    urls = read_addresses(settings.servers)
+    drawing, encoders = read_addresses(settings.servers), read_encoders(settings.encoders)
+    urls = list(dict.fromkeys((*drawing, *(encoders.urls if encoders else ()))))
+    of = roles(encoders, urls, drawing, settings.start) if encoders else None
     headers = read_headers(settings.header_file, settings.headers, urls)
     next(read_table(settings.table), None)  # says what is wrong with it as a whole, before servers are started
     with ExitStack() as stack:
@@ -95,7 +101,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Ended:
             started = None
         fleet = RayFleet(ray, [RemoteServer(url, headers.get(url, {}), settings.patience) for url in urls])
         stack.callback(fleet.close)
-        return asyncio.run(_run(settings, workflow, placeholders, urls, fleet, started, journal, say))
+        return asyncio.run(_run(settings, workflow, placeholders, urls, fleet, started, journal, of, say))
 
 
 async def _run(
@@ -106,17 +112,19 @@ async def _run(
     fleet: RayFleet,
     started: StartedServers | None,
     journal: Journal | None,
+    of: Roles | None,
     say: Callable[[str], None],
 ) -> Ended:
     names = [server_name(url) for url in urls]
     infos = await _open(fleet, started)
-    catalogs = [NodeCatalog(name, info) for name, info in zip(names, infos, strict=True) if isinstance(info, dict)]
+    catalogs = {index: NodeCatalog(names[index], info) for index, info in enumerate(infos) if isinstance(info, dict)}
     for name, info in zip(names, infos, strict=True):
         if isinstance(info, str):
             say(f"{name} is left out until it answers: {info}")
     if not catalogs:
         raise NoServersError("no server answers. Check the addresses, and that ComfyUI runs with --listen.")
-    rows = _checked_rows(settings, workflow, placeholders, catalogs)
+    stages = split(workflow, next(iter(catalogs.values()))) if of else None
+    rows = _checked_rows(settings, workflow, placeholders, catalogs, of, stages)
     for bad in rows.bad[:BAD_SHOWN]:
         say(f"line {bad.line}: {bad.problem}")
     if len(rows.bad) > BAD_SHOWN:
@@ -128,7 +136,6 @@ async def _run(
         journal.forget_failures()
     if missing := journal.drop_missing():
         say(f"the files of {missing} rows are gone: these rows run again")
-    work = RowWork(rows.good, workflow, settings.out.absolute())
     scheduler = Scheduler(len(urls), settings.depth, settings.attempts)
     keys = {row.key for row in rows.good}
     before = sum(key in journal.done or key in journal.failed for key in keys)
@@ -136,15 +143,45 @@ async def _run(
     progress = Progress(names, len(keys), before, scheduler)
     bad_records = [_bad_record(bad) for bad in rows.bad]
 
-    def fold() -> None:
-        journal.fold(keys, bad_records)
+    def make_driver(work: Work, into: Journal, watcher: Watcher, waiting: Container[int] = ()) -> Driver:
+        rest = settings.give_up, (lambda: journal.fold(keys, bad_records)) if into is journal else into.fold, waiting
+        order = scheduler if into is journal else Scheduler(len(urls), settings.depth, settings.attempts)
+        return Driver(work, fleet, into, order, names, watcher, *rest)
 
-    driver = Driver(work, fleet, journal, scheduler, names, progress, settings.give_up, fold)
-    down = [index for index, info in enumerate(infos) if isinstance(info, str)]
-    with _stops(driver):
-        reason = await driver.run(down)
+    down = [index for index in range(len(urls)) if index not in catalogs]
+    if of and stages:
+        todo = [row for row in rows.good if row.key not in journal.done and row.key not in journal.failed]
+        reason = await _run_stages(TwoStages(of, say), stages, todo, journal, make_driver, progress, down)
+    else:
+        work = RowWork(rows.good, workflow, journal.folder.absolute())
+        driver = make_driver(work, journal, progress)
+        with _stops(driver.stop):
+            reason = await driver.run(down)
     progress.end()
     return _finish(journal, workflow, keys, bad_records, reason, say)
+
+
+async def _run_stages(
+    both: TwoStages,
+    stages: Stages,
+    rows: Sequence[Row],
+    journal: Journal,
+    make_driver: Callable[..., Driver],
+    progress: Progress,
+    down: Sequence[int],
+) -> str:
+    """Run rows in two stages; return why they stopped, or "". What is encoded has a journal of its own."""
+    out = journal.folder.absolute()
+    with Journal(out / ENCODINGS) as encodings:
+        encodings.forget_failures()  # rows that failed with them are not among these
+        encodings.drop_missing()
+        encoding = EncodingWork(rows, stages, encodings.folder)
+        drawing = DrawingWork(rows, stages, out, encoding.needs, encodings)
+        both.expect(encoding.needed_by, encodings.done, len(rows))
+        encoder = make_driver(encoding, encodings, EncodingWatcher(both, progress, encoding.key))
+        drawer = make_driver(drawing, journal, DrawingWatcher(both, progress), both.waiting)
+        with _stops(both.stop):
+            return await both.run(encoder, drawer, down)
 
 
 def _finish(
@@ -152,7 +189,7 @@ def _finish(
 ) -> Ended:
     """Write manifest, failures and, when all ended, the report."""
     try:
-        for folder in (journal.folder / FILES).glob("*"):
+        for folder in (*(journal.folder / FILES).glob("*"), *(journal.folder / ENCODINGS / FILES).glob("*")):
             remove_abandoned(folder)  # of workers that were killed
         journal.fold(keys, bad)
         if not reason:
@@ -166,18 +203,27 @@ def _finish(
 
 
 def _checked_rows(
-    settings: Settings, workflow: Graph, placeholders: Sequence[Placeholder], catalogs: Sequence[NodeCatalog]
+    settings: Settings,
+    workflow: Graph,
+    placeholders: Sequence[Placeholder],
+    catalogs: Mapping[int, NodeCatalog],
+    of: Roles | None,
+    stages: Stages | None,
 ) -> Rows:
-    for catalog in catalogs:
-        catalog.check_workflow(workflow, placeholders)
+    parts: dict[str, list[Graph]] = {}  # of the workflow, by the server that gets them
+    for index, catalog in catalogs.items():
+        parts[catalog.server] = stages.parts(index in of.encoders, index in of.drawers) if of and stages else [workflow]
+        for graph in parts[catalog.server]:
+            catalog.check_workflow(graph, [each for each in placeholders if each.node in graph])
     return read_rows(
         read_table(settings.table),
         workflow,
         placeholders,
-        catalogs,
+        list(catalogs.values()),
         settings.table.absolute().parent,
         settings.id_column,
         settings.language_column,
+        lambda catalog, each: any(each.node in graph for graph in parts[catalog.server]),
     )
 
 
@@ -211,12 +257,12 @@ def _bad_record(bad: BadRow) -> dict[str, Any]:
 
 
 @contextmanager
-def _stops(driver: Driver) -> Iterator[None]:
+def _stops(stop_driver: Callable[[str], None]) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM stop a driver clean."""
     loop = asyncio.get_running_loop()
 
     def stop(*_: Any) -> None:
-        loop.call_soon_threadsafe(driver.stop, "stopped")
+        loop.call_soon_threadsafe(stop_driver, "stopped")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

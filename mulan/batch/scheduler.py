@@ -3,7 +3,7 @@
 Each server has at most `depth` rows: one that runs and, so that it never waits, one behind it. While there are plenty
 of rows, a free place takes the next one. Near the end a place takes a row only if that row would then end no later
 than on the other servers: a slow server does not begin what a fast one ends sooner, and rows that wait behind a slow
-one are taken back.
+one are taken back. When none is left, a server that has nothing to do gets a row, too, that another one is late with.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Scheduler:
         self._since = np.zeros(servers)  # when the first of them began
         self._rests_until = np.zeros(servers)
         self._is_up = np.ones(servers, bool)
+        self._takes = np.ones(servers, bool)
+        self._held: dict[int, int] = {}  # row -> servers that have it
         self._seconds = np.full(servers, np.nan)  # a row takes, where one has ended
 
     # --- what comes in
@@ -56,6 +58,14 @@ class Scheduler:
         self._open.add(row)
         self._fresh.append(row)
         self._added = True
+
+    def expect(self, row: int) -> None:
+        """Count a row that is added, or dropped, later."""
+        self._open.add(row)
+
+    def drop(self, row: int) -> None:
+        """Forget a row that was expected."""
+        self._open.discard(row)
 
     def adopt(self, row: int, server: int, now: float) -> None:
         """Count a row that a server may have from an earlier run as given to it."""
@@ -103,10 +113,16 @@ class Scheduler:
         self._is_up[server], self._rests_until[server], self._since[server] = True, 0.0, now
         self.servers[server].failures = 0
 
+    def let_take(self, server: int, takes: bool) -> None:
+        """Let a server take rows or none; those that it has are ended by it."""
+        self._takes[server] = takes
+        self._added = True
+
     def taken_back(self, row: int, server: int, now: float) -> None:
         """Let a row that a server gave back wait again, before all others."""
         self._take(row, server, now)
-        self._again.insert(0, row)
+        if row in self._open and row not in self._held:
+            self._again.insert(0, row)
 
     def kept(self, row: int, server: int) -> None:
         """Note that a server could not give a row back."""
@@ -120,6 +136,11 @@ class Scheduler:
         return len(self._open)
 
     @property
+    def takers(self) -> set[int]:
+        """Servers that take rows when they are up."""
+        return set(map(int, np.flatnonzero(self._takes)))
+
+    @property
     def waiting(self) -> int:
         """Rows that no server has."""
         return len(self._fresh) + len(self._again)
@@ -131,7 +152,7 @@ class Scheduler:
         """
         given: list[tuple[int, int]] = []
         able = self._able(now)
-        places = self.depth * int(self._is_up.sum())
+        places = self.depth * int((self._is_up & self._takes).sum())
         everybody = servers is None or self._added
         self._added = False
         if self.waiting <= places and self._is_known():
@@ -163,26 +184,49 @@ class Scheduler:
                 found.append((index, row))
         return found
 
+    def double(self, now: float) -> list[tuple[int, int]]:
+        """Return (server, row) of rows that run elsewhere and that an idle server should end sooner.
+
+        They are given to it, too, and only where no other row is left: the first result counts.
+        """
+        if self.waiting or len(self._held) < len(self._open):
+            return []
+        idle = list(map(int, np.flatnonzero(self._able(now) & (self._count == 0))))
+        if not idle:
+            return []
+        ends, seconds = self._ends(now, np.ones(len(self.servers))), self._times()
+        runs = [
+            (float(ends[index]), row)
+            for index in map(int, np.flatnonzero(self._count > 0))
+            if (row := self.servers[index].rows[0]) in self._open and self._held[row] == 1
+        ]
+        given = []
+        for (end, row), index in zip(sorted(runs, reverse=True), idle, strict=False):
+            if now + seconds[index] < end - TOLERANCE * seconds[index] and index not in self._tried.get(row, ()):
+                given.append((index, self._give(row, index, now)))
+        return given
+
     def seconds_left(self) -> float | None:
         """Return in how many seconds all would be done; None before a row is."""
         if not self._open:
             return 0.0
         if not self._is_known():
             return None
-        speed = (1 / self._times())[self._is_up].sum()
+        speed = (1 / self._times())[self._is_up & self._takes].sum()
         return float(len(self._open) / speed) if speed else None
 
     # --- within
 
     def _able(self, now: float) -> np.ndarray:
         """Return which servers may be given rows."""
-        return self._is_up & (self._rests_until <= now)
+        return self._is_up & self._takes & (self._rests_until <= now)
 
     def _give(self, row: int, server: int, now: float) -> int:
         of = self.servers[server]
         if not of.rows:
             self._since[server] = now
         of.rows.append(row)
+        self._held[row] = self._held.get(row, 0) + 1
         self._count[server] += 1
         return row
 
@@ -191,10 +235,15 @@ class Scheduler:
         if of.rows[0] == row:
             self._since[server] = now
         of.rows.remove(row)
+        self._held[row] -= 1
+        if not self._held[row]:
+            del self._held[row]
         of.leaving.discard(row)
         self._count[server] -= 1
 
     def _again_or_not(self, row: int, again: bool) -> bool:
+        if row in self._held:  # by another server
+            return True
         if again:
             self._again.append(row)
             self._added = True

@@ -34,6 +34,7 @@ class Job:
     folder: Path
     stem: str  # of the files' names
     uploads: tuple[tuple[Path, str], ...] = ()  # file of this machine, name on the server
+    must_save: bool = False  # a job without a file is a failed one
 
 
 @dataclass
@@ -209,6 +210,8 @@ class Worker:
                 outcome.texts[node_id] = texts
             for where in _files(outputs[node_id]):
                 await self._download(job, node_id, where, outcome)
+        if job.must_save and not outcome.files:
+            return Outcome(FAILED, f"{self._client.name} names no saved file: update MuLan Nodes on it")
         return outcome
 
     async def _download(self, job: Job, node: str, where: Mapping[str, str], outcome: Outcome) -> None:

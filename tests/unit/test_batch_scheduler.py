@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -33,6 +34,9 @@ def test_whatever_happens_each_row_ends_once(seed):
                 scheduler.taken_back(row, server, now)
             else:
                 scheduler.kept(row, server)
+        for server, row in scheduler.double(now):
+            assert server in up and not has[server] and row not in ended
+            has[server].append(row)
         server = chance.randrange(servers)
         act = chance.random()
         if server not in up:
@@ -42,12 +46,16 @@ def test_whatever_happens_each_row_ends_once(seed):
             up.discard(server)
             scheduler.down(server)
             for row in chance.sample(has[server], len(has[server])):
-                if not scheduler.lost(row, server, now):
+                if row in ended:  # on another server, which had it, too
+                    scheduler.taken_back(row, server, now)
+                elif not scheduler.lost(row, server, now):
                     ended.append(row)
             has[server] = []
         elif has[server]:
             row = has[server].pop(0)
-            if act < 0.3:
+            if row in ended:
+                scheduler.taken_back(row, server, now)
+            elif act < 0.3:
                 if not scheduler.failed(row, server, now):
                     ended.append(row)
             else:
@@ -104,6 +112,21 @@ def test_a_slow_server_does_not_begin_what_a_fast_one_ends_sooner():
     assert scheduler.give(10.0) == [(0, 9)]
 
 
+def test_the_last_row_that_a_server_is_late_with_is_given_to_an_idle_one_and_the_first_result_counts():
+    scheduler = Scheduler(2, depth=1)
+    for row in range(3):
+        scheduler.add(row)
+    assert scheduler.give(0.0) == [(0, 0), (1, 1)]
+    scheduler.done(0, 0, 1.0, 1.0)
+    assert scheduler.give(1.0) == [(0, 2)]
+    scheduler.done(2, 0, 2.0, 1.0)
+    assert not scheduler.double(1.5)  # server 1 should end it as soon
+    assert scheduler.double(3.0) == [(0, 1)] and not scheduler.double(3.0)
+    assert scheduler.failed(1, 0, 3.5) and not scheduler.give(3.5)  # server 1 still has it
+    scheduler.done(1, 1, 4.0, 4.0)
+    assert not scheduler.open
+
+
 TIMES = [random.Random(7).gauss(1.2, 0.15) for _ in range(200)]
 
 
@@ -115,6 +138,25 @@ def test_the_driver_keeps_servers_busy_and_loses_nothing():
     assert result.efficiency > 0.9
     alike = simulate(Campaign(64, 6400, TIMES, seed=3))
     assert alike.efficiency > 0.95 and alike.done == alike.runs == 6400 and alike.grown < 20
+
+
+def test_a_server_that_hangs_holds_up_no_run_and_leaves_no_file(tmp_path):
+    class Hangs(SimulatedFleet):
+        """The first server never ends its second row."""
+
+        async def run(self, server: int, job: Job) -> Outcome:
+            self.calls = getattr(self, "calls", 0) + (server == 0)
+            if server == 0 and self.calls == 2:
+                await asyncio.sleep(1e9)
+            outcome = await super().run(server, job)
+            for file in outcome.files:
+                (tmp_path / file["name"]).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / file["name"]).touch()
+            return outcome
+
+    result = simulate(Campaign(4, 60, TIMES, seed=5), tmp_path, Hangs)
+    assert result.done == 60 and result.seconds < 60
+    assert len([path for path in (tmp_path / "files").rglob("*.png")]) == 60
 
 
 class FullDisk(SimulatedFleet):

@@ -119,8 +119,25 @@ class Run:
             time.sleep(0.1)
         return False
 
-    def workers(self) -> list[psutil.Process]:
-        """Return the workers' processes."""
+    def worker(self, chance: random.Random) -> psutil.Process:
+        """Return the process of one of the workers; wait for them where the command has just begun."""
+        deadline = time.monotonic() + WITHIN
+        while not (found := self._workers()):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the command has no workers:\n{self.words()}")
+            time.sleep(0.1)
+        return chance.choice(sorted(found, key=lambda process: process.pid))
+
+    def end(self) -> None:
+        """Wait for the command's end."""
+        self.process.wait(WITHIN)
+
+    def kill(self) -> None:
+        """End the command at once; harmless where it has ended."""
+        self.process.kill()
+        self.process.wait()
+
+    def _workers(self) -> list[psutil.Process]:
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -156,11 +173,17 @@ def records(out: Path) -> dict[str, dict]:
 
 
 def try_kills(
-    servers: Sequence[ComfyServer], rows: int, acts: Sequence[str], seed: int, folder: Path, steps: int = 2
+    servers: Sequence[ComfyServer],
+    rows: int,
+    acts: Sequence[str],
+    seed: int,
+    folder: Path,
+    steps: int = 2,
+    restart: bool = True,
 ) -> Trial:
     """Draw a table on one server, then on all while `acts` happen at seeded moments, and compare.
 
-    Servers have ports of their own, and folders that stay.
+    Servers have ports of their own, and folders that stay. restart: killed servers come back.
     """
     trial, chance = Trial(rows), random.Random(seed)
     table, graph = folder / "table.csv", folder / "workflow.json"
@@ -170,46 +193,53 @@ def try_kills(
 
     start = time.monotonic()
     alone = Run(folder, table, graph, urls[:1], folder / "one")
-    alone.process.wait(WITHIN)
+    try:
+        alone.end()
+    finally:
+        alone.kill()
     trial.seconds["one server"] = time.monotonic() - start
     trial.log.append(alone.words())
     servers[0].ask("/history", {"clear": True})  # else rows that it gets again would be found there, not drawn
 
     start = time.monotonic()
     run, restarts = Run(folder, table, graph, urls, folder / "all"), []
+    up = list(servers)
     moments = sorted(chance.sample(range(1, max(rows - len(servers) * 2, len(acts) + 1)), len(acts)))
-    for act, moment in zip(chance.sample(list(acts), len(acts)), moments, strict=True):
-        if not run.wait(moment):
-            break
-        trial.kills.append((act, run.done()))
-        if act == "server":
-            server = chance.choice(list(servers))
-            server.kill()
-            restarts.append(threading.Thread(target=_restart, args=(server,)))
-            restarts[-1].start()
-        elif act == "worker":
-            chance.choice(sorted(run.workers(), key=lambda process: process.pid)).kill()
-        elif act == "stop":
-            run.process.send_signal(signal.SIGINT)
-            run.process.wait(60)
-            run = Run(folder, table, graph, urls, folder / "all")
-        else:
-            run.process.kill()
-            run.process.wait()
-            run = Run(folder, table, graph, urls, folder / "all")
-    run.process.wait(WITHIN)
-    for restart in restarts:
-        restart.join()
+    try:
+        for act, moment in zip(chance.sample(list(acts), len(acts)), moments, strict=True):
+            if not run.wait(moment):
+                break
+            trial.kills.append((act, run.done()))
+            if act == "server":
+                server = up.pop(chance.randrange(len(up)))
+                server.kill()
+                if restart:
+                    restarts.append(threading.Thread(target=_restart, args=(server, up)))
+                    restarts[-1].start()
+            elif act == "worker":
+                run.worker(chance).kill()
+            else:
+                if act == "stop":
+                    run.process.send_signal(signal.SIGINT)
+                    run.process.wait(60)
+                run.kill()
+                run = Run(folder, table, graph, urls, folder / "all")
+        run.end()
+    finally:
+        run.kill()
+        for thread in restarts:
+            thread.join()
     trial.seconds[f"{len(servers)} servers, {len(acts)} kills"] = time.monotonic() - start
     trial.log.append(run.words())
     _compare(trial, folder / "one", folder / "all")
     return trial
 
 
-def _restart(server: ComfyServer) -> None:
+def _restart(server: ComfyServer, up: list[ComfyServer]) -> None:
     time.sleep(AWAY)
     server.stop()
     server.start()
+    up.append(server)
 
 
 def _compare(trial: Trial, one: Path, all_: Path) -> None:
@@ -222,7 +252,7 @@ def _compare(trial: Trial, one: Path, all_: Path) -> None:
     listed = {str(all_ / file["name"]) for record in found.values() for file in record["files"]}
     trial.twice += sorted(str(file) for file in files if str(file) not in listed)
     for name, record in found.items():
-        own, theirs = record["files"], expected.get(name, {}).get("files")
-        drawn = [hashlib.sha256((all_ / file["name"]).read_bytes()).hexdigest() for file in own]
-        if own != theirs or drawn != [file["sha256"] for file in own]:
+        own, theirs = ([file["sha256"] for file in of["files"]] for of in (record, expected.get(name, {"files": []})))
+        drawn = [hashlib.sha256((all_ / file["name"]).read_bytes()).hexdigest() for file in record["files"]]
+        if own != theirs or drawn != own:
             trial.unequal.append(name)
