@@ -157,7 +157,8 @@ def test_what_cannot_be_trained_is_refused_in_words(teacher_file, texts, tmp_pat
         return capsys.readouterr().err
 
     quantized = convert(teacher_file, tmp_path / "int8.safetensors", weight_format="int8").path
-    assert "has quantized layers, which cannot learn: take the float16 file" in refused(quantized, texts, "--layers", "2")
+    told = refused(quantized, texts, "--layers", "2")
+    assert "has quantized layers, which cannot learn: take the float16 file" in told
     chat = random_chat.checkpoint(tmp_path / "chat")
     assert "is the language model of a chat file: its tokens are not those" in refused(chat, texts)
     assert "is the language model of a chat file" in refused(teacher_file, texts, "--student", str(chat))
