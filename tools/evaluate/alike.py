@@ -31,7 +31,7 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
 
     from ..tinyworld.world import SHAPES
     from ..tinyworld_visionllm.evaluation import FOUND, overlaps
-    from ..tinyworld_visionllm.scenes import PICTURE_SIZE
+    from ..tinyworld_visionllm.scenes import PICTURE_SIZE, draw_pair
 
     count, ticker = options.scenes or SCENES, Ticker()
     internvl = tiny_internvl(comfyui)
@@ -78,26 +78,8 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
         first = np.mean(best["label"]) if way == ways[0] else np.mean(best["vector"])
         shown = f"{first:.3f}" if way in ways[:2] else ""
         rows.append([way, shown, f"{hit / max(1, of):.3f}", f"{hit / there:.3f}"])
-    rows.append(["VisionLLM Region with `example`, never trained", f"{np.mean(best['in context']):.3f}", "", ""])
+    rows.append(["VisionLLM Region with `example`", f"{np.mean(best['in context']):.3f}", "", ""])
     tell(table(("chosen by", "the one box is right", "precision", "recall"), rows), output / FILE)
-
-
-def draw_pair(rng: np.random.Generator):
-    """A scene, the index of a thing in it, and a scene with that colour and shape, among others of the same shape and
-    of the same colour.
-    """
-    from ..tinyworld_visionllm.scenes import SEEN, draw_scene
-
-    example = draw_scene(rng, SEEN)
-    marked = int(rng.integers(len(example.items)))
-    thing = example.items[marked].thing
-    alike = [other for other in SEEN if _kind(other) == _kind(thing)]
-    near = [other for other in SEEN if (other.colour == thing.colour) != (other.shape == thing.shape)]
-    others = tuple(near[index] for index in rng.permutation(len(near))[:4])
-    while True:
-        scene = draw_scene(rng, (*alike, *others), fewest=4)
-        if any(item.thing in alike for item in scene.items):
-            return example, marked, scene
 
 
 def _kind(thing) -> tuple[str, str]:

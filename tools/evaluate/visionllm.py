@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from .telling import Ticker, located, table, tell
 
 FILE = "visionllm_scores.md"
 SCENES = 300
+ABOUT_REGIONS = 2  # so many times fewer questions of each kind about regions than scenes
 
 
 def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:
     """`options.scenes` of things that were trained, then a quarter as many of those that never were; writes
-    output/visionllm_scores.md.
+    output/visionllm_scores.md. Beside it a table of questions about regions.
     """
     open_comfyui(*(["--cpu"] if cpu else []))
     from mulan_nodes.mulan.tiny_models.unpacking import VISIONLLM
@@ -23,16 +25,21 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
 
     from ..tinyworld_visionllm import scenes
     from ..tinyworld_visionllm.examination import GOALS, examine, held_out_scenes
+    from ..tinyworld_visionllm.region_examination import examine_regions
+    from ..tinyworld_visionllm.region_questions import KINDS
 
     loaded, count, ticker = load_visionllm(located(comfyui, VISIONLLM)), options.scenes or SCENES, Ticker()
     columns = {"trained things": (scenes.SEEN, count), "things never trained": (scenes.UNSEEN, count // 4)}
-    found = {}
+    found, about_regions = {}, {}
     for title, (things, number) in columns.items():
 
-        def done(index, title=title, number=number):
-            ticker.show(f"{title}: scene {index + 1} of {number}")
+        def done(index, title=title, what="scene", of=number):
+            ticker.show(f"{title}: {what} {index + 1} of {of}")
 
         found[title] = examine(loaded, held_out_scenes(number, things), on_scene=done)
+        each = max(1, number // ABOUT_REGIONS)
+        asked = partial(done, what="question about regions", of=each * len(KINDS))
+        about_regions[title] = each, examine_regions(loaded, each, things, on_question=asked)
     ticker.end()
     rows = []
     for name in next(iter(found.values())).scores:
@@ -42,4 +49,17 @@ def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> No
         ]
         rows.append([name, str(GOALS.get(name, "")), *chain(*cells)])
     heads = ("what", "goal", *chain(*((title, "of") for title in columns)))
-    tell(table(heads, rows), output / FILE)
+    tell(f"{table(heads, rows)}\n{_regions_table(about_regions)}", output / FILE)
+
+
+def _regions_table(about_regions: dict[str, tuple[int, dict[str, dict[str, float]]]]) -> str:
+    """Answers about regions: questions in rows, marks in columns."""
+    from ..tinyworld_visionllm.region_examination import GOAL, MARKS
+    from ..tinyworld_visionllm.region_questions import KINDS
+
+    rows = [
+        [kind, *(f"{scores[kind][mark]:.2f}" for _, scores in about_regions.values() for mark in MARKS)]
+        for kind in KINDS
+    ]
+    heads = [f"{title}, {mark}, {each} each" for title, (each, _) in about_regions.items() for mark in MARKS]
+    return table((f"question about regions (goal {GOAL})", *heads), rows)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 
 from mulan_nodes.mulan.tiny_models.full_width import AUTOENCODER, CLIP, CONTROL, TEXT, UNET, UNET_HEADS
-from mulan_nodes.mulan.tiny_models.packs import STEPS, pack_path
+from mulan_nodes.mulan.tiny_models.packs import STEPS, pack_path, read_pack
 
 METADATA = {
     "title": "MuLan Nodes: tiny world",
@@ -100,9 +100,25 @@ def build_companions(work_dir: Path) -> Path:
 
 def write_pack(name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
     """Writes the pack that mulan/tiny_models has under this name."""
+    return _write_stored(name, encode(tensors), metadata)
+
+
+def rewrite_pack(name: str, before: Path, changed: Mapping[str, torch.Tensor]) -> Path:
+    """Writes the pack that mulan/tiny_models has under this name: the pack `before` with other values of some of its
+    tensors. The others keep their codes, which encoding once more would not.
+    """
+    _, metadata = read_pack(before)
+    stored = load(gzip.decompress(before.read_bytes()))
+    if missing := sorted(changed.keys() - stored.keys()):
+        raise ValueError(f"{before} has no {missing[0]}")
+    kept = {key: tensor for key, tensor in stored.items() if key.removesuffix(STEPS) not in changed}
+    return _write_stored(name, kept | encode(changed), metadata)
+
+
+def _write_stored(name: str, stored: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
     path = pack_path(name)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(gzip.compress(save(encode(tensors), dict(metadata)), mtime=0))
+    unfinished.write_bytes(gzip.compress(save(dict(stored), dict(metadata)), mtime=0))
     unfinished.replace(path)
     return path
 

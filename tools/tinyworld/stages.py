@@ -52,6 +52,7 @@ def train_stage(
     loss_of: Callable[[np.random.Generator], torch.Tensor],
     *,
     steps: int,
+    last: int | None = None,
     learning_rate: float,
     average: float = 0.0,
     score: Callable[[Model], str] | None = None,
@@ -61,7 +62,8 @@ def train_stage(
     result in it.
 
     `loss_of` gets this step's own random generator; torch's global one is seeded for the step as well. `average` is the
-    decay of a running average of the weights, which then is the result (0: none). `score` says, of a copy with the
+    decay of a running average of the weights, which then is the result (0: none). `last`: the step behind which to stop
+    before the learning rate has come down. `score` says, of a copy with the
     averaged weights, how good it is.
     """
     checkpoint_path = work_dir / f"{name}.checkpoint.pt"
@@ -75,7 +77,7 @@ def train_stage(
         optimizer.load_state_dict(saved["optimizer"])
         averaged, first = saved["averaged"], saved["step"]
     started = time.monotonic()
-    for step in range(first, steps):
+    for step in range(first, last or steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         torch.manual_seed(SEED + step)

@@ -80,16 +80,12 @@ class RowMaker:
         self.opening = ids[: len(ids) - ids[::-1].index(patch)]  # to the last patch
 
     def row(self, exercise: Exercise) -> Row:
-        user, assistant = exercise.turn
-        start = len(self.opening)
-        asked = self.tokenizer.encode(VICUNA.prompt([exercise.turn._replace(assistant=None)]), TOWER.num_patches)[
-            start:
-        ]
-        ids = (
-            self.tokenizer.encode(VICUNA.prompt([exercise.turn]), TOWER.num_patches)[start:]
-            if assistant is not None
-            else asked
-        )
+        start, assistant = len(self.opening), exercise.turn.assistant
+        turns = [*exercise.history, exercise.turn._replace(assistant=None)]
+        asked = self.tokenizer.encode(VICUNA.prompt(turns), TOWER.num_patches)[start:]
+        ids = asked
+        if assistant is not None:
+            ids = self.tokenizer.encode(VICUNA.prompt([*turns[:-1], exercise.turn]), TOWER.num_patches)[start:]
         labels = [IGNORED] * len(ids)
         for place in range(len(asked) - 1, len(ids) - 1):
             if ids[place + 1] not in self._not_written:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,9 +62,9 @@ def told(tokenizer: VisionTokenizer) -> dict:
     }
 
 
-def published(parts: Mapping[str, nn.Module], vocabulary: int) -> dict[str, torch.Tensor]:
-    """Parts of the model by our names -> tensors by upstream's names."""
-    names = {
+def _naming(vocabulary: int) -> dict[str, tuple[str, Any, Any]]:
+    """Of each part: what its published names begin with, the module that knows them, its config."""
+    return {
         "tower": ("vis_encoder.", clip, TOWER),
         "bridge": ("vl_bridge.", bridge, BRIDGE),
         "language": ("llm.", llama, language_config(vocabulary)),
@@ -72,9 +73,22 @@ def published(parts: Mapping[str, nn.Module], vocabulary: int) -> dict[str, torc
         "grounding": ("gdino.", grounding, GROUNDING),
         "pose": ("unipose.", pose, POSE),
     }
+
+
+def part_of(tensors: Mapping[str, torch.Tensor], part: str, vocabulary: int) -> dict[str, torch.Tensor]:
+    """Tensors by upstream's names -> a part's tensors by our names, in float32."""
+    prefix, naming, config = _naming(vocabulary)[part]
+    return {
+        ours: torch.cat([tensors[prefix + name] for name in source.names]).float()
+        for ours, source in naming.sources(config).items()
+    }
+
+
+def published(parts: Mapping[str, nn.Module], vocabulary: int) -> dict[str, torch.Tensor]:
+    """Parts of the model by our names -> tensors by upstream's names."""
     tensors = {}
     for part, module in parts.items():
-        prefix, naming, config = names[part]
+        prefix, naming, config = _naming(vocabulary)[part]
         values, sources = module.state_dict(), naming.sources(config)
         if values.keys() != sources.keys():
             raise ValueError(

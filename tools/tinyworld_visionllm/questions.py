@@ -29,7 +29,7 @@ class Exercise:
 
     found: per name, sentence or region that a decoder is asked for, the items of the scene that it means; meant: the
     same as descriptions (None: a region). keypoints: the names of the asked ones, of `shape`. regions: the items that
-    the question's regions lie on.
+    the question's regions lie on. history: the rounds before.
     """
 
     turn: Turn
@@ -38,6 +38,7 @@ class Exercise:
     shape: str = ""
     keypoints: tuple[str, ...] = ()
     regions: tuple[int, ...] = ()
+    history: tuple[Turn, ...] = ()
 
     @property
     def described(self) -> list[Description]:

@@ -141,3 +141,21 @@ def paint(items: list[Item], rng: np.random.Generator) -> np.ndarray:
 SIZES = tuple(RADII)
 SEEN = tuple(Thing(c, s, size) for c in PALETTE for s in SHAPES for size in SIZES if (c, s) not in HELD_OUT)
 UNSEEN = tuple(Thing(c, s, size) for c in PALETTE for s in SHAPES for size in SIZES if (c, s) in HELD_OUT)
+
+Pair = tuple[Scene, int, Scene]
+
+
+def draw_pair(rng: np.random.Generator) -> Pair:
+    """A scene, the index of a thing in it, and a scene with that colour and shape, among others of the same shape and
+    of the same colour.
+    """
+    example = draw_scene(rng, SEEN)
+    marked = int(rng.integers(len(example.items)))
+    thing = example.items[marked].thing
+    alike = [other for other in SEEN if (other.colour, other.shape) == (thing.colour, thing.shape)]
+    near = [other for other in SEEN if (other.colour == thing.colour) != (other.shape == thing.shape)]
+    others = tuple(near[index] for index in rng.permutation(len(near))[:4])
+    while True:
+        scene = draw_scene(rng, (*alike, *others), fewest=4)
+        if any(item.thing in alike for item in scene.items):
+            return example, marked, scene
