@@ -69,7 +69,7 @@ def test_the_file_is_a_converted_vision_side(tiny_models):
 
 
 def test_no_text_of_training_names_a_pair_that_is_held_out():
-    texts = {text for of_choice in wordings(world.SEEN_THINGS) for of_wording in of_choice for text in of_wording}
+    texts = {text for of_choice, _ in wordings(world.SEEN_THINGS) for of_wording in of_choice for text in of_wording}
     assert {"red circle", "a picture of a star", "一个红色的图形", "большая красная фигура на светлом фоне"} <= texts
     for thing in (thing for thing in world.THINGS if thing.held_out):
         for language in captions.TRAINED.values():

@@ -23,7 +23,6 @@ from ..tinyworld.stages import is_finished, train_stage
 from ..tinyworld.text_training import PREFIX, TextEncoder, states_of, token_rows, typed
 from . import captions, sentences
 from .concepts import CHARACTERS, english, languages, trained_languages
-from .contrastive_batches import own_sentences
 from .pictures import BACKGROUNDS
 from .text_training import (
     agreement,
@@ -40,15 +39,13 @@ ROUNDS = (
     ("text_encoder_sentences_first", 2400, 1e-3, 0.3, 0.2),
     ("text_encoder_sentences_second", 1400, 8e-4, 0.2, 0.08),
     ("text_encoder_sentences_third", 1500, 8e-4, 0.25, 0.04),
-    ("text_encoder_sentences_fourth", 1400, 8e-4, 0.3, 0.05),
 )
 ENGLISH_SHARE = 0.2
 TEACHER_SHARE = 0.15  # of the weights, in the end
 THINGS, SHAPES, LANGUAGES = 44, 20, 3  # captions of each world in a batch, in each of so many languages
 LONGEST = 64  # tokens of a caption
 BACKGROUND_SHARE = 0.12
-OWN_SHARE = 0.1  # of the captions of shapes: in InternVL's own sentences
-MIXED_SHARE = 0.5  # of the others
+MIXED_SHARE = 0.5  # of the captions of shapes
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,7 @@ class Batches:
     @staticmethod
     def _of_shape(thing, code: str, attributes: frozenset[str], rng: np.random.Generator) -> str:
         """A caption; half of them with the colour, the noun or the sentence around in another language."""
-        words, own = shape_captions.TRAINED[code], own_sentences(code)
-        if own and rng.random() < OWN_SHARE:
-            return str(rng.choice(own)).format(words.bare_phrase(thing, attributes))
+        words = shape_captions.TRAINED[code]
         if rng.random() >= MIXED_SHARE:
             return shape_captions.caption(thing, code, rng, attributes)
         other = shape_captions.TRAINED[str(rng.choice(list(shape_captions.TRAINED)))]

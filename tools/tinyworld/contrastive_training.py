@@ -59,7 +59,7 @@ QUERIES = 16
 READ_IN = (0, 2)  # every other layer of the LLaMA, as published
 BRANCH_SCALE = 0.5  # at the beginning
 NAMES_SHARE = 0.5  # of the batches: those of the emoji world
-BARE = 0.4  # the share of phrases without article and sentence
+BARE, OWN = 0.4, 0.25  # the shares of phrases without article and sentence, and of those in InternVL's own sentences
 METADATA = {
     "title": "MuLan Nodes: the tiny InternVL",
     "description": "A tiny InternVL-C and -G of coloured shapes and 130 things of Noto Emoji, without its text "
@@ -158,19 +158,20 @@ class FrozenText:
         return torch.stack([rows[ids[text]] for text in texts])
 
 
-def wordings(things) -> Iterator[list[list[str]]]:
+def wordings(things) -> Iterator[tuple[list[list[str]], int]]:
     """For every trained language and every choice of attributes: the texts of all things without article, then in each
-    sentence, and without article in InternVL's own sentences.
+    sentence, and without article in InternVL's own sentences; and how many are those last ones.
     """
     for code, language in captions.TRAINED.items():
         for named in captions.CHOICES:
-            bare = [language.bare_phrase(thing, named) for thing in things]
+            bare, own = [language.bare_phrase(thing, named) for thing in things], own_sentences(code)
             phrases = [language.noun_phrase(thing, named) for thing in things]
-            yield [
+            texts = [
                 bare,
                 *([template.format(phrase) for phrase in phrases] for template in language.templates),
-                *([sentence.format(label) for label in bare] for sentence in own_sentences(code)),
+                *([sentence.format(label) for label in bare] for sentence in own),
             ]
+            yield texts, len(own)
 
 
 def draw_anywhere(thing: world.Thing, rng: np.random.Generator) -> np.ndarray:
@@ -210,7 +211,7 @@ def _train(work_dir: Path, pair: Pair, text: FrozenText, steps: int) -> None:
     pictures = torch.cat(
         (draw_corpus(SEED, things=things), draw_corpus(SEED + 1, things=things, draw=draw_anywhere)), dim=1
     )
-    all_texts = list(wordings(things))
+    all_texts, own = zip(*wordings(things), strict=True)
     alike = torch.tensor([[[one == other for other in texts] for one in texts] for texts, *_ in all_texts]).float()
     flat = text.rows([caption for texts in all_texts for of_wording in texts for caption in of_wording])
     rows = [
@@ -227,10 +228,18 @@ def _train(work_dir: Path, pair: Pair, text: FrozenText, steps: int) -> None:
         chosen = pictures[
             torch.arange(len(things)), torch.from_numpy(rng.integers(pictures.shape[1], size=len(things)))
         ]
-        picked = [of_choice[0 if rng.random() < BARE else rng.integers(1, len(of_choice))] for of_choice in rows]
+        picked = [of_choice[_wording(len(of_choice), count, rng)] for of_choice, count in zip(rows, own, strict=True)]
         return pair.loss(as_seen(chosen), torch.stack(picked), alike, text.llama)
 
     train_stage(STAGE, work_dir, pair, loss_of, steps=steps, learning_rate=1e-3)
+
+
+def _wording(count: int, own: int, rng: np.random.Generator) -> int:
+    """Which of so many wordings is taken: the first is bare, the last ones are InternVL's own sentences."""
+    kind = rng.random()
+    if kind < BARE:
+        return 0
+    return int(rng.integers(count - own, count) if own and kind < BARE + OWN else rng.integers(1, count))
 
 
 def write(pair: Pair, text: FrozenText, path: Path) -> Path:
