@@ -58,10 +58,12 @@ class Round:
 
 
 # The first asks about two regions compared as well. In 500 steps the model learned none of that, nor in 200 more with
-# losses on what it knows at each region's token; so the second does without.
+# losses on what it knows at each region's token; so the others do without. The
+# third has more of the old questions, of which the first two cost some.
 ROUNDS = (
     Round("regions", 800, 500, 1e-3, ANY_KIND, new=5, kept=2, with_tools=5, pairs=4),
     Round("regions_alone", 300, 300, 6e-4, ALONE, new=3, kept=6, with_tools=8, pairs=0),
+    Round("regions_kept", 240, 240, 6e-4, ALONE, new=2, kept=14, with_tools=6, pairs=2),
 )
 KEPT_TASKS = {"vqa": 0.75, "region_category": 0.1, "region_caption": 0.1, "caption": 0.05}
 TOOL_TASKS = {
