@@ -39,14 +39,15 @@ ESTIMATE = (
     "Training the tiny InternVL that talks takes three hours of one CPU core; interrupted, it goes on where it was."
 )
 ADDED = ("<|endoftext|>", START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REF, "</ref>", "<box>", "</box>")
-NAMES, NAMES_FURTHER = 0.7, 0.8  # the share of batches of talks what a thing is called, before it points and after
+NAMES = 0.7  # the share of batches of talks what a thing is called, before it points
 ANSWERS, KEPT_BATCH = 40, 16
 
 
 @dataclass(frozen=True)
 class Stage:
     """One of those in which it learns to point. `images`: those that only the projector tells the places of; `talks`:
-    the share of batches of talks; `full`: see `draw_asked`; `keep`: the weight of what is read of other images.
+    the share of batches of talks, `names` the share of these about what a thing is called; `full`: see `draw_asked`;
+    `keep`: the weight of what is read of other images.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     keep: float
     places_alone: bool = False
     talks: float = 0.0
+    names: float = 0.8
     full: float = 0.0
 
 
@@ -65,6 +67,9 @@ POINTING_STAGES = (
     Stage("chat_further", 543, 1e-3, 0, 10.0, talks=0.5, full=0.6),
     Stage("chat_places_further", 665, 1.5e-3, 96, 15.0, places_alone=True),
     Stage("chat_together", 2201, 1e-3, 32, 5.0, talks=0.5, full=0.6),
+    # It had lost words for shapes, then some of the names.
+    Stage("chat_talks", 880, 6e-4, 32, 3.0, talks=0.75, names=0.16, full=0.8),
+    Stage("chat_names", 578, 6e-4, 32, 3.0, talks=0.78, names=0.54, full=0.8),
 )
 METADATA = {
     "title": "MuLan Nodes: the tiny InternVL that talks",
@@ -139,7 +144,7 @@ def _pointing_losses(pointer: Pointer, talks: Talks):
 
     def of_pointing(stage: Stage, rng):
         if rng.random() < stage.talks:
-            return talks.loss(talker, BATCH // 2, NAMES_FURTHER, rng)
+            return talks.loss(talker, BATCH // 2, stage.names, rng)
         asked = draw_asked(shown, ANSWERS, stage.full, SYSTEM, rng)
         more = torch.from_numpy(rng.integers(len(shown), size=stage.images))
         return pointer.loss(asked, places, more) + stage.keep * kept.loss(seeing, KEPT_BATCH // 2, rng)
