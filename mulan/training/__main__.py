@@ -1,4 +1,7 @@
-"""Train a MuLan adapter: `python -m custom_nodes.<folder>.mulan.training`, in ComfyUI's folder and Python."""
+"""Train a MuLan adapter: `python -m custom_nodes.<folder>.mulan.training`, in ComfyUI's folder and Python.
+
+With `encoder` as its first argument the command trains a smaller text encoder.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 
 from ..conditioning.encoder_kinds import FINGERPRINT_KEY, KIND_KEY
 from ..conditioning.families import SDXL
+from . import encoder as encoder_training
 from .adapters import AdapterPlan, fresh_adapter, load_adapter
 from .arguments import PROMPTS, make_parser, make_settings
 from .base_models import DiffusionBase, load_base
@@ -23,7 +27,10 @@ from .validation import draw_validation
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 with a message for what cannot be trained, 130 after Ctrl-C."""
-    options = make_parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["encoder"]:
+        return encoder_training.main(arguments[1:])
+    options = make_parser().parse_args(arguments)
     try:
         _train(options)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:

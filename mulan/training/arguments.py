@@ -24,7 +24,8 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train a MuLan adapter for an SD1.5, SD2.1, SDXL or PixArt base on images with captions. "
         f"Run it in ComfyUI's folder with ComfyUI's Python; it also needs {', '.join(TRAINING_PACKAGES)}. "
         "One step sees batch size x accumulation x processes images. "
-        f"On several GPUs: accelerate launch -m {MODULE} ...",
+        f"On several GPUs: accelerate launch -m {MODULE} ... "
+        f"Another command trains a smaller text encoder for adapters that exist: python -m {MODULE} encoder --help",
     )
     add = parser.add_argument
 

@@ -1,4 +1,4 @@
-"""Train a smaller text encoder for adapters that exist: `python -m custom_nodes.<folder>.mulan.training.encoder`."""
+"""Train a smaller text encoder for adapters that exist: `python -m custom_nodes.<folder>.mulan.training encoder`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FAMILIES = {"sd": SD15, "pixart": PIXART}
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}.encoder",
+        prog=f"python -m {MODULE} encoder",
         description="Train a text encoder of fewer layers that gives the states of a larger one, so that the adapters "
         "of the larger one read it. It needs text alone, in any languages. Run it in ComfyUI's folder with ComfyUI's "
-        f"Python; it also needs accelerate. On several GPUs: accelerate launch -m {MODULE}.encoder ...",
+        f"Python; it also needs accelerate. On several GPUs: accelerate launch -m {MODULE} encoder ...",
     )
     add = parser.add_argument
 
@@ -217,7 +217,3 @@ def table(found: dict[str, Likeness]) -> str:
         padding = "" if of.padding is None else f"{of.padding:.3f}"
         lines.append(f"{code:8}  {of.words:15.3f}  {padding:>10}  {of.left:21.3f}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

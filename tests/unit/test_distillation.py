@@ -17,6 +17,7 @@ from mulan_nodes.mulan.conditioning.families import PIXART, SD15
 from mulan_nodes.mulan.conditioning.model_files import open_adapter, open_text_encoder
 from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.training import encoder, run
+from mulan_nodes.mulan.training.__main__ import main
 from mulan_nodes.mulan.training.distillation import Teacher, compare, new_student, row_loss, spread_layers
 from mulan_nodes.mulan.training.prompt_lists import PromptStream, read_prompts
 from mulan_nodes.tests.unit.train_bases import text_encoder
@@ -133,7 +134,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(teacher_file, texts,
 
 def test_an_earlier_result_is_trained_further(teacher_file, texts, tmp_path, capsys):
     first = tmp_path / "first"
-    assert encoder.main(command(teacher_file, texts, first, "--layers", "2", "--steps", "1")) == 0
+    assert main(["encoder", *command(teacher_file, texts, first, "--layers", "2", "--steps", "1")]) == 0
     on = ["--student", str(first / encoder.FILE), "--steps", "1"]
     assert encoder.main(command(teacher_file, texts, tmp_path / "on", *on)) == 0
     assert "2 of 3 layers" in capsys.readouterr().out

@@ -49,7 +49,7 @@ class Sizes:
 
 MODELS = {
     "7B": Sizes("InternVL-14B-224px (MuLan's own)", "LLaMA", 4096, 11008, 32, 32, 32, 128, 49954),
-    "7B, 8 of its layers": Sizes("what mulan.training.encoder makes", "LLaMA", 4096, 11008, 8, 32, 32, 128, 49954),
+    "7B, 8 of its layers": Sizes("what mulan.training encoder makes", "LLaMA", 4096, 11008, 8, 32, 32, 128, 49954),
     "2B, InternLM2": Sizes("InternVL2_5-2B", "InternLM2-1.8B", 2048, 8192, 24, 16, 8, 128, 92553),
     "2B, Qwen3": Sizes("InternVL3_5-2B", "Qwen3-1.7B", 2048, 6144, 28, 16, 8, 128, 151936, head_norm=True),
     "2B, Qwen2.5": Sizes("InternVL3-2B", "Qwen2.5-1.5B", 1536, 8960, 28, 12, 2, 128, 151674, qkv_bias=True),
