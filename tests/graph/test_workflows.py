@@ -30,6 +30,11 @@ INSTEAD = {  # of the files that a template names, in drawing: template -> node 
         "VisionLLM Pose": {"threshold": 0.0},
     },
     "21 Edit and generate with VisionLLM": {"VisionLLM Loader": {"checkpoint": WITH_MAPPERS}},
+    # the tiny model knows shapes, and no person
+    "22 Work with boxes and detections": {
+        "VisionLLMDetect": {"threshold": 0.0, "top_k": 4},
+        "VisionLLMFilterBoxes": {"names": "", "min_score": 0.0},
+    },
 }
 
 
