@@ -628,9 +628,12 @@ def test_free_unloads_the_model_and_the_next_workflow_loads_it_again(server):
     before = loads(server)
     server.run(detect(names="twice"))
     assert loads(server) == before
-    server.free()
-    time.sleep(2)
-    assert len(shown(server.run(detect(names="again")))["frames"]) == 1
+    for seconds in (2, 10):  # the server frees between two graphs, when it comes to it
+        server.free()
+        time.sleep(seconds)
+        assert len(shown(server.run(detect(names=f"again, {seconds}")))["frames"]) == 1
+        if loads(server) > before:
+            break
     assert loads(server) == before + 1
 
 
