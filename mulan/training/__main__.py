@@ -13,7 +13,7 @@ import torch
 
 from ..conditioning.encoder_kinds import FINGERPRINT_KEY, KIND_KEY
 from ..conditioning.families import SDXL
-from . import encoder as encoder_training
+from . import encoder_training
 from .adapters import AdapterPlan, fresh_adapter, load_adapter
 from .arguments import PROMPTS, make_parser, make_settings
 from .base_models import DiffusionBase, load_base
@@ -21,18 +21,20 @@ from .dataset import CaptionedImages
 from .estimate import describe_estimate, estimate_training
 from .latents import bucket_sizes, cache_latents
 from .text_states import CaptionEncoder, LiveCaptions, store_captions
-from .trainer import check_unused, find_devices, train_adapter
+from .trainer import check_unused, compute_beside, find_devices, train_adapter
 from .validation import draw_validation
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 with a message for what cannot be trained, 130 after Ctrl-C."""
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments, parser, train = sys.argv[1:] if argv is None else argv, make_parser(), _train
     if arguments[:1] == ["encoder"]:
-        return encoder_training.main(arguments[1:])
-    options = make_parser().parse_args(arguments)
+        arguments, parser, train = arguments[1:], encoder_training.make_parser(), encoder_training.train
+    options = parser.parse_args(arguments)
     try:
-        _train(options)
+        if not options.resume:
+            check_unused(options.out)  # before all that takes minutes
+        train(options)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"Training failed: {error}", file=sys.stderr)
         return 1
@@ -43,14 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    if not options.resume:
-        check_unused(options.out)  # before all that takes minutes
     images = CaptionedImages(options.data, options.language)
     accelerator = find_devices()
-    from comfy.cli_args import args  # ComfyUI, which --help does not need
-
-    args.cpu = args.cpu or accelerator.device.type == "cpu"  # else it takes a GPU that is not there
-    from ..conditioning.encoder_files import open_prompt_encoder
+    compute_beside(accelerator)
+    from ..conditioning.encoder_files import open_prompt_encoder  # imports ComfyUI
 
     text_encoder = open_prompt_encoder(options.text_encoder)
     say = print if accelerator.is_main_process else _say_nothing

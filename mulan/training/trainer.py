@@ -143,6 +143,13 @@ def find_devices():
     return accelerate.Accelerator(mixed_precision="no", device_placement=False)
 
 
+def compute_beside(accelerator) -> None:
+    """Let ComfyUI compute where the training does: on a CPU, else it takes a GPU that is not there."""
+    from comfy.cli_args import args  # ComfyUI, which --help does not need
+
+    args.cpu = args.cpu or accelerator.device.type == "cpu"
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.encoder_kinds import FINGERPRINT_KEY
 from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
-from mulan_nodes.mulan.training import encoder as encoder_training
-from mulan_nodes.mulan.training import validation
+from mulan_nodes.mulan.training import encoder_training, validation
 from mulan_nodes.mulan.training.__main__ import main
 from mulan_nodes.tests.unit.test_train_families import draw_images
 from mulan_nodes.tests.unit.train_bases import diffusers_folder, text_encoder
@@ -85,7 +84,7 @@ def test_a_smaller_text_encoder_stands_for_its_teacher(server, models, tmp_path,
         *("--precision", "fp32", "--batch-size", "8", "--accumulate", "1", "--warmup", "0", "--steps", "60"),
         *("--learning-rate", "1e-3", "--layers", "2"),
     ]
-    assert encoder_training.main(command) == 0, capsys.readouterr().err
+    assert main(command) == 0, capsys.readouterr().err
     Path(tmp_path / "out" / encoder_training.FILE).rename(models / "text_encoders" / "of_two_layers.safetensors")
     torch.manual_seed(0)
     shape = AdapterShape(64, context_dim=768, num_queries=24, intermediate_size=64)

@@ -16,9 +16,10 @@ from mulan_nodes.mulan.conditioning.encoder_kinds import FINGERPRINT_KEY
 from mulan_nodes.mulan.conditioning.families import PIXART, SD15
 from mulan_nodes.mulan.conditioning.model_files import open_adapter, open_text_encoder
 from mulan_nodes.mulan.conversion.converters import convert
-from mulan_nodes.mulan.training import encoder, run
+from mulan_nodes.mulan.training import run
 from mulan_nodes.mulan.training.__main__ import main
 from mulan_nodes.mulan.training.distillation import Teacher, compare, new_student, row_loss, spread_layers
+from mulan_nodes.mulan.training.encoder_training import FILE, LIKENESS_FILE
 from mulan_nodes.mulan.training.prompt_lists import PromptStream, read_prompts
 from mulan_nodes.tests.unit.train_bases import text_encoder
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
@@ -42,7 +43,7 @@ def texts(tmp_path) -> Path:
 
 def command(teacher: Path, texts: Path, out: Path, *more: str) -> list[str]:
     return [
-        *("--teacher", str(teacher), "--texts", str(texts), "--out", str(out), "--precision", "fp32"),
+        *("encoder", "--teacher", str(teacher), "--texts", str(texts), "--out", str(out), "--precision", "fp32"),
         *("--batch-size", "4", "--accumulate", "1", "--warmup", "0", "--learning-rate", "1e-3", *more),
     ]
 
@@ -84,20 +85,20 @@ def test_the_command_trains_what_adapters_read(teacher_file, texts, tmp_path, ca
     """It comes nearer to the teacher in every language; the nodes load it; a converted one, too."""
     out = tmp_path / "out"
     training = ["--layers", "2", "--steps", "60", "--validate-every", "59", "--held-out", "5", "--ema", "0.9"]
-    assert encoder.main(command(teacher_file, texts, out, *training)) == 0, capsys.readouterr().err
+    assert main(command(teacher_file, texts, out, *training)) == 0, capsys.readouterr().err
     told = capsys.readouterr().out
     assert "2 of 3 layers" in told and "in 2 languages" in told and "models/text_encoders" in told
-    likeness = json.loads((out / encoder.LIKENESS_FILE).read_text("utf-8"))
+    likeness = json.loads((out / LIKENESS_FILE).read_text("utf-8"))
     assert likeness["step"] == 60 and {*likeness["languages"]} == {"en", "zh"}
 
     teacher = Teacher(open_text_encoder(teacher_file), SD15)
     untrained, held_out = new_student(teacher.file, 2, pad=0), read_prompts(texts, 5)["en"].held_out
     assert likeness["languages"]["en"]["left"] < 0.5 * compare(untrained, teacher, held_out).left
 
-    small = open_text_encoder(out / encoder.FILE)
+    small = open_text_encoder(out / FILE)
     assert small.config.num_hidden_layers == 2 and small.projection_dim == 768
     assert small.file.metadata["teacher"] == "teacher.safetensors" and small.tokenizer() == teacher.file.tokenizer()
-    assert torch.equal(load_file(out / encoder.FILE)["model.embed_tokens.weight"], untrained.table)
+    assert torch.equal(load_file(out / FILE)["model.embed_tokens.weight"], untrained.table)
     adapter = tmp_path / "adapter.safetensors"
     weights = to_published(
         LanguageAdapter(AdapterShape(64, context_dim=768, num_queries=4, intermediate_size=64)).state_dict()
@@ -109,34 +110,34 @@ def test_the_command_trains_what_adapters_read(teacher_file, texts, tmp_path, ca
     )
     ours, theirs = (
         encode_prompts(load_clip(path, adapter, device="cpu"), ["a red circle"])[0][0][0]
-        for path in (out / encoder.FILE, teacher_file)
+        for path in (out / FILE, teacher_file)
     )
     assert ours.shape == theirs.shape and not torch.equal(ours, theirs)
     assert not pair_warning(small, open_adapter(adapter))
-    converted = convert(out / encoder.FILE, tmp_path / "int8.safetensors", weight_format="int8").path
+    converted = convert(out / FILE, tmp_path / "int8.safetensors", weight_format="int8").path
     assert not pair_warning(open_text_encoder(converted), open_adapter(adapter))
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(teacher_file, texts, tmp_path, monkeypatch, capsys):
     training = ["--layers", "1", "--steps", "4", "--save-every", "2", "--validate-every", "0"]
-    assert encoder.main(command(teacher_file, texts, tmp_path / "whole", *training)) == 0
+    assert main(command(teacher_file, texts, tmp_path / "whole", *training)) == 0
     advance = run.TrainingRun.advance
     monkeypatch.setattr(run.TrainingRun, "advance", lambda self, loss, stop: advance(self, loss, self.step == 1))
-    assert encoder.main(command(teacher_file, texts, tmp_path / "cut", *training)) == 130
+    assert main(command(teacher_file, texts, tmp_path / "cut", *training)) == 130
     assert "stopped after step 2 of 4. Continue with --resume" in capsys.readouterr().err
     monkeypatch.undo()
-    assert encoder.main(command(teacher_file, texts, tmp_path / "cut", *training)) == 1
+    assert main(command(teacher_file, texts, tmp_path / "cut", *training)) == 1
     assert "already holds a training run" in capsys.readouterr().err
-    assert encoder.main(command(teacher_file, texts, tmp_path / "cut", *training, "--resume")) == 0
-    whole, cut = (load_file(tmp_path / name / encoder.FILE) for name in ("whole", "cut"))
+    assert main(command(teacher_file, texts, tmp_path / "cut", *training, "--resume")) == 0
+    whole, cut = (load_file(tmp_path / name / FILE) for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_an_earlier_result_is_trained_further(teacher_file, texts, tmp_path, capsys):
     first = tmp_path / "first"
-    assert main(["encoder", *command(teacher_file, texts, first, "--layers", "2", "--steps", "1")]) == 0
-    on = ["--student", str(first / encoder.FILE), "--steps", "1"]
-    assert encoder.main(command(teacher_file, texts, tmp_path / "on", *on)) == 0
+    assert main(command(teacher_file, texts, first, "--layers", "2", "--steps", "1")) == 0
+    on = ["--student", str(first / FILE), "--steps", "1"]
+    assert main(command(teacher_file, texts, tmp_path / "on", *on)) == 0
     assert "2 of 3 layers" in capsys.readouterr().out
 
 
@@ -154,7 +155,7 @@ def test_languages_come_equally_often_and_held_out_prompts_never(texts):
 
 def test_what_cannot_be_trained_is_refused_in_words(teacher_file, texts, tmp_path, capsys):
     def refused(teacher, folder, *more) -> str:
-        assert encoder.main(command(teacher, folder, tmp_path / "out", *more, "--steps", "1")) == 1
+        assert main(command(teacher, folder, tmp_path / "out", *more, "--steps", "1")) == 1
         return capsys.readouterr().err
 
     quantized = convert(teacher_file, tmp_path / "int8.safetensors", weight_format="int8").path

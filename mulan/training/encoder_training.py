@@ -1,10 +1,9 @@
-"""Train a smaller text encoder for adapters that exist: `python -m custom_nodes.<folder>.mulan.training encoder`."""
+"""What `python -m custom_nodes.<folder>.mulan.training encoder` does: it trains a smaller text encoder."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -18,11 +17,11 @@ from ..checkpoints.tensor_files import CONFIG
 from ..conditioning.encoder_kinds import TEACHER_KEY
 from ..conditioning.families import PIXART, SD15
 from ..conditioning.model_files import TextEncoderFile
-from .arguments import MODULE
+from .arguments import MODULE, add_run_arguments, add_setting, make_run_settings
 from .distillation import Likeness, Student, Teacher, compare, new_student, open_student, published_tensors, row_loss
 from .prompt_lists import PromptList, PromptStream, read_prompts
-from .run import PRECISIONS, RESULT_DTYPES, Product, TrainingRun, TrainSettings
-from .trainer import check_unused, find_devices, run_to_end
+from .run import RESULT_DTYPES, Product, TrainingRun
+from .trainer import compute_beside, find_devices, run_to_end
 
 FILE, LIKENESS_FILE = "text_encoder.safetensors", "likeness.json"
 FAMILIES = {"sd": SD15, "pixart": PIXART}
@@ -37,10 +36,6 @@ def make_parser() -> argparse.ArgumentParser:
         f"Python; it also needs accelerate. On several GPUs: accelerate launch -m {MODULE} encoder ...",
     )
     add = parser.add_argument
-
-    def setting(name: str, default: int | float, meaning: str) -> None:
-        add(name, type=type(default), default=default, help=f"{meaning} (default: {default})")
-
     add("--teacher", type=Path, required=True, help="InternVL's text encoder: one .safetensors or the published folder")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
@@ -59,55 +54,24 @@ def make_parser() -> argparse.ArgumentParser:
         help="whose windows it learns: of the adapters for SD1.5, SD2.1 and "
         "SDXL (sd), or of PixArt's, which are longer and have no padding that is read (default: sd)",
     )
-    add("--resume", action="store_true", help="continue from the state in --out, if there is one")
-    setting("--steps", 20000, "steps of the optimizer")
-    setting("--batch-size", 16, "prompts per batch")
-    setting("--accumulate", 4, "batches per step")
-    setting("--learning-rate", 1e-4, "after the warm-up; it falls to zero along half a cosine")
-    setting("--warmup", 500, "steps")
-    setting("--weight-decay", 0.01, "of AdamW")
-    setting("--clip-norm", 1.0, "largest norm of a step's gradient")
-    setting("--seed", 0, "of the order of the prompts")
-    setting("--empty-share", 0.02, "share of prompts left empty, as negatives are")
-    setting("--held-out", 50, "prompts of each language that only judge, the last of its file")
-    setting("--ema", 0.0, "decay of averaged weights, such as 0.999; 0: no average")
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
-    add(
-        "--precision",
-        choices=PRECISIONS,
-        default=precision,
-        help="of the student while training (default here: %(default)s)",
-    )
-    setting("--save-every", 500, "steps between saved states")
-    setting("--validate-every", 1000, "steps between tables of likeness")
-    add("--result-dtype", choices=RESULT_DTYPES, default="fp16", help="of the file (default: fp16)")
+    add_setting(parser, "--batch-size", 16, "prompts per batch")
+    add_setting(parser, "--seed", 0, "of the order of the prompts")
+    add_setting(parser, "--empty-share", 0.02, "share of prompts left empty, as negatives are")
+    add_setting(parser, "--held-out", 50, "prompts of each language that only judge, the last of its file")
+    add_setting(parser, "--validate-every", 1000, "steps between tables of likeness")
+    add_run_arguments(parser, "the student", "the file")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns 0, 1 with a message for what cannot be trained, 130 after Ctrl-C."""
-    options = make_parser().parse_args(argv)
-    try:
-        _train(options)
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"Training failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'Stopped before the first step'}. Continue with --resume.", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _train(options: argparse.Namespace) -> None:
-    if not options.resume:
-        check_unused(options.out)  # before all that takes minutes
-    settings = _settings(options)
+def train(options: argparse.Namespace) -> None:
+    """Train as the arguments say. Raises ValueError, OSError, FloatingPointError, ImportError for what cannot be
+    trained, KeyboardInterrupt after Ctrl-C.
+    """
+    settings = make_run_settings(options)
     prompts = read_prompts(options.texts, options.held_out)
     accelerator = find_devices()
-    from comfy.cli_args import args  # ComfyUI, which --help does not need
-
-    args.cpu = args.cpu or accelerator.device.type == "cpu"  # else it takes a GPU that is not there
-    from ..conditioning.internvl_llama import INTERNVL_FRAME
+    compute_beside(accelerator)
+    from ..conditioning.internvl_llama import INTERNVL_FRAME  # imports ComfyUI
 
     file, pad = _open(options.teacher), INTERNVL_FRAME.pad
     student = (
@@ -133,26 +97,6 @@ def _train(options: argparse.Namespace) -> None:
     run_to_end(run, compute_loss, validate=_judge(teacher, prompts, options.out))
     if accelerator.is_main_process:
         print(f"The text encoder is {options.out / FILE}: copy it into models/text_encoders.")
-
-
-def _settings(options: argparse.Namespace) -> TrainSettings:
-    return TrainSettings(
-        steps=options.steps,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        warmup_steps=options.warmup,
-        weight_decay=options.weight_decay,
-        gradient_accumulation=options.accumulate,
-        clip_norm=options.clip_norm,
-        seed=options.seed,
-        empty_share=options.empty_share,
-        precision=options.precision,
-        ema=options.ema,
-        save_every=options.save_every,
-        validate_every=options.validate_every,
-        out_dir=options.out,
-        result_dtype=options.result_dtype,
-    )
 
 
 def _open(path: Path) -> TextEncoderFile:
