@@ -150,8 +150,7 @@ async def _run(
 
     down = [index for index in range(len(urls)) if index not in catalogs]
     if of and stages:
-        todo = [row for row in rows.good if row.key not in journal.done and row.key not in journal.failed]
-        reason = await _run_stages(TwoStages(of, say), stages, todo, journal, make_driver, progress, down)
+        reason = await _run_stages(TwoStages(of, say), stages, rows.good, journal, make_driver, progress, down)
     else:
         work = RowWork(rows.good, workflow, journal.folder.absolute())
         driver = make_driver(work, journal, progress)
@@ -170,8 +169,12 @@ async def _run_stages(
     progress: Progress,
     down: Sequence[int],
 ) -> str:
-    """Run rows in two stages; return why they stopped, or "". What is encoded has a journal of its own."""
+    """Run the rows that have not ended in two stages; return why they stopped, or "".
+
+    What is encoded has a journal of its own.
+    """
     out = journal.folder.absolute()
+    rows = [row for row in rows if row.key not in journal.done and row.key not in journal.failed]
     with Journal(out / ENCODINGS) as encodings:
         encodings.forget_failures()  # rows that failed with them are not among these
         encodings.drop_missing()

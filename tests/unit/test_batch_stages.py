@@ -28,7 +28,7 @@ from mulan_nodes.mulan.batch.two_stages import (
     roles,
 )
 from mulan_nodes.tools import graphs
-from mulan_nodes.tools.batch.simulation import Campaign, JumpingLoop, SimulatedFleet
+from mulan_nodes.tools.batch.simulation import Campaign, SimulatedFleet, in_simulated_time
 
 OUTPUTS = {
     "CheckpointLoaderSimple": ["MODEL", "CLIP", "VAE"],
@@ -149,18 +149,16 @@ def test_what_encodes_is_said_in_three_ways():
 
 def run(folder: Path, table: list[Row], of: Roles, fleet: dict, stop_after: float = 0.0) -> tuple[str, list[str], list]:
     """Run rows in two stages over simulated servers; return why it stopped, what was said, and the keys that ran."""
-    loop = JumpingLoop()
-    asyncio.set_event_loop(loop)
     said: list[str] = []
 
     async def go() -> tuple[str, list[str], list]:
         number = len(of.servers)
         with Journal(folder) as journal, Journal(folder / "conditioning") as encodings:
-            todo = [row for row in table if row.key not in journal.done and row.key not in journal.failed]
-            work = EncodingWork(todo, STAGES, folder / "conditioning")
+            left = [row for row in table if row.key not in journal.done and row.key not in journal.failed]
+            work = EncodingWork(left, STAGES, folder / "conditioning")
             both = TwoStages(of, said.append)
-            both.expect(work.needed_by, encodings.done, len(todo))
-            drawing = DrawingWork(todo, STAGES, folder, work.needs, encodings)
+            both.expect(work.needed_by, encodings.done, len(left))
+            drawing = DrawingWork(left, STAGES, folder, work.needs, encodings)
             seconds: dict[str, float] = {key: fleet.get("encode", 1.0) for key in work.needed_by}
             seconds |= {row.key: 2.0 for row in table}
             poison = {work.needs[row][cut] for row, cut in fleet.get("poison", ())}
@@ -176,17 +174,10 @@ def run(folder: Path, table: list[Row], of: Roles, fleet: dict, stop_after: floa
             watcher = EncodingWatcher(both, Watcher(), work.key)
             encoder = Driver(work, servers, encodings, Scheduler(number), names, watcher)
             if stop_after:
-                loop.call_later(stop_after, both.stop, "stopped")
+                asyncio.get_running_loop().call_later(stop_after, both.stop, "stopped")
             return await both.run(encoder, drawer), said, servers.runs
 
-    try:
-        return loop.run_until_complete(asyncio.wait_for(go(), 10000))
-    finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
-        asyncio.set_event_loop(None)
+    return in_simulated_time(asyncio.wait_for(go(), 10000))
 
 
 def ended(folder: Path) -> tuple[set[str], dict[str, dict]]:

@@ -14,9 +14,10 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -29,6 +30,7 @@ from mulan_nodes.mulan.batch.scheduler import Scheduler
 from mulan_nodes.mulan.batch.work import RowWork
 from mulan_nodes.mulan.batch.worker import DONE, FAILED, LOST, STOPPED, Job, Outcome
 
+T = TypeVar("T")
 LATENCY = 0.01  # seconds from a server's end of a row to its files here
 
 
@@ -210,18 +212,25 @@ def table(seconds: Sequence[float], rows: int = 10_000) -> str:
 def simulate(campaign: Campaign, folder: Path | None = None, fleet: type[SimulatedFleet] = SimulatedFleet) -> Result:
     """Run a campaign in a folder of its own."""
     place = folder or Path(tempfile.mkdtemp(prefix="batch_simulation_"))
+    try:
+        return in_simulated_time(_simulate(campaign, place, fleet))
+    finally:
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def in_simulated_time(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a loop whose time jumps to what happens next."""
     loop = JumpingLoop()
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(_simulate(campaign, place, fleet))
+        return loop.run_until_complete(work)
     finally:
         for task in asyncio.all_tasks(loop):
             task.cancel()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
         asyncio.set_event_loop(None)
-        if folder is None:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 async def _simulate(campaign: Campaign, folder: Path, fleet_class: type[SimulatedFleet]) -> Result:
