@@ -8,7 +8,8 @@ import pytest
 
 from mulan_nodes.tools.bench import encoders
 
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_heads": 2, "num_key_value_heads": 2}
+SMALL = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
 
 
 def test_the_published_sizes_are_counted():
@@ -28,7 +29,7 @@ def test_the_published_sizes_are_counted():
 
 
 def test_the_bench_runs_and_tells(monkeypatch, tmp_path):
-    models = {"7B": replace(encoders.MODELS["7B"], **SMALL, head_dim=32, vocab_size=100)}
+    models = {"7B": replace(encoders.MODELS["7B"], sizes=SMALL)}
     monkeypatch.setattr(encoders, "MODELS", models)
     monkeypatch.setattr(encoders, "LAYERS", 1)
     (results,) = encoders.measure(encoders.parse(["--quick"]), tmp_path, {}, lambda _: None)

@@ -31,31 +31,57 @@ TABLE = 512  # rows of the embedding table that are made to time: one is looked 
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """A language model's sizes. `used_by`: the published models that have it."""
+class Model:
+    """A language model. used_by: the published models that have it; sizes: of `LanguageConfig`; head_norm: whether each
+    head of queries and keys has a norm.
+    """
 
     used_by: str
     kind: str
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
+    sizes: dict[str, Any]
     head_norm: bool = False
-    qkv_bias: bool = False
 
 
+_LLAMA = {"vocab_size": 49954, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+_LLAMA |= {"num_key_value_heads": 32, "head_dim": 128}
+_QWEN3 = {"vocab_size": 151936, "num_hidden_layers": 28, "num_attention_heads": 16}
+_QWEN3 |= {"num_key_value_heads": 8, "head_dim": 128}
+_QWEN2 = {"vocab_size": 151674, "num_key_value_heads": 2, "qkv_bias": True}
+_INTERNLM2 = {"vocab_size": 92553, "num_key_value_heads": 8, "head_dim": 128}
 MODELS = {
-    "7B": Sizes("InternVL-14B-224px (MuLan's own)", "LLaMA", 4096, 11008, 32, 32, 32, 128, 49954),
-    "7B, 8 of its layers": Sizes("what mulan.training encoder makes", "LLaMA", 4096, 11008, 8, 32, 32, 128, 49954),
-    "2B, InternLM2": Sizes("InternVL2_5-2B", "InternLM2-1.8B", 2048, 8192, 24, 16, 8, 128, 92553),
-    "2B, Qwen3": Sizes("InternVL3_5-2B", "Qwen3-1.7B", 2048, 6144, 28, 16, 8, 128, 151936, head_norm=True),
-    "2B, Qwen2.5": Sizes("InternVL3-2B", "Qwen2.5-1.5B", 1536, 8960, 28, 12, 2, 128, 151674, qkv_bias=True),
-    "1B, Qwen3": Sizes("InternVL3_5-1B", "Qwen3-0.6B", 1024, 3072, 28, 16, 8, 128, 151936, head_norm=True),
-    "1B, Qwen2.5": Sizes(
-        "InternVL2_5-1B, InternVL3-1B", "Qwen2.5-0.5B", 896, 4864, 24, 14, 2, 64, 151674, qkv_bias=True
+    "7B": Model("InternVL-14B-224px (MuLan's own)", "LLaMA", {**_LLAMA, "num_hidden_layers": 32}),
+    "7B, 8 of its layers": Model("what mulan.training encoder makes", "LLaMA", {**_LLAMA, "num_hidden_layers": 8}),
+    "2B, InternLM2": Model(
+        "InternVL2_5-2B",
+        "InternLM2-1.8B",
+        {
+            **_INTERNLM2,
+            **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 16},
+        },
+    ),
+    "2B, Qwen3": Model(
+        "InternVL3_5-2B", "Qwen3-1.7B", {**_QWEN3, "hidden_size": 2048, "intermediate_size": 6144}, head_norm=True
+    ),
+    "2B, Qwen2.5": Model(
+        "InternVL3-2B",
+        "Qwen2.5-1.5B",
+        {
+            **_QWEN2,
+            **{"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
+            **{"num_attention_heads": 12, "head_dim": 128},
+        },
+    ),
+    "1B, Qwen3": Model(
+        "InternVL3_5-1B", "Qwen3-0.6B", {**_QWEN3, "hidden_size": 1024, "intermediate_size": 3072}, head_norm=True
+    ),
+    "1B, Qwen2.5": Model(
+        "InternVL2_5-1B, InternVL3-1B",
+        "Qwen2.5-0.5B",
+        {
+            **_QWEN2,
+            **{"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
+            **{"num_attention_heads": 14, "head_dim": 64},
+        },
     ),
 }
 
@@ -71,13 +97,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
     results = {**known, "machine": machine(), "threads": options.threads}
     models: dict[str, dict] = results.setdefault("models", {})
-    for name, sizes in MODELS.items():
+    for name, model in MODELS.items():
         if options.only and name not in options.only:
             continue
         say(name)
-        config = _config(sizes)
+        config = _config(model)
         models[name] = {
-            **{"used_by": sizes.used_by, "kind": sizes.kind, "width": sizes.hidden_size, "layers": sizes.num_layers},
+            **{"used_by": model.used_by, "kind": model.kind},
+            **{"width": config.hidden_size, "layers": config.num_hidden_layers},
             **{"parameters": sum(count for _, count in _tensors(config)), "bytes": _bytes(config)},
         }
         prompts = 2 if options.quick else PROMPTS
@@ -90,28 +117,17 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
                 for what, work in works.items():
                     rounds.note(what, times=timed(work)[0])
             models[name][weight_format] = {
-                "one": rounds.median("one")["cpu"] * sizes.num_layers / LAYERS,
-                "each": rounds.median("all")["cpu"] / prompts * sizes.num_layers / LAYERS,
+                "one": rounds.median("one")["cpu"] * config.num_hidden_layers / LAYERS,
+                "each": rounds.median("all")["cpu"] / prompts * config.num_hidden_layers / LAYERS,
             }
         yield results
 
 
-def _config(sizes: Sizes) -> LanguageConfig:
+def _config(model: Model) -> LanguageConfig:
     from mulan_nodes.mulan.checkpoints.language_model import HEAD_NORM, LanguageConfig
 
-    norm = HEAD_NORM if sizes.head_norm else None
-    return LanguageConfig(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.num_heads,
-        num_key_value_heads=sizes.num_key_value_heads,
-        head_dim=sizes.head_dim,
-        qkv_bias=sizes.qkv_bias,
-        q_norm=norm,
-        k_norm=norm,
-    )
+    norm = HEAD_NORM if model.head_norm else None
+    return LanguageConfig(**model.sizes, q_norm=norm, k_norm=norm)
 
 
 def _tensors(config: LanguageConfig) -> list[tuple[str, int]]:
