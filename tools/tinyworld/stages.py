@@ -63,8 +63,7 @@ def train_stage(
 
     `loss_of` gets this step's own random generator; torch's global one is seeded for the step as well. `average` is the
     decay of a running average of the weights, which then is the result (0: none). `last`: the step behind which to stop
-    before the learning rate has come down. `score` says, of a copy with the
-    averaged weights, how good it is.
+    before the learning rate has come down. `score` says, of a copy with the averaged weights, how good it is.
     """
     checkpoint_path = work_dir / f"{name}.checkpoint.pt"
     unfinished_path = checkpoint_path.with_suffix(".unfinished")
