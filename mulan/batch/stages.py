@@ -127,7 +127,7 @@ class EncodingWork:
         for number, row in enumerate(rows):
             needs = {}
             for cut, graph in stages.encoders.items():
-                text = f"{reader(cut)}\n{canonical(fill(graph, dict(row.values), ''))}"
+                text = canonical(fill(graph, dict(row.values), ""))  # its saving node is named by the cut
                 key = needs[cut] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
                 if key not in self.needed_by:
                     self.needed_by[key] = []

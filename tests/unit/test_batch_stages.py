@@ -201,6 +201,13 @@ def test_all_rows_are_drawn_and_each_prompt_is_encoded_once(tmp_path, of):
     assert len(said) == 2 and "60 rows have 16" in said[1]
 
 
+def test_servers_that_encode_draw_when_nothing_is_left_to_encode(tmp_path):
+    assert not run(tmp_path, TABLE, Roles([0, 1, 2, 3], [0, 1, 2, 3], 2), {"encode": 0.1})[0]
+    with Journal(tmp_path) as journal:
+        drawn_by = {journal.record(key)["server"] for key in journal.done}
+    assert drawn_by == {"http://0", "http://1", "http://2", "http://3"}
+
+
 def test_the_plan_lets_more_servers_encode_and_the_others_wait_less(tmp_path):
     slow = {"encode": 5.0}
     table = rows(*(f"prompt {number}" for number in range(60)))

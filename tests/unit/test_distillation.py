@@ -71,6 +71,19 @@ def test_the_rows_that_count_are_those_that_an_adapter_reads(teacher_file):
     before = row_loss(student(encoded.ids), encoded)
     encoded.states[:, 1:4][:2] += 9  # the prefix's
     assert row_loss(student(encoded.ids), encoded).item() == pytest.approx(before.item(), rel=1e-5)
+    for rows in (encoded.is_padding, encoded.is_read & ~encoded.is_padding):  # words and padding count alike
+        other = encoded.states.clone()
+        other[rows] += 1
+        assert row_loss(other, encoded).item() > 0.1
+
+
+def test_a_student_begins_with_the_layers_that_are_kept(teacher_file):
+    file = open_text_encoder(teacher_file)
+    ours, weights = new_student(file, 2, pad=0).model.state_dict(), file.state_dict()
+    for place, layer in enumerate(spread_layers(3, 2)):
+        wanted = weights[f"model.layers.{layer}.self_attn.q_proj.weight"]
+        assert torch.equal(ours[f"layers.{place}.self_attn.q_proj.weight"], wanted.float())
+    assert torch.equal(ours["norm.weight"], weights["model.norm.weight"].float())
 
 
 def test_layers_are_spread_over_the_teachers():
