@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from mulan_nodes.mulan.batch.journal import Journal
 from mulan_nodes.mulan.batch.scheduler import FAILURES, REST, Scheduler
 from mulan_nodes.mulan.batch.worker import UNWRITABLE, Job, Outcome
 from mulan_nodes.tools.batch.simulation import Campaign, SimulatedFleet, simulate
@@ -25,7 +26,8 @@ def test_whatever_happens_each_row_ends_once(seed):
             break
         now += chance.uniform(0, 40)
         for server, row in scheduler.give(now, None if chance.random() < 0.5 else [chance.randrange(servers)]):
-            assert server in up and len(has[server]) < scheduler.depth
+            assert server in up and len(has[server]) < scheduler.depth and row not in ended
+            assert not any(row in rows_of for rows_of in has.values())
             has[server].append(row)
         for server, row in scheduler.take_back(now):
             assert row in has[server][1:]
@@ -157,6 +159,30 @@ def test_a_server_that_hangs_holds_up_no_run_and_leaves_no_file(tmp_path):
     result = simulate(Campaign(4, 60, TIMES, seed=5), tmp_path, Hangs)
     assert result.done == 60 and result.seconds < 60
     assert len([path for path in (tmp_path / "files").rglob("*.png")]) == 60
+
+
+def test_the_second_result_of_a_row_is_counted_nowhere_and_leaves_no_file(tmp_path):
+    class Late(SimulatedFleet):
+        """The second row of the first two servers takes long, that of the second one so long that it goes on."""
+
+        async def run(self, server: int, job: Job) -> Outcome:
+            calls = self.__dict__.setdefault("calls", [0] * len(self.servers))
+            calls[server] += 1
+            outcome = await super().run(server, job)
+            if server < 2 and calls[server] == 2:
+                await asyncio.sleep((20, 200)[server])
+            elif server == 2:
+                await asyncio.sleep(8)
+            for file in outcome.files:
+                (tmp_path / file["name"]).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / file["name"]).touch()
+            return outcome
+
+    result = simulate(Campaign(3, 12, TIMES, seed=5), tmp_path, Late)
+    with Journal(tmp_path) as journal:
+        named = [file["name"] for key in journal.done for file in journal.record(key)["files"]]
+    written = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "files").rglob("*.png")}
+    assert result.done == 12 and {*named} == written and len(named) == 12
 
 
 class FullDisk(SimulatedFleet):

@@ -213,6 +213,8 @@ def test_the_plan_lets_more_servers_encode_and_the_others_wait_less(tmp_path):
     table = rows(*(f"prompt {number}" for number in range(60)))
     _, said, runs = run(tmp_path, table, ANY, slow)
     assert "of 4 servers, 3 to encode and 1 to draw" in said[1] and len(runs) == 121
+    with Journal(tmp_path / "conditioning") as encodings:
+        assert len({encodings.record(key)["server"] for key in encodings.done}) == 3
 
 
 def test_encoders_and_others_die_and_come_back(tmp_path):
