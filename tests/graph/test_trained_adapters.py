@@ -71,18 +71,9 @@ def test_a_smaller_text_encoder_stands_for_its_teacher(server, models, tmp_path,
     prompts = [f"{count} {color} circles" for count in range(20) for color in ("red", "blue", "rote", "蓝色")]
     (tmp_path / "texts" / "en.txt").write_text("\n".join(prompts), "utf-8")
     command = [
-        *(
-            "--teacher",
-            str(teacher),
-            "--layers",
-            "2",
-            "--texts",
-            str(tmp_path / "texts"),
-            "--out",
-            str(tmp_path / "out"),
-        ),
-        *("--precision", "fp32", "--batch-size", "8", "--accumulate", "1", "--warmup", "0", "--steps", "60"),
-        *("--learning-rate", "1e-3", "--layers", "2"),
+        *("encoder", "--teacher", str(teacher), "--layers", "2"),
+        *("--texts", str(tmp_path / "texts"), "--out", str(tmp_path / "out"), "--steps", "60", "--batch-size", "8"),
+        *("--learning-rate", "1e-3", "--precision", "fp32", "--accumulate", "1", "--warmup", "0"),
     ]
     assert main(command) == 0, capsys.readouterr().err
     Path(tmp_path / "out" / encoder_training.FILE).rename(models / "text_encoders" / "of_two_layers.safetensors")
