@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,12 +17,9 @@ from ..checkpoints.weight_source import has_quantized
 from ..conditioning.families import PIXART, Family
 from ..conditioning.model_files import SPIECE, TEXT_PROJECTION, TextEncoderFile
 from ..conditioning.text_config import TextConfig
-
-if TYPE_CHECKING:
-    from ..conditioning.token_windows import Window  # imports ComfyUI
+from .text_states import ENCODE_BATCH, CaptionEncoder
 
 TABLE = "model.embed_tokens.weight"
-EVALUATION_BATCH = 16  # prompts at once
 
 
 @dataclass(frozen=True)
@@ -44,21 +40,15 @@ class Teacher:
     """
 
     def __init__(self, file: TextEncoderFile, family: Family):
-        from ..conditioning.clip import load_text_encoder  # imports ComfyUI
-
         self.file, self.family = file, family
-        self._clip: Any = load_text_encoder(file, family=family)
+        self._encoder = CaptionEncoder(file, family)
 
     def encode(self, prompts: Sequence[str]) -> EncodedPrompts:
         """Encode prompts; of a long one the first window."""
-        model = self._clip.cond_stage_model
-        self._clip.load_model()
-        model.set_clip_options({"execution_device": self._clip.patcher.load_device})
-        windows = [self._window(prompt) for prompt in prompts]
-        length, pad = max(len(window.input_ids) for window in windows), model.frame.pad
+        windows = self._encoder.windows(prompts)
+        length, pad = max(len(window.input_ids) for window in windows), windows[0].frame.pad
         ids = [(*window.input_ids, *[pad] * (length - len(window.input_ids))) for window in windows]
-        with torch.no_grad():
-            states = torch.stack(model.internvl.hidden_states(ids))
+        states = torch.stack(self._encoder.hidden_states(ids))
         places = torch.arange(length, device=states.device).expand(len(windows), -1)
         prefix, end = (
             torch.tensor(each, device=states.device)[:, None]
@@ -69,13 +59,6 @@ class Teacher:
         if self.family is PIXART:  # whose padding no model reads
             is_read &= ~is_padding
         return EncodedPrompts(torch.tensor(ids, device=states.device), states, is_read, is_padding & is_read)
-
-    def _window(self, prompt: str) -> Window:
-        from ..conditioning.prompt_tokenizer import NEGATIVE
-        from ..conditioning.token_windows import window_rows
-
-        tokens = self._clip.tokenize(prompt, tokenizer_options={} if prompt else {NEGATIVE: True})
-        return self._clip.cond_stage_model.window(window_rows(tokens, self.family)[0])
 
 
 class Student(nn.Module):
@@ -182,8 +165,8 @@ class Likeness:
 def compare(student: nn.Module, teacher: Teacher, prompts: Sequence[str]) -> Likeness:
     """Measure a student on prompts of one language."""
     words, padding, ours, theirs = [], [], [], []
-    for start in range(0, len(prompts), EVALUATION_BATCH):
-        encoded = teacher.encode(prompts[start : start + EVALUATION_BATCH])
+    for start in range(0, len(prompts), ENCODE_BATCH):
+        encoded = teacher.encode(prompts[start : start + ENCODE_BATCH])
         states = student(encoded.ids)
         cosine = F.cosine_similarity(states, encoded.states, dim=-1)
         words.append(cosine[encoded.is_read & ~encoded.is_padding].cpu())

@@ -18,6 +18,7 @@ from .tensor_store import Parts, TensorStore, content_key, fill_store
 
 if TYPE_CHECKING:
     from ..conditioning.encoder_files import AnyTextEncoderFile  # imports ComfyUI
+    from ..conditioning.token_windows import Window
 
 ENCODE_BATCH = 16  # captions at once
 LAYOUT_VERSION = 1  # of what is stored for a caption
@@ -75,39 +76,52 @@ class CaptionEncoder:
         A caption stands behind ``summarize:``, whose rows are cut; the empty one is what the family's negative is.
         Raises ValueError for states that are not finite.
         """
-        from ..conditioning.clip import load_text_encoder  # imports ComfyUI, which nothing else here needs
-        from ..conditioning.internvl_llama import last_token_state
-        from ..conditioning.prompt_tokenizer import NEGATIVE
-        from ..conditioning.token_windows import window_rows
+        from ..conditioning.internvl_llama import last_token_state  # imports ComfyUI
 
-        if self._clip is None:
-            self._clip = load_text_encoder(self.file, family=self.family)
-            if self.projection_dim is not None and isinstance(self.file, TextEncoderFile):
-                self._projection = self.file.text_projection().float()
-        clip, model = self._clip, self._clip.cond_stage_model
-        clip.load_model()
-        model.set_clip_options({"execution_device": clip.patcher.load_device})
         encoded: dict[int, Parts] = {}
+        windows = self.windows(captions)
         for empty in (False, True):  # windows of one length
             members = [index for index, caption in enumerate(captions) if (caption == "") == empty]
             if not members:
                 continue
-            options = {NEGATIVE: True} if empty else {}
-            tokens = [clip.tokenize(captions[index], tokenizer_options=options) for index in members]
-            windows = [model.window(window_rows(each, self.family)[0]) for each in tokens]
-            with torch.no_grad():
-                states = model.internvl.hidden_states([window.input_ids for window in windows])
-            for index, window, of_caption in zip(members, windows, states, strict=True):
-                rows = window.without_prefix(of_caption)
-                parts = {"rows": rows[: window.num_rows] if self.family is PIXART else rows}
+            states = self.hidden_states([windows[index].input_ids for index in members])
+            for index, of_caption in zip(members, states, strict=True):
+                rows = windows[index].without_prefix(of_caption)
+                parts = {"rows": rows[: windows[index].num_rows] if self.family is PIXART else rows}
                 if self._projection is not None:
-                    row = last_token_state(window.input_ids, of_caption)
+                    row = last_token_state(windows[index].input_ids, of_caption)
                     parts["pooled"] = row @ self._projection.to(row)
                 encoded[index] = {name: tensor.to("cpu", torch.float16) for name, tensor in parts.items()}
         for index, caption in enumerate(captions):
             if not all(tensor.isfinite().all() for tensor in encoded[index].values()):
                 raise ValueError(f"{self.file.file.path.name} gives numbers that are not finite for {caption[:80]!r}")
             yield encoded[index]
+
+    def windows(self, captions: Sequence[str]) -> list[Window]:
+        """Return the first window of each caption, as `encode` reads it."""
+        from ..conditioning.prompt_tokenizer import NEGATIVE  # imports ComfyUI
+        from ..conditioning.token_windows import window_rows
+
+        clip = self._loaded()
+        tokens = [clip.tokenize(caption, tokenizer_options={} if caption else {NEGATIVE: True}) for caption in captions]
+        return [clip.cond_stage_model.window(window_rows(each, self.family)[0]) for each in tokens]
+
+    def hidden_states(self, windows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Return the states [T, hidden_size] of windows of T token ids each, float32."""
+        clip = self._loaded()
+        clip.load_model()
+        clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
+        with torch.no_grad():
+            return clip.cond_stage_model.internvl.hidden_states(windows)
+
+    def _loaded(self) -> Any:
+        if self._clip is None:
+            from ..conditioning.clip import load_text_encoder  # imports ComfyUI, which nothing else here needs
+
+            self._clip = load_text_encoder(self.file, family=self.family)
+            if self.projection_dim is not None and isinstance(self.file, TextEncoderFile):
+                self._projection = self.file.text_projection().float()
+        return self._clip
 
     def unload(self) -> None:
         """Give the memory of the weights back."""
