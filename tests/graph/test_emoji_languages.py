@@ -79,7 +79,7 @@ def test_a_language_that_is_not_understood_is_found(server, tiny_models):
 
 
 def test_a_name_is_found_in_sentences_that_no_training_saw(server, tiny_models):
-    asked = sentence_cases(choose(SENTENCES, 1), ["en"], SENTENCE)
+    asked = sentence_cases(SENTENCES, 1, ["en"], SENTENCE)
     template = evaluate_languages.graph(graphs.load(GRAPH))
     right = sum(result.scores["right"] for result in draw_all(server, asked, EmojiReader(), template))
     assert right >= LEAST_SENTENCES, f"{right:.0f} of {SENTENCES}"

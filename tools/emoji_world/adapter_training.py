@@ -14,14 +14,17 @@ from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 
 from ..tinyworld import narrow
 from ..tinyworld.adapter_training import UNPREFIXED_SHARE, TextStates, fit
-from ..tinyworld.stages import SEED
+from ..tinyworld.stages import SEED, as_pictures
 from ..tinyworld.text_training import PREFIX, TextEncoder
+from . import reader
 from .base_training import COLOURED_SHARE, VARIANTS, Base, base_latents, sample_pictures
 from .captions import english_caption
 from .concepts import CHARACTERS, HELD_OUT, SEEN, english, languages
 from .pictures import is_held_out, nearest
 
 STEPS = 4000
+FURTHER_STAGE = "adapter_further"
+FURTHER, FURTHER_RATE, AGAIN = 1500, 8e-4, 8  # steps, learning rate; how often what it draws wrong comes, for once
 SHOWN = ("en", "zh", "de", "ar", "hi", "am", "ta", "zu")  # while it trains
 
 
@@ -67,6 +70,29 @@ def train_adapter(
             yield code, score(autoencoder, states, base, adapter, code)
 
     return fit(work_dir / name, base, states.disturbed, examples, steps, scores, score_every=500)
+
+
+def train_further(
+    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: TextEncoder, base: Base, adapter: LanguageAdapter
+) -> LanguageAdapter:
+    """Trains an adapter on, and what it draws wrong from English names more often: see `train_adapter`."""
+    states = TextStates(text_encoder, [english(thing) for thing in range(len(CHARACTERS))])
+    drawn = draw_names(autoencoder, states, base, adapter, [english(thing) for thing in SEEN])
+    wrong = [
+        thing for thing, right in zip(SEEN, reader.load().agrees(as_pictures(drawn), SEEN), strict=True) if not right
+    ]
+    print(f"{FURTHER_STAGE}: drawn wrong: {', '.join(map(english, wrong))}", flush=True)
+    examples = Examples(base_latents(work_dir, autoencoder), (*SEEN, *wrong * (AGAIN - 1)))
+
+    def scores(adapter, finished):
+        drawn = draw_names(autoencoder, states, base, adapter, [english(thing) for thing in SEEN])
+        right = reader.load().agrees(as_pictures(drawn), SEEN)
+        still = [english(thing) for thing, agrees in zip(SEEN, right, strict=True) if not agrees]
+        yield "en", f"{right.mean():.3f} of all things; wrong: {', '.join(still)}"
+
+    return fit(
+        work_dir / FURTHER_STAGE, base, states.disturbed, examples, FURTHER, scores, 250, FURTHER_RATE, start=adapter
+    )
 
 
 @torch.no_grad()

@@ -58,11 +58,14 @@ class EmojiReader:
         return {"right": float(right and asked.background in (None, read_background(picture)))}
 
 
-def choose(count: int, seed: int, things: Sequence[int] = SEEN) -> list[tuple[int, int]]:
-    """`count` things with a seed each, every one as often as another, as far as `count` allows."""
-    rng = np.random.default_rng(seed)
-    chosen = [things[place] for _ in range(0, count, len(things)) for place in rng.permutation(len(things))][:count]
-    return [(thing, seed * 10_000 + number) for number, thing in enumerate(chosen)]
+def choose(count: int, seed: int, things: Sequence[int] = SEEN, turn: int = 0) -> list[tuple[int, int]]:
+    """`count` things with a seed each, every one as often as another, as far as `count` allows.
+
+    turn: the next turn goes on with the next things, so that many small samples together have all of them.
+    """
+    rng, first = np.random.default_rng(seed), turn * count
+    order = [things[place] for _ in range(0, first + count, len(things)) for place in rng.permutation(len(things))]
+    return [(thing, seed * 10_000 + first + number) for number, thing in enumerate(order[first : first + count])]
 
 
 def name_cases(
@@ -76,12 +79,12 @@ def name_cases(
     ]
 
 
-def sentence_cases(chosen: Sequence[tuple[int, int]], codes: Sequence[str], kind: str) -> list[Case]:
+def sentence_cases(count: int, seed: int, codes: Sequence[str], kind: str) -> list[Case]:
     """The things by their names in sentences that no training saw."""
     cases = []
-    for code in codes:
+    for turn, code in enumerate(codes):
         frames = sentences.NEVER_TRAINED[code]
-        for number, (thing, noise) in enumerate(chosen):
+        for number, (thing, noise) in enumerate(choose(count, seed, turn=turn)):
             if name := languages()[code].names[thing]:
                 text = sentences.in_frame(frames[number % len(frames)], name)
                 cases.append(Case(MULAN, code, text, noise, Asked(thing, kind)))
@@ -101,17 +104,17 @@ def script_pairs() -> list[tuple[str, str]]:
 def mixed_cases(count: int, seed: int) -> list[Case]:
     """A name of one script in sentences of another: `count` for each pair of scripts."""
     cases = []
-    for code, other in script_pairs():
+    for turn, (code, other) in enumerate(script_pairs()):
         kind = f"{script_of(code)} in {script_of(other)}"
-        cases += name_cases(MULAN, code, choose(count, seed), kind, captions.frames(other))
+        cases += name_cases(MULAN, code, choose(count, seed, turn=turn), kind, captions.frames(other))
     return cases
 
 
 def background_cases(count: int, seed: int) -> list[Case]:
     """Things on named backgrounds, in the twelve languages that can say so: pairs that the adapter never saw."""
     cases = []
-    for code in captions.COLOURED:
-        for number, (thing, noise) in enumerate(choose(count, seed)):
+    for turn, code in enumerate(captions.COLOURED):
+        for number, (thing, noise) in enumerate(choose(count, seed, turn=turn)):
             held_out = [background for background in BACKGROUNDS if is_held_out(thing, background)]
             background = held_out[number % len(held_out)] if held_out else ""
             name = languages()[code].names[thing]
@@ -122,17 +125,21 @@ def background_cases(count: int, seed: int) -> list[Case]:
 
 
 def all_cases(count: int, seed: int, codes: Sequence[str]) -> list[Case]:
-    """Names in every language with the same things and noise, then what is asked of fewer pictures."""
-    chosen, fewer = choose(count, seed), choose(math.ceil(count / 3), seed)
-    cases = [case for code in codes for case in name_cases(MULAN, code, chosen)]
-    cases += [case for code in codes for case in name_cases(OWN_CLIP, code, chosen if code == "en" else fewer)]
-    cases += sentence_cases(chosen, ["en"], SENTENCE)
-    cases += sentence_cases(fewer, [code for code in captions.COLOURED if code != "en"], OTHER_SENTENCES)
+    """English names of all things, `count` things in every other language, each in its turn so that together they have
+    all; then what is asked of fewer pictures.
+    """
+    fewer, cases = math.ceil(count / 3), []
+    for row, each in ((MULAN, count), (OWN_CLIP, fewer)):
+        for turn, code in enumerate(codes):
+            chosen = choose(len(SEEN), seed) if code == "en" else choose(each, seed, turn=turn)
+            cases += name_cases(row, code, chosen)
+    cases += sentence_cases(4 * count, seed, ["en"], SENTENCE)
+    cases += sentence_cases(count, seed, [code for code in captions.COLOURED if code != "en"], OTHER_SENTENCES)
     held_out = [place for place, character in enumerate(CHARACTERS) if character in HELD_OUT]
     never = choose(2 * len(held_out), seed, held_out)
     cases += name_cases(MULAN, "en", never, NEVER_SEEN) + name_cases(OWN_CLIP, "en", never, NEVER_SEEN)
-    cases += name_cases(MULAN, "en", fewer, SPACED, SPACES) + background_cases(math.ceil(count / 6), seed)
-    return cases + mixed_cases(math.ceil(count / 6), seed)
+    cases += name_cases(MULAN, "en", choose(count, seed), SPACED, SPACES) + background_cases(fewer, seed)
+    return cases + mixed_cases(fewer, seed)
 
 
 def as_table(results: Sequence[tuple[Case, float]]) -> str:

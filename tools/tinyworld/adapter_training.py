@@ -30,12 +30,13 @@ class TextStates:
     are cut.
 
     A text without the prefix is encoded in a window of 77, as negative prompts are. Every text is encoded once.
-    `english` are texts of all that there is to tell, for `disturbed`.
+    `english` are texts of all that there is to tell, for `disturbed`. window: of a text with the prefix.
     """
 
     ROWS = 77
 
-    def __init__(self, encoder: TextEncoder, english: Sequence[str] = ()):
+    def __init__(self, encoder: TextEncoder, english: Sequence[str] = (), window: int = WINDOW):
+        self.window = window
         self.model = encoder.model.half().float().requires_grad_(False)  # the shipped weights are float16
         self.tokenizer = encoder.tokenizer
         self.known: dict[str, torch.Tensor] = {}
@@ -86,7 +87,7 @@ class TextStates:
     @torch.no_grad()
     def _encode(self, text: str) -> torch.Tensor:
         (row,) = token_rows(self.tokenizer, [text])
-        states = states_of(self.model, [row], torch.arange(len(row), WINDOW))[0]
+        states = states_of(self.model, [row], torch.arange(len(row), self.window))[0]
         return torch.cat([states[:1], states[1 + PREFIX_PIECES :]]) if text.startswith(PREFIX) else states[: self.ROWS]
 
 
@@ -135,9 +136,11 @@ def fit(
     steps: int,
     scores: Callable[[LanguageAdapter, bool], Iterable[tuple[str, str]]],
     score_every: int,
+    learning_rate: float = 1.5e-3,
+    start: LanguageAdapter | None = None,
 ) -> LanguageAdapter:
-    """Trains an adapter and leaves adapter.safetensors (published names, narrow, float32) in the folder, by whose name
-    it is called in what is printed.
+    """Trains an adapter, a new one or `start`, and leaves adapter.safetensors (published names, narrow, float32) in the
+    folder, by whose name it is called in what is printed.
 
     `scores` gets the adapter and whether it is finished, and says of each language how good it is. An interrupted run
     goes on from its last state, with other noise on the states than it would have had.
@@ -145,11 +148,14 @@ def fit(
     base.requires_grad_(False)
     torch.manual_seed(SEED)
     adapter = narrow.adapter()
-    init_weights(adapter, SEED)
+    if start is None:
+        init_weights(adapter, SEED)
+    else:
+        adapter.load_state_dict(start.state_dict())
     settings = trainer.TrainSettings(
         steps=steps,
         batch_size=32,
-        learning_rate=1.5e-3,
+        learning_rate=learning_rate,
         seed=SEED,
         high_noise_share=0.4,
         high_noise_weight=True,

@@ -100,7 +100,12 @@ def build_companions(work_dir: Path) -> Path:
 
 def write_pack(name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
     """Writes the pack that mulan/tiny_models has under this name."""
-    return _write_stored(name, encode(tensors), metadata)
+    return write_pack_file(pack_path(name), tensors, metadata)
+
+
+def write_pack_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
+    """Writes a pack."""
+    return _write_stored(path, encode(tensors), metadata)
 
 
 def rewrite_pack(name: str, before: Path, changed: Mapping[str, torch.Tensor]) -> Path:
@@ -112,11 +117,10 @@ def rewrite_pack(name: str, before: Path, changed: Mapping[str, torch.Tensor]) -
     if missing := sorted(changed.keys() - stored.keys()):
         raise ValueError(f"{before} has no {missing[0]}")
     kept = {key: tensor for key, tensor in stored.items() if key.removesuffix(STEPS) not in changed}
-    return _write_stored(name, kept | encode(changed), metadata)
+    return _write_stored(pack_path(name), kept | encode(changed), metadata)
 
 
-def _write_stored(name: str, stored: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
-    path = pack_path(name)
+def _write_stored(path: Path, stored: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_bytes(gzip.compress(save(dict(stored), dict(metadata)), mtime=0))
     unfinished.replace(path)
@@ -143,10 +147,10 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return stored
 
 
-def gather(work_dir: Path, unet_heads: int = 8) -> dict[str, torch.Tensor]:
+def gather(work_dir: Path, unet_heads: int = 8, adapter: str = "adapter") -> dict[str, torch.Tensor]:
     """Base, autoencoder and adapter, narrow and in float32, under the names they have in the pack.
 
-    unet_heads: how many heads the live channels of the UNet were trained in.
+    unet_heads: how many heads the live channels of the UNet were trained in. adapter: the stage that it is from.
     """
     base = load_file(work_dir / "base.safetensors")
 
@@ -157,10 +161,7 @@ def gather(work_dir: Path, unet_heads: int = 8) -> dict[str, torch.Tensor]:
         **{UNET + unet_name(name): tensor for name, tensor in part(base, "unet.").items()},
         **{CLIP + name: tensor for name, tensor in part(base, "clip.").items()},
         **{AUTOENCODER + name: tensor for name, tensor in load_file(work_dir / "autoencoder.safetensors").items()},
-        **{
-            f"adapter.{name}": tensor
-            for name, tensor in load_file(work_dir / "adapter" / "adapter.safetensors").items()
-        },
+        **{f"adapter.{name}": tensor for name, tensor in load_file(work_dir / adapter / "adapter.safetensors").items()},
     }
     tensors = {name: scaled_queries(name, tensor, unet_heads) for name, tensor in tensors.items()}
     tensors[UNET_HEADS] = torch.tensor(unet_heads, dtype=torch.int32)
