@@ -120,7 +120,7 @@ async def _run(
     catalogs = {index: NodeCatalog(names[index], info) for index, info in enumerate(infos) if isinstance(info, dict)}
     for name, info in zip(names, infos, strict=True):
         if isinstance(info, str):
-            say(f"{name} is left out until it answers: {info}")
+            say(f"left out until it answers: {info}")
     if not catalogs:
         raise NoServersError("no server answers. Check the addresses, and that ComfyUI runs with --listen.")
     stages = split(workflow, next(iter(catalogs.values()))) if of else None

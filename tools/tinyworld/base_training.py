@@ -75,9 +75,13 @@ def latents_of(autoencoder: narrow.TinyAutoencoder, pictures: torch.Tensor) -> t
 
 
 def denoising_loss(
-    model: Base, clean: torch.Tensor, context: torch.Tensor, alphas: torch.Tensor, rng: np.random.Generator
+    model: diffusion.Denoiser,
+    clean: torch.Tensor,
+    context: diffusion.Context | torch.Tensor,
+    alphas: torch.Tensor,
+    rng: np.random.Generator,
 ) -> torch.Tensor:
-    """Latents [B, 4, h, w] under contexts [B, R, 96] -> the loss, much noise more often than little."""
+    """Latents [B, 4, h, w] under contexts -> the loss, much noise more often than little."""
     timesteps = torch.from_numpy(rng.integers(np.where(rng.random(len(clean)) < 0.4, 600, 0), 1000))
     noise, alphas = torch.randn_like(clean), alphas[timesteps]
     predicted = model(diffusion.add_noise(clean, noise, alphas), timesteps, context)

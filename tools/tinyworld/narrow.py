@@ -21,7 +21,6 @@ AUTOENCODER_WIDTH = 24
 UNET_WIDTH, UNET_FULL_WIDTH = 64, 320
 CONTEXT_WIDTH, CONTEXT_FULL_WIDTH = 96, 768
 ADAPTER_FEED_FORWARD = 192
-CLIP_FEED_FORWARD = 384
 CLIP_LAYERS = 2
 CLIP_HEADS = 12
 TEXT_WIDTH = 128
@@ -145,13 +144,13 @@ def denoiser(heads: int = 8, levels: int = 1) -> nn.Module:
     return unet
 
 
-def clip(tokens: int) -> nn.Module:
+def clip(tokens: int, width: int = CONTEXT_WIDTH) -> nn.Module:
     """CLIP-L's text model, 96 of 768 channels and 2 of 12 layers, over `tokens` of its vocabulary, bos and eos last."""
     model = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=tokens,
-            hidden_size=CONTEXT_WIDTH,
-            intermediate_size=CLIP_FEED_FORWARD,
+            hidden_size=width,
+            intermediate_size=4 * width,
             num_hidden_layers=CLIP_LAYERS,
             num_attention_heads=CLIP_HEADS,
             hidden_act="quick_gelu",
@@ -186,3 +185,12 @@ def pad_norms(model: nn.Module, padding: int) -> None:
             elif isinstance(child, nn.LayerNorm):
                 (live,) = child.normalized_shape
                 setattr(parent, name, PaddedLayerNorm(live, live * padding, child.eps))
+
+
+def pad_layer_norms(model: nn.Module, full: int) -> None:
+    """Replaces every LayerNorm in place by one over `full` channels."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.LayerNorm):
+                (live,) = child.normalized_shape
+                setattr(parent, name, PaddedLayerNorm(live, full, child.eps))
