@@ -1,7 +1,8 @@
 """Teaches the finished model to answer questions about regions, and to find what another image marks.
 
-Only the language model and the region encoder change. The model as it was is the teacher: of what it could do already,
-the states behind the tool tokens stay where its decoders, which are not trained again, look for them.
+Only the language model, the region encoder and the vision tower's position embeddings change. The model as it was is
+the teacher: of what it could do already, the states behind the tool tokens stay where its decoders, which are not
+trained again, look for them.
 """
 
 from __future__ import annotations
