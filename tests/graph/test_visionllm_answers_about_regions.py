@@ -1,7 +1,6 @@
 """VisionLLM Ask about marked shapes, through the queue with the tiny model: its answers are those of the drawing.
 
-The shares asked for are below those of web/docs/measured.md, since these are few questions. What the tiny model
-has not learned, comparisons and yes or no, is not asked.
+The shares asked for are below those of web/docs/measured.md, since these are few questions.
 """
 
 from __future__ import annotations
@@ -73,6 +72,9 @@ def truth(scene: scenes.Scene) -> dict[str, str]:
         "What color is region1?": one.colour,
         "What shape is region2?": other.shape,
         "Is region2 big or small?": other.size,
+        "Is region1 red?": "yes" if one.colour == "red" else "no",
+        "Are region1 and region2 the same color?": "yes" if one.colour == other.colour else "no",
+        "Do region2 and region1 have the same shape?": "yes" if one.shape == other.shape else "no",
     }
 
 

@@ -11,8 +11,10 @@ import torch
 from mulan_nodes.mulan.tiny_models.packs import read_pack
 from mulan_nodes.tools.tinyworld import pack
 from mulan_nodes.tools.tinyworld.world import HELD_OUT, PALETTE, SHAPES
-from mulan_nodes.tools.tinyworld_visionllm import scenes, vocabulary
+from mulan_nodes.tools.tinyworld_visionllm import region_attention, scenes, vocabulary
+from mulan_nodes.tools.tinyworld_visionllm.architecture import build_reader
 from mulan_nodes.tools.tinyworld_visionllm.batches import IGNORED, RowMaker
+from mulan_nodes.tools.tinyworld_visionllm.reading import Asked, look, read
 from mulan_nodes.tools.tinyworld_visionllm.region_examination import MARKS
 from mulan_nodes.tools.tinyworld_visionllm.region_questions import (
     ANY_KIND,
@@ -24,6 +26,11 @@ from mulan_nodes.tools.tinyworld_visionllm.region_questions import (
 from mulan_nodes.visionllm_nodes.model.prompt_templates import VICUNA
 from mulan_nodes.visionllm_nodes.model.special_tokens import REGION
 from mulan_nodes.visionllm_nodes.region_prompts import regions_per_image
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return vocabulary.tokenizer_of(vocabulary.train_tokenizer())
 
 
 def asked(kind: str, count: int = 60, seed: int = 4):
@@ -91,8 +98,7 @@ def test_a_later_question_continues_the_one_before():
         assert before in vars(items[number].thing).values() and answer in vars(about).values() and first != question
 
 
-def test_regions_stand_where_they_are_named_first():
-    tokenizer = vocabulary.tokenizer_of(vocabulary.train_tokenizer())
+def test_regions_stand_where_they_are_named_first(tokenizer):
     maker, rng = RowMaker(tokenizer), np.random.default_rng(6)
     for kind in KINDS:
         for _, one, _, answer in asked(kind, 10):
@@ -109,6 +115,61 @@ def test_regions_stand_where_they_are_named_first():
     scene = draw_scene_of_likes(rng, scenes.SEEN)
     said = [any_exchange(scene, rng, ANY_KIND).turn.user for _ in range(300)]
     assert not any(f"{colour} {shape}" in text for text in said for colour, shape in HELD_OUT)
+
+
+def test_heads_are_taught_to_look_at_numbers_and_at_the_right_region(tokenizer):
+    maker, region = RowMaker(tokenizer), tokenizer.ids[REGION]
+    rows, answers = [], []
+    for _, one, _, answer in [*asked("bigger", 20), *asked("which", 20), *asked("same", 20)]:
+        rows.append(maker.row(one.exercise()))
+        answers.append(answer)
+    wanted = region_attention.wanted_places(rows, region)
+    for row, place, at in wanted[region_attention.NUMBER]:
+        assert rows[row].ids[place] == region and tokenizer.decode([rows[row].ids[at]]) in "123"
+    assert len(wanted[region_attention.NUMBER]) == sum(row.ids.count(region) for row in rows)
+    for row, place, at in wanted[region_attention.OTHER]:
+        assert at < place and rows[row].ids[place] == rows[row].ids[at] == region
+    assert len(wanted[region_attention.OTHER]) == len(rows)
+    named = [row for row, answer in enumerate(answers) if answer.startswith("region")]
+    assert [row for row, *_ in wanted[region_attention.RIGHT]] == named
+    for row, place, at in wanted[region_attention.RIGHT]:
+        assert rows[row].ids[at] == region and answers[row] == f"region{tokenizer.decode([rows[row].ids[at - 1]])}"
+        assert rows[row].labels[place] == rows[row].ids[at - 1]
+
+
+def test_a_loss_on_a_head_turns_it_where_it_shall_look(tokenizer):
+    torch.manual_seed(0)
+    model, maker, rng = build_reader(len(tokenizer)), RowMaker(tokenizer), np.random.default_rng(8)
+    scene = draw_scene_of_likes(rng, scenes.SEEN, 3)
+    questions = [Asked(0, any_exchange(scene, rng, ["which"])) for _ in range(4)]
+    optimizer, losses = torch.optim.Adam(model.language.parameters(), lr=3e-3), []
+    for _ in range(25):
+        with torch.no_grad():
+            seen = look(model, maker, [scene])
+        with region_attention.attention_of(model.language) as attended:
+            _, rows, _ = read(model, maker, seen, [scene], questions, rng)
+        losses.append(region_attention.looking_loss(attended, rows, tokenizer.ids[REGION]))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[0] > 6 and losses[-1] < 1
+
+
+def test_a_loss_on_the_distance_vanishes_at_the_truth(tokenizer):
+    maker, region = RowMaker(tokenizer), tokenizer.ids[REGION]
+    rows, marked = [], []
+    for items, one, *_ in asked("place", 20):
+        exercise = one.exercise()
+        rows.append(maker.row(exercise))
+        scene_items = dict(zip(one.items, items, strict=True))
+        marked.append([scene_items[item] for item in exercise.regions])
+    states = torch.zeros(len(rows), max(len(row.ids) for row in rows), 2)
+    for number, (row, (first, last)) in enumerate(zip(rows, marked, strict=True)):
+        at = max(place for place, id in enumerate(row.ids) if id == region)
+        states[number, at] = torch.tensor([last.x - first.x, last.y - first.y]) / 64
+    attended = region_attention.Attended(states=states)
+    assert region_attention.distance_loss(attended, rows, region, marked, torch.nn.Identity()) < 1e-10
+    assert region_attention.distance_loss(attended, rows, region, [m[::-1] for m in marked], torch.nn.Identity()) > 0.1
 
 
 @pytest.mark.parametrize("mark", MARKS)

@@ -237,6 +237,7 @@ KINDS: dict[str, Callable[[Marked, np.random.Generator], list[Round] | None]] = 
     "later": _later,
 }
 FEWEST = {"same": 2, "bigger": 2, "place": 2, "which": 2}  # regions; the others need one
-# How often each is asked in training: all of them, and those that compare no regions.
+# How often each is asked in training: all of them, those that compare no regions, and all with more that compare.
 ANY_KIND = "colour", "shape", "shape", "size", "same", "same", "bigger", "place", "place", "which", "whether", "later"
 ALONE = "colour", "shape", "shape", "shape", "size", "size", "whether", "whether", "whether", "later", "later"
+COMPARED = *ALONE[:6], *["same"] * 4, *["bigger"] * 2, *["place"] * 4, *["which"] * 3, *["whether"] * 3, *["later"] * 2

@@ -1,7 +1,8 @@
 """Teaches the finished model to answer questions about regions, and to find what another image marks.
 
-Only the language model and the region encoder change. The model as it was is the teacher: of what it could do already,
-the states behind the tool tokens stay where its decoders, which are not trained again, look for them.
+Only the language model, the region encoder and the vision tower's position embeddings change. The model as it was is
+the teacher: of what it could do already, the states behind the tool tokens stay where its decoders, which are not
+trained again, look for them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,19 +27,21 @@ from mulan_nodes.visionllm_nodes.model.visionllm import VisionLLM
 from mulan_nodes.visionllm_nodes.model.visionllm_files import SPIECE
 
 from ..tinyworld.stages import is_finished, train_stage
-from . import pack, scenes
-from .architecture import TOWER, build_reader
+from . import pack, region_attention, scenes
+from .architecture import TOWER, WIDTH, build_reader
 from .batches import IGNORED, RowMaker, region_mask, tower_views
 from .descriptions import Description
 from .questions import TASKS, Exercise
 from .reading import Asked, look, read
-from .region_questions import ALONE, ANY_KIND, KINDS, any_exchange, draw_scene_of_likes, exchange
+from .region_places import Placing, apart
+from .region_questions import ALONE, ANY_KIND, COMPARED, KINDS, any_exchange, draw_scene_of_likes, exchange
 from .scenes import Pair, Scene, draw_pair
 from .vocabulary import tokenizer_of
 
 READER = "tower", "bridge", "language", "super_link", "region_encoder"
 TRAINED = "language", "region_encoder"
 BATCH = 8
+SCORE_EVERY = 200
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,23 @@ class Round:
     kept: int
     with_tools: int
     pairs: int
+    weight: float = 1.0  # of the new ones
+    looking: float = 0.0  # weight of the losses on where four heads look
+    far: float = 0.0  # of that on how far apart two regions are
 
 
-# The first asks about two regions compared as well. In 500 steps the model learned none of that, nor in 200 more with
-# losses on what it knows at each region's token; so the others do without. The
-# third has more of the old questions, of which the first two cost some.
+# The first asked about two regions compared as well, and learned none of that. The third has more of the old questions,
+# of which the first two cost some. Then regions get a place, and their comparisons are taught by where to look.
 ROUNDS = (
     Round("regions", 800, 500, 1e-3, ANY_KIND, new=5, kept=2, with_tools=5, pairs=4),
     Round("regions_alone", 300, 300, 6e-4, ALONE, new=3, kept=6, with_tools=8, pairs=0),
     Round("regions_kept", 240, 240, 6e-4, ALONE, new=2, kept=14, with_tools=6, pairs=2),
+)
+PLACES = "regions_placed"
+PLACED_ROUNDS = (
+    Round("regions_compared", 1400, 500, 1.5e-3, COMPARED, 12, 5, 4, 1, weight=2.0, looking=0.3),
+    Round("regions_far", 900, 500, 1.2e-3, COMPARED, 12, 5, 4, 1, weight=2.0, looking=0.3, far=0.3),
+    Round("regions_compared_kept", 600, 500, 1e-3, COMPARED, 10, 12, 6, 2, weight=1.5, looking=0.2, far=0.2),
 )
 KEPT_TASKS = {"vqa": 0.75, "region_category": 0.1, "region_caption": 0.1, "caption": 0.05}
 TOOL_TASKS = {
@@ -95,10 +107,18 @@ class Pupil:
         ]
         long = [Asked(index, _task(TOOL_TASKS, scene, rng)) for index, scene in numbered[: one.with_tools]]
         seen = look(self.model, self.maker, pictured)
-        loss = torch.zeros(())
-        for asked, weight in ((new, 1.0), (kept, 0.5)):
-            states, _, labels = read(self.model, self.maker, seen, pictured, asked, rng)
-            loss = loss + weight * self._words(states, labels)
+        with region_attention.attention_of(self.model.language) as attended:
+            states, rows, labels = read(self.model, self.maker, seen, pictured, new, rng)
+        loss = one.weight * self._words(states, labels)
+        region = self.maker.tokenizer.ids[REGION]
+        if one.looking:
+            loss = loss + one.looking * region_attention.looking_loss(attended, rows, region)
+        if one.far:
+            marked = [[pictured[asked.scene].items[item] for item in asked.exercise.regions] for asked in new]
+            far = region_attention.distance_loss(attended, rows, region, marked, self.trained["distance"])
+            loss = loss + one.far * far
+        states, _, labels = read(self.model, self.maker, seen, pictured, kept, rng)
+        loss = loss + 0.5 * self._words(states, labels)
         seed = int(rng.integers(2**31))  # teacher and pupil get the same marks
         states, rows, labels = read(self.model, self.maker, seen, pictured, long, np.random.default_rng(seed))
         with torch.no_grad():
@@ -106,7 +126,7 @@ class Pupil:
             targets, _, _ = read(self.teacher, self.maker, known, pictured, long, np.random.default_rng(seed))
         links = [(number, link.positions) for number, row in enumerate(rows) for link in row.links]
         own, wanted = (torch.cat([of[number, places] for number, places in links]) for of in (states, targets))
-        loss = loss + 0.5 * self._words(states, labels) + 2 * _apart(own, wanted)
+        loss = loss + 0.5 * self._words(states, labels) + 2 * apart(own, wanted)
         return loss + self._alike(one.pairs, rng) if one.pairs else loss
 
     def _words(self, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -126,7 +146,7 @@ class Pupil:
             known = look(self.teacher, self.maker, [scene for _, _, scene in pairs])
             targets, rows, _ = read(self.teacher, self.maker, known, [], asked, rng)
         wanted = torch.stack([targets[number, row.links[0].positions] for number, row in enumerate(rows)])
-        return 0.5 * _apart(example_queries(self.model, self.maker, pairs, rng), wanted)
+        return 0.5 * apart(example_queries(self.model, self.maker, pairs, rng), wanted)
 
 
 def example_queries(model: VisionLLM, maker: RowMaker, pairs: Sequence[Pair], rng: np.random.Generator) -> torch.Tensor:
@@ -146,10 +166,6 @@ def example_queries(model: VisionLLM, maker: RowMaker, pairs: Sequence[Pair], rn
     (link,) = model.super_link.links(ids, maker.tokenizer.ids)
     states, _ = model.language(model.super_link.insert(embeddings, [[link]] * len(pairs)))
     return states[:, link.positions]
-
-
-def _apart(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return (states - wanted).square().mean() / wanted.var()
 
 
 def _task(shares: Mapping[str, float], scene: Scene, rng: np.random.Generator) -> Exercise:
@@ -190,19 +206,35 @@ def teach_regions(work_dir: Path, packed: Mapping[str, torch.Tensor]) -> dict[st
         getattr(model, name).load_state_dict(pack.part_of(packed, name, len(tokenizer)))
     pupil = Pupil(model, RowMaker(tokenizer))
     for one in ROUNDS:
-        if is_finished(one.stage, work_dir):
-            pupil.trained.load_state_dict(load_file(work_dir / f"{one.stage}.safetensors"))
-            continue
-        train_stage(
-            one.stage,
-            work_dir,
-            pupil.trained,
-            partial(pupil.loss, one),
-            steps=one.steps,
-            last=one.last,
-            learning_rate=one.learning_rate,
-            average=0.998,
-            score=lambda trained: score(pupil, trained),
-            score_every=100,
-        )
-    return pack.published(dict(pupil.trained.items()), len(tokenizer))
+        _teach(pupil, one, work_dir)
+    placing = Placing(model)
+    _run(PLACES, work_dir, placing.trained, placing.loss, steps=800, learning_rate=1e-2, average=0.99)
+    pupil.trained["positions"] = placing.positions
+    pupil.trained["distance"] = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2))
+    for one in PLACED_ROUNDS:
+        _teach(pupil, one, work_dir)
+    tensors = pack.published({name: getattr(model, name) for name in ("tower", *TRAINED)}, len(tokenizer))
+    return {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, packed[name].float())}
+
+
+def _teach(pupil: Pupil, one: Round, work_dir: Path) -> None:
+    _run(
+        one.stage,
+        work_dir,
+        pupil.trained,
+        partial(pupil.loss, one),
+        steps=one.steps,
+        last=one.last,
+        learning_rate=one.learning_rate,
+        average=0.998,
+        score=lambda trained: score(pupil, trained),
+        score_every=SCORE_EVERY,
+    )
+
+
+def _run(stage: str, work_dir: Path, trained: nn.ModuleDict, *args: Any, **options: Any) -> None:
+    """Trains the stage, or reads what it left."""
+    if is_finished(stage, work_dir):
+        trained.load_state_dict(load_file(work_dir / f"{stage}.safetensors"))
+    else:
+        train_stage(stage, work_dir, trained, *args, **options)
