@@ -118,7 +118,7 @@ async def _run(
     names = [server_name(url) for url in urls]
     infos = await _open(fleet, started)
     catalogs = {index: NodeCatalog(names[index], info) for index, info in enumerate(infos) if isinstance(info, dict)}
-    for name, info in zip(names, infos, strict=True):
+    for info in infos:
         if isinstance(info, str):
             say(f"left out until it answers: {info}")
     if not catalogs:

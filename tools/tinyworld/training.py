@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..emoji_world.sentence_training import train_whole_text_encoder
-from . import pack, sdxl
+from . import pack, sdxl_training
 from .adapter_training import train_adapter
 from .autoencoder_training import train_autoencoder
 from .base_training import train_base
 from .companion_training import train_companions
 
 ESTIMATE = (
-    "Training takes three and a half hours of one CPU core (stages of 5, 90, 17, 15, 30, 30 and 15 minutes, the second "
+    "Training takes three and a half hours of one CPU core (stages of 5, 90, 17, 15, 20, 25 and 15 minutes, the second "
     "of them the text encoder's, for both worlds); interrupted, it goes on where it was."
 )
 
@@ -28,8 +28,9 @@ def main(work_dir: Path, text_dir: Path) -> int:
     text_encoder = train_whole_text_encoder(text_dir)
     base = train_base(work_dir, autoencoder)
     train_adapter(work_dir, autoencoder, text_encoder, base)
-    sdxl.train_adapter(work_dir, autoencoder, text_encoder, sdxl.train_base(work_dir, autoencoder))
+    sdxl_base = sdxl_training.train_base(work_dir, autoencoder)
+    sdxl_training.train_adapter(work_dir, autoencoder, text_encoder, sdxl_base)
     companions = train_companions(work_dir)
-    for path in (pack.build(work_dir, text_dir), pack.build_companions(companions), sdxl.build(work_dir)):
+    for path in (pack.build(work_dir, text_dir), pack.build_companions(companions), sdxl_training.build(work_dir)):
         print(f"the pack: {path}, {path.stat().st_size / 1e6:.2f} MB", flush=True)
     return 0
