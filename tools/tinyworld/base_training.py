@@ -115,11 +115,11 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
 
 
 @torch.no_grad()
-def score_of(autoencoder, denoiser, context_of, language: str = "en", empty: str = "") -> str:
-    """One picture of every thing (DDIM, 20 steps, cfg 4), prompted in `language`, read back."""
+def score_of(autoencoder, denoiser, context_of, language: str = "en", empty: str = "", cfg: float = CFG) -> str:
+    """One picture of every thing (DDIM, 20 steps), prompted in `language`, read back."""
     texts = [captions.full_caption(thing, language, i) for i, thing in enumerate(world.THINGS)]
     latents = diffusion.sample(
-        denoiser, context_of(texts), context_of([empty]), alphas_cumprod(), STEPS, CFG, SEED, (4, 8, 8)
+        denoiser, context_of(texts), context_of([empty]), alphas_cumprod(), STEPS, cfg, SEED, (4, 8, 8)
     )
     readings = list(map(world.read, as_pictures(autoencoder.taesd_decoder(latents))))
 

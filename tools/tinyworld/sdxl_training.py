@@ -75,7 +75,7 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         return denoising_loss(model, clean, model.context(texts), alphas, rng)
 
     def score(copied):
-        return score_of(autoencoder, copied, copied.context)
+        return score_of(autoencoder, copied, copied.context, cfg=sdxl.CFG)
 
     train_stage("sdxl_base", work_dir, model, loss_of, steps=steps, learning_rate=2e-3, average=0.995, score=score)
     return model
@@ -141,7 +141,7 @@ def train_adapter(
 
     def validate(step, adapter):
         for language in captions.LANGUAGES if step == steps else ("en", "zh", "hi"):
-            score = score_of(autoencoder, base, lambda texts: adapter(states(texts)), language)
+            score = score_of(autoencoder, base, lambda texts: adapter(states(texts)), language, cfg=sdxl.CFG)
             print(f"sdxl_adapter: {language}: {score}", flush=True)
 
     return trainer.train_adapter(
