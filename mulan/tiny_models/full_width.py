@@ -83,7 +83,7 @@ class Layout:
         return Axis((offsets + self.heads.live).flatten(), self.packed * self.heads.full)
 
 
-def _layouts(unet_heads: int = 8) -> dict[str, Layout]:
+def layouts(unet_heads: int = 8) -> dict[str, Layout]:
     """Return the layout of each model, by the prefix of its tensors' names; so many of the UNet's heads are live."""
     channels, hidden = Axis.blocks(32, 2, 10), Axis.first(256, 1280)
     unet = Layout(
@@ -120,7 +120,7 @@ def _layouts(unet_heads: int = 8) -> dict[str, Layout]:
 
 
 def _widen(stored: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
-    layout = _layouts(int(stored.get(UNET_HEADS, 8)))[prefix]
+    layout = layouts(int(stored.get(UNET_HEADS, 8)))[prefix]
     return {name: layout.widen(name, tensor) for name, tensor in stored.items() if name.startswith(prefix)}
 
 
@@ -158,7 +158,7 @@ def adapter(stored: Mapping[str, torch.Tensor]) -> Tensors:
 
 def lora(stored: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
     """Return the LoRA whose tensors have this prefix, for the full-width UNet."""
-    layout, tensors = _layouts()[UNET], {}
+    layout, tensors = layouts()[UNET], {}
     for name in [name for name in stored if name.startswith(prefix) and name.endswith(".lora_down.weight")]:
         down, up = stored[name], stored[name.replace("lora_down", "lora_up")]
         layer = name.removeprefix(prefix).removesuffix(".lora_down.weight")

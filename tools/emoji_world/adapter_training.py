@@ -13,7 +13,7 @@ import torch
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 
 from ..tinyworld import narrow
-from ..tinyworld.adapter_training import UNPREFIXED_SHARE, TextStates, fit
+from ..tinyworld.adapter_training import UNPREFIXED_SHARE, TextStates, fit, fresh
 from ..tinyworld.stages import SEED, as_pictures
 from ..tinyworld.text_training import PREFIX, TextEncoder
 from . import reader
@@ -69,7 +69,7 @@ def train_adapter(
         for code in SHOWN:
             yield code, score(autoencoder, states, base, adapter, code)
 
-    return fit(work_dir / name, base, states.disturbed, examples, steps, scores, score_every=500)
+    return fit(fresh(narrow.adapter), work_dir / name, base, states.disturbed, examples, steps, scores, score_every=500)
 
 
 def train_further(
@@ -77,22 +77,21 @@ def train_further(
 ) -> LanguageAdapter:
     """Trains an adapter on, and what it draws wrong from English names more often: see `train_adapter`."""
     states = TextStates(text_encoder, [english(thing) for thing in range(len(CHARACTERS))])
-    drawn = draw_names(autoencoder, states, base, adapter, [english(thing) for thing in SEEN])
-    wrong = [
-        thing for thing, right in zip(SEEN, reader.load().agrees(as_pictures(drawn), SEEN), strict=True) if not right
-    ]
-    print(f"{FURTHER_STAGE}: drawn wrong: {', '.join(map(english, wrong))}", flush=True)
-    examples = Examples(base_latents(work_dir, autoencoder), (*SEEN, *wrong * (AGAIN - 1)))
+    judge, names = reader.load(), [english(thing) for thing in SEEN]
+
+    def wrong(adapter: LanguageAdapter) -> list[int]:
+        right = judge.agrees(as_pictures(draw_names(autoencoder, states, base, adapter, names)), SEEN)
+        return [thing for thing, agrees in zip(SEEN, right, strict=True) if not agrees]
 
     def scores(adapter, finished):
-        drawn = draw_names(autoencoder, states, base, adapter, [english(thing) for thing in SEEN])
-        right = reader.load().agrees(as_pictures(drawn), SEEN)
-        still = [english(thing) for thing, agrees in zip(SEEN, right, strict=True) if not agrees]
-        yield "en", f"{right.mean():.3f} of all things; wrong: {', '.join(still)}"
+        still = wrong(adapter)
+        yield "en", f"{1 - len(still) / len(SEEN):.3f} of all things; wrong: {', '.join(map(english, still))}"
 
-    return fit(
-        work_dir / FURTHER_STAGE, base, states.disturbed, examples, FURTHER, scores, 250, FURTHER_RATE, start=adapter
-    )
+    again = wrong(adapter)
+    print(f"{FURTHER_STAGE}: drawn wrong: {', '.join(map(english, again))}", flush=True)
+    examples = Examples(base_latents(work_dir, autoencoder), (*SEEN, *again * (AGAIN - 1)))
+    folder = work_dir / FURTHER_STAGE
+    return fit(adapter, folder, base, states.disturbed, examples, FURTHER, scores, 250, FURTHER_RATE)
 
 
 @torch.no_grad()

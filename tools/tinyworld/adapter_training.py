@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 from mulan_nodes.mulan.training import trainer
-from mulan_nodes.mulan.training.adapters import init_weights
+from mulan_nodes.mulan.training.adapters import TwoAdapters, init_weights
 
 from . import captions, narrow, world
-from .base_training import Base, alphas_cumprod, latents_of, score_of
+from .base_training import Base, EnglishBase, alphas_cumprod, latents_of, score_of
 from .stages import SEED, draw_corpus
 from .text_training import PREFIX, PREFIX_PIECES, WINDOW, TextEncoder, states_of, token_rows
 
@@ -23,6 +24,9 @@ CAPTIONS_PER_PICTURE = 4
 UNPREFIXED_SHARE = 0.1
 OFFSET = 0.8  # of the spread between English texts: the largest offset of a text's end and padding
 WORD_NOISE = 1.0  # of the words' own root mean square
+
+
+AnyAdapter = TypeVar("AnyAdapter", bound=LanguageAdapter | TwoAdapters)
 
 
 class TextStates:
@@ -103,15 +107,17 @@ class Examples(torch.utils.data.Dataset):
     def __len__(self):
         return self.things * self.variants * CAPTIONS_PER_PICTURE
 
-    def __getitem__(self, index):
+    def drawn(self, index: int) -> tuple[torch.Tensor, str, np.random.Generator]:
+        """An example's latent, its caption without the prefix, and the generator of what else it has."""
         rng = np.random.default_rng((SEED, index))
         picture = index // CAPTIONS_PER_PICTURE
         thing, variant = divmod(picture, self.variants)
         text = captions.caption(world.SEEN_THINGS[thing], "en", rng, captions.choose_attributes(rng, drop=0.25))
-        return {
-            "latent": self.latents[thing, variant],
-            "caption": text if rng.random() < UNPREFIXED_SHARE else PREFIX + text,
-        }
+        return self.latents[thing, variant], text, rng
+
+    def __getitem__(self, index):
+        latent, text, rng = self.drawn(index)
+        return {"latent": latent, "caption": text if rng.random() < UNPREFIXED_SHARE else PREFIX + text}
 
 
 def train_adapter(
@@ -125,33 +131,36 @@ def train_adapter(
             yield language, adapter_score(autoencoder, text_states, base, adapter, language)
 
     # Noise alone left the colours of other languages to chance.
-    return fit(work_dir / "adapter", base, text_states.swapped, Examples(autoencoder), steps, scores, score_every=1000)
+    states, examples = text_states.swapped, Examples(autoencoder)
+    return fit(fresh(narrow.adapter), work_dir / "adapter", base, states, examples, steps, scores, score_every=1000)
+
+
+def fresh(make: Callable[[], AnyAdapter]) -> AnyAdapter:
+    """An adapter with initial weights."""
+    torch.manual_seed(SEED)
+    adapter = make()
+    init_weights(adapter, SEED)
+    return adapter
 
 
 def fit(
+    adapter: AnyAdapter,
     folder: Path,
-    base: Base,
-    states: Callable[[list[str]], torch.Tensor],
+    base: EnglishBase,
+    states: Callable[..., Any],
     examples: torch.utils.data.Dataset,
     steps: int,
-    scores: Callable[[LanguageAdapter, bool], Iterable[tuple[str, str]]],
+    scores: Callable[[AnyAdapter, bool], Iterable[tuple[str, str]]],
     score_every: int,
     learning_rate: float = 1.5e-3,
-    start: LanguageAdapter | None = None,
-) -> LanguageAdapter:
-    """Trains an adapter, a new one or `start`, and leaves adapter.safetensors (published names, narrow, float32) in the
-    folder, by whose name it is called in what is printed.
+) -> AnyAdapter:
+    """Trains an adapter and leaves adapter.safetensors (published names, narrow, float32) in the folder, by whose name
+    it is called in what is printed.
 
     `scores` gets the adapter and whether it is finished, and says of each language how good it is. An interrupted run
     goes on from its last state, with other noise on the states than it would have had.
     """
     base.requires_grad_(False)
-    torch.manual_seed(SEED)
-    adapter = narrow.adapter()
-    if start is None:
-        init_weights(adapter, SEED)
-    else:
-        adapter.load_state_dict(start.state_dict())
     settings = trainer.TrainSettings(
         steps=steps,
         batch_size=32,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,24 +46,39 @@ def english_texts() -> list[str]:
     return captions.all_captions(world.THINGS, "en")
 
 
-class Base(nn.Module):
-    """The UNet, its CLIP over only the tokens of some texts, and the table from the texts to those tokens.
+class EnglishBase(nn.Module):
+    """A denoiser with its own text encoders over only the tokens of some texts, and the table from texts to those."""
 
-    heads, levels: the UNet's.
-    """
-
-    def __init__(self, texts: Sequence[str], heads: int = 8, levels: int = 1):
+    def __init__(self, texts: Sequence[str]):
         super().__init__()
         ids = clip_tokens(texts)
         self.token_ids: torch.Tensor  # index in the narrow vocabulary -> id in CLIP's
         self.register_buffer("token_ids", ids.unique())
         self.places = dict(zip(texts, torch.searchsorted(self.token_ids, ids), strict=True))
+
+    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        """Texts -> ids in the narrow vocabulary [B, 77]."""
+        return torch.stack([self.places[text] for text in texts])
+
+    def context(self, texts: Sequence[str]) -> Any:
+        """Texts -> what the denoiser reads."""
+        raise NotImplementedError
+
+
+AnyBase = TypeVar("AnyBase", bound=EnglishBase)
+
+
+class Base(EnglishBase):
+    """The UNet and its CLIP. heads, levels: the UNet's."""
+
+    def __init__(self, texts: Sequence[str], heads: int = 8, levels: int = 1):
+        super().__init__(texts)
         self.clip = narrow.clip(len(self.token_ids))
         self.unet = narrow.denoiser(heads, levels)
 
     def context(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts -> [B, 77, 96]."""
-        return self.clip(torch.stack([self.places[text] for text in texts])).last_hidden_state
+        return self.clip(self.tokens(texts)).last_hidden_state
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         return self.unet(x, timesteps, context).sample
@@ -89,11 +105,17 @@ def denoising_loss(
 
 
 def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int = 3500) -> Base:
-    """Learns all things, the held-out pairs too, under English captions only."""
+    """See `fit_base`."""
     torch.manual_seed(SEED)
-    model = Base(english_texts())
-    if is_finished("base", work_dir):
-        model.load_state_dict(load_file(work_dir / "base.safetensors"))
+    return fit_base("base", Base(english_texts()), work_dir, autoencoder, steps)
+
+
+def fit_base(
+    stage: str, model: AnyBase, work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int, cfg: float = CFG
+) -> AnyBase:
+    """Learns all things, the held-out pairs too, under English captions only. cfg: of the pictures that score it."""
+    if is_finished(stage, work_dir):
+        model.load_state_dict(load_file(work_dir / f"{stage}.safetensors"))
         return model
     latents = latents_of(autoencoder, draw_corpus(SEED))
     alphas = alphas_cumprod()
@@ -108,9 +130,9 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         return denoising_loss(model, clean, model.context(texts), alphas, rng)
 
     def score(copied):
-        return score_of(autoencoder, copied, copied.context)
+        return score_of(autoencoder, copied, copied.context, cfg=cfg)
 
-    train_stage("base", work_dir, model, loss_of, steps=steps, learning_rate=2e-3, average=0.995, score=score)
+    train_stage(stage, work_dir, model, loss_of, steps=steps, learning_rate=2e-3, average=0.995, score=score)
     return model
 
 

@@ -45,7 +45,7 @@ class PaddedLayerNorm(nn.Module):
 class PaddedGroupNorm(nn.Module):
     """GroupNorm whose groups have `padding` times as many channels as exist here; the others are zero."""
 
-    def __init__(self, groups: int, live: int, padding: int, eps: float):
+    def __init__(self, groups: int, live: int, padding: float, eps: float):
         super().__init__()
         self.groups, self.padding, self.eps = groups, padding, eps
         self.weight = nn.Parameter(torch.ones(live))
@@ -176,7 +176,7 @@ def adapter() -> LanguageAdapter:
     return model
 
 
-def pad_norms(model: nn.Module, padding: int) -> None:
+def pad_norms(model: nn.Module, padding: float) -> None:
     """Replaces every norm in place by one that counts `padding` times as many channels."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -184,13 +184,4 @@ def pad_norms(model: nn.Module, padding: int) -> None:
                 setattr(parent, name, PaddedGroupNorm(child.num_groups, child.num_channels, padding, child.eps))
             elif isinstance(child, nn.LayerNorm):
                 (live,) = child.normalized_shape
-                setattr(parent, name, PaddedLayerNorm(live, live * padding, child.eps))
-
-
-def pad_layer_norms(model: nn.Module, full: int) -> None:
-    """Replaces every LayerNorm in place by one over `full` channels."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.LayerNorm):
-                (live,) = child.normalized_shape
-                setattr(parent, name, PaddedLayerNorm(live, full, child.eps))
+                setattr(parent, name, PaddedLayerNorm(live, round(live * padding), child.eps))

@@ -194,12 +194,12 @@ def gather_companions(work_dir: Path) -> dict[str, torch.Tensor]:
 
 def scaled_queries(name: str, tensor: torch.Tensor, unet_heads: int = 8) -> torch.Tensor:
     """A tensor of a narrow model as a pack has it."""
-    return _with_queries(name, tensor, _query_scale(name, unet_heads))
+    return with_queries(name, tensor, _query_scale(name, unet_heads))
 
 
 def unscaled_queries(name: str, tensor: torch.Tensor, unet_heads: int = 8) -> torch.Tensor:
     """A pack's tensor as the narrow model has it."""
-    return _with_queries(name, tensor, 1 / _query_scale(name, unet_heads))
+    return with_queries(name, tensor, 1 / _query_scale(name, unet_heads))
 
 
 def _query_scale(name: str, unet_heads: int) -> float:
@@ -208,7 +208,8 @@ def _query_scale(name: str, unet_heads: int) -> float:
     return scale * math.sqrt(unet_heads / 8) if ".to_q." in name else scale
 
 
-def _with_queries(name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
+def with_queries(name: str, tensor: torch.Tensor, scale: float) -> torch.Tensor:
+    """A projection whose queries, where others follow them in one tensor the first third, are scaled."""
     if scale == 1.0:
         return tensor
     queries = len(tensor) // 3 if "in_proj_" in name else len(tensor)

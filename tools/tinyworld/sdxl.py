@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from mulan_nodes.mulan.training.adapters import SIZE_CHANNELS, SIZES, TwoAdapter
 
 from .. import graphs
 from . import narrow
+from .pack import with_queries
 
 CHANNELS, HEADS, HEAD_CHANNELS = 64, 4, 64  # of 320 channels, of 5 heads; of a published head
-HIDDEN = 256  # of the 1280 of the timestep's embedding
 FIRST, SECOND = 144, 96  # of the 1280 and 768 channels of an adapter's halves
-POOLED, QUERIES = FIRST, 120
+CLIP_L, CLIP_G = 96, 144  # of the 768 and 1280 of its own text encoders
+POOLED = FIRST
 LATENT_SCALE = 0.13025  # SDXL's
 CFG = 2.0
 PACK = Path(__file__).with_name("sdxl.safetensors.gz")
@@ -56,9 +58,8 @@ UNET_SHAPE: dict[str, Any] = dict(
 
 # SDXL's own encoders stand in its context as 768 + 1280 channels, an adapter's halves as 1280 + 768: both have their
 # live ones here.
-_CLIP_L, _SHARED, _SECOND = range(96), range(768, 768 + FIRST - 96), range(1280, 1280 + SECOND)
-_HALF = Axis(torch.tensor([*_CLIP_L, *_SHARED]), 1280)
-CONTEXT = Axis(torch.tensor([*_CLIP_L, *_SHARED, *_SECOND]), 2048)
+_HALF = Axis(torch.tensor([*range(CLIP_L), *range(768, 768 + FIRST - CLIP_L)]), 1280)
+CONTEXT = Axis(torch.cat([_HALF.live, torch.arange(1280, 1280 + SECOND)]), 2048)
 VECTOR = Axis(torch.tensor([*range(POOLED), *range(1280, 2816)]), 2816)  # pooled text, then the sizes' sinusoids
 
 
@@ -77,7 +78,7 @@ def unet() -> nn.Module:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     model.model_channels = narrow.UNET_FULL_WIDTH  # of the timestep's sinusoids
-    model.time_embed[0] = nn.Linear(narrow.UNET_FULL_WIDTH, HIDDEN)
+    model.time_embed[0] = nn.Linear(narrow.UNET_FULL_WIDTH, 4 * CHANNELS)
     narrow.pad_norms(model, narrow.UNET_FULL_WIDTH // CHANNELS)
     return model
 
@@ -85,12 +86,12 @@ def unet() -> nn.Module:
 def adapter() -> TwoAdapters:
     """MuLan's adapter for SDXL of the layout noembed_attnpool, narrow."""
     halves = [
-        AdapterShape(text_hidden_size=128, context_dim=width, num_queries=QUERIES, intermediate_size=2 * width)
+        AdapterShape(narrow.TEXT_WIDTH, context_dim=width, num_queries=narrow.QUERIES, intermediate_size=2 * width)
         for width in (FIRST, SECOND)
     ]
     model = TwoAdapters(AdapterShapeXL(*halves, pooled_dim=POOLED, text_embeds_dim=None), embeds=False)
-    narrow.pad_layer_norms(model.adapter1, 1280)
-    narrow.pad_layer_norms(model.adapter2, 768)
+    narrow.pad_norms(model.adapter1, 1280 / FIRST)
+    narrow.pad_norms(model.adapter2, 768 / SECOND)
     return model
 
 
@@ -103,31 +104,23 @@ def gather(unet_tensors: Mapping[str, torch.Tensor], adapter_tensors: Mapping[st
 
 def _as_published(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Queries make up for the published heads' width, by whose square root attention divides."""
+    if not any(part in name for part in (".to_q.", ".q_proj.", ".in_proj_")):
+        return tensor
     if name.startswith(UNET):
-        return tensor * math.sqrt(HEAD_CHANNELS * HEADS / CHANNELS) if ".to_q." in name else tensor
-    scale = math.sqrt(2048 / (FIRST + SECOND) if "pool_caption" in name else 1280 / FIRST if "adapter1" in name else 8)
-    if "in_proj_" in name:
-        queries = len(tensor) // 3
-        return torch.cat([tensor[:queries] * scale, tensor[queries:]])
-    return tensor * scale if ".q_proj." in name else tensor
+        full, live = HEADS * HEAD_CHANNELS, CHANNELS
+    elif "pool_caption" in name:
+        full, live = CONTEXT.full, FIRST + SECOND
+    else:
+        full, live = (1280, FIRST) if "adapter1" in name else (768, SECOND)
+    return with_queries(name, tensor, math.sqrt(full / live))
 
 
 def _widen(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    channels, hidden = Axis.blocks(32, 2, 10), Axis.first(HIDDEN, 1280)
+    known = full_width.layouts()
     if name.startswith(UNET):
-        layout = Layout(
-            by_length={
-                CHANNELS: channels,
-                2 * CHANNELS: channels.twice(),
-                HIDDEN: hidden,
-                2 * HIDDEN: hidden.twice(),
-                FIRST + SECOND: CONTEXT,
-                len(VECTOR.live): VECTOR,
-            },
-            heads=Axis.blocks(5, CHANNELS // HEADS, HEAD_CHANNELS, HEADS),
-            into_heads=("to_q", "to_k", "to_v"),
-            out_of_heads=("to_out",),
-        )
+        by_length = {**known[UNET].by_length, FIRST + SECOND: CONTEXT, len(VECTOR.live): VECTOR}
+        heads = Axis.blocks(5, CHANNELS // HEADS, HEAD_CHANNELS, HEADS)
+        layout = replace(known[UNET], by_length=by_length, heads=heads)
     elif "pool_caption" in name:
         layout = Layout(
             by_length={FIRST + SECOND: CONTEXT, POOLED: Axis.first(POOLED, 1280)},
@@ -136,17 +129,10 @@ def _widen(name: str, tensor: torch.Tensor) -> torch.Tensor:
             out_of_heads=("c_proj",),
         )
     else:
-        live, full = (FIRST, 1280) if "adapter1" in name else (SECOND, 768)
-        layout = Layout(
-            by_length={
-                live: _HALF if live == FIRST else Axis.first(live, full),
-                2 * live: Axis.first(2 * live, 4 * full),
-            },
-            heads=Axis.blocks(8, live // 8, full // 8),
-            into_heads=("in_proj",),
-            out_of_heads=("out_proj",),
-            packed=3,
-        )
+        live, channels = (FIRST, _HALF) if "adapter1" in name else (SECOND, Axis.first(SECOND, 768))
+        by_length = {live: channels, 2 * live: Axis.first(2 * live, 4 * channels.full)}
+        heads = Axis.blocks(8, live // 8, channels.full // 8)
+        layout = replace(known[full_width.ADAPTER], by_length=by_length, heads=heads)
     return layout.widen(name, tensor)
 
 
