@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
-from mulan_nodes.tools.emoji_world import captions, sentence_training, sentences
-from mulan_nodes.tools.emoji_world.concepts import CHARACTERS, languages, trained_languages
+from mulan_nodes.tools.emoji_world import captions, evaluation, sentence_training, sentences
+from mulan_nodes.tools.emoji_world.concepts import CHARACTERS, SEEN, languages, trained_languages
 from mulan_nodes.tools.emoji_world.sentence_training import LANGUAGES, SHAPES, THINGS, Batches, Pupil
 from mulan_nodes.tools.tinyworld.text_training import TextEncoder, llama
 
@@ -84,3 +84,16 @@ def test_the_teacher_stays_as_it_is_and_is_not_saved(monkeypatch):
     loss.backward()
     assert all(weight.grad is not None for weight in pupil.llama.parameters())
     assert (pupil.ratios != before["ratios"]).any()  # so that hard languages come more often
+
+
+def test_samples_of_many_languages_together_ask_for_each_thing_equally_often():
+    """Else a few easy things stand for all of them."""
+    chosen = [evaluation.choose(8, 1, turn=turn) for turn in range(len(SEEN))]
+    asked = [thing for of_turn in chosen for thing, _ in of_turn]
+    assert sorted(asked) == sorted(8 * list(SEEN))
+    assert len({noise for of_turn in chosen for _, noise in of_turn}) == len(asked)
+    english = [case for case in evaluation.all_cases(2, 1, ["en", "de"]) if case.row == evaluation.MULAN]
+    names = [
+        case.expected.thing for case in english if case.language == "en" and case.expected.kind == evaluation.NAMED
+    ]
+    assert sorted(names) == sorted(SEEN)
