@@ -19,7 +19,7 @@ from ..tinyworld.stages import SEED, as_pictures
 from ..tinyworld.text_training import TextEncoder, llama
 from . import reader
 from .adapter_training import SHOWN, STEPS, draw_names, train_adapter
-from .autoencoder_training import train_autoencoder
+from .autoencoder_training import train_autoencoder, train_decoder_further
 from .base_training import Base, sample_pictures, train_base
 from .concepts import CHARACTERS, HELD_OUT, SEEN, english, languages
 from .sentence_training import train_whole_text_encoder
@@ -36,7 +36,7 @@ class Drawer:
 
     def __init__(self, work_dir: Path):
         self.work_dir = work_dir
-        self.autoencoder = train_autoencoder(work_dir)
+        self.autoencoder = train_decoder_further(work_dir, train_autoencoder(work_dir))
         self.base: Base = train_base(work_dir, self.autoencoder)
         self.reader = reader.load()
 

@@ -147,10 +147,13 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return stored
 
 
-def gather(work_dir: Path, unet_heads: int = 8, adapter: str = "adapter") -> dict[str, torch.Tensor]:
+def gather(
+    work_dir: Path, unet_heads: int = 8, adapter: str = "adapter", autoencoder: str = "autoencoder"
+) -> dict[str, torch.Tensor]:
     """Base, autoencoder and adapter, narrow and in float32, under the names they have in the pack.
 
-    unet_heads: how many heads the live channels of the UNet were trained in. adapter: the stage that it is from.
+    unet_heads: how many heads the live channels of the UNet were trained in. adapter, autoencoder: the stages that they
+    are from.
     """
     base = load_file(work_dir / "base.safetensors")
 
@@ -160,7 +163,7 @@ def gather(work_dir: Path, unet_heads: int = 8, adapter: str = "adapter") -> dic
     tensors = {
         **{UNET + unet_name(name): tensor for name, tensor in part(base, "unet.").items()},
         **{CLIP + name: tensor for name, tensor in part(base, "clip.").items()},
-        **{AUTOENCODER + name: tensor for name, tensor in load_file(work_dir / "autoencoder.safetensors").items()},
+        **{AUTOENCODER + name: tensor for name, tensor in load_file(work_dir / f"{autoencoder}.safetensors").items()},
         **{f"adapter.{name}": tensor for name, tensor in load_file(work_dir / adapter / "adapter.safetensors").items()},
     }
     tensors = {name: scaled_queries(name, tensor, unet_heads) for name, tensor in tensors.items()}
