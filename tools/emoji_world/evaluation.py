@@ -25,15 +25,16 @@ from .concepts import (
 )
 from .pictures import BACKGROUNDS, is_held_out, read_background
 
-NAMED, SENTENCE, OTHER_SENTENCES, NEVER_SEEN, BACKGROUND, SPACED = (
+NAMED, SENTENCE, OTHER_SENTENCES, NEVER_SEEN, BACKGROUND, OTHER_BACKGROUNDS, SPACED = (
     "names",
     "English sentences never trained",
     "sentences never trained, in eleven other languages",
     "things never seen by the adapter",
     "pairs of thing and background never seen by the adapter",
+    "such pairs, in eleven other languages",
     "names with other white space",
 )
-KINDS = (SENTENCE, OTHER_SENTENCES, NEVER_SEEN, BACKGROUND, SPACED)  # what is asked beside names
+KINDS = (SENTENCE, OTHER_SENTENCES, NEVER_SEEN, BACKGROUND, OTHER_BACKGROUNDS, SPACED)  # what is asked beside names
 SPACES = ("  {}  ", "\n{}", "{}\n", "\t{} ")
 
 
@@ -110,17 +111,17 @@ def mixed_cases(count: int, seed: int) -> list[Case]:
     return cases
 
 
-def background_cases(count: int, seed: int) -> list[Case]:
-    """Things on named backgrounds, in the twelve languages that can say so: pairs that the adapter never saw."""
+def background_cases(row: str, count: int, seed: int, codes: Sequence[str], kind: str) -> list[Case]:
+    """Things on named backgrounds, in languages that can say so: pairs that the adapter never saw."""
     cases = []
-    for turn, code in enumerate(captions.COLOURED):
+    for turn, code in enumerate(codes):
         for number, (thing, noise) in enumerate(choose(count, seed, turn=turn)):
             held_out = [background for background in BACKGROUNDS if is_held_out(thing, background)]
             background = held_out[number % len(held_out)] if held_out else ""
             name = languages()[code].names[thing]
             if name and background:
                 text = captions.coloured(name, code, background)
-                cases.append(Case(MULAN, code, text, noise, Asked(thing, BACKGROUND, background)))
+                cases.append(Case(row, code, text, noise, Asked(thing, kind, background)))
     return cases
 
 
@@ -134,11 +135,14 @@ def all_cases(count: int, seed: int, codes: Sequence[str]) -> list[Case]:
             chosen = choose(len(SEEN), seed) if code == "en" else choose(each, seed, turn=turn)
             cases += name_cases(row, code, chosen)
     cases += sentence_cases(4 * count, seed, ["en"], SENTENCE)
-    cases += sentence_cases(count, seed, [code for code in captions.COLOURED if code != "en"], OTHER_SENTENCES)
+    speaking = [code for code in captions.COLOURED if code != "en"]
+    cases += sentence_cases(count, seed, speaking, OTHER_SENTENCES)
+    cases += [case for row in (MULAN, OWN_CLIP) for case in background_cases(row, 4 * count, seed, ["en"], BACKGROUND)]
+    cases += background_cases(MULAN, fewer, seed, speaking, OTHER_BACKGROUNDS)
     held_out = [place for place, character in enumerate(CHARACTERS) if character in HELD_OUT]
     never = choose(2 * len(held_out), seed, held_out)
     cases += name_cases(MULAN, "en", never, NEVER_SEEN) + name_cases(OWN_CLIP, "en", never, NEVER_SEEN)
-    cases += name_cases(MULAN, "en", choose(count, seed), SPACED, SPACES) + background_cases(fewer, seed)
+    cases += name_cases(MULAN, "en", choose(count, seed), SPACED, SPACES)
     return cases + mixed_cases(fewer, seed)
 
 
