@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 from mulan_nodes.tools.emoji_world import captions, evaluation, sentence_training, sentences
 from mulan_nodes.tools.emoji_world.concepts import CHARACTERS, SEEN, languages, trained_languages
-from mulan_nodes.tools.emoji_world.sentence_training import LANGUAGES, SHAPES, THINGS, Batches, Pupil
+from mulan_nodes.tools.emoji_world.sentence_training import LANGUAGES, SHAPES, THINGS, Batches, Pupil, Round
 from mulan_nodes.tools.tinyworld.text_training import TextEncoder, llama
 
 NAME = "strawberry"
@@ -50,7 +50,9 @@ def test_a_name_stands_whole_in_every_sentence_and_in_noise():
 
 
 def test_what_is_packed_keeps_a_part_of_the_teacher(monkeypatch, tmp_path):
-    monkeypatch.setattr(sentence_training, "ROUNDS", (("first", 1, 1.0, 0.3, 0.2), ("second", 1, 1.0, 0.2, 0.1)))
+    monkeypatch.setattr(
+        sentence_training, "ROUNDS", (Round("first", 1, 1.0, 0.3, 0.2), Round("second", 1, 1.0, 0.2, 0.1))
+    )
     monkeypatch.setattr(sentence_training, "agreement", lambda *_: "")
     torch.manual_seed(0)
     encoder = TextEncoder(llama(tokenizer().get_piece_size()), tokenizer())
@@ -69,13 +71,13 @@ def test_what_is_packed_keeps_a_part_of_the_teacher(monkeypatch, tmp_path):
 def test_the_teacher_stays_as_it_is_and_is_not_saved(monkeypatch):
     torch.manual_seed(0)
     pupil, rng = Pupil(TextEncoder(llama(tokenizer().get_piece_size()), tokenizer())), np.random.default_rng(2)
-    batch = Batches(tokenizer(), sentences=0.3, noise=0.2).draw(pupil.ratios, rng)
+    batch = Batches(tokenizer(), Round("", 1, 1.0, sentences=0.3, noise=0.2)).draw(pupil.ratios, rng)
     assert len(batch.bare) == len(batch.named) == THINGS + SHAPES and len(batch.said) == LANGUAGES * (THINGS + SHAPES)
     assert max(map(len, batch.said)) > SHORT and batch.spoken.shape == (LANGUAGES, THINGS)
     assert all(len(set(of_thing)) == LANGUAGES for of_thing in batch.spoken.T) and THINGS <= len(CHARACTERS)
 
     monkeypatch.setattr(sentence_training, "LONGEST", SHORT)
-    cut = Batches(tokenizer(), sentences=0.3, noise=0.2).draw(pupil.ratios, np.random.default_rng(2))
+    cut = Batches(tokenizer(), Round("", 1, 1.0, sentences=0.3, noise=0.2)).draw(pupil.ratios, np.random.default_rng(2))
     assert max(map(len, cut.said)) <= SHORT  # no name is behind the end of a row
 
     before = {name: tensor.clone() for name, tensor in pupil.state_dict().items()}

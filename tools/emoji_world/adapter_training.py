@@ -60,8 +60,11 @@ def train_adapter(
     steps: int = STEPS,
     things: tuple[int, ...] = SEEN,
     name: str = "adapter",
+    begun: LanguageAdapter | None = None,
 ) -> LanguageAdapter:
-    """Leaves <name>/adapter.safetensors in `work_dir`: see `fit`. `things` are those it sees."""
+    """Leaves <name>/adapter.safetensors in `work_dir`: see `fit`. `things` are those it sees; begun: what is trained, a
+    fresh one of the world's shape unless given.
+    """
     states = TextStates(text_encoder, [english(thing) for thing in range(len(CHARACTERS))])
     examples = Examples(base_latents(work_dir, autoencoder), things)
 
@@ -69,7 +72,8 @@ def train_adapter(
         for code in SHOWN:
             yield code, score(autoencoder, states, base, adapter, code)
 
-    return fit(fresh(narrow.adapter), work_dir / name, base, states.disturbed, examples, steps, scores, score_every=500)
+    adapter = begun or fresh(narrow.adapter)
+    return fit(adapter, work_dir / name, base, states.disturbed, examples, steps, scores, score_every=500)
 
 
 def train_further(

@@ -34,11 +34,23 @@ from .text_training import (
     train_text_encoder,
 )
 
-# Stage, steps, learning rate, shares of sentences and of noise: the later rounds bring the bare names back.
+
+@dataclass(frozen=True)
+class Round:
+    """A stage of the training; sentences, noise: shares of the captions of things."""
+
+    stage: str
+    steps: int
+    learning_rate: float
+    sentences: float
+    noise: float
+
+
+# The later rounds bring the bare names back.
 ROUNDS = (
-    ("text_encoder_sentences_first", 2400, 1e-3, 0.3, 0.2),
-    ("text_encoder_sentences_second", 1400, 8e-4, 0.2, 0.08),
-    ("text_encoder_sentences_third", 1500, 8e-4, 0.25, 0.04),
+    Round("text_encoder_sentences_first", 2400, 1e-3, 0.3, 0.2),
+    Round("text_encoder_sentences_second", 1400, 8e-4, 0.2, 0.08),
+    Round("text_encoder_sentences_third", 1500, 8e-4, 0.25, 0.04),
 )
 ENGLISH_SHARE = 0.2
 TEACHER_SHARE = 0.15  # of the weights, in the end
@@ -63,8 +75,8 @@ class Batch:
 class Batches:
     """Captions with the bare English words that say the same."""
 
-    def __init__(self, tokenizer, sentences: float, noise: float):
-        self.tokenizer, self.sentences, self.noise = tokenizer, sentences, noise
+    def __init__(self, tokenizer, one: Round):
+        self.tokenizer, self.round = tokenizer, one
         self.codes = trained_languages()
 
     def draw(self, ratios: torch.Tensor, rng: np.random.Generator) -> Batch:
@@ -96,9 +108,11 @@ class Batches:
 
     def _of_thing(self, thing: int, code: str, background: str, rng: np.random.Generator) -> str | None:
         name, kind = languages()[code].names[thing], rng.random()
-        if background or name is None or kind > self.sentences + self.noise:
+        if background or name is None or kind > self.round.sentences + self.round.noise:
             return captions.caption(thing, code, rng, background)
-        return sentences.sentence(name, code, rng) if kind < self.sentences else sentences.in_noise(name, code, rng)
+        return (
+            sentences.sentence(name, code, rng) if kind < self.round.sentences else sentences.in_noise(name, code, rng)
+        )
 
     @staticmethod
     def _of_shape(thing, code: str, attributes: frozenset[str], rng: np.random.Generator) -> str:
@@ -115,11 +129,14 @@ class Batches:
 
 
 class Pupil(nn.Module):
-    """The text encoder and the teacher, which does not change and is not saved."""
+    """A text encoder and the teacher, which does not change and is not saved.
 
-    def __init__(self, encoder: TextEncoder):
+    student: what learns, with the encoder as its teacher; None: the encoder itself.
+    """
+
+    def __init__(self, encoder: TextEncoder, student: nn.Module | None = None):
         super().__init__()
-        self.llama = encoder.model
+        self.llama = student or encoder.model
         self.ratios: torch.Tensor  # how far each language's states are from the teacher's, over the spread of these
         self.register_buffer("ratios", torch.ones(len(trained_languages())))
         self._teacher = [copy.deepcopy(encoder.model).requires_grad_(False)]  # in a list: no part of the module
@@ -155,23 +172,29 @@ def train_sentences(work_dir: Path, encoder: TextEncoder) -> TextEncoder:
     model, path = Pupil(encoder), work_dir / f"{TEXT_STAGE}.safetensors"
     if path.exists():
         model.load_state_dict(load_file(path), strict=False)
-        return TextEncoder(model.llama, encoder.tokenizer)
-    for stage, steps, rate, in_sentences, in_noise in ROUNDS:
-        batches = Batches(encoder.tokenizer, in_sentences, in_noise)
+        return encoder
+    teach(work_dir, model, encoder.tokenizer, ROUNDS)
+    # Part of the teacher in every weight: alone, the pupil lost a name (pencil 0.93 -> 0.30) in most languages.
+    with torch.no_grad():
+        for weight, teacher in zip(encoder.model.parameters(), model.teacher.parameters(), strict=True):
+            weight.lerp_(teacher, TEACHER_SHARE)
+    save_file({f"llama.{name}": tensor for name, tensor in encoder.model.state_dict().items()}, path)
+    return encoder
+
+
+def teach(work_dir: Path, model: Pupil, tokenizer, rounds: tuple[Round, ...]) -> None:
+    """Runs what is not finished of the rounds."""
+    for one in rounds:
+        batches = Batches(tokenizer, one)
 
         def loss_of(rng, batches=batches):
             return model.loss(batches.draw(model.ratios, rng), rng)
 
         def score(copied):
-            return agreement(copied.llama, encoder.tokenizer)
+            return agreement(copied.llama, tokenizer)
 
-        if is_finished(stage, work_dir):
-            model.load_state_dict(load_file(work_dir / f"{stage}.safetensors"))
-        else:
-            train_stage(stage, work_dir, model, loss_of, steps=steps, learning_rate=rate, score=score, score_every=350)
-    # Part of the teacher in every weight: alone, the pupil lost a name (pencil 0.93 -> 0.30) in most languages.
-    with torch.no_grad():
-        for weight, teacher in zip(model.llama.parameters(), model.teacher.parameters(), strict=True):
-            weight.lerp_(teacher, TEACHER_SHARE)
-    save_file({f"llama.{name}": tensor for name, tensor in model.llama.state_dict().items()}, path)
-    return TextEncoder(model.llama, encoder.tokenizer)
+        if is_finished(one.stage, work_dir):
+            model.load_state_dict(load_file(work_dir / f"{one.stage}.safetensors"))
+            continue
+        steps, rate = one.steps, one.learning_rate
+        train_stage(one.stage, work_dir, model, loss_of, steps=steps, learning_rate=rate, score=score, score_every=350)

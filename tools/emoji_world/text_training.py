@@ -126,7 +126,7 @@ def padding_rows(longest: int, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.sort(rng.choice(np.arange(longest, WINDOW), PADDING_ROWS, replace=False)))
 
 
-def states_at(model: LlamaModel, rows: list[list[int]], padding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def states_at(model: nn.Module, rows: list[list[int]], padding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids -> the states of their ends [N, 128] and of the padding rows asked for."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     ends, paddings = [], []

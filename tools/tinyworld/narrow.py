@@ -162,11 +162,11 @@ def clip(tokens: int, width: int = CONTEXT_WIDTH) -> nn.Module:
     return model
 
 
-def adapter() -> LanguageAdapter:
+def adapter(text_width: int = TEXT_WIDTH) -> LanguageAdapter:
     """MuLan's adapter for SD1.5, 96 of 768 channels wide."""
     model = LanguageAdapter(
         AdapterShape(
-            text_hidden_size=TEXT_WIDTH,
+            text_hidden_size=text_width,
             context_dim=CONTEXT_WIDTH,
             num_queries=QUERIES,
             intermediate_size=ADAPTER_FEED_FORWARD,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 WINDOW = 80
@@ -52,7 +53,7 @@ def llama(vocabulary: int) -> LlamaModel:
     )
 
 
-def states_of(model: LlamaModel, rows: list[list[int]], padding: torch.Tensor) -> torch.Tensor:
+def states_of(model: nn.Module, rows: list[list[int]], padding: torch.Tensor) -> torch.Tensor:
     """Ids -> states [B, longest + len(padding), width]; the rows past the words are those of the padding positions
     asked for.
 

@@ -1,0 +1,44 @@
+"""Smaller text encoders of the emoji world: what they begin with, and that adapters read them."""
+
+from __future__ import annotations
+
+import sentencepiece
+import torch
+
+from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
+from mulan_nodes.tools.emoji_world import sentence_training, smaller
+from mulan_nodes.tools.tinyworld import narrow
+from mulan_nodes.tools.tinyworld.adapter_training import TextStates, fresh
+from mulan_nodes.tools.tinyworld.text_training import PREFIX, TextEncoder, llama
+
+
+def whole() -> TextEncoder:
+    packed, _ = read_pack(pack_path("world"))
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=packed["spiece_model"].numpy().tobytes())
+    torch.manual_seed(0)
+    return TextEncoder(llama(tokenizer.get_piece_size()), tokenizer)
+
+
+def test_the_smaller_text_encoder_has_three_tenths_of_the_weights_and_begins_with_the_widest_embeddings():
+    encoder = whole()
+    begun = smaller.begin(encoder.model)
+    assert smaller.parameters(begun) <= 0.3 * smaller.parameters(encoder.model)
+    ours, theirs = (model.embed_tokens.weight for model in (begun, encoder.model))
+    assert ours.square().sum() > smaller.WIDTH / narrow.TEXT_WIDTH * theirs.square().sum()
+
+
+def test_it_learns_to_tell_states_of_the_whole_width_and_an_adapter_reads_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(sentence_training, "agreement", lambda *_: "")
+    encoder = whole()
+    before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
+    begun, learned = (smaller.begin(encoder.model, 1, 16, 24) for _ in range(2))
+    smaller.train_smaller(tmp_path, encoder, learned, steps=1)
+    untrained = begun.state_dict()
+    assert any((tensor != untrained[name]).any() for name, tensor in learned.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.model.state_dict().items())
+
+    again = smaller.train_smaller(tmp_path, encoder, begun, steps=1)
+    assert all(torch.equal(tensor, untrained[name]) for name, tensor in learned.state_dict().items())
+    states = TextStates(again)([PREFIX + "a lion", ""])
+    assert states.shape == (2, 77, 16)
+    assert fresh(lambda: narrow.adapter(16))(states).shape[-1] == narrow.CONTEXT_WIDTH

@@ -1,0 +1,118 @@
+"""Trains a text encoder of three tenths of the weights, and an adapter of its own.
+
+    python -m mulan_nodes.tools.emoji_world.smaller FOLDER TEXTS
+
+The folders are those of the finished stages and of the text encoder. Writes smaller.md into the first.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import LlamaModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
+
+from ..tinyworld import narrow
+from ..tinyworld.adapter_training import TextStates, fresh
+from ..tinyworld.stages import SEED, as_pictures
+from ..tinyworld.text_training import TextEncoder
+from . import reader
+from .adapter_training import draw_names, train_adapter, train_further
+from .autoencoder_training import train_autoencoder, train_decoder_further
+from .base_training import Base, train_base
+from .concepts import trained_languages
+from .evaluation import MULAN, choose, name_cases
+from .sentence_training import Pupil, Round, teach, train_whole_text_encoder
+
+LAYERS, WIDTH, INTERMEDIATE = 2, 56, 192
+STEPS, ADAPTER_STEPS = 2000, 2000
+ASKED = 24  # names in each language, all things equally often
+
+
+def begin(whole: LlamaModel, layers: int = LAYERS, width: int = WIDTH, intermediate: int = INTERMEDIATE) -> LlamaModel:
+    """A narrower text encoder before its training: its embeddings lie in the widest directions of the whole one's."""
+    config = copy.deepcopy(whole.config)
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = layers, width, intermediate
+    config.head_dim = width // config.num_attention_heads
+    torch.manual_seed(SEED)
+    model, embeddings = LlamaModel(config), whole.embed_tokens.weight.detach()
+    model.embed_tokens.weight.data.copy_(embeddings @ torch.linalg.svd(embeddings, full_matrices=False).Vh[:width].T)
+    return model
+
+
+class Widened(nn.Module):
+    """A narrow text encoder, and states of the whole one's width that its own tell, for the loss alone."""
+
+    def __init__(self, model: LlamaModel, width: int):
+        super().__init__()
+        self.model, self.wide = model, nn.Linear(model.config.hidden_size, width)
+
+    def forward(self, *args, **options) -> BaseModelOutputWithPast:
+        states = self.model(*args, **options).last_hidden_state
+        return BaseModelOutputWithPast(last_hidden_state=self.wide(states))
+
+
+def train_smaller(work_dir: Path, whole: TextEncoder, model: LlamaModel, steps: int = STEPS) -> TextEncoder:
+    """Trains a narrower text encoder to tell, of a caption in any language, the states that the whole one has of the
+    bare English words.
+    """
+    student = Widened(model, whole.model.config.hidden_size)
+    one = Round("text_encoder_smaller", steps, 2e-3, sentences=0.2, noise=0.04)
+    teach(work_dir, Pupil(whole, student), whole.tokenizer, (one,))
+    return TextEncoder(model, whole.tokenizer)
+
+
+def train_own_adapter(
+    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: TextEncoder, base: Base
+) -> LanguageAdapter:
+    """Trains an adapter for a text encoder of any width, as that of the world is: on English alone."""
+    begun = fresh(lambda: narrow.adapter(text_encoder.model.config.hidden_size))
+    return train_adapter(
+        work_dir, autoencoder, text_encoder, base, ADAPTER_STEPS, name="adapter_of_smaller", begun=begun
+    )
+
+
+def shares_right(
+    autoencoder: narrow.TinyAutoencoder, text_encoder: TextEncoder, base: Base, adapter: LanguageAdapter
+) -> dict[str, float]:
+    """The share of names in each language that is drawn right."""
+    judge, states, shares = reader.load(), TextStates(text_encoder), {}
+    for turn, code in enumerate(trained_languages()):
+        cases = name_cases(MULAN, code, choose(ASKED, SEED, turn=turn))
+        drawn = draw_names(autoencoder, states, base, adapter, [case.prompt for case in cases])
+        shares[code] = float(judge.agrees(as_pictures(drawn), [case.expected.thing for case in cases]).mean())
+    return shares
+
+
+def parameters(model: LlamaModel) -> int:
+    """How many weights a text encoder has."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def main(work_dir: Path, text_dir: Path) -> None:
+    whole = train_whole_text_encoder(text_dir)
+    autoencoder = train_decoder_further(work_dir, train_autoencoder(work_dir))
+    base = train_base(work_dir, autoencoder)
+    adapter = train_further(work_dir, autoencoder, whole, base, train_adapter(work_dir, autoencoder, whole, base))
+    smaller = train_smaller(text_dir, whole, begin(whole.model))
+    own = train_own_adapter(work_dir, autoencoder, smaller, base)
+    lines = ["| text encoder | parameters | English | mean of the others | lowest |", "| --- | --: | --: | --: | --: |"]
+    for name, encoder, reads in (("whole", whole, adapter), ("smaller", smaller, own)):
+        shares = shares_right(autoencoder, encoder, base, reads)
+        english, others = shares.pop("en"), [*shares.values()]
+        lines.append(
+            f"| {name} | {parameters(encoder.model)} | {english:.2f} | {np.mean(others):.3f} | {min(others):.2f} |"
+        )
+        print(lines[-1], flush=True)
+    (work_dir / "smaller.md").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
