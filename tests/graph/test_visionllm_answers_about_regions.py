@@ -17,7 +17,7 @@ from mulan_nodes.tools.tinyworld_visionllm.evaluation import FOUND, exact_match,
 from mulan_nodes.tools.tinyworld_visionllm.region_questions import draw_scene_of_likes
 
 COUNT = 16
-SHARE = 0.8
+SHARE = 0.85
 
 
 def node(kind: str, **inputs) -> dict:
