@@ -18,6 +18,7 @@ from mulan_nodes.tools.tinyworld_visionllm.reading import Asked, look, read
 from mulan_nodes.tools.tinyworld_visionllm.region_examination import MARKS
 from mulan_nodes.tools.tinyworld_visionllm.region_questions import (
     ANY_KIND,
+    DIRECTIONS,
     KINDS,
     any_exchange,
     draw_scene_of_likes,
@@ -124,22 +125,43 @@ def test_heads_are_taught_to_look_at_numbers_and_at_the_right_region(tokenizer):
         rows.append(maker.row(one.exercise()))
         answers.append(answer)
     wanted = region_attention.wanted_places(rows, region)
-    for row, place, at in wanted[region_attention.NUMBER]:
+    assert all(first == last for places in wanted.values() for *_, first, last in places)
+    for row, place, at, _ in wanted[region_attention.NUMBER, 0]:
         assert rows[row].ids[place] == region and tokenizer.decode([rows[row].ids[at]]) in "123"
-    assert len(wanted[region_attention.NUMBER]) == sum(row.ids.count(region) for row in rows)
-    for row, place, at in wanted[region_attention.OTHER]:
+    assert len(wanted[region_attention.NUMBER, 0]) == sum(row.ids.count(region) for row in rows)
+    for row, place, at, _ in wanted[region_attention.OTHER, 0]:
         assert at < place and rows[row].ids[place] == rows[row].ids[at] == region
-    assert len(wanted[region_attention.OTHER]) == len(rows)
+    assert len(wanted[region_attention.OTHER, 0]) == len(rows)
     named = [row for row, answer in enumerate(answers) if answer.startswith("region")]
-    assert [row for row, *_ in wanted[region_attention.RIGHT]] == named
-    for row, place, at in wanted[region_attention.RIGHT]:
+    assert [row for row, *_ in wanted[region_attention.RIGHT, 0]] == named
+    for row, place, at, _ in wanted[region_attention.RIGHT, 0]:
         assert rows[row].ids[at] == region and answers[row] == f"region{tokenizer.decode([rows[row].ids[at - 1]])}"
         assert rows[row].labels[place] == rows[row].ids[at - 1]
+
+
+def test_heads_are_taught_to_look_at_the_word_of_direction(tokenizer):
+    maker, region = RowMaker(tokenizer), tokenizer.ids[REGION]
+    compared = [(one.exercise(), answer) for kind in ("place", "same") for _, one, _, answer in asked(kind)]
+    exercises = [exercise for exercise, _ in compared]
+    rows = [maker.row(exercise) for exercise in exercises]
+    wanted = region_attention.wanted_directions(rows, exercises, tokenizer)
+    said = {}
+    for row, place, first, last in wanted[region_attention.OTHER, 1]:
+        assert place == max(place for place, id in enumerate(rows[row].ids) if id == region)
+        said[row] = tokenizer.decode(rows[row].ids[first : last + 1])
+        assert said[row] in exercises[row].turn.user
+    assert set(said.values()) == set(DIRECTIONS)
+    assert list(said) == [row for row, one in enumerate(exercises) if not re.search("same|both", one.turn.user)]
+    for row, place, first, last in wanted[region_attention.RIGHT, 1]:
+        assert first == last < place and rows[row].ids[first] == region
+        written, answer = tokenizer.decode([rows[row].labels[place]]), compared[row][1]
+        assert answer.startswith(written) if answer in ("yes", "no") else answer == f"region{written}"
 
 
 def test_a_loss_on_a_head_turns_it_where_it_shall_look(tokenizer):
     torch.manual_seed(0)
     model, maker, rng = build_reader(len(tokenizer)), RowMaker(tokenizer), np.random.default_rng(8)
+    region = tokenizer.ids[REGION]
     scene = draw_scene_of_likes(rng, scenes.SEEN, 3)
     questions = [Asked(0, any_exchange(scene, rng, ["which"])) for _ in range(4)]
     optimizer, losses = torch.optim.Adam(model.language.parameters(), lr=3e-3), []
@@ -148,7 +170,7 @@ def test_a_loss_on_a_head_turns_it_where_it_shall_look(tokenizer):
             seen = look(model, maker, [scene])
         with region_attention.attention_of(model.language) as attended:
             _, rows, _ = read(model, maker, seen, [scene], questions, rng)
-        losses.append(region_attention.looking_loss(attended, rows, tokenizer.ids[REGION]))
+        losses.append(region_attention.looking_loss(attended, region_attention.wanted_places(rows, region)))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
@@ -170,6 +192,27 @@ def test_a_loss_on_the_distance_vanishes_at_the_truth(tokenizer):
     attended = region_attention.Attended(states=states)
     assert region_attention.distance_loss(attended, rows, region, marked, torch.nn.Identity()) < 1e-10
     assert region_attention.distance_loss(attended, rows, region, [m[::-1] for m in marked], torch.nn.Identity()) > 0.1
+
+
+def test_a_loss_on_the_direction_vanishes_at_the_truth(tokenizer):
+    maker, region = RowMaker(tokenizer), tokenizer.ids[REGION]
+    exercises, marked, last_is_further = [], [], []
+    for items, one, question, answer in asked("place"):
+        exercises.append(one.exercise())
+        scene_items = dict(zip(one.items, items, strict=True))
+        marked.append([scene_items[item] for item in exercises[-1].regions])
+        named = numbers(question)
+        last_is_further.append(answer == "no" if answer in ("yes", "no") else numbers(answer) == [named[-1]])
+    rows = [maker.row(exercise) for exercise in exercises]
+    states = torch.zeros(len(rows), max(len(row.ids) for row in rows), 1)
+    for number, (row, further) in enumerate(zip(rows, last_is_further, strict=True)):
+        states[number, max(place for place, id in enumerate(row.ids) if id == region)] = 20 if further else -20
+    for sign, lowest, highest in ((1, 0, 1e-6), (-1, 19, 21)):
+        attended = region_attention.Attended(states=sign * states)
+        lost = region_attention.direction_loss(attended, rows, exercises, region, marked, torch.nn.Identity())
+        assert lowest <= lost < highest
+    nothing = region_attention.direction_loss(attended, [], [], region, [], torch.nn.Identity())
+    assert nothing == 0, "questions of other kinds"
 
 
 @pytest.mark.parametrize("mark", MARKS)

@@ -144,17 +144,30 @@ def _bigger(marked: Marked, rng: np.random.Generator) -> list[Round] | None:
     return [(_choose(_MORE, rng).format(more=more, one=_name(one), other=_name(other)), _name(right))]
 
 
-# Which axis, whether the first has the smaller value.
-_PLACES = {"left of": ("x", True), "right of": ("x", False), "above": ("y", True), "below": ("y", False)}
-_FURTHER = {"further left": "left of", "further right": "right of", "higher": "above", "lower": "below"}
+# Which axis, whether what is there has the smaller value.
+DIRECTIONS = {
+    "left": ("x", True),
+    "right": ("x", False),
+    "above": ("y", True),
+    "higher": ("y", True),
+    "below": ("y", False),
+    "lower": ("y", False),
+}
+_PLACES = "left of", "right of", "above", "below"
+_FURTHER = "further left", "further right", "higher", "lower"
+
+
+def direction_of(question: str) -> str:
+    """The word that says in which direction; "" in a question that is not about two places."""
+    return next((word for word in DIRECTIONS if word in question), "")
 
 
 def _place(marked: Marked, rng: np.random.Generator) -> list[Round] | None:
     """Of two that are clearly apart: whether it is so, and which is further."""
     one, other = _pair(marked, rng)
     yes_or_no = rng.random() < 0.5
-    said = _choose(list(_PLACES if yes_or_no else _FURTHER), rng)
-    axis, smaller = _PLACES[said if yes_or_no else _FURTHER[said]]
+    said = _choose(_PLACES if yes_or_no else _FURTHER, rng)
+    axis, smaller = DIRECTIONS[direction_of(said)]
     apart = getattr(marked[other], axis) - getattr(marked[one], axis)
     if abs(apart) < CLEARLY:
         return None
@@ -241,3 +254,4 @@ FEWEST = {"same": 2, "bigger": 2, "place": 2, "which": 2}  # regions; the others
 ANY_KIND = "colour", "shape", "shape", "size", "same", "same", "bigger", "place", "place", "which", "whether", "later"
 ALONE = "colour", "shape", "shape", "shape", "size", "size", "whether", "whether", "whether", "later", "later"
 COMPARED = *ALONE[:6], *["same"] * 4, *["bigger"] * 2, *["place"] * 4, *["which"] * 3, *["whether"] * 3, *["later"] * 2
+PLACED = *COMPARED, *["place"] * 14

@@ -27,14 +27,22 @@ from mulan_nodes.visionllm_nodes.model.visionllm import VisionLLM
 from mulan_nodes.visionllm_nodes.model.visionllm_files import SPIECE
 
 from ..tinyworld.stages import is_finished, train_stage
-from . import pack, region_attention, scenes
+from . import pack, scenes
 from .architecture import TOWER, WIDTH, build_reader
 from .batches import IGNORED, RowMaker, region_mask, tower_views
 from .descriptions import Description
-from .questions import TASKS, Exercise
+from .questions import QUESTIONS, TASKS, Exercise, answered
 from .reading import Asked, look, read
+from .region_attention import (
+    attention_of,
+    direction_loss,
+    distance_loss,
+    looking_loss,
+    wanted_directions,
+    wanted_places,
+)
 from .region_places import Placing, apart
-from .region_questions import ALONE, ANY_KIND, COMPARED, KINDS, any_exchange, draw_scene_of_likes, exchange
+from .region_questions import ALONE, ANY_KIND, COMPARED, KINDS, PLACED, any_exchange, draw_scene_of_likes, exchange
 from .scenes import Pair, Scene, draw_pair
 from .vocabulary import tokenizer_of
 
@@ -60,8 +68,10 @@ class Round:
     with_tools: int
     pairs: int
     weight: float = 1.0  # of the new ones
-    looking: float = 0.0  # weight of the losses on where four heads look
+    looking: float = 0.0  # weight of the losses on where heads look
     far: float = 0.0  # of that on how far apart two regions are
+    directed: float = 0.0  # of those on the direction that a question of two places is about
+    checked: int = 0  # questions per scene as Check Images asks them
 
 
 # The first asked about two regions compared as well, and learned none of that. The third has more of the old questions,
@@ -77,7 +87,14 @@ PLACED_ROUNDS = (
     Round("regions_far", 900, 500, 1.2e-3, COMPARED, 12, 5, 4, 1, weight=2.0, looking=0.3, far=0.3),
     Round("regions_compared_kept", 600, 500, 1e-3, COMPARED, 10, 12, 6, 2, weight=1.5, looking=0.2, far=0.2),
 )
+# Then those of places by what direction is asked about. The second wins back what Check Images asks, the third tools.
+DIRECTED_ROUNDS = (
+    Round("regions_directed", 900, 900, 1.2e-3, PLACED, 10, 8, 5, 1, weight=2.0, looking=0.2, far=0.2, directed=0.3),
+    Round("regions_checked", 900, 900, 1.0e-3, PLACED, 9, 8, 6, 2, 2.0, looking=0.1, far=0.1, directed=0.2, checked=4),
+    Round("regions_all_kept", 350, 350, 7e-4, PLACED, 6, 10, 8, 4, 1.5, looking=0.1, far=0.1, directed=0.2, checked=3),
+)
 KEPT_TASKS = {"vqa": 0.75, "region_category": 0.1, "region_caption": 0.1, "caption": 0.05}
+CHECKED = "count", "count", "whether"
 TOOL_TASKS = {
     "detection": 0.25,
     "grounding": 0.25,
@@ -105,18 +122,23 @@ class Pupil:
         kept = [
             Asked(index, _task(KEPT_TASKS, scene, rng)) for index, scene in numbered[:half] for _ in range(one.kept)
         ]
+        kept += [Asked(index, _check(scene, rng)) for index, scene in numbered for _ in range(one.checked)]
         long = [Asked(index, _task(TOOL_TASKS, scene, rng)) for index, scene in numbered[: one.with_tools]]
         seen = look(self.model, self.maker, pictured)
-        with region_attention.attention_of(self.model.language) as attended:
+        with attention_of(self.model.language) as attended:
             states, rows, labels = read(self.model, self.maker, seen, pictured, new, rng)
         loss = one.weight * self._words(states, labels)
         region = self.maker.tokenizer.ids[REGION]
+        marked = [[pictured[asked.scene].items[item] for item in asked.exercise.regions] for asked in new]
         if one.looking:
-            loss = loss + one.looking * region_attention.looking_loss(attended, rows, region)
+            loss = loss + one.looking * looking_loss(attended, wanted_places(rows, region))
         if one.far:
-            marked = [[pictured[asked.scene].items[item] for item in asked.exercise.regions] for asked in new]
-            far = region_attention.distance_loss(attended, rows, region, marked, self.trained["distance"])
-            loss = loss + one.far * far
+            loss = loss + one.far * distance_loss(attended, rows, region, marked, self.trained["distance"])
+        if one.directed:
+            exercises = [asked.exercise for asked in new]
+            looks = looking_loss(attended, wanted_directions(rows, exercises, self.maker.tokenizer))
+            shown = direction_loss(attended, rows, exercises, region, marked, self.trained["direction"])
+            loss = loss + one.directed * (looks + shown)
         states, _, labels = read(self.model, self.maker, seen, pictured, kept, rng)
         loss = loss + 0.5 * self._words(states, labels)
         seed = int(rng.integers(2**31))  # teacher and pupil get the same marks
@@ -172,6 +194,14 @@ def _task(shares: Mapping[str, float], scene: Scene, rng: np.random.Generator) -
     return TASKS[str(rng.choice(list(shares), p=list(shares.values())))](scene, rng)
 
 
+def _check(scene: Scene, rng: np.random.Generator) -> Exercise:
+    """How many there are, or whether there is one."""
+    while True:
+        asked = QUESTIONS[CHECKED[rng.integers(len(CHECKED))]](scene, rng)
+        if asked:
+            return answered(*asked)
+
+
 @torch.no_grad()
 def score(pupil: Pupil, trained: nn.ModuleDict, seed: int = 7002, pictures: int = 60) -> str:
     """How many of the answers are right, each word read behind the right ones before it."""
@@ -212,6 +242,9 @@ def teach_regions(work_dir: Path, packed: Mapping[str, torch.Tensor]) -> dict[st
     pupil.trained["positions"] = placing.positions
     pupil.trained["distance"] = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2))
     for one in PLACED_ROUNDS:
+        _teach(pupil, one, work_dir)
+    pupil.trained["direction"] = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 1))
+    for one in DIRECTED_ROUNDS:
         _teach(pupil, one, work_dir)
     tensors = pack.published({name: getattr(model, name) for name in ("tower", *TRAINED)}, len(tokenizer))
     return {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, packed[name].float())}

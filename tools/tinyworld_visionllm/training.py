@@ -21,9 +21,9 @@ from .vocabulary import tokenizer_of, train_tokenizer
 TOKENIZER = "tokenizer.model"
 BEFORE_REGIONS = "visionllm_before_regions.safetensors.gz"
 ESTIMATE = (
-    "Training the tiny VisionLLM takes about three hours of one CPU core (reading 45, grounding 40, pose 15, "
-    "regions 70); interrupted, it goes on where it was. Where page faults are slow, MALLOC_MMAP_THRESHOLD_ and "
-    "MALLOC_TRIM_THRESHOLD_ at 17179869184 make it several times faster."
+    "Training the tiny VisionLLM takes about three and a half hours of one CPU core (reading 45, grounding 40, "
+    "pose 15, regions 115); interrupted, it goes on where it was. Where page faults are slow, MALLOC_MMAP_THRESHOLD_ "
+    "and MALLOC_TRIM_THRESHOLD_ at 17179869184 make it several times faster."
 )
 READER_STEPS = 5200
 STAND_IN_STEPS = 1500
