@@ -32,12 +32,13 @@ def test_it_learns_to_tell_states_of_the_whole_width_and_an_adapter_reads_its_ow
     encoder = whole()
     before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
     begun, learned = (smaller.begin(encoder.model, 1, 16, 24) for _ in range(2))
-    smaller.train_smaller(tmp_path, encoder, learned, steps=1)
+    rounds = (sentence_training.Round("only", 1, 2e-3, 0.2, 0.04),)
+    smaller.train_smaller(tmp_path, encoder, learned, rounds)
     untrained = begun.state_dict()
     assert any((tensor != untrained[name]).any() for name, tensor in learned.state_dict().items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.model.state_dict().items())
 
-    again = smaller.train_smaller(tmp_path, encoder, begun, steps=1)
+    again = smaller.train_smaller(tmp_path, encoder, begun, rounds)
     assert all(torch.equal(tensor, untrained[name]) for name, tensor in learned.state_dict().items())
     states = TextStates(again)([PREFIX + "a lion", ""])
     assert states.shape == (2, 77, 16)

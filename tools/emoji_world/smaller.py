@@ -32,7 +32,11 @@ from .evaluation import MULAN, choose, name_cases
 from .sentence_training import Pupil, Round, teach, train_whole_text_encoder
 
 LAYERS, WIDTH, INTERMEDIATE = 2, 56, 192
-STEPS, ADAPTER_STEPS = 2000, 2000
+ROUNDS = (
+    Round("text_encoder_smaller_first", 2000, 2e-3, sentences=0.2, noise=0.04),
+    Round("text_encoder_smaller_second", 3000, 2e-3, sentences=0.1, noise=0.02),
+)
+ADAPTER_STEPS = 2000
 ASKED = 24  # names in each language, all things equally often
 
 
@@ -59,13 +63,14 @@ class Widened(nn.Module):
         return BaseModelOutputWithPast(last_hidden_state=self.wide(states))
 
 
-def train_smaller(work_dir: Path, whole: TextEncoder, model: LlamaModel, steps: int = STEPS) -> TextEncoder:
+def train_smaller(
+    work_dir: Path, whole: TextEncoder, model: LlamaModel, rounds: tuple[Round, ...] = ROUNDS
+) -> TextEncoder:
     """Trains a narrower text encoder to tell, of a caption in any language, the states that the whole one has of the
     bare English words.
     """
     student = Widened(model, whole.model.config.hidden_size)
-    one = Round("text_encoder_smaller", steps, 2e-3, sentences=0.2, noise=0.04)
-    teach(work_dir, Pupil(whole, student), whole.tokenizer, (one,))
+    teach(work_dir, Pupil(whole, student), whole.tokenizer, rounds)
     return TextEncoder(model, whole.tokenizer)
 
 
