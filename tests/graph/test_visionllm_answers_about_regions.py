@@ -88,23 +88,27 @@ def test_each_of_two_boxes_is_asked_about(server, pictured, drawn):
         assert len(right) == COUNT and np.mean(right) >= SHARE, (question, texts)
 
 
+# The axis, the question, and the answer where region1 has the smaller place along it and where region2 has.
+PLACES = (
+    ("x", "Is region1 left of region2?", "yes", "no"),
+    ("x", "Is region1 right of region2?", "no", "yes"),
+    ("x", "Which is further left, region1 or region2?", "region1", "region2"),
+    ("x", "Which one is further right: region2 or region1?", "region2", "region1"),
+    ("y", "Is region2 above region1?", "no", "yes"),
+    ("y", "Is region1 below region2?", "no", "yes"),
+    ("y", "Which one is higher: region2 or region1?", "region1", "region2"),
+    ("y", "Which is lower, region1 or region2?", "region2", "region1"),
+)
+
+
 def places(scene: scenes.Scene) -> dict[str, str]:
     """Of two that are not clearly apart along an axis, nothing is asked about it."""
-    one, other = scene.items[:2]
-    said = {}
-    if abs(one.x - other.x) >= CLEARLY:
-        left, right = ("region1", "region2") if one.x < other.x else ("region2", "region1")
-        said["Is region1 left of region2?"] = "yes" if left == "region1" else "no"
-        said["Is region1 right of region2?"] = "yes" if right == "region1" else "no"
-        said["Which is further left, region1 or region2?"] = left
-        said["Which one is further right: region2 or region1?"] = right
-    if abs(one.y - other.y) >= CLEARLY:
-        upper, lower = ("region1", "region2") if one.y < other.y else ("region2", "region1")
-        said["Is region2 above region1?"] = "yes" if upper == "region2" else "no"
-        said["Is region1 below region2?"] = "yes" if lower == "region1" else "no"
-        said["Which one is higher: region2 or region1?"] = upper
-        said["Which is lower, region1 or region2?"] = lower
-    return said
+    apart = {axis: getattr(scene.items[1], axis) - getattr(scene.items[0], axis) for axis in "xy"}
+    return {
+        question: first if apart[axis] > 0 else second
+        for axis, question, first, second in PLACES
+        if abs(apart[axis]) >= CLEARLY
+    }
 
 
 def test_where_one_of_two_boxes_is_from_the_other(server, pictured, drawn):

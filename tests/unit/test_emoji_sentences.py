@@ -13,6 +13,7 @@ from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 from mulan_nodes.tools.emoji_world import captions, evaluation, sentence_training, sentences
 from mulan_nodes.tools.emoji_world.concepts import CHARACTERS, SEEN, languages, trained_languages
 from mulan_nodes.tools.emoji_world.sentence_training import LANGUAGES, SHAPES, THINGS, Batches, Pupil, Round
+from mulan_nodes.tools.tinyworld import pack
 from mulan_nodes.tools.tinyworld.text_training import TextEncoder, llama
 
 NAME = "strawberry"
@@ -21,8 +22,7 @@ SHORT = 24  # tokens
 
 @cache
 def tokenizer() -> sentencepiece.SentencePieceProcessor:
-    packed, _ = read_pack(pack_path("world"))
-    return sentencepiece.SentencePieceProcessor(model_proto=packed["spiece_model"].numpy().tobytes())
+    return pack.tokenizer_of(read_pack(pack_path("world"))[0])
 
 
 def test_the_sentences_that_are_measured_are_in_no_training():

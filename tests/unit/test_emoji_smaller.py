@@ -1,20 +1,18 @@
-"""Smaller text encoders of the emoji world: what they begin with, and that adapters read them."""
+"""The smaller text encoder of the emoji world: what it begins with, and that an adapter reads it."""
 
 from __future__ import annotations
 
-import sentencepiece
 import torch
 
 from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 from mulan_nodes.tools.emoji_world import sentence_training, smaller
-from mulan_nodes.tools.tinyworld import narrow
+from mulan_nodes.tools.tinyworld import narrow, pack
 from mulan_nodes.tools.tinyworld.adapter_training import TextStates, fresh
 from mulan_nodes.tools.tinyworld.text_training import PREFIX, TextEncoder, llama
 
 
 def whole() -> TextEncoder:
-    packed, _ = read_pack(pack_path("world"))
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=packed["spiece_model"].numpy().tobytes())
+    tokenizer = pack.tokenizer_of(read_pack(pack_path("world"))[0])
     torch.manual_seed(0)
     return TextEncoder(llama(tokenizer.get_piece_size()), tokenizer)
 

@@ -327,10 +327,7 @@ def test_a_teachers_path_begins_at_its_start_and_goes_on_with_guidance():
 
 
 def test_the_prefix_is_always_three_pieces():
-    import sentencepiece
-
-    stored, _ = read_pack(pack_path("world"))
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=stored["spiece_model"].numpy().tobytes())
+    tokenizer = pack.tokenizer_of(read_pack(pack_path("world"))[0])
     ours = [captions.full_caption(world.THINGS[0], language) for language in captions.LANGUAGES]
     for text in ["", ":", "//", ")", "1girl", "size", "e", " a", *ours]:
         assert tokenizer.encode("summarize:" + text, out_type=str)[:3] == PREFIX

@@ -56,7 +56,6 @@ def train_decoder_further(work_dir: Path, model: TinyAutoencoder) -> TinyAutoenc
     if is_finished(DECODER_STAGE, work_dir):
         model.load_state_dict(load_file(work_dir / f"{DECODER_STAGE}.safetensors"))
         return model
-    model.taesd_encoder.requires_grad_(False)
     pictures = draw_corpus(SEED + 2, VARIANTS)
     with torch.no_grad():
         latents = torch.stack([model.taesd_encoder(as_input(of_thing)) for of_thing in pictures])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +47,7 @@ def english_texts() -> list[str]:
     return captions.all_captions(world.THINGS, "en")
 
 
-class EnglishBase(nn.Module):
+class EnglishBase(nn.Module, ABC):
     """A denoiser with its own text encoders over only the tokens of some texts, and the table from texts to those."""
 
     def __init__(self, texts: Sequence[str]):
@@ -60,9 +61,9 @@ class EnglishBase(nn.Module):
         """Texts -> ids in the narrow vocabulary [B, 77]."""
         return torch.stack([self.places[text] for text in texts])
 
+    @abstractmethod
     def context(self, texts: Sequence[str]) -> Any:
         """Texts -> what the denoiser reads."""
-        raise NotImplementedError
 
 
 AnyBase = TypeVar("AnyBase", bound=EnglishBase)

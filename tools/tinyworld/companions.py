@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import sentencepiece
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.embeddings import Timesteps
@@ -72,8 +71,7 @@ def read_shipped() -> Shipped:
     )
     for model in (base, autoencoder, adapter):
         model.requires_grad_(False)
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=stored["spiece_model"].numpy().tobytes())
-    return Shipped(base, autoencoder, adapter, TextStates(TextEncoder(text, tokenizer)))
+    return Shipped(base, autoencoder, adapter, TextStates(TextEncoder(text, pack.tokenizer_of(stored))))
 
 
 class LowRank(nn.Module):

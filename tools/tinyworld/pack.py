@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import sentencepiece
 import torch
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save
@@ -180,6 +181,11 @@ def gather_text(text_dir: Path) -> dict[str, torch.Tensor]:
         **{f"model.{name.removeprefix('llama.')}": trained[name] for name in trained if name.startswith("llama.")},
         "spiece_model": torch.frombuffer(tokenizer, dtype=torch.uint8),
     }
+
+
+def tokenizer_of(packed: Mapping[str, torch.Tensor]) -> sentencepiece.SentencePieceProcessor:
+    """The text encoder's tokenizer in a pack that has it."""
+    return sentencepiece.SentencePieceProcessor(model_proto=packed["spiece_model"].numpy().tobytes())
 
 
 def gather_companions(work_dir: Path) -> dict[str, torch.Tensor]:
