@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file
@@ -13,8 +15,9 @@ from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 from mulan_nodes.tools.emoji_world import captions, evaluation, sentence_training, sentences
 from mulan_nodes.tools.emoji_world.concepts import CHARACTERS, SEEN, languages, trained_languages
 from mulan_nodes.tools.emoji_world.sentence_training import LANGUAGES, SHAPES, THINGS, Batches, Pupil, Round
+from mulan_nodes.tools.emoji_world.text_training import name_ratios
 from mulan_nodes.tools.tinyworld import pack
-from mulan_nodes.tools.tinyworld.text_training import TextEncoder, llama
+from mulan_nodes.tools.tinyworld.text_training import TextEncoder, llama, token_rows
 
 NAME = "strawberry"
 SHORT = 24  # tokens
@@ -53,6 +56,7 @@ def test_what_is_packed_keeps_a_part_of_the_teacher(monkeypatch, tmp_path):
     monkeypatch.setattr(
         sentence_training, "ROUNDS", (Round("first", 1, 1.0, 0.3, 0.2), Round("second", 1, 1.0, 0.2, 0.1))
     )
+    monkeypatch.setattr(sentence_training, "NAMES", Round("names", 1, 0.0, 0.1, 0.1, by_name=True))
     monkeypatch.setattr(sentence_training, "agreement", lambda *_: "")
     torch.manual_seed(0)
     encoder = TextEncoder(llama(tokenizer().get_piece_size()), tokenizer())
@@ -86,6 +90,59 @@ def test_the_teacher_stays_as_it_is_and_is_not_saved(monkeypatch):
     loss.backward()
     assert all(weight.grad is not None for weight in pupil.llama.parameters())
     assert (pupil.ratios != before["ratios"]).any()  # so that hard languages come more often
+
+
+def test_the_empty_text_stays_as_it_is(monkeypatch):
+    """Every image is guided by it: an encoder that moved it drew 0.67 of the English names instead of all."""
+    torch.manual_seed(0)
+    pupil = Pupil(TextEncoder(llama(tokenizer().get_piece_size()), tokenizer()))
+    batch = Batches(tokenizer(), Round("", 1, 1.0, 0.3, 0.2)).draw(pupil.ratios, np.random.default_rng(2))
+    (empty,) = token_rows(tokenizer(), [""])
+    assert batch.negatives[0] == empty
+
+    def loss(of):
+        return pupil.loss(of, np.random.default_rng(2)).item()
+
+    others = replace(batch, negatives=batch.negatives[1:])
+    assert loss(batch) == pytest.approx(loss(others), abs=1e-6)  # nothing has moved
+    with torch.no_grad():
+        pupil.llama.get_input_embeddings().weight[empty[-1]] += 1.0  # of no other text alone
+    assert loss(replace(batch, negatives=[empty])) > loss(others)
+
+
+def test_names_that_lie_far_from_the_english_ones_come_more_often():
+    torch.manual_seed(0)
+    ratios = torch.full((len(trained_languages()), len(CHARACTERS)), 0.01)
+    far = trained_languages().index("sw")
+    ratios[far, ::2] = 2.0
+    shares = sentence_training.shares_by_name(ratios)
+    assert shares.shape == (len(trained_languages()) - 1, len(CHARACTERS))
+    assert shares.sum(0) == pytest.approx(1.0) and (shares > 0).all()
+    assert (shares[far - 1, ::2] > 0.4).all() and (shares[far - 1, 1::2] < 0.02).all()
+
+    def often(by_name, things):
+        batches, rng = Batches(tokenizer(), Round("", 1, 1.0, 0.0, 0.0, by_name)), np.random.default_rng(3)
+        drawn = [batches.draw(ratios, rng) for _ in range(4)]
+        spoken = [
+            (languages == far).any()
+            for batch in drawn
+            for languages, (thing, *_) in zip(batch.spoken.T, batch.named, strict=False)
+            if thing % 2 == things
+        ]
+        return np.mean(spoken)
+
+    assert often(True, 0) > 0.6 > 0.1 > often(True, 1)
+    assert abs(often(False, 0) - often(False, 1)) < 0.2  # a language whose names are far comes more often, each alike
+
+
+def test_the_distance_of_each_name_is_known_before_the_names_are_trained():
+    packed, _ = read_pack(pack_path("world"))
+    model = llama(tokenizer().get_piece_size())
+    model.load_state_dict({name: packed[f"model.{name}"].float() for name in model.state_dict()})
+    ratios = name_ratios(model, tokenizer())
+    assert ratios.shape == (len(trained_languages()), len(CHARACTERS))
+    assert not ratios[0].any() and (ratios >= 0).all()  # English, and what has no name
+    assert 0.001 < ratios[1:].median() < 0.02 and ratios[1:].mean() < 0.025
 
 
 def test_samples_of_many_languages_together_ask_for_each_thing_equally_often():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -14,13 +15,14 @@ from mulan_nodes.mulan.training import diffusion
 
 from ..tinyworld import base_training as tiny_base
 from ..tinyworld import narrow
-from ..tinyworld.stages import SEED, is_finished, train_stage
+from ..tinyworld.stages import SEED, as_pictures, is_finished, train_stage
+from . import reader
 from .captions import ENGLISH, coloured, english_caption, english_sentence, with_article
 from .concepts import CHARACTERS, english
 from .pictures import BACKGROUNDS, draw_corpus, nearest, own_pictures, picture_vectors
 from .text_training import EMBEDDING
 
-STAGE = "base"
+STAGE, FURTHER_STAGE = "base", "base_further"
 # Of the UNet. At half the resolution, too, each place learns from the borders where it is; on one level of 12 x 12 a
 # thousand steps gave colours and no shapes. Half the heads are as good and faster.
 LEVELS, HEADS = 2, 4
@@ -30,6 +32,8 @@ VARIANTS = ("",) * 30 + tuple(BACKGROUNDS) * 3
 COLOURED_SHARE = 0.25
 EMPTY_SHARE = 0.1
 STEPS, CFG = 20, 3.0  # of the pictures that scores are taken from
+FURTHER, FURTHER_RATE, AGAIN = 900, 4e-4, 12  # steps, learning rate; how often what it draws wrong comes, for once
+SEEDS = 4  # pictures of each thing
 
 
 def english_texts() -> list[str]:
@@ -71,24 +75,16 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         return model
     latents, looks = base_latents(work_dir, autoencoder), picture_vectors(EMBEDDING)
     alphas = tiny_base.alphas_cumprod()
-    light = VARIANTS.count("")
     model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (no such overload declared)
 
     def loss_of(rng):
         things = rng.integers(len(latents), size=BATCH)
-        variants = rng.integers(light, size=BATCH)
-        with_colour = rng.random(BATCH) < COLOURED_SHARE
-        variants[with_colour] = light + rng.integers(latents.shape[1] - light, size=with_colour.sum())
-        texts = [
-            english_caption(thing, rng, VARIANTS[variant]) for thing, variant in zip(things, variants, strict=True)
-        ]
-        empty = rng.random(BATCH) < EMPTY_SHARE
-        texts = ["" if nothing else text for nothing, text in zip(empty, texts, strict=True)]
-        clean = latents[things, variants]
+        clean, texts = _examples(latents, things, rng)
         context = model.context(texts)
         loss = tiny_base.denoising_loss(model, clean, context, alphas, rng)
         seen = F.normalize(model.looks(context[:, rng.integers(24, tiny_base.CLIP_ROWS, size=4)]), dim=-1).mean(1)
-        told = F.cross_entropy(10 * (seen @ looks.T)[~empty], torch.from_numpy(things)[~empty])
+        said = torch.tensor([bool(text) for text in texts])
+        told = F.cross_entropy(10 * (seen @ looks.T)[said], torch.from_numpy(things)[said])
         return loss + 0.02 * told
 
     def score(copied):
@@ -98,6 +94,68 @@ def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int =
         STAGE, work_dir, model, loss_of, steps=steps, learning_rate=2e-3, average=0.998, score=score, score_every=1000
     )
     return model
+
+
+def _examples(latents: torch.Tensor, things: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, list[str]]:
+    """Some latents of the things, and captions of them, a few of which are empty."""
+    light = VARIANTS.count("")
+    variants = rng.integers(light, size=len(things))
+    with_colour = rng.random(len(things)) < COLOURED_SHARE
+    variants[with_colour] = light + rng.integers(latents.shape[1] - light, size=with_colour.sum())
+    texts = [english_caption(thing, rng, VARIANTS[variant]) for thing, variant in zip(things, variants, strict=True)]
+    empty = rng.random(len(things)) < EMPTY_SHARE
+    return latents[things, variants], ["" if nothing else text for nothing, text in zip(empty, texts, strict=True)]
+
+
+def train_base_further(work_dir: Path, autoencoder: narrow.TinyAutoencoder, model: Base) -> Base:
+    """Trains the UNet on, and what it draws wrong more often; the text states that it reads stay as they are."""
+    unet = model.unet
+    if is_finished(FURTHER_STAGE, work_dir):
+        unet.load_state_dict(load_file(work_dir / f"{FURTHER_STAGE}.safetensors"))
+        return model
+    latents, alphas = base_latents(work_dir, autoencoder), tiny_base.alphas_cumprod()
+    again = drawn_wrong(autoencoder, model)
+    print(f"{FURTHER_STAGE}: drawn wrong: {', '.join(map(english, again))}", flush=True)
+    things = np.array([*range(len(CHARACTERS)), *again * (AGAIN - 1)])
+    unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (no such overload declared)
+
+    def loss_of(rng):
+        clean, texts = _examples(latents, rng.choice(things, BATCH), rng)
+        with torch.no_grad():
+            context = model.context(texts)
+        return tiny_base.denoising_loss(model, clean, context, alphas, rng)
+
+    def score(copied):
+        still = drawn_wrong(autoencoder, model, copied)
+        return f"drawn wrong: {', '.join(map(english, still))}"
+
+    train_stage(
+        FURTHER_STAGE,
+        work_dir,
+        unet,
+        loss_of,
+        steps=FURTHER,
+        learning_rate=FURTHER_RATE,
+        average=0.995,
+        score=score,
+        score_every=300,
+    )
+    return model
+
+
+@torch.no_grad()
+def drawn_wrong(autoencoder: narrow.TinyAutoencoder, model: Base, unet: nn.Module | None = None) -> list[int]:
+    """The things of which the strict reader does not pass at least two of `SEEDS` pictures from their English names.
+
+    unet: instead of the base's own.
+    """
+    unet = unet or model.unet
+    context, empty = model.context(list(map(english, range(len(CHARACTERS))))), model.context([""])
+    judge, right = reader.load(), np.zeros(len(CHARACTERS))
+    for seed in range(SEEDS):
+        drawn = as_pictures(sample_pictures(autoencoder, lambda *args: unet(*args).sample, context, empty, 1000 * seed))
+        right += judge.agrees(drawn, range(len(CHARACTERS)))
+    return [thing for thing, often in enumerate(right) if often < SEEDS - 1]
 
 
 @torch.no_grad()

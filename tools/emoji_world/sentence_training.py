@@ -26,9 +26,9 @@ from .concepts import CHARACTERS, english, languages, trained_languages
 from .pictures import BACKGROUNDS
 from .text_training import (
     agreement,
+    name_ratios,
     near_and_ratio,
     padding_rows,
-    remember_ratios,
     shares_of,
     states_at,
     train_text_encoder,
@@ -37,13 +37,16 @@ from .text_training import (
 
 @dataclass(frozen=True)
 class Round:
-    """A stage of the training; sentences, noise: shares of the captions of things."""
+    """A stage of the training; sentences, noise: shares of the captions of things; by_name: names that lie far from the
+    English ones come more often, not languages.
+    """
 
     stage: str
     steps: int
     learning_rate: float
     sentences: float
     noise: float
+    by_name: bool = False
 
 
 # The later rounds bring the bare names back.
@@ -52,21 +55,25 @@ ROUNDS = (
     Round("text_encoder_sentences_second", 1400, 8e-4, 0.2, 0.08),
     Round("text_encoder_sentences_third", 1500, 8e-4, 0.25, 0.04),
 )
+NAMES = Round("text_encoder_names", 1300, 8e-4, 0.15, 0.02, by_name=True)  # with the result of those as the teacher
 ENGLISH_SHARE = 0.2
 TEACHER_SHARE = 0.15  # of the weights, in the end
 THINGS, SHAPES, LANGUAGES = 44, 20, 3  # captions of each world in a batch, in each of so many languages
+NEGATIVES = 6
 LONGEST = 64  # tokens of a caption
 BACKGROUND_SHARE = 0.12
 MIXED_SHARE = 0.5  # of the captions of shapes
+LARGEST_RATIO = 2.0  # that is remembered
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The ids of N bare texts, of N captions in each of the languages, what each of the N names, and the languages of
-    the captions of things: [languages, things], as numbers.
+    """The ids of N bare texts, of negatives, which have no prefix, of N captions in each of the languages, what each of
+    the N names, and the languages of the captions of things: [languages, things], as numbers.
     """
 
     bare: list[list[int]]
+    negatives: list[list[int]]
     said: list[list[int]]
     named: list[tuple]
     spoken: np.ndarray
@@ -80,13 +87,14 @@ class Batches:
         self.codes = trained_languages()
 
     def draw(self, ratios: torch.Tensor, rng: np.random.Generator) -> Batch:
-        """Languages with large ratios come more often."""
-        share = np.array([ENGLISH_SHARE, *((1 - ENGLISH_SHARE) * shares_of(ratios))])
+        """ratios [languages, things]: those that are large come more often."""
+        shares = shares_by_name(ratios) if self.round.by_name else shares_of(ratios.mean(1))[:, None]
+        shares = np.concatenate([np.full((1, shares.shape[1]), ENGLISH_SHARE), (1 - ENGLISH_SHARE) * shares])
         bare, said, named, spoken = [], [], [], []
         for thing in rng.permutation(len(CHARACTERS))[:THINGS].tolist():
             background = str(rng.choice(list(BACKGROUNDS))) if rng.random() < BACKGROUND_SHARE else ""
             bare.append(captions.coloured(english(thing), "en", background) if background else english(thing))
-            chosen = rng.choice(len(share), LANGUAGES, replace=False, p=share)
+            chosen = rng.choice(len(shares), LANGUAGES, replace=False, p=shares[:, thing % shares.shape[1]])
             said.append([self._of_thing(thing, self.codes[each], background, rng) or bare[-1] for each in chosen])
             spoken.append(chosen)
             named.append((thing, background))
@@ -104,7 +112,8 @@ class Batches:
         rows = token_rows(self.tokenizer, in_order)
         # a name behind many letters of noise might be cut off
         rows = [row if len(row) <= LONGEST else short[place % len(short)] for place, row in enumerate(rows)]
-        return Batch(short, rows, named, np.array(spoken).T)
+        negatives = token_rows(self.tokenizer, ["", *rng.choice(bare, NEGATIVES - 1, replace=False).tolist()])
+        return Batch(short, negatives, rows, named, np.array(spoken).T)
 
     def _of_thing(self, thing: int, code: str, background: str, rng: np.random.Generator) -> str | None:
         name, kind = languages()[code].names[thing], rng.random()
@@ -128,6 +137,12 @@ class Batches:
         return words.templates[rng.integers(len(words.templates))].format(mixed.noun_phrase(thing, attributes))
 
 
+def shares_by_name(ratios: torch.Tensor) -> np.ndarray:
+    """How often each language but English comes for each thing: a third evenly, the rest by its distance."""
+    share = ratios[1:].numpy().astype(float)
+    return 2 / 3 * share / share.sum(0) + 1 / 3 / len(share)
+
+
 class Pupil(nn.Module):
     """A text encoder and the teacher, which does not change and is not saved.
 
@@ -137,8 +152,8 @@ class Pupil(nn.Module):
     def __init__(self, encoder: TextEncoder, student: nn.Module | None = None):
         super().__init__()
         self.llama = student or encoder.model
-        self.ratios: torch.Tensor  # how far each language's states are from the teacher's, over the spread of these
-        self.register_buffer("ratios", torch.ones(len(trained_languages())))
+        self.ratios: torch.Tensor  # how far each name's states are from the teacher's, over the spread of these
+        self.register_buffer("ratios", torch.ones(len(trained_languages()), len(CHARACTERS)))
         self._teacher = [copy.deepcopy(encoder.model).requires_grad_(False)]  # in a list: no part of the module
 
     @property
@@ -153,12 +168,17 @@ class Pupil(nn.Module):
         with torch.no_grad():
             ends, paddings = states_at(self.teacher, bare, padding)
             whole = states_of(self.teacher, bare, padding)
+            negatives = states_of(self.teacher, batch.negatives, padding)
         own_ends, own_paddings = states_at(self.llama, said, padding)
         near_ends, end_ratios = near_and_ratio(torch.cat([ends, own_ends]), alike)
         near, ratios = near_and_ratio(torch.cat([paddings, own_paddings]), alike)
-        remember_ratios(self.ratios, ratios[:, : batch.spoken.shape[1]], batch.spoken)
-        # what the bare words' own rows say stays as well: prompt weights act on them
+        for chosen, column in zip(batch.spoken, ratios, strict=True):
+            for language, ratio, (thing, *_) in zip(chosen, column, named, strict=False):
+                self.ratios[language, thing].lerp_(ratio.detach().clamp(max=LARGEST_RATIO), 0.2)
+        # What the bare words' own rows say stays as well, for prompt weights act on them; and the empty text, by which
+        # every image is guided.
         kept = (states_of(self.llama, bare, padding) - whole).square().mean() / whole.var()
+        kept = kept + (states_of(self.llama, batch.negatives, padding) - negatives).square().mean() / whole.var()
         return 0.25 * (near_ends + near) + end_ratios.log1p().mean() + ratios.log1p().mean() + kept
 
 
@@ -169,15 +189,18 @@ def train_whole_text_encoder(work_dir: Path) -> TextEncoder:
 
 def train_sentences(work_dir: Path, encoder: TextEncoder) -> TextEncoder:
     """Writes text_encoder_sentences.safetensors, the encoder under `llama.`, and returns it."""
-    model, path = Pupil(encoder), work_dir / f"{TEXT_STAGE}.safetensors"
+    model, path, tokenizer = Pupil(encoder), work_dir / f"{TEXT_STAGE}.safetensors", encoder.tokenizer
     if path.exists():
         model.load_state_dict(load_file(path), strict=False)
         return encoder
-    teach(work_dir, model, encoder.tokenizer, ROUNDS)
+    teach(work_dir, model, tokenizer, ROUNDS)
     # Part of the teacher in every weight: alone, the pupil lost a name (pencil 0.93 -> 0.30) in most languages.
     with torch.no_grad():
         for weight, teacher in zip(encoder.model.parameters(), model.teacher.parameters(), strict=True):
             weight.lerp_(teacher, TEACHER_SHARE)
+    model = Pupil(encoder)
+    model.ratios.copy_(name_ratios(encoder.model, tokenizer).clamp(max=LARGEST_RATIO))
+    teach(work_dir, model, tokenizer, (NAMES,))
     save_file({f"llama.{name}": tensor for name, tensor in encoder.model.state_dict().items()}, path)
     return encoder
 

@@ -262,6 +262,17 @@ def name_states(model: LlamaModel, tokenizer, code: str) -> torch.Tensor:
 
 
 @torch.no_grad()
+def name_ratios(model: LlamaModel, tokenizer) -> torch.Tensor:
+    """How far each name's padding rows are from the English ones, squared, over the spread of these; 0 where a language
+    has no name: [languages, 130].
+    """
+    english = name_states(model, tokenizer, "en")
+    between = (english - english.mean(0)).square().mean()
+    apart = [(name_states(model, tokenizer, code) - english).square().mean(1) for code in trained_languages()]
+    return (torch.stack(apart) / between).nan_to_num(0.0)
+
+
+@torch.no_grad()
 def agreement(model: LlamaModel, tokenizer) -> str:
     """How often a name's padding rows lie nearest to the English ones, and how far from them: mean and worst."""
     english = name_states(model, tokenizer, "en")

@@ -149,20 +149,25 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def gather(
-    work_dir: Path, unet_heads: int = 8, adapter: str = "adapter", autoencoder: str = "autoencoder"
+    work_dir: Path,
+    unet_heads: int = 8,
+    adapter: str = "adapter",
+    autoencoder: str = "autoencoder",
+    unet: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Base, autoencoder and adapter, narrow and in float32, under the names they have in the pack.
 
-    unet_heads: how many heads the live channels of the UNet were trained in. adapter, autoencoder: the stages that they
-    are from.
+    unet_heads: how many heads the live channels of the UNet were trained in. adapter, autoencoder, unet: the stages
+    that they are from; without the last, the UNet is the base's.
     """
     base = load_file(work_dir / "base.safetensors")
 
     def part(tensors, prefix):
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
+    unet_tensors = load_file(work_dir / f"{unet}.safetensors") if unet else part(base, "unet.")
     tensors = {
-        **{UNET + unet_name(name): tensor for name, tensor in part(base, "unet.").items()},
+        **{UNET + unet_name(name): tensor for name, tensor in unet_tensors.items()},
         **{CLIP + name: tensor for name, tensor in part(base, "clip.").items()},
         **{AUTOENCODER + name: tensor for name, tensor in load_file(work_dir / f"{autoencoder}.safetensors").items()},
         **{f"adapter.{name}": tensor for name, tensor in load_file(work_dir / adapter / "adapter.safetensors").items()},
