@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..boundary.values import shown
-from .placeholders import Graph, Placeholder, WorkflowError, title
+from ..servers.workflow import Graph, WorkflowError
+from .placeholders import Placeholder, title
 
 SHOWN_OPTIONS = 12
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")

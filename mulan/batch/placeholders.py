@@ -1,19 +1,12 @@
-"""Workflows in API format, and which input of which node a column fills."""
+"""Which input of which node of a workflow a column fills."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..boundary.files import parse_json
-
-Graph = dict[str, dict]
-
-
-class WorkflowError(ValueError):
-    """The workflow, or what is to be filled into it, is wrong; the message says what to do."""
+from ..servers.workflow import Graph, WorkflowError
 
 
 @dataclass(frozen=True)
@@ -26,31 +19,6 @@ class Placeholder:
 
     def __str__(self) -> str:
         return f"{self.node}.{self.input}={self.column}"
-
-
-def load_workflow(path: Path) -> Graph:
-    """Read a workflow in API format: {node id: {"class_type", "inputs"}}. Raises WorkflowError."""
-    try:
-        graph = parse_json(path.read_bytes())
-    except FileNotFoundError:
-        raise WorkflowError(f"{path.name} is not in {path.absolute().parent}.") from None
-    except (OSError, ValueError) as error:
-        raise WorkflowError(f"{path} is not a readable workflow: {error}") from error
-    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise WorkflowError(
-            f"{path.name} is a workflow as the editor saves it. Export it for the API: in the editor's menu "
-            "Workflow > Export (API)."
-        )
-    if isinstance(graph, dict) and isinstance(graph.get("prompt"), dict):
-        graph = graph["prompt"]  # as it is posted
-    if not isinstance(graph, dict) or not graph:
-        raise WorkflowError(f"{path.name} is not a workflow in API format: it has no nodes.")
-    for node_id, node in graph.items():
-        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
-            raise WorkflowError(f"{path.name} is not a workflow in API format: {node_id!r} has no class_type.")
-        if not isinstance(node.setdefault("inputs", {}), dict):
-            raise WorkflowError(f"{path.name}: the inputs of node {node_id!r} are not an object.")
-    return graph
 
 
 def title(graph: Graph, node: str) -> str:

@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 
 from ..boundary.files import WholeFile, write_text
 from ..images.text_drawing import TextRenderer
+from ..servers.workflow import Graph
 from .journal import Journal
-from .placeholders import Graph, title
+from .placeholders import title
 
 SHEETS, SUMMARY = "sheets", "summary.md"
 COLUMNS, ROWS = 8, 12  # of images on a sheet

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..boundary.values import shown
+from ..servers.workflow import Graph
 from .node_inputs import NodeCatalog, NodeInput
-from .placeholders import Graph, Placeholder, canonical, fill, title
+from .placeholders import Placeholder, canonical, fill, title
 from .table import TableError, TableRow
 
 NAMESPACE = uuid.UUID("6f1c9f3e-6f4d-5c0b-9a53-0d4a1c2b7e11")  # of the prompt ids of batches

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..boundary.files import remove_abandoned
-from .credentials import read_addresses, read_headers, server_name
+from ..servers.credentials import read_addresses, read_headers, server_name
+from ..servers.workflow import Graph, load_workflow
 from .driver import Driver, Watcher
 from .journal import Journal
 from .node_inputs import NodeCatalog
-from .placeholders import Graph, Placeholder, load_workflow, parse_placeholders
+from .placeholders import Placeholder, parse_placeholders
 from .progress import Progress
 from .ray_fleet import RayFleet, RemoteServer, start_ray
 from .ray_servers import NoServersError, StartedServers

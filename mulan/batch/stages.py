@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..servers.workflow import Graph, WorkflowError
 from .journal import Journal
 from .node_inputs import NodeCatalog
-from .placeholders import Graph, WorkflowError, canonical, fill, title
+from .placeholders import canonical, fill, title
 from .rows import FOLDER, Row, prompt_id
 from .work import FILES, PER_FOLDER, RowWork
 from .worker import Job

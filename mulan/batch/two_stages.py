@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from .credentials import read_addresses
+from ..servers.credentials import read_addresses
 from .driver import Driver, Watcher
 from .worker import Outcome
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .placeholders import Graph
+from ..servers.workflow import Graph
 from .rows import Row, prompt_id
 from .worker import Job, Outcome
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..boundary.files import UnwritableError, naming
-from .placeholders import Graph
-from .server_client import LostError, RefusedError, ServerClient
+from ..servers.server_client import LostError, RefusedError, ServerClient
+from ..servers.workflow import Graph
 
 DONE, FAILED, LOST, STOPPED, UNWRITABLE = "done", "failed", "lost", "stopped", "unwritable"
 LOOK_EVERY = 3.0  # seconds between two looks without an event

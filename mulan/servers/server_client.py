@@ -14,7 +14,7 @@ import aiohttp
 
 from ..boundary.files import WholeFile
 from .credentials import server_name
-from .placeholders import Graph
+from .workflow import Graph
 
 SECONDS = 60.0  # until a request counts as lost
 QUICK = 5.0  # the same for the first sign of life

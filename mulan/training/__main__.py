@@ -19,6 +19,7 @@ from .arguments import PROMPTS, make_parser, make_settings
 from .base_models import DiffusionBase, load_base
 from .dataset import CaptionedImages
 from .estimate import describe_estimate, estimate_training
+from .graph_validation import GraphValidation
 from .latents import bucket_sizes, cache_latents
 from .text_states import CaptionEncoder, LiveCaptions, store_captions
 from .trainer import check_unused, compute_beside, find_devices, train_adapter
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     images = CaptionedImages(options.data, options.language)
+    by_graph = _graph_validation(options) if options.graph and not options.estimate else None  # before all else
     accelerator = find_devices()
     compute_beside(accelerator)
     from ..conditioning.encoder_files import open_prompt_encoder  # imports ComfyUI
@@ -108,10 +110,14 @@ def _train(options: argparse.Namespace) -> None:
         base.alphas_cumprod,
         settings,
         resume=options.resume,
-        validate=draw_validation(base, encode_text, prompts, side, settings.seed, options.out),
+        validate=by_graph or draw_validation(base, encode_text, prompts, side, settings.seed, options.out),
         metadata=_metadata(options, base, encoder, images, side),
     )
     say(f"The adapter is in {options.out}.")
+
+
+def _graph_validation(options: argparse.Namespace) -> GraphValidation:
+    return GraphValidation(options.graph, options.server, options.adapters, options.prompt or (), options.out)
 
 
 def _side(size: int | None, base: DiffusionBase) -> int:

@@ -12,6 +12,7 @@ from .adapters import LAYOUTS
 from .diffusion import PREDICTIONS
 from .run import PRECISIONS, RESULT_DTYPES, TRAINING_PACKAGES, TrainSettings
 
+SERVER = "http://127.0.0.1:8188"  # ComfyUI's own address
 PROMPTS = ("a red car on a beach", "海滩上的一辆红色汽车", "красная машина на пляже", "سيارة حمراء على الشاطئ")
 # The package as it is run: "custom_nodes.<folder>.mulan.training"
 _FOLDER = Path(__file__).resolve().parents[2].name
@@ -93,7 +94,21 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--prompt",
         action="append",
-        help=f"prompt of a validation image, may be repeated (default: {'; '.join(PROMPTS)})",
+        help=f"prompt of a validation image, may be repeated (default: {'; '.join(PROMPTS)}; with --graph: its own)",
+    )
+    add(
+        "--graph",
+        type=Path,
+        metavar="FILE",
+        help="draw the validation images by this workflow (exported for the API) in a running ComfyUI",
+    )
+    add("--server", default=SERVER, metavar="URL", help="of that ComfyUI (default: %(default)s)")
+    add(
+        "--adapters",
+        type=Path,
+        default=Path("models", "mulan"),
+        metavar="FOLDER",
+        help="where that ComfyUI finds adapters (default: %(default)s)",
     )
     add_run_arguments(parser, "base and adapter", "the adapter's file")
     return parser

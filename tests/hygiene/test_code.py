@@ -29,7 +29,7 @@ LARGEST = 5 * 2**20
 LAYERS = (
     ("mulan/__init__.py",),
     ("mulan/boundary",),
-    ("mulan/checkpoints", "mulan/images"),
+    ("mulan/checkpoints", "mulan/images", "mulan/servers"),
     ("mulan/conditioning", "mulan/tiny_models"),
     ("mulan/internvl",),
     ("mulan/internvl_chat",),
@@ -54,7 +54,7 @@ COMFYUI = {
 }
 PROGRAMS = {"ballast", "torch_npu", "comfy_aimdo"}  # run, or imported, by their path in a process of their own
 LAZY = {"diffusers", "transformers", "accelerate"}  # the trainer's
-BATCH = {"ray", "pyarrow", "aiohttp"}  # of batches alone: pyproject.toml's extra
+BATCH = {"ray", "pyarrow", "aiohttp"}  # of batches and of their client: pyproject.toml's extra
 
 
 def run(*command) -> subprocess.CompletedProcess:
@@ -228,7 +228,8 @@ def test_requirements_are_what_shipped_code_imports():
     names = set().union(*(foreign_imports(path) for path in python_files(shipped())))
     extra = re.search(r"^batch = (\[.*?\])", (ROOT / "pyproject.toml").read_text("utf-8"), re.M | re.S)[1]
     assert {requirement_name(line) for line in json.loads(extra)} == BATCH
-    batch = [path for path in python_files(shipped()) if path.is_relative_to(ROOT / "mulan" / "batch")]
+    folders = [ROOT / "mulan" / "batch", ROOT / "mulan" / "servers"]
+    batch = [path for path in python_files(shipped()) if any(path.is_relative_to(folder) for folder in folders)]
     assert set().union(*(foreign_imports(path) for path in batch)) >= BATCH
     assert not [path for path in python_files(shipped()) if path not in batch and foreign_imports(path) & BATCH]
     outside = names - set(sys.stdlib_module_names) - COMFYUI - LAZY - BATCH

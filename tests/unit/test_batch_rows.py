@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mulan_nodes.mulan.batch.credentials import AddressError, HeaderError, read_addresses, read_headers, server_name
 from mulan_nodes.mulan.batch.node_inputs import NodeCatalog
-from mulan_nodes.mulan.batch.placeholders import WorkflowError, load_workflow, parse_placeholders
+from mulan_nodes.mulan.batch.placeholders import parse_placeholders
 from mulan_nodes.mulan.batch.rows import Rows, prompt_id, read_rows
 from mulan_nodes.mulan.batch.table import TableError, TableRow
 from mulan_nodes.mulan.batch.work import RowWork, file_stem
+from mulan_nodes.mulan.servers.credentials import AddressError, HeaderError, read_addresses, read_headers, server_name
+from mulan_nodes.mulan.servers.workflow import WorkflowError, load_workflow
 
 WORKFLOW = {
     "1": {"class_type": "Loader", "inputs": {"ckpt": "a.safetensors"}},

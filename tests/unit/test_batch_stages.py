@@ -12,7 +12,6 @@ import pytest
 from mulan_nodes.mulan.batch.driver import Driver, Watcher
 from mulan_nodes.mulan.batch.journal import DONE, Journal
 from mulan_nodes.mulan.batch.node_inputs import NodeCatalog
-from mulan_nodes.mulan.batch.placeholders import WorkflowError
 from mulan_nodes.mulan.batch.rows import Row, Upload
 from mulan_nodes.mulan.batch.scheduler import Scheduler
 from mulan_nodes.mulan.batch.stages import DrawingWork, EncodingWork, split
@@ -27,6 +26,7 @@ from mulan_nodes.mulan.batch.two_stages import (
     read_encoders,
     roles,
 )
+from mulan_nodes.mulan.servers.workflow import WorkflowError
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.batch.simulation import Campaign, SimulatedFleet, in_simulated_time
 

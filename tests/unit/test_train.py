@@ -700,6 +700,16 @@ def command(tmp_path_factory, base_folder) -> list[str]:
     ]
 
 
+def test_a_graph_that_cannot_draw_is_said_before_anything_is_loaded(tmp_path, command, capsys):
+    graph = tmp_path / "graph.json"
+    graph.write_text('{"1": {"class_type": "KSampler", "inputs": {}}}', "utf-8")
+    assert main([*command, "--out", str(tmp_path / "run"), "--graph", str(graph)]) == 1
+    assert "has no MuLan Loader" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "run"), "--graph", str(tmp_path / "none.json")]) == 1
+    assert "none.json is not in" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_line_trains_and_resumes(tmp_path, command, capsys):
     from PIL import Image
 

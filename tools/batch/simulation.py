@@ -24,11 +24,11 @@ import psutil
 
 from mulan_nodes.mulan.batch.driver import Driver, Watcher
 from mulan_nodes.mulan.batch.journal import Journal
-from mulan_nodes.mulan.batch.placeholders import Graph
 from mulan_nodes.mulan.batch.rows import Row
 from mulan_nodes.mulan.batch.scheduler import Scheduler
 from mulan_nodes.mulan.batch.work import RowWork
 from mulan_nodes.mulan.batch.worker import DONE, FAILED, LOST, STOPPED, Job, Outcome
+from mulan_nodes.mulan.servers.workflow import Graph
 
 T = TypeVar("T")
 LATENCY = 0.01  # seconds from a server's end of a row to its files here
