@@ -102,6 +102,9 @@ def _train(options: argparse.Namespace) -> None:
     if settings.buckets:
         counts = ", ".join(f"{width} x {height}: {count}" for (height, width), count in examples.buckets.items())
         say(f"images by size: {counts}")
+    metadata = _metadata(options, base, encoder, images, side)
+    if by_graph:
+        by_graph.metadata = metadata
     train_adapter(
         adapter,
         base.denoiser,
@@ -111,7 +114,7 @@ def _train(options: argparse.Namespace) -> None:
         settings,
         resume=options.resume,
         validate=by_graph or draw_validation(base, encode_text, prompts, side, settings.seed, options.out),
-        metadata=_metadata(options, base, encoder, images, side),
+        metadata=metadata,
     )
     say(f"The adapter is in {options.out}.")
 

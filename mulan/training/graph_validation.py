@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ SECONDS = 0.5  # between two looks at the history
 class GraphValidation:
     """A `validate` that has a ComfyUI draw the prompts by a graph, and writes its images into the run's folder.
 
-    adapters: that ComfyUI's models/mulan. Without prompts the graph's own texts are drawn. Raises ValueError for a
-    graph without MuLan Loader or images, and where no ComfyUI with this pack answers.
+    adapters: that ComfyUI's models/mulan. Without prompts the graph's own texts are drawn. Raises ValueError for a graph
+    without MuLan Loader or images, and where no ComfyUI with this pack answers.
     """
 
     def __init__(self, workflow: Path, server: str, adapters: Path, prompts: Sequence[str], folder: Path):
@@ -48,6 +48,7 @@ class GraphValidation:
                 f"leave --prompt out, and the graph is drawn as it is"
             )
         self.prompts = tuple(prompts)
+        self.metadata: Mapping[str, str] = {}  # of the adapter's file, by which MuLan Loader tells its text encoder
         self._last: Path | None = None
         nodes = self._wait_for(lambda client: client.object_info())
         missing = sorted({node["class_type"] for node in self.graph.values()} - nodes.keys())
@@ -98,7 +99,7 @@ class GraphValidation:
         path = self.adapters / SUBFOLDER / name
         path.parent.mkdir(exist_ok=True)
         tensors = {key: tensor.detach().to("cpu", torch.float16) for key, tensor in adapter.state_dict().items()}
-        write_safetensors(path, to_published(tensors), {})
+        write_safetensors(path, to_published(tensors), dict(self.metadata))
         if self._last not in (None, path):
             self._last.unlink(missing_ok=True)
         self._last = path

@@ -55,7 +55,10 @@ def test_the_graph_draws_each_prompt_with_the_adapter_as_it_stands(
 ):
     out = tmp_path / "run"
     validate = GraphValidation(workflow, server.url, adapters, tuple(PROMPTS), out)
+    validate.metadata = {"text_encoder": "an encoder"}
     validate(500, adapter)
+    written = open_adapter(adapters / SUBFOLDER / "run-000500.safetensors")
+    assert written.file.metadata["text_encoder"] == "an encoder"
     for number, (colour, shape) in enumerate(PROMPTS.values(), 1):
         reading = world.read(read(out / f"validation-000500-{number}.png"))
         assert (reading.colour, reading.shape) == (colour, shape)

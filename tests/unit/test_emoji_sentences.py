@@ -32,12 +32,26 @@ def test_the_sentences_that_are_measured_are_in_no_training():
     others = [frame for frames in sentences.OTHERS.values() for frame in frames]
     trained = {*sentences.ENGLISH, *captions.ENGLISH, *others}
     trained |= {frame for code in captions.COLOURED for frame in captions.frames(code)}
+    trained |= {
+        parts.frame(np.random.default_rng(seed)) for parts in sentences.COMPOSED.values() for seed in range(200)
+    }
     measured = {frame for frames in sentences.NEVER_TRAINED.values() for frame in frames}
     assert set(sentences.NEVER_TRAINED) == set(captions.COLOURED) and not measured & trained
     rng = np.random.default_rng(0)
     drawn = {sentences.sentence(NAME, "en", rng) for _ in range(4000)}
     assert len(drawn) > 2000
     assert not drawn & {sentences.in_frame(frame, NAME) for frame in sentences.NEVER_TRAINED["en"]}
+
+
+def test_sentences_are_put_together_of_what_a_language_says():
+    assert set(sentences.COMPOSED) == set(sentences.OTHERS) == set(captions.COLOURED) - {"en"}
+    for parts in sentences.COMPOSED.values():
+        rng = np.random.default_rng(1)
+        frames = {parts.frame(rng) for _ in range(300)}
+        assert len(frames) > 100
+        for frame in frames:
+            assert frame.count("{}") == 1 and frame.replace("{}", "").isprintable()
+            assert "{" not in frame.replace("{}", "") and "  " not in frame
 
 
 def test_a_name_stands_whole_in_every_sentence_and_in_noise():
@@ -56,7 +70,7 @@ def test_what_is_packed_keeps_a_part_of_the_teacher(monkeypatch, tmp_path):
     monkeypatch.setattr(
         sentence_training, "ROUNDS", (Round("first", 1, 1.0, 0.3, 0.2), Round("second", 1, 1.0, 0.2, 0.1))
     )
-    monkeypatch.setattr(sentence_training, "NAMES", Round("names", 1, 0.0, 0.1, 0.1, by_name=True))
+    monkeypatch.setattr(sentence_training, "LATER_ROUNDS", (Round("names", 1, 0.0, 0.1, 0.1, by_name=True),))
     monkeypatch.setattr(sentence_training, "agreement", lambda *_: "")
     torch.manual_seed(0)
     encoder = TextEncoder(llama(tokenizer().get_piece_size()), tokenizer())

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="mulan, languages, chat: images per language, chat: of each kind (default: 48, of the shapes each once)",
     )
-    parser.add_argument("--family", choices=("sd15", "sdxl"), help="mulan: of the tiny base (default: sd15)")
+    parser.add_argument("--family", choices=("sd15", "sdxl", "pixart"), help="mulan: of the tiny base (default: sd15)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--text-encoder",

@@ -38,7 +38,8 @@ from .text_training import (
 @dataclass(frozen=True)
 class Round:
     """A stage of the training; sentences, noise: shares of the captions of things; by_name: names that lie far from the
-    English ones come more often, not languages.
+    English ones come more often, not languages. speakers: how many times as often the twelve languages come that have
+    sentences.
     """
 
     stage: str
@@ -47,6 +48,7 @@ class Round:
     sentences: float
     noise: float
     by_name: bool = False
+    speakers: float = 1.0
 
 
 # The later rounds bring the bare names back.
@@ -55,7 +57,11 @@ ROUNDS = (
     Round("text_encoder_sentences_second", 1400, 8e-4, 0.2, 0.08),
     Round("text_encoder_sentences_third", 1500, 8e-4, 0.25, 0.04),
 )
-NAMES = Round("text_encoder_names", 1300, 8e-4, 0.15, 0.02, by_name=True)  # with the result of those as the teacher
+# With the result of those as the teacher
+LATER_ROUNDS = (
+    Round("text_encoder_names", 1300, 8e-4, 0.15, 0.02, by_name=True),
+    Round("text_encoder_names_in_sentences", 1000, 8e-4, 0.4, 0.02, by_name=True, speakers=4.0),
+)
 ENGLISH_SHARE = 0.2
 TEACHER_SHARE = 0.15  # of the weights, in the end
 THINGS, SHAPES, LANGUAGES = 44, 20, 3  # captions of each world in a batch, in each of so many languages
@@ -85,10 +91,13 @@ class Batches:
     def __init__(self, tokenizer, one: Round):
         self.tokenizer, self.round = tokenizer, one
         self.codes = trained_languages()
+        speakers = [one.speakers if code in captions.COLOURED else 1.0 for code in self.codes[1:]]
+        self.often = np.array(speakers)[:, None]
 
     def draw(self, ratios: torch.Tensor, rng: np.random.Generator) -> Batch:
         """ratios [languages, things]: those that are large come more often."""
         shares = shares_by_name(ratios) if self.round.by_name else shares_of(ratios.mean(1))[:, None]
+        shares = shares * self.often / (shares * self.often).sum(0)
         shares = np.concatenate([np.full((1, shares.shape[1]), ENGLISH_SHARE), (1 - ENGLISH_SHARE) * shares])
         bare, said, named, spoken = [], [], [], []
         for thing in rng.permutation(len(CHARACTERS))[:THINGS].tolist():
@@ -200,7 +209,7 @@ def train_sentences(work_dir: Path, encoder: TextEncoder) -> TextEncoder:
             weight.lerp_(teacher, TEACHER_SHARE)
     model = Pupil(encoder)
     model.ratios.copy_(name_ratios(encoder.model, tokenizer).clamp(max=LARGEST_RATIO))
-    teach(work_dir, model, tokenizer, (NAMES,))
+    teach(work_dir, model, tokenizer, LATER_ROUNDS)
     save_file({f"llama.{name}": tensor for name, tensor in encoder.model.state_dict().items()}, path)
     return encoder
 

@@ -5,6 +5,7 @@ Twelve languages have sentences. Every language has noise: words that mean nothi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -117,6 +118,131 @@ OTHERS = {
         *("เพื่อนของฉันมี{}", "ภาพคุณภาพสูง {}", "{}สวยมาก", "กาลครั้งหนึ่งมี{}"),
     ),
 }
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a language's sentences are put together of: `says` has places for {who} and {where}, as far as it needs
+    them. They are plain, not always right: names stand in them uninflected, as in a dictionary.
+    """
+
+    who: tuple[str, ...]
+    where: tuple[str, ...]  # or nothing
+    says: tuple[str, ...]
+
+    def frame(self, rng: np.random.Generator) -> str:
+        """Return a sentence around "{}"."""
+        where = str(rng.choice(self.where)) if rng.random() < 0.7 else ""
+        says = str(rng.choice(self.says)).replace("{who}", str(rng.choice(self.who)))
+        return " ".join(says.replace("{where}", where).split())
+
+
+COMPOSED = {
+    "zh": Parts(
+        ("我哥哥", "妈妈", "老师", "那个孩子", "他们", "我们", "邻居", "一个朋友"),
+        ("每天", "在厨房里", "在学校", "昨天", "在河边", "去年夏天"),
+        (
+            *("{who}{where}看见了{}", "{who}{where}想买{}", "{who}{where}画了一个{}", "{where}{who}的{}很大"),
+            *("{who}很怕{}", "{who}找到了那个{}", "{}是{who}的", "{who}{where}说起{}"),
+        ),
+    ),
+    "ja": Parts(
+        ("兄", "母", "先生", "あの子", "みんな", "友達", "隣の人", "彼女"),
+        ("毎日", "台所で", "学校で", "昨日", "川のそばで", "去年の夏"),
+        (
+            *("{who}は{where}{}を見た", "{who}は{where}{}を買いたい", "{where}{who}が{}を描いた", "{who}の{}は大きい"),
+            *("{who}は{}が怖い", "{who}は古い{}を見つけた", "これは{who}の{}です", "{who}が{where}{}の話をする"),
+        ),
+    ),
+    "ko": Parts(
+        ("우리 형", "엄마", "선생님", "그 아이", "사람들", "내 친구", "이웃", "그녀"),
+        ("매일", "부엌에서", "학교에서", "어제", "강가에서", "지난여름"),
+        (
+            *("{who} {where} {} 봤어요", "{who} {where} {} 사고 싶어 해요", "{where} {who} {} 그렸어요"),
+            *("{who} 가진 {} 아주 커요", "{who} {} 무서워해요", "{who} 오래된 {} 찾았어요", "이것은 {who} 좋아하는 {}"),
+            "{who} {where} {} 이야기를 해요",
+        ),
+    ),
+    "ar": Parts(
+        ("أخي", "أمي", "المعلم", "الطفل", "الناس", "صديقي", "جارنا", "هي"),
+        ("كل يوم", "في المطبخ", "في المدرسة", "أمس", "قرب النهر", "في الصيف الماضي"),
+        (
+            *("رأى {who} {} {where}", "يريد {who} شراء {} {where}", "رسم {who} {} {where}", "عند {who} {} كبير"),
+            *("يخاف {who} من {}", "وجد {who} {} قديم", "هذا {} ملك {who}", "يتكلم {who} عن {} {where}"),
+        ),
+    ),
+    "ru": Parts(
+        ("мой брат", "мама", "учитель", "ребёнок", "они", "мой друг", "сосед", "она"),
+        ("каждый день", "на кухне", "в школе", "вчера", "у реки", "прошлым летом"),
+        (
+            *("{who} видит {} {where}", "{where} {who} хочет купить {}", "{who} рисует {} {where}"),
+            *("у нас есть {}, говорит {who}", "{who} боится, там {}", "{who} ищет старый {}", "вот {}, думает {who}"),
+            "{who} вспоминает {} {where}",
+        ),
+    ),
+    "hi": Parts(
+        ("मेरा भाई", "माँ", "शिक्षक", "वह बच्चा", "लोग", "मेरा दोस्त", "पड़ोसी", "वह"),
+        ("हर दिन", "रसोई में", "स्कूल में", "कल", "नदी के पास", "पिछली गर्मियों में"),
+        (
+            *("{who} {where} {} देखता है", "{who} {where} {} खरीदना चाहता है", "{where} {who} {} बनाता है"),
+            *("{who} के पास बड़ा {} है", "{who} {} से डरता है", "{who} पुराना {} ढूँढता है", "यह {who} का {} है"),
+            "{who} {where} {} की बात करता है",
+        ),
+    ),
+    "de": Parts(
+        ("mein Bruder", "meine Mutter", "der Lehrer", "das Kind", "niemand hier", "ein Freund", "unser Nachbar", "sie"),
+        ("jeden Tag", "in der Küche", "in der Schule", "gestern", "am Fluss", "letzten Sommer"),
+        (
+            *("{who} sieht {} {where}", "{where} kauft {who} {}", "{who} malt {} {where}", "{who} hat einen großen {}"),
+            *("{who} hat Angst vor {}", "{who} sucht {} {where}", "das ist {}, sagt {who}"),
+            "{who} spricht über {} {where}",
+        ),
+    ),
+    "es": Parts(
+        ("mi hermano", "mi madre", "el profesor", "el niño", "todos", "un amigo", "el vecino", "ella"),
+        ("cada día", "en la cocina", "en la escuela", "ayer", "junto al río", "el verano pasado"),
+        (
+            *("{who} ve {} {where}", "{where} {who} quiere comprar {}", "{who} pinta {} {where}"),
+            *(
+                "{who} tiene {} muy grande",
+                "{who} tiene miedo de {}",
+                "{who} busca {} {where}",
+                "esto es {}, dice {who}",
+            ),
+            "{who} habla de {} {where}",
+        ),
+    ),
+    "fr": Parts(
+        ("mon frère", "ma mère", "le professeur", "l'enfant", "tout le monde", "un ami", "le voisin", "elle"),
+        ("chaque jour", "dans la cuisine", "à l'école", "hier", "près de la rivière", "l'été dernier"),
+        (
+            *(
+                "{who} voit {} {where}",
+                "{where} {who} achète {}",
+                "{who} peint {} {where}",
+                "{who} possède {} très grand",
+            ),
+            *("{who} a peur de {}", "{who} cherche {} {where}", "voilà {}, dit {who}", "{who} parle de {} {where}"),
+        ),
+    ),
+    "tr": Parts(
+        ("abim", "annem", "öğretmen", "o çocuk", "herkes", "bir arkadaş", "komşumuz", "ustam"),
+        ("her gün", "mutfakta", "okulda", "dün", "nehir kenarında", "geçen yaz"),
+        (
+            *("{who} {where} {} gördü", "{who} {where} {} almak istiyor", "{where} {who} {} boyadı"),
+            *("{who} büyük bir {} sahibi", "{who} için bu {} önemli", "{who} eski {} arıyor", "bu {}, diyor {who}"),
+            "{who} {where} {} hakkında konuşuyor",
+        ),
+    ),
+    "th": Parts(
+        ("พี่ชาย", "แม่", "คุณครู", "เด็กคนนั้น", "ทุกคน", "เพื่อน", "เพื่อนบ้าน", "เธอ"),
+        ("ทุกวัน", "ในครัว", "ที่โรงเรียน", "เมื่อวาน", "ริมแม่น้ำ", "หน้าร้อนที่แล้ว"),
+        (
+            *("{who}เห็น{}{where}", "{who}อยากซื้อ{}{where}", "{where}{who}วาด{}", "{who}มี{}ตัวใหญ่"),
+            *("{who}กลัว{}", "{who}หา{}เก่า", "นี่คือ{}ของ{who}", "{who}พูดถึง{}{where}"),
+        ),
+    ),
+}
 # In no training, nor most of their words: what is not learned by heart.
 NEVER_TRAINED = {
     "en": (
@@ -149,7 +275,8 @@ def sentence(name: str, language: str, rng: np.random.Generator) -> str:
     if language not in COLOURED:
         language = str(rng.choice(list(COLOURED)))
     if language != "en":
-        return in_frame(str(rng.choice(OTHERS[language])), name)
+        learned_whole = rng.random() < 0.4
+        return in_frame(str(rng.choice(OTHERS[language])) if learned_whole else COMPOSED[language].frame(rng), name)
     if rng.random() < 0.4:
         return in_frame(str(rng.choice(ENGLISH)), name)
     parts = (rng.choice(WHO), rng.choice(DOES), in_frame(str(rng.choice(KINDS)), name), rng.choice(WHERE))

@@ -66,7 +66,7 @@ class TinyWorldReader:
     """
 
     def __call__(self, picture: np.ndarray, case: Case) -> dict[str, float]:
-        reading, thing = world.read(picture), case.expected
+        reading, thing = world.read(world.shrunk(picture)), case.expected
         return {
             "right": float(reading.agrees(thing)),
             "strict": float(reading.agrees_strictly(thing)),

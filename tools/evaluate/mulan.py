@@ -15,7 +15,7 @@ from PIL import Image
 from .. import graphs
 from ..comfy_server import ComfyServer, decode
 from ..contact_sheet import SheetRow, contact_sheet
-from ..tinyworld import sdxl
+from ..tinyworld import pixart, sdxl
 from ..tinyworld.captions import LANGUAGES, TRAINED
 from ..tinyworld.world import Thing
 from .cases import (
@@ -90,16 +90,16 @@ def demo(comfyui: Path, cpu: bool, output: Path) -> bool:
 def evaluation(comfyui: Path, cpu: bool, output: Path, options: Namespace) -> None:
     """The full measure: every language, the base model alone, and the languages and pairs that no training saw.
 
-    With `options.text_encoder`, another than the tiny one, or the tiny SDXL, which has no text encoders of its own,
-    without what the base model draws alone.
+    With `options.text_encoder`, another than the tiny one, or the tiny SDXL or PixArt, which have no text encoders of
+    their own, without what the base model draws alone.
     """
     text_encoder, cases = options.text_encoder, tiny_world_evaluation(options.pictures, options.seed)
-    is_sdxl = options.family == "sdxl"
-    cases = [case for case in cases if case.row == MULAN or not (text_encoder or is_sdxl)]
+    other = {"sdxl": sdxl, "pixart": pixart}.get(options.family)
+    cases = [case for case in cases if case.row == MULAN or not (text_encoder or other)]
     graph = graphs.load(GRAPH)
-    if is_sdxl:
-        sdxl.write_models(comfyui / "models")
-        graph = sdxl.graph(graph)
+    if other:
+        other.write_models(comfyui / "models")
+        graph = other.graph(graph)
     if text_encoder:
         graph = graphs.change(graph, "MuLan Loader", text_encoder=text_encoder)
     results = list(draw_and_score(comfyui, cpu, output, cases, TinyWorldReader(), graph))

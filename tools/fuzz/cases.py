@@ -99,7 +99,12 @@ CHOSEN: dict[str, dict] = {
     "VisionLLMDetect": {"names": "circle, square", "threshold": 0.1, "top_k": 5},
     "VisionLLMSegment": {"names": "circle, square", "top_k": 5},
     "VisionLLMGround": {"sentence": "the circle"},
-    "VisionLLMPose": {"objects": "star", "skeleton": "own keypoints", "keypoints": "nose, left eye, right eye", "top_k": 5},
+    "VisionLLMPose": {
+        "objects": "star",
+        "skeleton": "own keypoints",
+        "keypoints": "nose, left eye, right eye",
+        "top_k": 5,
+    },
     "VisionLLMRegion": {"bboxes": ["boxes", 0], "top_k": 5},
     "VisionLLMAsk": {"question": "what is it?", "max_tokens": 8, "images.image_1": ["image", 0]},
     "VisionLLMCheckImages": {"checklist": "circle\nIs it red?", "visionllm": ["visionllm", 0]},

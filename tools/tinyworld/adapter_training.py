@@ -13,11 +13,11 @@ import torch
 
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 from mulan_nodes.mulan.training import trainer
-from mulan_nodes.mulan.training.adapters import TwoAdapters, init_weights
+from mulan_nodes.mulan.training.adapters import Projection, TwoAdapters, init_weights
 
 from . import captions, narrow, world
-from .base_training import Base, EnglishBase, alphas_cumprod, latents_of, score_of
-from .stages import SEED, draw_corpus
+from .base_training import Base, EnglishBase, latents_of, score_of
+from .stages import SEED, VARIANTS, draw_corpus
 from .text_training import PREFIX, PREFIX_PIECES, WINDOW, TextEncoder, states_of, token_rows
 
 CAPTIONS_PER_PICTURE = 4
@@ -26,7 +26,7 @@ OFFSET = 0.8  # of the spread between English texts: the largest offset of a tex
 WORD_NOISE = 1.0  # of the words' own root mean square
 
 
-AnyAdapter = TypeVar("AnyAdapter", bound=LanguageAdapter | TwoAdapters)
+AnyAdapter = TypeVar("AnyAdapter", bound=LanguageAdapter | TwoAdapters | Projection)
 
 
 class TextStates:
@@ -57,7 +57,7 @@ class TextStates:
         """
         states = self(texts)
         for of_text, text in zip(states, texts, strict=True):
-            end = self._end(text)
+            end = self.end(text)
             words = of_text[1:end]
             words += WORD_NOISE * words.square().mean().sqrt() * torch.randn_like(words)
             self._offset(of_text[end:], text)
@@ -66,9 +66,9 @@ class TextStates:
     def swapped(self, texts: list[str]) -> torch.Tensor:
         """The same with the words of another of the texts in place of a text's own, and the offset."""
         states = self(texts)
-        words = [of_text[1 : self._end(text)].clone() for of_text, text in zip(states, texts, strict=True)]
+        words = [of_text[1 : self.end(text)].clone() for of_text, text in zip(states, texts, strict=True)]
         for of_text, text, others in zip(states, texts, words[1:] + words[:1], strict=True):
-            end = self._end(text)
+            end = self.end(text)
             if len(others):
                 of_text[1:end] = others[torch.arange(end - 1) % len(others)]
             self._offset(of_text[end:], text)
@@ -83,7 +83,7 @@ class TextStates:
             self.known[text] = self._encode(text)
         return self.known[text]
 
-    def _end(self, text: str) -> int:
+    def end(self, text: str) -> int:
         """The row of eos."""
         (row,) = token_rows(self.tokenizer, [text])
         return len(row) - 1 - (PREFIX_PIECES if text.startswith(PREFIX) else 0)
@@ -100,8 +100,8 @@ class Examples(torch.utils.data.Dataset):
     negatives are.
     """
 
-    def __init__(self, autoencoder: narrow.TinyAutoencoder):
-        self.latents = latents_of(autoencoder, draw_corpus(SEED, things=world.SEEN_THINGS))
+    def __init__(self, autoencoder: narrow.TinyAutoencoder, variants: int = VARIANTS, side: int | None = None):
+        self.latents = latents_of(autoencoder, draw_corpus(SEED, variants, world.SEEN_THINGS), side)
         self.things, self.variants = self.latents.shape[:2]
 
     def __len__(self):
@@ -163,7 +163,7 @@ def fit(
     base.requires_grad_(False)
     settings = trainer.TrainSettings(
         steps=steps,
-        batch_size=32,
+        batch_size=base.batch,
         learning_rate=learning_rate,
         seed=SEED,
         high_noise_share=0.4,
@@ -184,7 +184,7 @@ def fit(
             print(f"{folder.name}: {language}: {score}", flush=True)
 
     return trainer.train_adapter(
-        adapter, base, states, examples, alphas_cumprod(), settings, report=report, validate=validate, resume=True
+        adapter, base, states, examples, base.alphas(), settings, report=report, validate=validate, resume=True
     )
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from mulan_nodes.mulan.training import diffusion
 from mulan_nodes.mulan.training.run import TrainSettings
 
 from . import captions, narrow, world
-from .stages import SEED, as_input, as_pictures, draw_corpus, is_finished, train_stage
+from .stages import SEED, VARIANTS, as_input, as_pictures, draw_corpus, is_finished, train_stage
 
 CLIP_ROWS = 77
 STEPS, CFG = 20, 4.0  # of the pictures that scores are taken from
@@ -48,7 +49,13 @@ def english_texts() -> list[str]:
 
 
 class EnglishBase(nn.Module, ABC):
-    """A denoiser with its own text encoders over only the tokens of some texts, and the table from texts to those."""
+    """A denoiser with its own text encoders over only the tokens of some texts, and the table from texts to those.
+
+    Its pictures are the world's, enlarged to `side` pixels; it learns from so many `variants` of each, so many in a
+    batch.
+    """
+
+    side, variants, batch, learning_rate = world.PICTURE_SIZE, VARIANTS, 32, 2e-3
 
     def __init__(self, texts: Sequence[str]):
         super().__init__()
@@ -61,9 +68,22 @@ class EnglishBase(nn.Module, ABC):
         """Texts -> ids in the narrow vocabulary [B, 77]."""
         return torch.stack([self.places[text] for text in texts])
 
+    @staticmethod
+    def alphas() -> torch.Tensor:
+        """The noise schedule, float32 [1000]."""
+        return alphas_cumprod()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return 4, self.side // 8, self.side // 8
+
     @abstractmethod
     def context(self, texts: Sequence[str]) -> Any:
         """Texts -> what the denoiser reads."""
+
+    def telling_loss(self, context: Any, things: np.ndarray, said: torch.Tensor) -> torch.Tensor | float:
+        """What is added to the loss so that a context tells the thing that is said (bool [B]) in it."""
+        return 0.0
 
 
 AnyBase = TypeVar("AnyBase", bound=EnglishBase)
@@ -85,10 +105,17 @@ class Base(EnglishBase):
         return self.unet(x, timesteps, context).sample
 
 
-def latents_of(autoencoder: narrow.TinyAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 pictures [things, variants, 3, S, S] -> latents [things, variants, 4, S / 8, S / 8]."""
+def latents_of(autoencoder: narrow.TinyAutoencoder, pictures: torch.Tensor, side: int | None = None) -> torch.Tensor:
+    """uint8 pictures [things, variants, 3, S, S] -> latents [things, variants, 4, S / 8, S / 8]. side: enlarged to."""
     with torch.no_grad():
-        return torch.stack([autoencoder.taesd_encoder(as_input(of_thing)) for of_thing in pictures])
+        return torch.stack([autoencoder.taesd_encoder(resized(as_input(part), side)) for part in pictures])
+
+
+def resized(images: torch.Tensor, side: int | None) -> torch.Tensor:
+    """Float images [B, 3, S, S] of another size; None: as they are."""
+    if side in (None, images.shape[-1]):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def denoising_loss(
@@ -118,33 +145,38 @@ def fit_base(
     if is_finished(stage, work_dir):
         model.load_state_dict(load_file(work_dir / f"{stage}.safetensors"))
         return model
-    latents = latents_of(autoencoder, draw_corpus(SEED))
-    alphas = alphas_cumprod()
+    latents = latents_of(autoencoder, draw_corpus(SEED, model.variants), model.side)
+    alphas = model.alphas()
 
     def loss_of(rng):
-        things = rng.integers(len(latents), size=32)
-        clean = latents[things, rng.integers(latents.shape[1], size=32)]
+        things = rng.integers(len(latents), size=model.batch)
+        clean = latents[things, rng.integers(latents.shape[1], size=model.batch)]
         texts = [
             captions.caption(world.THINGS[i], "en", rng, captions.choose_attributes(rng, drop=0.1)) for i in things
         ]
-        texts = ["" if empty else text for empty, text in zip(rng.random(32) < 0.1, texts, strict=False)]
-        return denoising_loss(model, clean, model.context(texts), alphas, rng)
+        texts = ["" if empty else text for empty, text in zip(rng.random(model.batch) < 0.1, texts, strict=True)]
+        context, said = model.context(texts), torch.tensor([bool(text) for text in texts])
+        return denoising_loss(model, clean, context, alphas, rng) + model.telling_loss(context, things, said)
 
     def score(copied):
         return score_of(autoencoder, copied, copied.context, cfg=cfg)
 
-    train_stage(stage, work_dir, model, loss_of, steps=steps, learning_rate=2e-3, average=0.995, score=score)
+    rate = model.learning_rate
+    train_stage(stage, work_dir, model, loss_of, steps=steps, learning_rate=rate, average=0.995, score=score)
     return model
 
 
 @torch.no_grad()
-def score_of(autoencoder, denoiser, context_of, language: str = "en", empty: str = "", cfg: float = CFG) -> str:
+def score_of(
+    autoencoder, denoiser: EnglishBase, context_of, language: str = "en", empty: str = "", cfg: float = CFG
+) -> str:
     """One picture of every thing (DDIM, 20 steps), prompted in `language`, read back."""
     texts = [captions.full_caption(thing, language, i) for i, thing in enumerate(world.THINGS)]
     latents = diffusion.sample(
-        denoiser, context_of(texts), context_of([empty]), alphas_cumprod(), STEPS, cfg, SEED, (4, 8, 8)
+        denoiser, context_of(texts), context_of([empty]), denoiser.alphas(), STEPS, cfg, SEED, denoiser.latent_shape
     )
-    readings = list(map(world.read, as_pictures(autoencoder.taesd_decoder(latents))))
+    images = resized(autoencoder.taesd_decoder(latents).clamp(0, 1), world.PICTURE_SIZE)
+    readings = list(map(world.read, as_pictures(images)))
 
     def share(holds, things=world.THINGS):
         return np.mean(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 PICTURE_SIZE = 64
 PALETTE = {
@@ -126,6 +127,11 @@ def paint(covered: np.ndarray, colour: str, rng: np.random.Generator) -> np.ndar
     of_shape = np.array(PALETTE[colour]) + rng.uniform(-12, 12, 3)
     background = BACKGROUND + rng.uniform(-10, 10)
     return (covered * of_shape + (1 - covered) * background).clip(0, 255).round().astype(np.uint8)
+
+
+def shrunk(picture: np.ndarray) -> np.ndarray:
+    """A picture of any size -> the world's, uint8 [64, 64, 3]."""
+    return np.asarray(Image.fromarray(picture).resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BICUBIC))
 
 
 def read(picture: np.ndarray) -> Reading:
