@@ -25,8 +25,8 @@ SECONDS = 0.5  # between two looks at the history
 class GraphValidation:
     """A `validate` that has a ComfyUI draw the prompts by a graph, and writes its images into the run's folder.
 
-    adapters: that ComfyUI's models/mulan. Without prompts the graph's own texts are drawn. Raises ValueError for a graph
-    without MuLan Loader or images, and where no ComfyUI with this pack answers.
+    adapters: that ComfyUI's models/mulan. Without prompts the graph's own texts are drawn. Raises ValueError for a
+    graph without MuLan Loader or images, and where no ComfyUI with this pack answers.
     """
 
     def __init__(self, workflow: Path, server: str, adapters: Path, prompts: Sequence[str], folder: Path):

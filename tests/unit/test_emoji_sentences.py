@@ -70,16 +70,20 @@ def test_what_is_packed_keeps_a_part_of_the_teacher(monkeypatch, tmp_path):
     monkeypatch.setattr(
         sentence_training, "ROUNDS", (Round("first", 1, 1.0, 0.3, 0.2), Round("second", 1, 1.0, 0.2, 0.1))
     )
-    monkeypatch.setattr(sentence_training, "LATER_ROUNDS", (Round("names", 1, 0.0, 0.1, 0.1, by_name=True),))
+    later = (Round("names", 1, 0.0, 0.1, 0.1, by_name=True), Round("both", 1, 1.0, 0.1, 0.1, by_name=True))
+    monkeypatch.setattr(sentence_training, "LATER_ROUNDS", later)
     monkeypatch.setattr(sentence_training, "agreement", lambda *_: "")
     torch.manual_seed(0)
     encoder = TextEncoder(llama(tokenizer().get_piece_size()), tokenizer())
     before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
     trained = sentence_training.train_sentences(tmp_path, encoder).model.state_dict()
-    alone = load_file(tmp_path / "second.safetensors")
+    alone, names, both = (load_file(tmp_path / f"{stage}.safetensors") for stage in ("second", "names", "both"))
     share = sentence_training.TEACHER_SHARE
     for name, tensor in trained.items():
-        torch.testing.assert_close(tensor, (1 - share) * alone[f"llama.{name}"] + share * before[name])
+        key = f"llama.{name}"
+        torch.testing.assert_close(names[key], (1 - share) * alone[key] + share * before[name])  # a rate of 0
+        torch.testing.assert_close(tensor, (names[key] + both[key]) / 2)
+    assert any((names[f"llama.{name}"] != tensor).any() for name, tensor in trained.items())
     assert any((alone[f"llama.{name}"] != tensor).any() for name, tensor in before.items())
 
     again = sentence_training.train_sentences(tmp_path, TextEncoder(llama(tokenizer().get_piece_size()), tokenizer()))
