@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaModel
 from mulan_nodes.mulan.conditioning.adapter_sdxl import ProjectionShape, TextProjection
 from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 from mulan_nodes.mulan.training.diffusion import Context
-from mulan_nodes.tools.tinyworld import pixart, text_training
+from mulan_nodes.tools.tinyworld import pixart, pixart_training, text_training
 from mulan_nodes.tools.tinyworld.pack import tokenizer_of
 
 
@@ -58,6 +58,14 @@ def test_rows_that_are_masked_are_as_if_they_were_not_there(narrow_models):
     masked, short = transformer(x, timesteps, Context(rows, mask=mask)), transformer(x, timesteps, Context(rows[:, :4]))
     torch.testing.assert_close(masked, short, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(short, transformer(x, timesteps, Context(rows)), atol=1e-2)
+
+
+def test_the_rows_behind_the_end_are_hidden_in_the_end():
+    base = pixart_training.Base(["", "a red star"])
+    assert base.context([""]).mask is None
+    base.hides_padding = True
+    mask = base.context(["", "a red star"]).mask
+    assert mask is not None and mask.sum(1).tolist() == [2, 5] and mask[1, :5].all()
 
 
 @torch.no_grad()
