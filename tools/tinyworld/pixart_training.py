@@ -105,6 +105,7 @@ def begin(adapter: Projection, base: Base, states: MaskedStates, steps: int = 15
         chosen, number = rng.integers(len(texts), size=32), torch.arange(32)
         torch.manual_seed(SEED + step)
         read = states(_prefixed([texts[text] for text in chosen]), swapped=True)
+        assert read.mask is not None, "what MaskedStates gives"
         rows, words = adapter(read).rows, read.mask.clone()
         ends = words.sum(1) - 1
         words[number, ends] = False

@@ -130,8 +130,11 @@ def paint(covered: np.ndarray, colour: str, rng: np.random.Generator) -> np.ndar
 
 
 def shrunk(picture: np.ndarray) -> np.ndarray:
-    """A picture of any size -> the world's, uint8 [64, 64, 3]."""
-    return np.asarray(Image.fromarray(picture).resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BICUBIC))
+    """A picture of any size, values 0..255 -> one of the world's size, [64, 64, 3]."""
+    if picture.shape[:2] == (PICTURE_SIZE, PICTURE_SIZE):
+        return picture
+    image = Image.fromarray(picture.round().astype(np.uint8))
+    return np.asarray(image.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BICUBIC))
 
 
 def read(picture: np.ndarray) -> Reading:
