@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..boundary.files import UnwritableError, naming
+from ..servers.ended import failure_of, succeeded
 from ..servers.server_client import LostError, RefusedError, ServerClient
 from ..servers.workflow import Graph
 
@@ -145,7 +146,7 @@ class Worker:
     async def _run(self, job: Job) -> dict | None:
         """Return the history's entry of a job, posted if the server does not have it; None when it was stopped."""
         entry = await self._client.history(job.prompt_id)
-        if entry is not None and not _succeeded(entry) and job.prompt_id not in self._posted:
+        if entry is not None and not succeeded(entry) and job.prompt_id not in self._posted:
             await self._client.forget(job.prompt_id)  # an earlier run's, interrupted: its id is used again
             entry = None
         if entry is not None:
@@ -201,8 +202,9 @@ class Worker:
 
     async def _result(self, job: Job, entry: dict) -> Outcome:
         status = entry.get("status") or {}
-        if not _succeeded(entry):
-            return _failure(status)
+        if not succeeded(entry):
+            failure = failure_of(entry)
+            return Outcome(STOPPED if failure.was_stopped else FAILED, failure.message, details=failure.details)
         outcome = Outcome(DONE, seconds=_seconds(status))
         outputs = entry.get("outputs") or {}
         for node_id in sorted(outputs, key=lambda node: (len(node), node)):
@@ -241,23 +243,6 @@ class Worker:
 
 class ForgottenError(RuntimeError):
     """The server is there, and does not know a row that it had."""
-
-
-def _succeeded(entry: dict) -> bool:
-    return (entry.get("status") or {}).get("status_str") == "success"
-
-
-def _failure(status: dict) -> Outcome:
-    for name, data in status.get("messages") or ():
-        if name == "execution_error":
-            message = str(data.get("exception_message", "")).strip()
-            where = f"node {data.get('node_id')} ({data.get('node_type')})"
-            kept = ("node_id", "node_type", "exception_type", "exception_message", "traceback")
-            details = {name: data.get(name) for name in kept}
-            return Outcome(FAILED, f"{where}: {data.get('exception_type')}: {message}", details=details)
-        if name == "execution_interrupted":
-            return Outcome(STOPPED, "it was interrupted on the server")
-    return Outcome(FAILED, "the server says that it failed, and not why")
 
 
 def _seconds(status: dict) -> float:

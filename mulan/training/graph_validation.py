@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..boundary.files import UnwritableError
 from ..conditioning.adapter import to_published
 from ..servers.credentials import read_addresses
+from ..servers.ended import failure_of, succeeded
 from ..servers.server_client import LostError, RefusedError, ServerClient
 from ..servers.workflow import Graph, load_workflow
 from .tensor_store import write_safetensors
@@ -59,8 +59,8 @@ class GraphValidation:
 
     def __call__(self, step: int, adapter: Any) -> None:
         """Draw; what goes wrong is said, and training goes on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             name = self._write_adapter(step, adapter)
             for number, graph in enumerate(self._graphs(name), 1):
                 self._wait_for(
@@ -68,7 +68,7 @@ class GraphValidation:
                         client, graph, f"validation-{step:06d}-{number}"
                     )
                 )
-        except (ValueError, UnwritableError) as error:
+        except (ValueError, OSError) as error:
             print(f"\nno validation images of step {step}: {error}", flush=True)
 
     def _texts(self) -> list[str]:
@@ -108,15 +108,23 @@ class GraphValidation:
     async def _draw(self, client: ServerClient, graph: Graph, name: str) -> None:
         prompt_id = str(uuid.uuid4())
         await client.post(graph, prompt_id)
-        while (entry := await client.history(prompt_id)) is None:
-            await asyncio.sleep(SECONDS)
-        for kind, event in entry.get("status", {}).get("messages", ()):
-            if kind == "execution_error":
-                raise ValueError(f"{event.get('node_type')}: {event.get('exception_message', '').strip()}")
+        entry = await self._end(client, prompt_id)
+        if not succeeded(entry):
+            raise ValueError(failure_of(entry).message)
         images = [image for output in entry.get("outputs", {}).values() for image in output.get("images", ())]
         for number, image in enumerate(images, 1):
             more = f"-{number}" if len(images) > 1 else ""
             await client.download(image, self.folder / f"{name}{more}{Path(image['filename']).suffix}")
+
+    async def _end(self, client: ServerClient, prompt_id: str) -> dict:
+        """Return the history's entry when there is one. Raises LostError where the server forgot the graph."""
+        missing = 0  # times in a row: between the queue and the history it is in neither for a moment
+        while (entry := await client.history(prompt_id)) is None:
+            missing = 0 if prompt_id in await client.queued() else missing + 1
+            if missing >= 3:
+                raise LostError("it does not know the graph any more: it was restarted, or its queue cleared")
+            await asyncio.sleep(SECONDS)
+        return entry
 
     def _wait_for(self, ask: Callable[[ServerClient], Coroutine]) -> Any:
         """Ask the server. Raises ValueError where it does not answer or refuses."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mulan_nodes.mulan.conditioning.adapter import from_published
 from mulan_nodes.mulan.conditioning.model_files import open_adapter
+from mulan_nodes.mulan.servers.server_client import ServerClient
 from mulan_nodes.mulan.tiny_models.unpacking import ADAPTER
 from mulan_nodes.mulan.training.adapters import build_adapter
 from mulan_nodes.mulan.training.graph_validation import SUBFOLDER, GraphValidation
@@ -78,6 +79,26 @@ def test_without_prompts_the_graph_draws_its_own(server, adapters, workflow, ada
     out = tmp_path / "run"
     GraphValidation(workflow, server.url, adapters, (), out)(7, adapter)
     assert [file.name for file in out.iterdir()] == ["validation-000007-1.png"]
+
+
+def test_a_graph_that_ends_without_images_or_is_forgotten_does_not_hold_the_training(
+    server, adapters, workflow, adapter, tmp_path, capsys, monkeypatch
+):
+    validate = GraphValidation(workflow, server.url, adapters, ("red",), tmp_path / "run")
+
+    async def no_post(*_):
+        pass  # as if the queue had been cleared, or the server restarted
+
+    monkeypatch.setattr(ServerClient, "post", no_post)
+    validate(1, adapter)
+    assert "no validation images of step 1" in (said := capsys.readouterr().out) and "does not know the graph" in said
+
+    async def interrupted(*_):
+        return {"status": {"status_str": "error", "messages": [["execution_interrupted", {}]]}, "outputs": {}}
+
+    monkeypatch.setattr(ServerClient, "history", interrupted)
+    validate(2, adapter)
+    assert "no validation images of step 2: it was interrupted on the server" in capsys.readouterr().out
 
 
 def test_what_cannot_be_drawn_is_said_before_the_training_or_does_not_end_it(
