@@ -38,14 +38,13 @@ def comfyui_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
-    """A folder with the layout of models/ that the server searches too: what tests write there, it lists."""
-    from mulan_nodes.tools import comfy_server
+def models(comfyui_folder, tiny_models, tmp_path_factory) -> Path:
+    """A folder with the layout of models/ that the server searches beside ComfyUI's own, which has the tiny models: it
+    holds files made for tests of graphs (tests/graph/models.py), and what tests write there, the server lists.
+    """
+    from mulan_nodes.tests.graph.models import make_all
 
-    folder = tmp_path_factory.mktemp("models")
-    for name in comfy_server.MODEL_FOLDERS:
-        (folder / name).mkdir()
-    return folder
+    return make_all(tmp_path_factory.mktemp("models"), comfyui_folder / "models")
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_every_preset_of_upstream_is_here():
     assert skeletons.PRESETS.keys() == PUBLISHED.keys() | SAME_AS.keys() | NOT_THERE
 
 
-@pytest.mark.parametrize("name", PUBLISHED.keys() | SAME_AS.keys())
+@pytest.mark.parametrize("name", sorted({*PUBLISHED, *SAME_AS}))
 def test_names_order_and_bones_are_the_published_ones(name):
     skeleton = skeletons.PRESETS[name]
     names, bones = PUBLISHED[SAME_AS.get(name, name)]
