@@ -122,12 +122,16 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         return choose_dtype(device, torch.bfloat16) if is_of_chat else compute_dtype(device)
 
     def hidden_states(
-        self, windows: Sequence[Sequence[int]], after_layer: Callable[[], None] = lambda: None
+        self,
+        windows: Sequence[Sequence[int]],
+        after_layer: Callable[[], None] = lambda: None,
+        positions: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Encode windows of T token ids each -> the hidden states of each, [T, hidden_size] float32.
 
         In half precision where the device is fast with it, and again in float32 where that overflows. `after_layer` is
-        called after each layer. Stops when the user interrupts.
+        called after each layer. positions: long [T], in windows without some rows of padding, which no row reads; the
+        states are then the last layer's. Stops when the user interrupts.
         """
 
         def hook(*_):
@@ -139,13 +143,20 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         try:
             for dtype in dict.fromkeys((self.computes_in(self.device), torch.float32)):
                 self._compute_dtype = dtype
-                states = self([list(window) for window in windows])[0]
+                states = self._forward([list(window) for window in windows], positions)
                 if states.isfinite().all():
                     break
             return list(states)
         finally:
             for registered in hooks:
                 registered.remove()
+
+    def _forward(self, tokens: list[list[int]], positions: torch.Tensor | None) -> torch.Tensor:
+        if positions is None:
+            return self(tokens)[0]
+        embeds, mask, *_ = self.process_tokens(tokens, self.device)
+        model: Any = self.transformer.model
+        return model(None, mask, embeds=embeds, position_ids=positions[None].to(self.device))[0].float()
 
     def text_embeds(self, input_ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:
         """Return upstream's pooled vector [1, projection_dim]: `last_token_state`, projected."""

@@ -1,4 +1,4 @@
-"""A smaller text encoder that stands for a larger one: some of its layers, trained so that adapters read the same.
+"""A smaller text encoder that stands for a larger one: part of it, trained so that adapters read the same.
 
 An adapter reads rows by their places, those of padding too. So a student has its teacher's tokenizer, embedding table
 and width, and learns on text alone to give the teacher's states row by row.
@@ -6,7 +6,7 @@ and width, and learns on text alone to give the teacher's states row by row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,11 +24,13 @@ TABLE = "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """What a text encoder gives of prompts: ids long [B, T], states [B, T, hidden_size]; is_read and is_padding bool
-    [B, T]: the rows that an adapter reads, and those of them behind the last eos.
+    """What a text encoder gives of prompts: ids long [B, T] and the positions of these columns, long [T]; states [B, T,
+    hidden_size]; is_read and is_padding bool [B, T]: the rows that an adapter reads, and those of them behind the last
+    eos.
     """
 
     ids: torch.Tensor
+    positions: torch.Tensor
     states: torch.Tensor
     is_read: torch.Tensor
     is_padding: torch.Tensor
@@ -43,26 +45,41 @@ class Teacher:
         self.file, self.family = file, family
         self._encoder = CaptionEncoder(file, family)
 
-    def encode(self, prompts: Sequence[str]) -> EncodedPrompts:
-        """Encode prompts; of a long one the first window."""
+    def encode(self, prompts: Sequence[str], padding: int | None = None, seed: int = 0) -> EncodedPrompts:
+        """Encode prompts; of a long one the first window.
+
+        padding: how many rows of padding behind the longest prompt, drawn by `seed`; None: all. No row reads another's
+        padding, so the rest can be left out.
+        """
         windows = self._encoder.windows(prompts)
-        length, pad = max(len(window.input_ids) for window in windows), windows[0].frame.pad
-        ids = [(*window.input_ids, *[pad] * (length - len(window.input_ids))) for window in windows]
-        states = torch.stack(self._encoder.hidden_states(ids))
-        places = torch.arange(length, device=states.device).expand(len(windows), -1)
         prefix, end = (
-            torch.tensor(each, device=states.device)[:, None]
+            torch.tensor(each)[:, None]
             for each in zip(*((len(of.prefix_ids), len(of.prefix_ids) + of.num_rows) for of in windows), strict=True)
         )
-        is_padding = places >= end
-        is_read = (places == 0) | (places > prefix)
-        if self.family is PIXART:  # whose padding no model reads
+        length, longest = max(len(window.input_ids) for window in windows), int(end.max())
+        behind = torch.arange(longest, length)
+        if padding is not None:
+            kept = padding if self.family is not PIXART else 0  # whose padding no model reads
+            order = torch.randperm(len(behind), generator=torch.Generator().manual_seed(seed))
+            behind = behind[order[:kept].sort().values]
+        positions = torch.cat([torch.arange(longest), behind])
+        pad = windows[0].frame.pad
+        ids = torch.full((len(windows), length), pad)
+        for row, window in zip(ids, windows, strict=True):
+            row[: len(window.input_ids)] = torch.tensor(window.input_ids)
+        ids = ids[:, positions]
+        states = torch.stack(self._encoder.hidden_states(ids.tolist(), positions))
+        is_padding = positions >= end
+        is_read = (positions == 0) | (positions > prefix)
+        if self.family is PIXART:
             is_read &= ~is_padding
-        return EncodedPrompts(torch.tensor(ids, device=states.device), states, is_read, is_padding & is_read)
+        device = states.device
+        is_read, is_padding = is_read.to(device), (is_padding & is_read).to(device)
+        return EncodedPrompts(ids.to(device), positions.to(device), states, is_read, is_padding)
 
 
 class Student(nn.Module):
-    """A text encoder that learns: ids long [B, T] -> states [B, T, hidden_size] float32.
+    """A text encoder that learns: ids long [B, T] and their positions, long [T] -> states [B, T, hidden_size] float32.
 
     `sizes` are its own; the embedding table [vocabulary, hidden_size] is the teacher's and does not learn.
     """
@@ -86,11 +103,12 @@ class Student(nn.Module):
         """The embedding table, on the CPU."""
         return self._table[0]
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         if self.table.device != ids.device:
             self._table[0] = self.table.to(ids.device)
         embeds = F.embedding(ids, self.table).float()
-        return self.model(None, attention_mask=(ids != self.pad).long(), embeds=embeds)[0].float()
+        mask = (ids != self.pad).long()
+        return self.model(None, attention_mask=mask, embeds=embeds, position_ids=positions[None])[0].float()
 
 
 def spread_layers(count: int, kept: int) -> list[int]:
@@ -105,10 +123,17 @@ def spread_layers(count: int, kept: int) -> list[int]:
     return [round(place * (count - 1) / (kept - 1)) for place in range(kept)]
 
 
-def new_student(teacher: TextEncoderFile, layers: int, pad: int) -> Student:
-    """Build a student of some of the teacher's layers. Raises ValueError for a teacher whose layers are quantized."""
-    kept = spread_layers(teacher.config.num_hidden_layers, layers)
-    return _with_weights(teacher, replace(teacher.config, num_hidden_layers=layers), kept, pad)
+def new_student(teacher: TextEncoderFile, layers: int, pad: int, intermediate_size: int | None = None) -> Student:
+    """Build a student of some of the teacher's layers, and of some channels of their MLPs (None: all).
+
+    Raises ValueError for a teacher whose layers are quantized, or that has not so many.
+    """
+    kept, whole = spread_layers(teacher.config.num_hidden_layers, layers), teacher.config.intermediate_size
+    channels = whole if intermediate_size is None else intermediate_size
+    if not 1 <= channels <= whole:
+        raise ValueError(f"--intermediate-size {channels}: the teacher's layers have {whole} channels")
+    sizes = replace(teacher.config, num_hidden_layers=layers, intermediate_size=channels)
+    return _with_weights(teacher, sizes, kept, pad)
 
 
 def open_student(file: TextEncoderFile, teacher: TextEncoderFile, pad: int) -> Student:
@@ -127,14 +152,22 @@ def _with_weights(file: TextEncoderFile, sizes: TextConfig, kept: Sequence[int],
     if has_quantized(weights):
         raise ValueError(f"{file.file.path} has quantized layers, which cannot learn: take the float16 file")
     student = Student(sizes, weights[TABLE].half(), pad)
-    names = {
-        f"layers.{place}.{name}": f"model.layers.{layer}.{name}"
-        for place, layer in enumerate(kept)
-        for name in student.model.layers[0].state_dict()
-    }
-    names["norm.weight"] = "model.norm.weight"
-    student.model.load_state_dict({ours: weights[theirs].float() for ours, theirs in names.items()})
+    learned = {"norm.weight": weights["model.norm.weight"].float()}
+    for place, layer in enumerate(kept):
+        for name, weight in _layer(weights, layer, sizes.intermediate_size).items():
+            learned[f"layers.{place}.{name}"] = weight
+    student.model.load_state_dict(learned)
     return student
+
+
+def _layer(weights: Mapping[str, torch.Tensor], layer: int, channels: int) -> dict[str, torch.Tensor]:
+    """Return a layer's weights, float32, with those channels of its MLP whose weights are the largest."""
+    prefix = f"model.layers.{layer}."
+    ours = {name.removeprefix(prefix): weight.float() for name, weight in weights.items() if name.startswith(prefix)}
+    gate, up, down = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
+    size = ours[gate].norm(dim=1) * ours[up].norm(dim=1) * ours[down].norm(dim=0)
+    kept = size.topk(channels).indices.sort().values
+    return ours | {gate: ours[gate][kept], up: ours[up][kept], down: ours[down][:, kept]}
 
 
 def row_loss(states: torch.Tensor, teacher: EncodedPrompts) -> torch.Tensor:
@@ -167,7 +200,7 @@ def compare(student: nn.Module, teacher: Teacher, prompts: Sequence[str]) -> Lik
     words, padding, ours, theirs = [], [], [], []
     for start in range(0, len(prompts), ENCODE_BATCH):
         encoded = teacher.encode(prompts[start : start + ENCODE_BATCH])
-        states = student(encoded.ids)
+        states = student(encoded.ids, encoded.positions)
         cosine = F.cosine_similarity(states, encoded.states, dim=-1)
         words.append(cosine[encoded.is_read & ~encoded.is_padding].cpu())
         padding.append(cosine[encoded.is_padding].cpu())

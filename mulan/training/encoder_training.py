@@ -24,6 +24,7 @@ from .run import RESULT_DTYPES, Product, TrainingRun
 from .trainer import compute_beside, find_devices, run_to_end
 
 FILE, LIKENESS_FILE = "text_encoder.safetensors", "likeness.json"
+PADDING_ROWS = 8  # of a batch, in a step
 FAMILIES = {"sd": SD15, "pixart": PIXART}
 
 
@@ -45,6 +46,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="layers of the teacher that the student begins with, spread over all (default: 8)",
     )
     start.add_argument("--student", type=Path, help="begin with this text encoder instead, such as an earlier result")
+    add(
+        "--intermediate-size",
+        type=int,
+        help="channels of each layer's MLP that the student begins with, those of the largest weights (default: all)",
+    )
     add("--texts", type=Path, required=True, help="folder of en.txt, zh.txt ... (a language's code), one prompt a line")
     add("--out", type=Path, required=True, help="folder for the text encoder, the state and the table of likeness")
     add(
@@ -68,6 +74,8 @@ def train(options: argparse.Namespace) -> None:
     trained, KeyboardInterrupt after Ctrl-C.
     """
     settings = make_run_settings(options)
+    if options.student is not None and options.intermediate_size is not None:
+        raise ValueError("--intermediate-size is for a new student: leave it out beside --student")
     prompts = read_prompts(options.texts, options.held_out)
     accelerator = find_devices()
     compute_beside(accelerator)
@@ -75,7 +83,7 @@ def train(options: argparse.Namespace) -> None:
 
     file, pad = _open(options.teacher), INTERNVL_FRAME.pad
     student = (
-        new_student(file, options.layers, pad)
+        new_student(file, options.layers, pad, options.intermediate_size)
         if options.student is None
         else open_student(_open(options.student), file, pad)
     )
@@ -89,9 +97,9 @@ def train(options: argparse.Namespace) -> None:
     stream = PromptStream(prompts, settings.seed, settings.empty_share)
 
     def compute_loss(indices: range) -> torch.Tensor:
-        encoded = teacher.encode([stream.prompt(index) for index in indices])
+        encoded = teacher.encode([stream.prompt(index) for index in indices], PADDING_ROWS, seed=indices.start)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            states = run.wrapped(encoded.ids.to(run.device))
+            states = run.wrapped(encoded.ids.to(run.device), encoded.positions.to(run.device))
         return row_loss(states, encoded)
 
     run_to_end(run, compute_loss, validate=_judge(teacher, prompts, options.out))
@@ -133,11 +141,14 @@ def _metadata(teacher: TextEncoderFile, student: Student, prompts: dict[str, Pro
 def _describe(student: Student, teacher: TextEncoderFile, prompts: dict[str, PromptList]) -> str:
     count = sum(len(each.learned) for each in prompts.values())
     own = student.table.numel() + sum(parameter.numel() for parameter in student.parameters())
+    ours, theirs = student.sizes, teacher.config
     layer = sum(parameter.numel() for parameter in student.model.layers[0].parameters())
-    whole = own + layer * (teacher.config.num_hidden_layers - student.sizes.num_hidden_layers)
+    left_out = 3 * theirs.hidden_size * (theirs.intermediate_size - ours.intermediate_size)  # of each layer's MLP
+    whole = own + theirs.num_hidden_layers * (layer + left_out) - ours.num_hidden_layers * layer
     return (
-        f"{student.sizes.num_hidden_layers} of {teacher.config.num_hidden_layers} layers: {own / 1e6:.0f} million "
-        f"parameters, {own / whole:.2f} of the teacher's. {count} prompts in {len(prompts)} languages."
+        f"{ours.num_hidden_layers} of {theirs.num_hidden_layers} layers, {ours.intermediate_size} of "
+        f"{theirs.intermediate_size} channels in MLPs: {own / 1e6:.0f} million parameters, {own / whole:.2f} of the "
+        f"teacher's. {count} prompts in {len(prompts)} languages."
     )
 
 

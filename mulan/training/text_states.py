@@ -106,13 +106,17 @@ class CaptionEncoder:
         tokens = [clip.tokenize(caption, tokenizer_options={} if caption else {NEGATIVE: True}) for caption in captions]
         return [clip.cond_stage_model.window(window_rows(each, self.family)[0]) for each in tokens]
 
-    def hidden_states(self, windows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return the states [T, hidden_size] of windows of T token ids each, float32."""
+    def hidden_states(
+        self, windows: Sequence[Sequence[int]], positions: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Return the states [T, hidden_size] of windows of T token ids each, float32. positions: see
+        `InternVLEncoder.hidden_states`.
+        """
         clip = self._loaded()
         clip.load_model()
         clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
         with torch.no_grad():
-            return clip.cond_stage_model.internvl.hidden_states(windows)
+            return clip.cond_stage_model.internvl.hidden_states(windows, positions=positions)
 
     def _loaded(self) -> Any:
         if self._clip is None:

@@ -53,7 +53,7 @@ def test_a_student_of_all_layers_is_its_teacher(family, teacher_file):
     teacher = Teacher(open_text_encoder(teacher_file), family)
     student = new_student(teacher.file, 3, pad=0)
     encoded = teacher.encode(PROMPTS)
-    states = student(encoded.ids)
+    states = student(encoded.ids, encoded.positions)
     assert torch.allclose(states[encoded.is_read], encoded.states[encoded.is_read], atol=1e-4)
     assert row_loss(states, encoded).item() < 1e-6
     found = compare(student, teacher, PROMPTS)
@@ -68,13 +68,52 @@ def test_the_rows_that_count_are_those_that_an_adapter_reads(teacher_file):
     assert (encoded.ids[encoded.is_padding] == 0).all() and encoded.is_padding[3].sum() == 0
     assert encoded.is_padding[2].sum() == 78, "bos and eos of the empty prompt"
     student = new_student(teacher.file, 1, pad=0)
-    before = row_loss(student(encoded.ids), encoded)
+    before = row_loss(student(encoded.ids, encoded.positions), encoded)
     encoded.states[:, 1:4][:2] += 9  # the prefix's
-    assert row_loss(student(encoded.ids), encoded).item() == pytest.approx(before.item(), rel=1e-5)
+    assert row_loss(student(encoded.ids, encoded.positions), encoded).item() == pytest.approx(before.item(), rel=1e-5)
     for rows in (encoded.is_padding, encoded.is_read & ~encoded.is_padding):  # words and padding count alike
         other = encoded.states.clone()
         other[rows] += 1
         assert row_loss(other, encoded).item() > 0.1
+
+
+def test_rows_of_padding_that_are_left_out_change_no_other(teacher_file):
+    teacher = Teacher(open_text_encoder(teacher_file), SD15)
+    student = new_student(teacher.file, 2, pad=0)
+    short = PROMPTS[:3]
+    whole, some = teacher.encode(short), teacher.encode(short, padding=6, seed=3)
+    longest = int((whole.ids != 0).sum(1).max())
+    assert some.ids.shape == (3, longest + 6) and some.positions.tolist()[:longest] == [*range(longest)]
+    assert (some.positions.diff() > 0).all() and some.positions[-6:].tolist() != [*range(longest, longest + 6)]
+    assert torch.allclose(some.states, whole.states[:, some.positions], atol=1e-5)
+    assert torch.equal(some.is_read, whole.is_read[:, some.positions])
+    assert torch.equal(some.is_padding, whole.is_padding[:, some.positions])
+    ours = student(some.ids, some.positions)
+    assert torch.allclose(ours, student(whole.ids, whole.positions)[:, some.positions], atol=1e-5)
+    assert not torch.equal(some.positions, teacher.encode(short, padding=6, seed=4).positions)
+    assert teacher.encode(PROMPTS, padding=6).ids.shape == (4, 80), "a prompt that fills its window has none"
+    assert Teacher(teacher.file, PIXART).encode(short, padding=6).ids.shape == (3, longest)
+
+
+def test_a_student_keeps_the_channels_with_the_largest_weights(teacher_file, texts, tmp_path, capsys):
+    file = open_text_encoder(teacher_file)
+    weights, whole = file.state_dict(), file.config.intermediate_size
+    gate, up, down = (weights[f"model.layers.0.mlp.{name}_proj.weight"].float() for name in ("gate", "up", "down"))
+    size = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
+    kept = sorted(size.argsort(descending=True)[:16].tolist())
+    ours = new_student(file, 1, 0, intermediate_size=16).model.state_dict()
+    assert torch.equal(ours["layers.0.mlp.gate_proj.weight"], gate[kept])
+    assert torch.equal(ours["layers.0.mlp.up_proj.weight"], up[kept])
+    assert torch.equal(ours["layers.0.mlp.down_proj.weight"], down[:, kept])
+    for channels in (0, whole + 1):
+        with pytest.raises(ValueError, match=f"--intermediate-size {channels}: the teacher's layers have {whole}"):
+            new_student(file, 1, 0, intermediate_size=channels)
+    narrow = ["--layers", "2", "--intermediate-size", "16", "--steps", "1"]
+    assert main(command(teacher_file, texts, tmp_path / "out", *narrow)) == 0
+    assert f"2 of 3 layers, 16 of {whole} channels" in capsys.readouterr().out
+    small = open_text_encoder(tmp_path / "out" / FILE)
+    assert (small.config.num_hidden_layers, small.config.intermediate_size) == (2, 16)
+    assert Teacher(small, SD15).encode(PROMPTS).states.shape == (4, 80, 64)
 
 
 def test_a_student_begins_with_the_layers_that_are_kept(teacher_file):
@@ -177,6 +216,8 @@ def test_what_cannot_be_trained_is_refused_in_words(teacher_file, texts, tmp_pat
     chat = random_chat.checkpoint(tmp_path / "chat")
     assert "is the language model of a chat file: its tokens are not those" in refused(chat, texts)
     assert "is the language model of a chat file" in refused(teacher_file, texts, "--student", str(chat))
+    more = ["--student", str(teacher_file), "--intermediate-size", "16"]
+    assert "--intermediate-size is for a new student" in refused(teacher_file, texts, *more)
     assert "--layers 9: the teacher has 3" in refused(teacher_file, texts, "--layers", "9")
     other = text_encoder(tmp_path / "other.safetensors", 96)
     assert "states of width 96, but the teacher has" in refused(teacher_file, texts, "--student", str(other))

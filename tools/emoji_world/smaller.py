@@ -26,7 +26,7 @@ from ..tinyworld.text_training import TextEncoder
 from . import reader
 from .adapter_training import draw_names, train_adapter, train_further
 from .autoencoder_training import train_autoencoder, train_decoder_further
-from .base_training import Base, train_base
+from .base_training import Base, train_base, train_base_further
 from .concepts import trained_languages
 from .evaluation import MULAN, choose, name_cases
 from .sentence_training import Pupil, Round, teach, train_whole_text_encoder
@@ -35,8 +35,10 @@ LAYERS, WIDTH, INTERMEDIATE = 2, 56, 192
 ROUNDS = (
     Round("text_encoder_smaller_first", 2000, 2e-3, sentences=0.2, noise=0.04),
     Round("text_encoder_smaller_second", 3000, 2e-3, sentences=0.1, noise=0.02),
+    Round("text_encoder_smaller_third", 5000, 2e-3, sentences=0.15, noise=0.02, by_name=True),
+    Round("text_encoder_smaller_fourth", 4000, 1.5e-3, sentences=0.1, noise=0.02, by_name=True),
 )
-ADAPTER_STEPS = 2000
+ADAPTER_STEPS = 5000
 ASKED = 24  # names in each language, all things equally often
 
 
@@ -101,20 +103,28 @@ def parameters(model: LlamaModel) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def main(work_dir: Path, text_dir: Path) -> None:
+def adapted(work_dir: Path, text_dir: Path) -> tuple[narrow.TinyAutoencoder, TextEncoder, Base, LanguageAdapter]:
+    """What the finished stages left: autoencoder, text encoder, base and adapter."""
     whole = train_whole_text_encoder(text_dir)
     autoencoder = train_decoder_further(work_dir, train_autoencoder(work_dir))
-    base = train_base(work_dir, autoencoder)
+    base = train_base_further(work_dir, autoencoder, train_base(work_dir, autoencoder))
     adapter = train_further(work_dir, autoencoder, whole, base, train_adapter(work_dir, autoencoder, whole, base))
+    return autoencoder, whole, base, adapter
+
+
+def row_of(name: str, count: int, shares: dict[str, float]) -> str:
+    """A row of a table: a text encoder, its parameters, and the shares of `shares_right`."""
+    others = [share for code, share in shares.items() if code != "en"]
+    return f"| {name} | {count} | {shares['en']:.2f} | {np.mean(others):.3f} | {min(others):.2f} |"
+
+
+def main(work_dir: Path, text_dir: Path) -> None:
+    autoencoder, whole, base, adapter = adapted(work_dir, text_dir)
     smaller = train_smaller(text_dir, whole, begin(whole.model))
     own = train_own_adapter(work_dir, autoencoder, smaller, base)
     lines = ["| text encoder | parameters | English | mean of the others | lowest |", "| --- | --: | --: | --: | --: |"]
     for name, encoder, reads in (("whole", whole, adapter), ("smaller", smaller, own)):
-        shares = shares_right(autoencoder, encoder, base, reads)
-        english, others = shares.pop("en"), [*shares.values()]
-        lines.append(
-            f"| {name} | {parameters(encoder.model)} | {english:.2f} | {np.mean(others):.3f} | {min(others):.2f} |"
-        )
+        lines.append(row_of(name, parameters(encoder.model), shares_right(autoencoder, encoder, base, reads)))
         print(lines[-1], flush=True)
     (work_dir / "smaller.md").write_text("\n".join(lines) + "\n", "utf-8")
 
