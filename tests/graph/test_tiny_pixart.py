@@ -7,7 +7,7 @@ from mulan_nodes.tools.evaluate import mulan as evaluate_mulan
 from mulan_nodes.tools.evaluate.cases import MULAN, TinyWorldReader, tiny_world_cases, tiny_world_draws
 from mulan_nodes.tools.tinyworld import pixart
 
-PICTURES, STEPS, LEAST = 4, 10, 0.25  # chance is 0.04
+PICTURES, STEPS, LEAST = 4, 10, 0.375  # chance is 0.04
 LANGUAGES = ("en", "hi")
 
 

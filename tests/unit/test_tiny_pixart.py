@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -66,6 +67,22 @@ def test_the_rows_behind_the_end_are_hidden_in_the_end():
     base.hides_padding = True
     mask = base.context(["", "a red star"]).mask
     assert mask is not None and mask.sum(1).tolist() == [2, 5] and mask[1, :5].all()
+
+
+def test_while_it_learns_words_give_way_to_those_of_another_text_and_ends_stay():
+    texts = ["a red star", "a big blue circle"]
+    base = pixart_training.Base(["", *texts])
+    base.hides_padding, base.swapped_share = True, 1.0
+    with torch.no_grad():
+        own = base.context(texts)
+    got = base.context(texts)
+    assert own.mask is not None and got.mask is not None and torch.equal(got.mask, own.mask)
+    (first, second), number = own.mask.sum(1) - 1, torch.arange(2)
+    assert torch.equal(got.rows[number, own.mask.sum(1) - 1], own.rows[number, own.mask.sum(1) - 1])
+    assert torch.equal(got.rows[0, :first], own.rows[1, :first])
+    assert torch.equal(got.rows[1, :first], own.rows[0, :first])
+    assert torch.equal(got.rows[1, first:second], own.rows[0, :1].expand(second - first, -1)), "the other has no more"
+    assert base.telling_loss(got, np.array([0, 1]), torch.tensor([True, True])) == 0
 
 
 @torch.no_grad()

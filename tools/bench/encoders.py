@@ -97,6 +97,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> Iterator[dict]:
     results = {**known, "machine": machine(), "threads": options.threads}
     models: dict[str, dict] = results.setdefault("models", {})
+    per_layer: dict[str, dict[str, dict[str, float]]] = {}
     for name, model in MODELS.items():
         if options.only and name not in options.only:
             continue
@@ -107,20 +108,27 @@ def measure(options: argparse.Namespace, cache: Path, known: dict, say: Say) -> 
             **{"width": config.hidden_size, "layers": config.num_hidden_layers},
             **{"parameters": sum(count for _, count in _tensors(config)), "bytes": _bytes(config)},
         }
-        prompts = 2 if options.quick else PROMPTS
-        for weight_format in FORMATS_TIMED:
-            encoder, rounds = _encoder(config, weight_format), Rounds()
-            windows = [[1, *range(5 + index, ROWS + 3 + index), 2] for index in range(prompts)]
-            works = {"all": partial(encoder.hidden_states, windows), "one": partial(encoder.hidden_states, windows[:1])}
-            works["one"]()
-            for _ in range(1 if options.quick else options.repeat):
-                for what, work in works.items():
-                    rounds.note(what, times=timed(work)[0])
-            models[name][weight_format] = {
-                "one": rounds.median("one")["cpu"] * config.num_hidden_layers / LAYERS,
-                "each": rounds.median("all")["cpu"] / prompts * config.num_hidden_layers / LAYERS,
-            }
+        layers = replace(config, num_hidden_layers=LAYERS)
+        key = str(layers)  # two models may differ in the number of layers alone
+        if key not in per_layer:
+            per_layer[key] = {each: _seconds_per_layer(layers, each, options) for each in FORMATS_TIMED}
+        for weight_format, seconds in per_layer[key].items():
+            models[name][weight_format] = {what: of * config.num_hidden_layers for what, of in seconds.items()}
         yield results
+
+
+def _seconds_per_layer(config: LanguageConfig, weight_format: str, options: argparse.Namespace) -> dict[str, float]:
+    """Return CPU seconds of a layer for a prompt alone ("one") and for each of several at once ("each")."""
+    prompts = 2 if options.quick else PROMPTS
+    encoder, rounds = _encoder(config, weight_format), Rounds()
+    windows = [[1, *range(5 + index, ROWS + 3 + index), 2] for index in range(prompts)]
+    works = {"all": partial(encoder.hidden_states, windows), "one": partial(encoder.hidden_states, windows[:1])}
+    works["one"]()
+    for _ in range(1 if options.quick else options.repeat):
+        for what, work in works.items():
+            rounds.note(what, times=timed(work)[0])
+    all_at_once, one = (rounds.median(what)["cpu"] / config.num_hidden_layers for what in ("all", "one"))
+    return {"one": one, "each": all_at_once / prompts}
 
 
 def _config(model: Model) -> LanguageConfig:
@@ -158,12 +166,12 @@ def _bytes(config: LanguageConfig) -> dict[str, int]:
 
 
 def _encoder(config: LanguageConfig, weight_format: str) -> Any:
-    """Return an encoder of `LAYERS` layers of random weights and a short embedding table."""
+    """Return an encoder of random weights with a short embedding table."""
     from mulan_nodes.mulan.checkpoints.quantization import FORMATS, quantize_chunks
     from mulan_nodes.mulan.conditioning.internvl_llama import InternVLEncoder
 
     quantization = FORMATS[weight_format]
-    config = replace(config, num_hidden_layers=LAYERS, vocab_size=TABLE)
+    config = replace(config, vocab_size=TABLE)
     encoder = InternVLEncoder(config, dtype=torch.float16, device="cpu", is_quantized=quantization is not None)
     state_dict: dict[str, torch.Tensor] = {}
     for name, shape in _shapes(config).items():

@@ -23,7 +23,9 @@ from .pack import METADATA, write_pack_file
 from .stages import SEED
 from .text_training import PREFIX, TextEncoder
 
-LAST_STAGE, LAST_STEPS = "pixart_base_without_padding", 600
+LATER_STEPS = 600  # of the base without rows of padding
+LAST_STAGE, LAST_STEPS = "pixart_base_by_ends", 700
+SWAPPED_SHARE = 0.5
 BEGIN_RATE = 2e-3
 NAMES = (world.PALETTE, world.SHAPES, world.SIZES)  # of captions.ATTRIBUTES
 
@@ -33,6 +35,7 @@ class Base(EnglishBase):
 
     side, variants, batch = pixart.SIDE, 30, 16
     hides_padding = False
+    swapped_share = 0.0  # of the texts whose words give way to another's while it learns
 
     def __init__(self, texts: Sequence[str]):
         super().__init__(texts)
@@ -51,10 +54,23 @@ class Base(EnglishBase):
         if not self.hides_padding:
             return Context(rows)
         is_end = ids == len(self.token_ids) - 1  # padding repeats it
-        return Context(rows, mask=is_end.cumsum(1) <= is_end)
+        context = Context(rows, mask=is_end.cumsum(1) <= is_end)
+        return self._swapped(context) if self.swapped_share and torch.is_grad_enabled() else context
+
+    def _swapped(self, context: Context) -> Context:
+        """The words of another text in place of some texts' own; where that has fewer, its first row."""
+        assert context.mask is not None, "what `context` gives"
+        is_end = torch.zeros_like(context.mask)
+        is_end[torch.arange(len(is_end)), context.mask.sum(1) - 1] = True
+        others, are_words = context.rows.roll(1, 0), (context.mask & ~is_end).roll(1, 0)
+        others = torch.where(are_words[..., None], others, others[:, :1])
+        swapped = (torch.rand(len(is_end)) < self.swapped_share)[:, None] & ~is_end
+        return Context(torch.where(swapped[..., None], others, context.rows), mask=context.mask)
 
     def telling_loss(self, context: Context, things: np.ndarray, said: torch.Tensor) -> torch.Tensor:
-        """How badly the mean of the rows tells colour, shape and size."""
+        """How badly the mean of the rows tells colour, shape and size, where they are a text's own."""
+        if self.swapped_share:
+            return torch.zeros(())
         parts = self.told(context.rows.mean(1)[said]).split([len(names) for names in NAMES], dim=1)
         named = [world.THINGS[thing] for thing in things[said.numpy()]]
         losses = [
@@ -68,10 +84,14 @@ class Base(EnglishBase):
 
 
 def train_base(work_dir: Path, autoencoder: narrow.TinyAutoencoder, steps: int = 3000) -> Base:
-    """See `fit_base`. In the end without rows of padding: an adapter's row of a text's end then has a place."""
+    """See `fit_base`. Then without rows of padding, in the end with the words of other texts: so it reads a text from
+    its end, which is the row that languages share.
+    """
     torch.manual_seed(SEED)
     base = fit_base("pixart_base", Base(english_texts()), work_dir, autoencoder, steps, pixart.CFG)
     base.hides_padding, base.learning_rate = True, 8e-4
+    base = fit_base("pixart_base_without_padding", base, work_dir, autoencoder, LATER_STEPS, pixart.CFG)
+    base.swapped_share = SWAPPED_SHARE
     return fit_base(LAST_STAGE, base, work_dir, autoencoder, LAST_STEPS, pixart.CFG)
 
 
@@ -128,7 +148,7 @@ def _ends_and_words(context: Context) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_adapter(
-    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: TextEncoder, base: Base, steps: int = 1200
+    work_dir: Path, autoencoder: narrow.TinyAutoencoder, text_encoder: TextEncoder, base: Base, steps: int = 5000
 ) -> Projection:
     """Trains the adapter with the library's trainer on English captions of the things that are not held out."""
     states = MaskedStates(text_encoder)

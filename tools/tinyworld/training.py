@@ -12,7 +12,7 @@ from .base_training import train_base
 from .companion_training import train_companions
 
 ESTIMATE = (
-    "Training takes five hours of one CPU core (stages of 5, 115, 17, 15, 20, 25, 40, 20 and 15 minutes, the second of "
+    "Training takes six hours of one CPU core (stages of 5, 115, 17, 15, 20, 25, 50, 60 and 15 minutes, the second of "
     "them the text encoder's, for both worlds); interrupted, it goes on where it was."
 )
 
