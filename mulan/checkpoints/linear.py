@@ -2,7 +2,7 @@
 
 ComfyUI turns a whole weight into the input's dtype at every call. On a CPU that takes longer than the product itself,
 because the copy goes to memory and back. Here a weight is turned in runs that fit into the CPU's cache, and int8
-weights are not turned at all where the CPU multiplies 8-bit integers exactly.
+weights are not turned at all where the CPU multiplies 8-bit integers exactly and fast.
 
 | situation | int8 | fp8, float16, bfloat16 |
 | --- | --- | --- |
@@ -21,7 +21,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -42,6 +43,7 @@ VERSION = "2"  # part of what results are known by: raise it where they change
 QUANTIZED_ROWS = 160  # at a time: a few MB, what a core's cache holds
 MULTIPLIED_ROWS = 512  # at a time: their products stay in memory that is used again
 _int_mm: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]: ComfyUI's kernels use it too
+SLOWER = 4.0  # between 1 of CPUs with the instructions and 20 or more of those without
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -98,10 +100,15 @@ def operations_for(kept: torch.dtype | None, exact: bool = False) -> Any:
 
 
 def multiplies_integers() -> bool:
-    """Return whether this CPU multiplies 8-bit integers exactly and fast.
+    """Return whether this CPU multiplies 8-bit integers exactly and fast."""
+    return multiplies_exactly() and _multiplies_fast()
 
-    An x86 CPU without AVX-VNNI, AVX512-VNNI or AMX holds the sum of two products in 16 bits, where the largest values
-    saturate. Other processors compute them right, but slowly.
+
+def multiplies_exactly() -> bool:
+    """Return whether torch's products of 8-bit integers are right on this CPU.
+
+    An x86 CPU without AVX-VNNI, AVX512-VNNI or AMX may hold the sum of two products in 16 bits, where the largest
+    values saturate. Other processors compute them right, but slowly.
     """
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
@@ -109,6 +116,26 @@ def multiplies_integers() -> bool:
     weight = torch.full((16, width), 127, dtype=torch.int8, device="cpu")
     products = [_int_mm(weight[:rows], weight.t()) for rows in (1, 16)]  # one row takes another way
     return bool((torch.cat(products) == width * 127**2).all())
+
+
+def _multiplies_fast() -> bool:
+    """Measure whether products of integers take less time than `SLOWER` times those of floats: 0.01 s.
+
+    Some x86 CPUs without the instructions are right and take 25 times as long; no flag tells that in every torch.
+    """
+    rows, weight = (torch.ones(count, 512, dtype=torch.int8, device="cpu") for count in (64, 256))
+    float_rows, float_weight = rows.float(), weight.float()
+    in_integers, in_floats = (
+        min(_seconds(multiply) for _ in range(5))
+        for multiply in (lambda: _int_mm(rows, weight.t()), lambda: float_rows @ float_weight.t())
+    )
+    return in_integers < SLOWER * in_floats
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def linear_on_cpu(input: torch.Tensor, weight: Any, bias: torch.Tensor | None, integers: bool) -> torch.Tensor:

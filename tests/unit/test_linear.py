@@ -65,7 +65,7 @@ def test_int8_weights_in_every_way(width, rows, size, rotated):
     assert error(linear.linear_on_cpu(input, weight, None, integers=False), expected) < 1e-6
     assert error(linear.linear_on_card(input, weight, None, integers=False), expected) < 1e-6
     most = 1e-3 if 2 * rows <= linear.FEW_ROWS else 0.012
-    if linear.multiplies_integers():
+    if linear.multiplies_exactly():
         assert error(linear.linear_on_cpu(input, weight, None, integers=True), expected) < most
     assert error(linear.linear_on_card(input, weight, None, integers=True), expected) < 1e-3
     naive = error(torch.nn.functional.linear(input.flatten(0, 1), weight).unflatten(0, (2, rows)), expected)
@@ -138,6 +138,29 @@ def test_integers_need_products_that_are_exact(monkeypatch):
     assert linear.multiplies_integers() is False
 
 
+def test_integers_need_products_that_are_fast(monkeypatch):
+    """Some CPUs without the instructions are right, and 25 times as slow."""
+    monkeypatch.setattr(linear.platform, "machine", lambda: "x86_64")
+    seconds = {"integers": 0.0, "floats": 0.0}
+
+    def product(a, b):
+        spent[0] += seconds["integers"]
+        return a.int() @ b.int()
+
+    spent = [0.0]
+    monkeypatch.setattr(linear, "_int_mm", product)
+    monkeypatch.setattr(linear, "_seconds", lambda work: _spent(work, spent, seconds["floats"]))
+    for integers, expected in ((0.4, True), (2.0, True), (8.0, False), (25.0, False)):
+        seconds.update(integers=integers, floats=1.0)
+        assert linear.multiplies_integers() is expected
+
+
+def _spent(work, spent, floats) -> float:
+    spent[0] = 0.0
+    work()
+    return spent[0] or floats
+
+
 def test_stop_is_heard_between_layers(monkeypatch):
     class Stopped(Exception):
         pass
@@ -157,7 +180,7 @@ def test_what_is_not_finite_stays_so(integers):
     input = torch.randn(1, 20, 256)
     input[0, 3, 5] = torch.inf
     input[0, 4, 6] = torch.nan
-    found = linear.linear_on_cpu(input, weight, None, integers and linear.multiplies_integers())
+    found = linear.linear_on_cpu(input, weight, None, integers and linear.multiplies_exactly())
     assert not found[0, 3].isfinite().any() and not found[0, 4].isfinite().any()
 
 
