@@ -45,6 +45,11 @@ class ChatEncoderFile:
     kind: str
     projection_dim: None = None
 
+    @property
+    def states_size(self) -> int:
+        """The width of its states."""
+        return self.config.hidden_size
+
     def tokenizer(self) -> ChatPieces:
         """Return the tokenizer. Raises WrongFileError where there is none, or it is another model's."""
         tokenizer = read_tokenizer(self.file, self.config.vocab_size, CHAT_SOURCE)

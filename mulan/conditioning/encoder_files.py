@@ -34,16 +34,16 @@ def check_pair(encoder: AnyTextEncoderFile, adapter: AdapterFile) -> None:
             f"{names[0]} was trained with {KINDS[adapter.encoder_kind]}, but {names[1]} is {KINDS[encoder.kind]}: "
             "their states have nothing in common. Choose the text encoder that the adapter was trained with."
         )
-    if adapter.shape.text_hidden_size != encoder.config.hidden_size:
+    if adapter.shape.text_hidden_size != encoder.states_size:
         right = " (width 4096: InternVL-14B-224px)" if encoder.kind == INTERNVL_LLAMA else ""
         raise WrongFileError(
             f"{names[0]} reads states of width {adapter.shape.text_hidden_size}, but {names[1]} gives "
-            f"{encoder.config.hidden_size}: use the text encoder that this adapter was trained with{right}."
+            f"{encoder.states_size}: use the text encoder that this adapter was trained with{right}."
         )
-    if adapter.family is PIXART and encoder.kind != INTERNVL_LLAMA and encoder.config.hidden_size != PIXART.context_dim:
+    if adapter.family is PIXART and encoder.kind != INTERNVL_LLAMA and encoder.states_size != PIXART.context_dim:
         raise WrongFileError(
             f"{names[0]} is for PixArt, whose MODEL takes states of width {PIXART.context_dim}, but {names[1]} gives "
-            f"{encoder.config.hidden_size}: choose a text encoder of that width (InternVL3_5-8B), or another family."
+            f"{encoder.states_size}: choose a text encoder of that width (InternVL3_5-8B), or another family."
         )
     needed = adapter.shape.text_embeds_dim if isinstance(adapter.shape, AdapterShapeXL) else None
     if needed is not None and encoder.projection_dim != needed:

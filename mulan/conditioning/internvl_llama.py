@@ -42,14 +42,15 @@ class LlamaConfig(llama.Llama2Config):
     @classmethod
     def from_text_config(cls, config: TextConfig) -> LlamaConfig:
         """Build the configuration of a file's LLaMA."""
-        llama_config = cls(**asdict(config), num_key_value_heads=config.num_attention_heads)
+        sizes = {name: size for name, size in asdict(config).items() if name != "output_size"}
+        llama_config = cls(**sizes, num_key_value_heads=config.num_attention_heads)
         llama_config.head_dim = config.hidden_size // config.num_attention_heads  # a class attribute, not a field
         return llama_config
 
 
 class InternVLLlama(llama.BaseLlama, torch.nn.Module):
-    """All rows of the last layer, behind the final norm. `config` holds a `TextConfig` or a `LanguageConfig` under
-    ``sizes``.
+    """All rows of the last layer, behind the final norm and, of a narrow one, `output_projection`. `config` holds a
+    `TextConfig` or a `LanguageConfig` under ``sizes``.
     """
 
     def __init__(self, config, dtype, device, operations):
@@ -59,6 +60,14 @@ class InternVLLlama(llama.BaseLlama, torch.nn.Module):
         known = sizes if isinstance(sizes, LanguageConfig) else LlamaConfig.from_text_config(sizes)
         self.model = llama.Llama2_(known, device=device, dtype=dtype, ops=operations)
         self.dtype = dtype
+        output_size = sizes.output_size if isinstance(sizes, TextConfig) else None
+        self.output_projection: Any = None
+        if output_size is not None:
+            self.output_projection = operations.Linear(sizes.hidden_size, output_size, dtype=dtype, device=device)
+
+    def forward(self, input_ids, *args, **options):
+        states, *others = self.model(input_ids, *args, **options)
+        return (states if self.output_projection is None else self.output_projection(states), *others)
 
 
 class InternVLEncoder(sd1_clip.SDClipModel):
@@ -91,12 +100,13 @@ class InternVLEncoder(sd1_clip.SDClipModel):
             model_options={**(model_options or {}), "custom_operations": operations},
         )
         self.config = config
+        self.states_size = config.states_size if isinstance(config, TextConfig) else config.hidden_size
         self.frame = frame
         self._compute_dtype = torch.float32
         self._stored_dtype = None if is_quantized else dtype
         if projection_dim is not None:
             self.text_projection = torch.nn.Parameter(
-                torch.empty(config.hidden_size, projection_dim, dtype=dtype, device=device), requires_grad=False
+                torch.empty(self.states_size, projection_dim, dtype=dtype, device=device), requires_grad=False
             )
         if adapter is not None:
             self.adapter = adapter
@@ -127,7 +137,7 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         after_layer: Callable[[], None] = lambda: None,
         positions: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
-        """Encode windows of T token ids each -> the hidden states of each, [T, hidden_size] float32.
+        """Encode windows of T token ids each -> the states of each, [T, states_size] float32.
 
         In half precision where the device is fast with it, and again in float32 where that overflows. `after_layer` is
         called after each layer. positions: long [T], in windows without some rows of padding, which no row reads; the
@@ -155,8 +165,7 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         if positions is None:
             return self(tokens)[0]
         embeds, mask, *_ = self.process_tokens(tokens, self.device)
-        model: Any = self.transformer.model
-        return model(None, mask, embeds=embeds, position_ids=positions[None].to(self.device))[0].float()
+        return self.transformer(None, mask, embeds=embeds, position_ids=positions[None].to(self.device))[0].float()
 
     def text_embeds(self, input_ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:
         """Return upstream's pooled vector [1, projection_dim]: `last_token_state`, projected."""
@@ -168,11 +177,12 @@ class InternVLEncoder(sd1_clip.SDClipModel):
         weight made what it is computed in. Where `device` cannot hold the weights, also the weight that is sent there.
         """
         hidden_size, intermediate_size = self.config.hidden_size, self.config.intermediate_size
-        matrix = hidden_size * intermediate_size
+        matrix = hidden_size * max(intermediate_size, self.states_size)
         dtype = torch.float32 if device is None else self.computes_in(device)
         made = 0 if dtype == self._stored_dtype else matrix
         norm = 0 if dtype is torch.float32 else torch.float32.itemsize * num_rows * hidden_size  # in float32 always
-        memory = dtype.itemsize * (num_rows * (4 * hidden_size + 2 * intermediate_size) + made) + norm
+        widest = max(2 * intermediate_size, self.states_size)
+        memory = dtype.itemsize * (num_rows * (4 * hidden_size + widest) + made) + norm
         largest = 0 if device is None else streaming_memory(self.transformer, device, memory)
         return max(memory + 2 * matrix, largest) if largest else memory
 
@@ -183,7 +193,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def last_token_state(input_ids: Sequence[int], states: torch.Tensor) -> torch.Tensor:
-    """Return the row of a text's states [T, hidden_size] that stands for the text.
+    """Return the row of a text's states [T, states_size] that stands for the text.
 
     Upstream takes the row that the count of ids above 0 points at, normally eos.
     """

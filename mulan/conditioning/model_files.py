@@ -21,7 +21,7 @@ from .adapter import AdapterShape, LanguageAdapter, from_published, published_ke
 from .adapter_sdxl import AdapterShapeXL, AnyAdapterShape, LanguageAdapterXL, ProjectionShape, TextProjection
 from .encoder_kinds import FINGERPRINT_KEY, INTERNVL_LLAMA, fingerprint_of, saved_kind, trained_kind
 from .families import FAMILIES, PIXART, SDXL, Family
-from .text_config import TextConfig, check_llama, text_configuration
+from .text_config import OUTPUT, TextConfig, check_llama, text_configuration
 
 ENCODER_SOURCE = "OpenGVLab/InternVL-14B-224px on Hugging Face"
 ADAPTER_SOURCE = "mulanai/mulan-lang-adapter on Hugging Face"
@@ -66,6 +66,11 @@ class TextEncoderFile:
         return read_beside(self.file.path, TOKENIZER_NAME) or b""
 
     @property
+    def states_size(self) -> int:
+        """The width of its states."""
+        return self.config.states_size
+
+    @property
     def text_projection_name(self) -> str | None:
         """The name of `text_projection` in the file; None where the file has no such tensor."""
         return next(
@@ -79,7 +84,7 @@ class TextEncoderFile:
         return self.file.shapes[name][1] if name else None
 
     def text_projection(self) -> torch.Tensor:
-        """Read the projection [hidden_size, projection_dim]. Only where `projection_dim` is not None."""
+        """Read the projection [states_size, projection_dim]. Only where `projection_dim` is not None."""
         name = self.text_projection_name
         assert name is not None, "a caller asks for projection_dim first"  # noqa: S101
         return self.file.read(name)
@@ -162,7 +167,7 @@ def text_encoder_from_tensors(file: TensorFile) -> TextEncoderFile:
     prefix = next((p for p in _ENCODER_PREFIXES if f"{p}model.embed_tokens.weight" in file.shapes), None)
     if prefix is None:
         raise WrongFileError(f"{describe_path(path)} is {identify(file.shapes)}; {expected}.")
-    stored = f"{prefix}model."
+    stored = f"{prefix}model.", f"{prefix}{OUTPUT}"
     names = {
         name[len(prefix) :]: name
         for name in file.shapes
@@ -197,7 +202,7 @@ def text_encoder_from_tensors(file: TensorFile) -> TextEncoderFile:
     with reading_sizes(path, prefix=prefix):
         opened = TextEncoderFile(file, text_configuration(file, shapes), names)
         projection = opened.text_projection_name
-        if projection and shape_of(file.shapes, projection, 2)[0] != opened.config.hidden_size:
+        if projection and shape_of(file.shapes, projection, 2)[0] != opened.config.states_size:
             raise ValueError(f"{projection} {list(file.shapes[projection])} does not read its hidden states")
     check_llama(file, opened.config, names)
     return opened

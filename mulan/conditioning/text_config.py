@@ -17,11 +17,16 @@ from ..checkpoints.weight_source import MARK, WeightSource, with_scales
 # What tensors cannot tell, as a tensor, for files that the stock CLIPSave wrote without metadata
 SAVED_CONFIG = "text_config"
 QUANTIZATION = "_quantization_metadata"  # in place of a mark per layer
+OUTPUT = "output_projection."  # of a narrow text encoder: a linear layer behind the last norm
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The LLaMA's sizes. The tensors tell all but the number of heads and the norm's epsilon."""
+    """The LLaMA's sizes. The tensors tell all but the number of heads and the norm's epsilon.
+
+    output_size: the width of the states where a linear layer `OUTPUT` makes them of the LLaMA's own, so that a narrow
+    one stands for a wider one; None: there is no such layer.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -29,6 +34,12 @@ class TextConfig:
     num_hidden_layers: int
     num_attention_heads: int
     rms_norm_eps: float
+    output_size: int | None = None
+
+    @property
+    def states_size(self) -> int:
+        """The width of the states that adapters read."""
+        return self.output_size or self.hidden_size
 
     def to_tensor(self) -> torch.Tensor:
         """Return what tensors cannot tell, as JSON in a uint8 tensor, for `SAVED_CONFIG`."""
@@ -51,6 +62,7 @@ def text_configuration(file: TensorFile, shapes: Mapping[str, tuple[int, ...]]) 
         # LLaMA's heads have 128 channels
         num_attention_heads=config.heads("num_attention_heads", hidden_size, hidden_size // 128, even="size of a head"),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6, **EPS_RANGE),
+        output_size=shape_of(shapes, f"{OUTPUT}weight", 2)[0] if f"{OUTPUT}weight" in shapes else None,
     )
 
 
@@ -73,7 +85,7 @@ def check_llama(file: TensorFile, config: TextConfig, names: Mapping[str, str]) 
 
     names: ComfyUI's key -> the name in the file.
     """
-    expected = _llama_shapes(config)
+    expected = llama_shapes(config)
     sources = {key: WeightSource((names.get(key, key),)) for key in expected}
     marked = {key: f"{key.removesuffix('weight')}{MARK}" for key in expected}
     in_metadata = _layers_of_metadata(file)
@@ -103,8 +115,8 @@ def _layers_of_metadata(file: TensorFile) -> Mapping[str, Any]:
     return layers
 
 
-def _llama_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of the LLaMA."""
+def llama_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor of the LLaMA, and of the linear layer behind a narrow one."""
     width, inner = config.hidden_size, config.intermediate_size
     parts = {f"self_attn.{part}_proj": (width, width) for part in "qkvo"}
     parts |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
@@ -114,4 +126,7 @@ def _llama_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
         for layer in range(config.num_hidden_layers)
         for part, shape in parts.items()
     }
-    return {"model.embed_tokens.weight": (config.vocab_size, width), **layers, "model.norm.weight": (width,)}
+    shapes = {"model.embed_tokens.weight": (config.vocab_size, width), **layers, "model.norm.weight": (width,)}
+    if config.output_size is not None:
+        shapes |= {f"{OUTPUT}weight": (config.output_size, width), f"{OUTPUT}bias": (config.output_size,)}
+    return shapes

@@ -233,7 +233,7 @@ class MulanTextEncoder(torch.nn.Module):
         return {"mulan": {"family": self.family.name, "prompt": prompt, **self.origin}}
 
     def _weighted_states(self, windows: Sequence[Window], progress: comfy.utils.ProgressBar) -> list[torch.Tensor]:
-        """Return the weighted states [T, hidden_size] of each window.
+        """Return the weighted states [T, states_size] of each window.
 
         A weight is measured from an empty prompt of the same form.
         """

@@ -69,7 +69,7 @@ class Window:
         return len(self.input_ids) - self.input_ids[::-1].index(self.frame.eos)
 
     def without_prefix(self, states: torch.Tensor) -> torch.Tensor:
-        """Cut the prefix's rows from this window's states [T, hidden_size], by position, as upstream does."""
+        """Cut the prefix's rows from this window's states [T, states_size], by position, as upstream does."""
         return torch.cat((states[:1], states[1 + len(self.prefix_ids) :])) if self.prefix_ids else states
 
 

@@ -11,6 +11,7 @@ import torch
 from ..checkpoints.weight_source import has_quantized
 from ..conditioning.internvl_llama import InternVLEncoder
 from ..conditioning.model_files import TextEncoderFile
+from ..conditioning.text_config import OUTPUT
 from ..conditioning.tokenizer import BOS, EOS, PAD, InternVLTokenizer
 
 WINDOW = 80  # rows, as MuLan's adapters read them
@@ -56,7 +57,7 @@ def encoder_error(
 def hidden_states(
     file: TextEncoderFile, windows: list[list[int]], after_layer: Callable[[], None] = lambda: None
 ) -> list[torch.Tensor]:
-    """Return the hidden states [T, hidden_size] float32 of each window of token ids.
+    """Return the states [T, states_size] float32 of each window of token ids.
 
     The encoder's layers are read when they are needed and then dropped.
     """
@@ -67,6 +68,9 @@ def hidden_states(
     llama: Any = encoder.transformer.model
     _load(llama.embed_tokens, file, "model.embed_tokens.")
     _load(llama.norm, file, "model.norm.")
+    projection: Any = encoder.transformer.output_projection
+    if projection is not None:
+        _load(projection, file, OUTPUT)
     llama.norm.to(device)
 
     def read(index: int) -> Callable[..., None]:

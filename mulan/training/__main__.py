@@ -135,14 +135,14 @@ def _side(size: int | None, base: DiffusionBase) -> int:
 
 def _plan(options: argparse.Namespace, base: DiffusionBase, encoder: CaptionEncoder) -> AdapterPlan:
     """Return what the adapter connects. Raises ValueError where the two do not fit."""
-    if base.text_hidden_size not in (None, encoder.hidden_size):
+    if base.text_hidden_size not in (None, encoder.states_size):
         raise ValueError(
-            f"{options.text_encoder.name} gives states of width {encoder.hidden_size}, but the projection in "
+            f"{options.text_encoder.name} gives states of width {encoder.states_size}, but the projection in "
             f"{options.base.name}, which a PixArt adapter replaces, reads {base.text_hidden_size}: use a text encoder "
             f"of that width"
         )
     plan = AdapterPlan(
-        base.family, encoder.hidden_size, encoder.projection_dim, base.context_dim, options.queries, options.layout
+        base.family, encoder.states_size, encoder.projection_dim, base.context_dim, options.queries, options.layout
     )
     if options.adapter is None:
         plan.shape()  # before gigabytes are encoded

@@ -1,7 +1,8 @@
 """A smaller text encoder that stands for a larger one: part of it, trained so that adapters read the same.
 
-An adapter reads rows by their places, those of padding too. So a student has its teacher's tokenizer, embedding table
-and width, and learns on text alone to give the teacher's states row by row.
+An adapter reads rows by their places, those of padding too. So a student has its teacher's tokenizer, and learns on
+text alone to give the teacher's states row by row: with the teacher's embedding table and width, or narrow, with an
+embedding table of its own and a linear layer to the teacher's width.
 """
 
 from __future__ import annotations
@@ -14,74 +15,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checkpoints.weight_source import has_quantized
-from ..conditioning.families import PIXART, Family
 from ..conditioning.model_files import SPIECE, TEXT_PROJECTION, TextEncoderFile
-from ..conditioning.text_config import TextConfig
-from .text_states import ENCODE_BATCH, CaptionEncoder
+from ..conditioning.text_config import OUTPUT, TextConfig
+from .prompt_lists import Prompt
+from .teacher import EncodedPrompts, Teacher
+from .text_states import ENCODE_BATCH
 
 TABLE = "model.embed_tokens.weight"
 
 
-@dataclass(frozen=True)
-class EncodedPrompts:
-    """What a text encoder gives of prompts: ids long [B, T] and the positions of these columns, long [T]; states [B, T,
-    hidden_size]; is_read and is_padding bool [B, T]: the rows that an adapter reads, and those of them behind the last
-    eos.
-    """
-
-    ids: torch.Tensor
-    positions: torch.Tensor
-    states: torch.Tensor
-    is_read: torch.Tensor
-    is_padding: torch.Tensor
-
-
-class Teacher:
-    """The text encoder to match, with its weights in memory. Prompts go in as the nodes encode them in the style
-    `upstream`: behind ``summarize:``, the empty one bare.
-    """
-
-    def __init__(self, file: TextEncoderFile, family: Family):
-        self.file, self.family = file, family
-        self._encoder = CaptionEncoder(file, family)
-
-    def encode(self, prompts: Sequence[str], padding: int | None = None, seed: int = 0) -> EncodedPrompts:
-        """Encode prompts; of a long one the first window.
-
-        padding: how many rows of padding behind the longest prompt, drawn by `seed`; None: all. No row reads another's
-        padding, so the rest can be left out.
-        """
-        windows = self._encoder.windows(prompts)
-        prefix, end = (
-            torch.tensor(each)[:, None]
-            for each in zip(*((len(of.prefix_ids), len(of.prefix_ids) + of.num_rows) for of in windows), strict=True)
-        )
-        length, longest = max(len(window.input_ids) for window in windows), int(end.max())
-        behind = torch.arange(longest, length)
-        if padding is not None:
-            kept = padding if self.family is not PIXART else 0  # whose padding no model reads
-            order = torch.randperm(len(behind), generator=torch.Generator().manual_seed(seed))
-            behind = behind[order[:kept].sort().values]
-        positions = torch.cat([torch.arange(longest), behind])
-        pad = windows[0].frame.pad
-        ids = torch.full((len(windows), length), pad)
-        for row, window in zip(ids, windows, strict=True):
-            row[: len(window.input_ids)] = torch.tensor(window.input_ids)
-        ids = ids[:, positions]
-        states = torch.stack(self._encoder.hidden_states(ids.tolist(), positions))
-        is_padding = positions >= end
-        is_read = (positions == 0) | (positions > prefix)
-        if self.family is PIXART:
-            is_read &= ~is_padding
-        device = states.device
-        is_read, is_padding = is_read.to(device), (is_padding & is_read).to(device)
-        return EncodedPrompts(ids.to(device), positions.to(device), states, is_read, is_padding)
-
-
 class Student(nn.Module):
-    """A text encoder that learns: ids long [B, T] and their positions, long [T] -> states [B, T, hidden_size] float32.
+    """A text encoder that learns: ids long [B, T] and their positions, long [T] -> states [B, T, states_size] float32.
 
-    `sizes` are its own; the embedding table [vocabulary, hidden_size] is the teacher's and does not learn.
+    `sizes` are its own. The embedding table [vocabulary, hidden_size] learns in a narrow one, whose states a linear
+    layer makes; else it is the teacher's and does not.
     """
 
     def __init__(self, sizes: TextConfig, table: torch.Tensor, pad: int):
@@ -96,19 +43,30 @@ class Student(nn.Module):
         self.model = llama.Llama2_(config, ops=nn)
         del self.model.embed_tokens
         self.pad = pad
-        self._table = [table]  # in a list: no part of the module
+        self._table: list[torch.Tensor] = []  # in a list: no part of the module
+        if sizes.output_size is None:
+            self._table.append(table)
+        else:
+            self.model.embed_tokens = nn.Embedding.from_pretrained(table.float(), freeze=False)
+            self.output_projection = nn.Linear(sizes.hidden_size, sizes.output_size)
 
     @property
-    def table(self) -> torch.Tensor:
-        """The embedding table, on the CPU."""
-        return self._table[0]
+    def kept_table(self) -> torch.Tensor | None:
+        """The teacher's embedding table; None where it learns."""
+        return self._table[0] if self._table else None
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        if self.table.device != ids.device:
-            self._table[0] = self.table.to(ids.device)
-        embeds = F.embedding(ids, self.table).float()
+        embeds = self._embed(ids)
         mask = (ids != self.pad).long()
-        return self.model(None, attention_mask=mask, embeds=embeds, position_ids=positions[None])[0].float()
+        states = self.model(None, attention_mask=mask, embeds=embeds, position_ids=positions[None])[0]
+        return (states if self.sizes.output_size is None else self.output_projection(states)).float()
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        if not self._table:
+            return self.model.embed_tokens(ids)
+        if self._table[0].device != ids.device:
+            self._table[0] = self._table[0].to(ids.device)
+        return F.embedding(ids, self._table[0]).float()
 
 
 def spread_layers(count: int, kept: int) -> list[int]:
@@ -136,9 +94,55 @@ def new_student(teacher: TextEncoderFile, layers: int, pad: int, intermediate_si
     return _with_weights(teacher, sizes, kept, pad)
 
 
+def new_narrow_student(
+    teacher: TextEncoderFile, layers: int, pad: int, hidden_size: int, intermediate_size: int | None = None
+) -> Student:
+    """Build a student of fresh layers, `hidden_size` channels wide. It embeds tokens as the teacher does, along the
+    directions in which the teacher's embeddings differ the most. intermediate_size: None for the teacher's ratio.
+
+    Raises ValueError for sizes that no text encoder has.
+    """
+    theirs = teacher.config
+    if not (2 <= hidden_size < theirs.states_size and hidden_size % 2 == 0):
+        raise ValueError(
+            f"--hidden-size {hidden_size}: expected an even number below the teacher's {theirs.states_size}"
+        )
+    if layers < 1:
+        raise ValueError(f"--layers {layers}: a student has 1 or more")
+    channels = hidden_size * theirs.intermediate_size // theirs.hidden_size
+    channels = channels if intermediate_size is None else intermediate_size
+    if channels < 1:
+        raise ValueError(f"--intermediate-size {channels}: a layer has 1 or more channels")
+    size = next(
+        size
+        for size in range(theirs.hidden_size // theirs.num_attention_heads, 1, -1)
+        if hidden_size % size == 0 and size % 2 == 0  # rotary positions turn channels in pairs
+    )
+    sizes = replace(
+        theirs,
+        hidden_size=hidden_size,
+        intermediate_size=channels,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // size,
+        output_size=theirs.states_size,
+    )
+    table = teacher.file.read(teacher.names[TABLE]).float()
+    _, directions = torch.linalg.eigh(table.T @ table)  # the widest last
+    student = Student(sizes, table @ directions[:, -hidden_size:].flip(1), pad)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in student.model.named_parameters():
+        if parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        elif name != "embed_tokens.weight":
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+    nn.init.normal_(student.output_projection.weight, std=0.02, generator=generator)
+    nn.init.zeros_(student.output_projection.bias)
+    return student
+
+
 def open_student(file: TextEncoderFile, teacher: TextEncoderFile, pad: int) -> Student:
     """Build a student of a file's weights. Raises ValueError where its rows cannot be the teacher's."""
-    ours, theirs = ((each.config.vocab_size, each.config.hidden_size) for each in (file, teacher))
+    ours, theirs = ((each.config.vocab_size, each.states_size) for each in (file, teacher))
     if ours != theirs:
         raise ValueError(
             f"{file.file.path} has {ours[0]} pieces and states of width {ours[1]}, but the teacher has {theirs[0]} and "
@@ -152,11 +156,17 @@ def _with_weights(file: TextEncoderFile, sizes: TextConfig, kept: Sequence[int],
     if has_quantized(weights):
         raise ValueError(f"{file.file.path} has quantized layers, which cannot learn: take the float16 file")
     student = Student(sizes, weights[TABLE].half(), pad)
-    learned = {"norm.weight": weights["model.norm.weight"].float()}
+    learned = {
+        name: weights[name].float()
+        for name in ("model.norm.weight", f"{OUTPUT}weight", f"{OUTPUT}bias")
+        if name in weights
+    }
+    if student.kept_table is None:
+        learned[TABLE] = weights[TABLE].float()
     for place, layer in enumerate(kept):
         for name, weight in _layer(weights, layer, sizes.intermediate_size).items():
-            learned[f"layers.{place}.{name}"] = weight
-    student.model.load_state_dict(learned)
+            learned[f"model.layers.{place}.{name}"] = weight
+    student.load_state_dict(learned)
     return student
 
 
@@ -171,7 +181,7 @@ def _layer(weights: Mapping[str, torch.Tensor], layer: int, channels: int) -> di
 
 
 def row_loss(states: torch.Tensor, teacher: EncodedPrompts) -> torch.Tensor:
-    """Return how far states [B, T, hidden_size] are from the teacher's: the squared distance over the teacher's
+    """Return how far states [B, T, states_size] are from the teacher's: the squared distance over the teacher's
     variance, and 1 - cosine; means over the rows that an adapter reads, those of words and of padding alike.
     """
     losses = []
@@ -195,11 +205,12 @@ class Likeness:
 
 
 @torch.no_grad()
-def compare(student: nn.Module, teacher: Teacher, prompts: Sequence[str]) -> Likeness:
+def compare(student: nn.Module, teacher: Teacher, prompts: Sequence[Prompt]) -> Likeness:
     """Measure a student on prompts of one language."""
     words, padding, ours, theirs = [], [], [], []
     for start in range(0, len(prompts), ENCODE_BATCH):
-        encoded = teacher.encode(prompts[start : start + ENCODE_BATCH])
+        texts, meant = zip(*prompts[start : start + ENCODE_BATCH], strict=True)
+        encoded = teacher.encode(meant, translations=texts)
         states = student(encoded.ids, encoded.positions)
         cosine = F.cosine_similarity(states, encoded.states, dim=-1)
         words.append(cosine[encoded.is_read & ~encoded.is_padding].cpu())
@@ -216,8 +227,10 @@ def compare(student: nn.Module, teacher: Teacher, prompts: Sequence[str]) -> Lik
 
 
 def published_tensors(student: Student, teacher: TextEncoderFile, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return what the file of a student holds beside its layers: the teacher's table, tokenizer and projection."""
-    tensors = {TABLE: student.table.to("cpu", dtype)}
+    """Return what the file of a student holds beside what learned: the teacher's table, where the student has it, its
+    tokenizer and projection.
+    """
+    tensors = {} if student.kept_table is None else {TABLE: student.kept_table.to("cpu", dtype)}
     tensors[SPIECE] = torch.frombuffer(bytearray(teacher.tokenizer()), dtype=torch.uint8)
     if teacher.projection_dim is not None:
         tensors[TEXT_PROJECTION] = teacher.text_projection().to(dtype)

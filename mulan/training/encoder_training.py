@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -17,14 +18,26 @@ from ..checkpoints.tensor_files import CONFIG
 from ..conditioning.encoder_kinds import TEACHER_KEY
 from ..conditioning.families import PIXART, SD15
 from ..conditioning.model_files import TextEncoderFile
+from ..conditioning.text_config import llama_shapes
 from .arguments import MODULE, add_run_arguments, add_setting, make_run_settings
-from .distillation import Likeness, Student, Teacher, compare, new_student, open_student, published_tensors, row_loss
-from .prompt_lists import PromptList, PromptStream, read_prompts
+from .distillation import (
+    Likeness,
+    Student,
+    compare,
+    new_narrow_student,
+    new_student,
+    open_student,
+    published_tensors,
+    row_loss,
+)
+from .prompt_lists import PromptList, PromptStream, read_prompts, read_translations
 from .run import RESULT_DTYPES, Product, TrainingRun
+from .teacher import Teacher
 from .trainer import compute_beside, find_devices, run_to_end
 
 FILE, LIKENESS_FILE = "text_encoder.safetensors", "likeness.json"
 PADDING_ROWS = 8  # of a batch, in a step
+ENGLISH_SHARE = 0.2  # of the prompts, where the others translate English ones
 FAMILIES = {"sd": SD15, "pixart": PIXART}
 
 
@@ -32,8 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {MODULE} encoder",
-        description="Train a text encoder of fewer layers that gives the states of a larger one, so that the adapters "
-        "of the larger one read it. It needs text alone, in any languages. Run it in ComfyUI's folder with ComfyUI's "
+        description="Train a smaller text encoder that gives the states of a larger one, so that the adapters of the "
+        "larger one read it. It needs text alone, in any languages. Run it in ComfyUI's folder with ComfyUI's "
         f"Python; it also needs accelerate. On several GPUs: accelerate launch -m {MODULE} encoder ...",
     )
     add = parser.add_argument
@@ -49,9 +62,22 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--intermediate-size",
         type=int,
-        help="channels of each layer's MLP that the student begins with, those of the largest weights (default: all)",
+        help="channels of each layer's MLP that the student begins with, those of the largest weights (default: all; "
+        "beside --hidden-size: in the teacher's ratio)",
+    )
+    add(
+        "--hidden-size",
+        type=int,
+        help="a narrow student instead: --layers fresh layers of so many channels, an embedding table as narrow, and a "
+        "linear layer to the teacher's width",
     )
     add("--texts", type=Path, required=True, help="folder of en.txt, zh.txt ... (a language's code), one prompt a line")
+    add(
+        "--translations",
+        action="store_true",
+        help="a line of each file says what the same line of en.txt says (empty: no translation): the student then has "
+        "for it what the teacher has for the English one",
+    )
     add("--out", type=Path, required=True, help="folder for the text encoder, the state and the table of likeness")
     add(
         "--family",
@@ -74,19 +100,21 @@ def train(options: argparse.Namespace) -> None:
     trained, KeyboardInterrupt after Ctrl-C.
     """
     settings = make_run_settings(options)
-    if options.student is not None and options.intermediate_size is not None:
-        raise ValueError("--intermediate-size is for a new student: leave it out beside --student")
-    prompts = read_prompts(options.texts, options.held_out)
+    for setting in ("intermediate_size", "hidden_size"):
+        if options.student is not None and getattr(options, setting) is not None:
+            raise ValueError(f"--{setting.replace('_', '-')} is for a new student: leave it out beside --student")
+    prompts = (read_translations if options.translations else read_prompts)(options.texts, options.held_out)
     accelerator = find_devices()
     compute_beside(accelerator)
     from ..conditioning.internvl_llama import INTERNVL_FRAME  # imports ComfyUI
 
     file, pad = _open(options.teacher), INTERNVL_FRAME.pad
-    student = (
-        new_student(file, options.layers, pad, options.intermediate_size)
-        if options.student is None
-        else open_student(_open(options.student), file, pad)
-    )
+    if options.student is not None:
+        student = open_student(_open(options.student), file, pad)
+    elif options.hidden_size is not None:
+        student = new_narrow_student(file, options.layers, pad, options.hidden_size, options.intermediate_size)
+    else:
+        student = new_student(file, options.layers, pad, options.intermediate_size)
     teacher = Teacher(file, FAMILIES[options.family])
     product = Product("text encoder", FILE, partial(_published, student, file, RESULT_DTYPES[settings.result_dtype]))
     run = TrainingRun(student.to(accelerator.device), settings, accelerator, _metadata(file, student, prompts), product)
@@ -94,10 +122,12 @@ def train(options: argparse.Namespace) -> None:
         run.load()
     if accelerator.is_main_process:
         print(_describe(student, file, prompts))
-    stream = PromptStream(prompts, settings.seed, settings.empty_share)
+    english_share = ENGLISH_SHARE if options.translations else 0.0
+    stream = PromptStream(prompts, settings.seed, settings.empty_share, english_share)
 
     def compute_loss(indices: range) -> torch.Tensor:
-        encoded = teacher.encode([stream.prompt(index) for index in indices], PADDING_ROWS, seed=indices.start)
+        texts, meant = zip(*(stream.prompt(index) for index in indices), strict=True)
+        encoded = teacher.encode(meant, PADDING_ROWS, indices.start, translations=texts)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             states = run.wrapped(encoded.ids.to(run.device), encoded.positions.to(run.device))
         return row_loss(states, encoded)
@@ -140,14 +170,12 @@ def _metadata(teacher: TextEncoderFile, student: Student, prompts: dict[str, Pro
 
 def _describe(student: Student, teacher: TextEncoderFile, prompts: dict[str, PromptList]) -> str:
     count = sum(len(each.learned) for each in prompts.values())
-    own = student.table.numel() + sum(parameter.numel() for parameter in student.parameters())
     ours, theirs = student.sizes, teacher.config
-    layer = sum(parameter.numel() for parameter in student.model.layers[0].parameters())
-    left_out = 3 * theirs.hidden_size * (theirs.intermediate_size - ours.intermediate_size)  # of each layer's MLP
-    whole = own + theirs.num_hidden_layers * (layer + left_out) - ours.num_hidden_layers * layer
+    own, whole = (sum(math.prod(shape) for shape in llama_shapes(each).values()) for each in (ours, theirs))
+    width = "" if ours.output_size is None else f"{ours.hidden_size} of {theirs.states_size} channels, "
     return (
-        f"{ours.num_hidden_layers} of {theirs.num_hidden_layers} layers, {ours.intermediate_size} of "
-        f"{theirs.intermediate_size} channels in MLPs: {own / 1e6:.0f} million parameters, {own / whole:.2f} of the "
+        f"{ours.num_hidden_layers} of {theirs.num_hidden_layers} layers, {width}{ours.intermediate_size} of "
+        f"{theirs.intermediate_size} channels in MLPs: {own / 1e6:.1f} million parameters, {own / whole:.2f} of the "
         f"teacher's. {count} prompts in {len(prompts)} languages."
     )
 

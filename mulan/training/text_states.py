@@ -51,7 +51,7 @@ class CaptionEncoder:
     def __init__(self, file: AnyTextEncoderFile, family: Family):
         self.file = file
         self.family = family
-        self.hidden_size = self.file.config.hidden_size
+        self.states_size = self.file.states_size
         self.projection_dim = self.file.projection_dim if family is SDXL else None  # no other family reads it
         self._clip: Any = None
         self._projection: torch.Tensor | None = None
@@ -59,7 +59,7 @@ class CaptionEncoder:
     @property
     def bytes_per_caption(self) -> int:
         """The bytes that a caption's states take on the disk, at most."""
-        return 2 * (self.hidden_size * self.family.adapter_rows + (self.projection_dim or 0))
+        return 2 * (self.states_size * self.family.adapter_rows + (self.projection_dim or 0))
 
     def digest(self) -> str:
         """Return what changes with the encoder's content, not with its name. Raises ValueError where it is gone."""
@@ -109,7 +109,7 @@ class CaptionEncoder:
     def hidden_states(
         self, windows: Sequence[Sequence[int]], positions: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """Return the states [T, hidden_size] of windows of T token ids each, float32. positions: see
+        """Return the states [T, states_size] of windows of T token ids each, float32. positions: see
         `InternVLEncoder.hidden_states`.
         """
         clip = self._loaded()

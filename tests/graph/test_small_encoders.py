@@ -1,4 +1,4 @@
-"""Chat files as text encoders through the queue: what draws, what MuLan Loader lists, and what it refuses."""
+"""Chat files and narrow files as text encoders through the queue: what draws, what MuLan Loader lists and refuses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
 from mulan_nodes.mulan.conditioning.adapter import AdapterShape, LanguageAdapter, to_published
 from mulan_nodes.mulan.conditioning.clip import encode_prompts, load_clip
 from mulan_nodes.mulan.conditioning.encoder_files import open_prompt_encoder
 from mulan_nodes.mulan.conditioning.encoder_kinds import FINGERPRINT_KEY, KIND_KEY
+from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.conditioning.saved_conditioning import load_conditioning
 from mulan_nodes.mulan.conversion.converters import convert
-from mulan_nodes.mulan.tiny_models.unpacking import CHAT
+from mulan_nodes.mulan.tiny_models.unpacking import CHAT, TEXT_ENCODER
+from mulan_nodes.mulan.training.distillation import new_narrow_student, published_tensors
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import GraphRejected
 from mulan_nodes.tools.graphs import differ, picture
@@ -28,8 +31,9 @@ ENCODERS = {
     "internvl_chat/SmallQwen2": "small_qwen2.safetensors",
     "internvl_chat/SmallInternLM2": "small_internlm2.safetensors",
     "SmallBeside": "small_qwen2.safetensors",  # in models/text_encoders
+    "narrow.safetensors": "tiny_sd15_adapter.safetensors",  # stands for the tiny text encoder
 }
-TINY, FROM_QWEN3 = list(ENCODERS.items())[:2]
+TINY, FROM_QWEN3, *_, NARROW = ENCODERS.items()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,6 +52,12 @@ def files(models, tiny_models):
         labels = {KIND_KEY: encoder.kind, FINGERPRINT_KEY: encoder.fingerprint(), "text_encoder": path.name}
         tensors = {name: tensor.clone() for name, tensor in to_published(LanguageAdapter(shape).state_dict()).items()}
         save_file(tensors, models / "mulan" / f"small_{kind}.safetensors", metadata=labels)
+    whole = open_text_encoder(tiny_models[TEXT_ENCODER.name])
+    student = new_narrow_student(whole, layers=2, pad=0, hidden_size=48)
+    tensors = {name: tensor.detach().half() for name, tensor in student.state_dict().items()}
+    tensors |= published_tensors(student, whole, torch.float16)
+    metadata = {CONFIG: json.dumps({"num_attention_heads": student.sizes.num_attention_heads})}
+    save_file(tensors, models / "text_encoders" / NARROW[0], metadata)
     other = models / "mulan" / "small_other.safetensors"
     save_file(
         load_file(models / "mulan" / "small_qwen3.safetensors"),
@@ -86,7 +96,7 @@ def test_an_image_follows_its_prompt(text_encoder, adapter, server, base):
     assert not np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
 
-@pytest.mark.parametrize(("text_encoder", "adapter"), [TINY, FROM_QWEN3])
+@pytest.mark.parametrize(("text_encoder", "adapter"), [TINY, FROM_QWEN3, NARROW])
 def test_every_node_of_mulan_works_with_it(text_encoder, adapter, server, base, tiny_models, models):
     prompts = ["a red circle", "un cercle rouge BREAK 蓝色的大五角星", ""]
     texts = {
@@ -115,8 +125,9 @@ def test_every_node_of_mulan_works_with_it(text_encoder, adapter, server, base, 
     words = json.loads(outputs.nodes["34"]["text"][0])["images"][0]
     assert [word["word"] for word in words] == ["a", "red", "circle"]
     saved = sorted((server.folder / "output" / "conditioning").glob(f"{save['filename_prefix']}_[0-9]*.safetensors"))
-    path = tiny_models[CHAT.name] if CHAT.name in text_encoder else models / "internvl_chat" / QWEN3
-    clip = load_clip(path, models / "mulan" / adapter, device="cpu")
+    path = {TINY: tiny_models[CHAT.name], NARROW: models / "text_encoders" / NARROW[0]}
+    path = path.get((text_encoder, adapter), models / "internvl_chat" / QWEN3)
+    clip = load_clip(path, tiny_models.get(adapter, models / "mulan" / adapter), device="cpu")
     for file, ((wanted, _),) in zip(saved, encode_prompts(clip, prompts), strict=True):
         assert torch.allclose(
             load_conditioning(file).conditioning[0][0], wanted, atol=2e-3
@@ -166,15 +177,17 @@ def test_another_text_encoder_of_the_kind_draws_with_a_warning(server, base):
     )
 
 
-def test_what_clip_save_writes_draws_the_same(server, base):
+@pytest.mark.parametrize("chosen", [FROM_QWEN3, NARROW], ids=["chat", "narrow"])
+def test_what_clip_save_writes_draws_the_same(chosen, server, base, request):
+    prefix = f"saved_{request.node.callspec.id}"
     graph = {
-        "1": {"class_type": "MuLanLoader", "inputs": loader(*FROM_QWEN3, prompt_style="default")},
-        "2": {"class_type": "CLIPSave", "inputs": {"clip": ["1", 1], "filename_prefix": "clip/small"}},
+        "1": {"class_type": "MuLanLoader", "inputs": loader(*chosen, prompt_style="default")},
+        "2": {"class_type": "CLIPSave", "inputs": {"clip": ["1", 1], "filename_prefix": f"clip/{prefix}"}},
     }
     server.run(graph)
-    saved = next(name for name in options(server, "text_encoder") if name.startswith("small_"))
-    again = graphs.change(base, "MuLan Loader", **loader(saved, FROM_QWEN3[1], remember_prompts=False))
-    graph = graphs.change(base, "MuLan Loader", **loader(*FROM_QWEN3))
+    saved = next(name for name in options(server, "text_encoder") if name.startswith(prefix))
+    again = graphs.change(base, "MuLan Loader", **loader(saved, chosen[1], remember_prompts=False))
+    graph = graphs.change(base, "MuLan Loader", **loader(*chosen))
     first, other = (picture(server, each) for each in (graph, graphs.change(graph, "Prompt", text="ein blauer Stern")))
     # int8 rounds what the server adds up otherwise when other prompts are encoded beside
     assert differ(picture(server, again), first) < 0.2 * differ(other, first)

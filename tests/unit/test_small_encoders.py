@@ -238,7 +238,7 @@ def test_what_clip_save_writes_loads_again(kind, chats, adapters, tmp_path):
 def test_training_states_are_what_the_adapter_reads(chats):
     encoder = CaptionEncoder(open_prompt_encoder(chats["qwen3", "opengvlab"]), SD15)
     states = LiveCaptions(encoder)(["a cat", "", "红色的圆"]).rows
-    assert states.shape == (3, 77, WIDTH) and encoder.hidden_size == WIDTH and encoder.file.kind == "qwen3"
+    assert states.shape == (3, 77, WIDTH) and encoder.states_size == WIDTH and encoder.file.kind == "qwen3"
     assert encoder.file.fingerprint() == open_prompt_encoder(chats["qwen3", "hf"]).fingerprint()
 
 

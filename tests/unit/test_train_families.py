@@ -199,13 +199,13 @@ def test_a_full_disk_is_told_before_anything_is_encoded(encoders, tmp_path, monk
 def test_the_context_of_training_is_that_of_the_nodes(family, layout, encoders, tmp_path):
     encoder = caption_encoder(encoders, family)
     made = plan(
-        family, encoder.hidden_size, projection_dim=encoder.projection_dim, layout=layout or adapters.LAYOUTS[0]
+        family, encoder.states_size, projection_dim=encoder.projection_dim, layout=layout or adapters.LAYOUTS[0]
     )
     embedding = adapters.SizeEmbedding(2816, 1280)
     adapter = adapters.fresh_adapter(made, 3, embedding)
     path = tmp_path / "adapter.safetensors"
     save_file(to_published(adapter.state_dict()), path)
-    clip = load_clip(encoders[encoder.hidden_size], path)
+    clip = load_clip(encoders[encoder.states_size], path)
     stored = store_captions(encoder, CAPTIONS, tmp_path, Accelerator(), lambda *_: None)
     sizes = torch.tensor([[640, 480, 0, 8, 512, 384]]).expand(len(CAPTIONS) + 1, -1)
     with torch.no_grad():
