@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from mulan_nodes.mulan.conditioning.families import SD15
+from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
+from mulan_nodes.mulan.training.teacher import Teacher
 from mulan_nodes.tools.emoji_world import sentence_training, smaller
 from mulan_nodes.tools.tinyworld import narrow, pack
 from mulan_nodes.tools.tinyworld.adapter_training import TextStates, fresh
@@ -38,6 +41,12 @@ def test_it_learns_to_tell_states_of_the_whole_width_and_an_adapter_reads_its_ow
 
     again = smaller.train_smaller(tmp_path, encoder, begun, rounds)
     assert all(torch.equal(tensor, untrained[name]) for name, tensor in learned.state_dict().items())
-    states = TextStates(again)([PREFIX + "a lion", ""])
+    widened, alone = (TextEncoder(model, encoder.tokenizer) for model in (again, again.model))
+    states = TextStates(alone)([PREFIX + "a lion", ""])
     assert states.shape == (2, 77, 16)
     assert fresh(lambda: narrow.adapter(16))(states).shape[-1] == narrow.CONTEXT_WIDTH
+    file = open_text_encoder(smaller.write_text_encoder(tmp_path / "smaller.safetensors", widened))
+    assert (file.config.hidden_size, file.states_size) == (16, narrow.TEXT_WIDTH)
+    encoded = Teacher(file, SD15).encode(["a lion"]).states[0]
+    wide = TextStates(widened)([PREFIX + "a lion"])[0]
+    assert torch.allclose(wide, torch.cat([encoded[:1], encoded[4:]]), atol=1e-3)

@@ -1,35 +1,45 @@
 """Trains a text encoder of three tenths of the weights, and an adapter of its own.
 
-    python -m mulan_nodes.tools.emoji_world.smaller FOLDER TEXTS
+    python -m mulan_nodes.tools.emoji_world.smaller FOLDER
 
-The folders are those of the finished stages and of the text encoder. Writes smaller.md into the first.
+It needs no training before: the shipped models are the teacher and what draws. Writes smaller.safetensors, which MuLan
+Loader takes in the shipped text encoder's place, and smaller.md.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from mulan_nodes.mulan.checkpoints.tensor_files import CONFIG
 from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
+from mulan_nodes.mulan.conditioning.model_files import SPIECE
+from mulan_nodes.mulan.conditioning.text_config import OUTPUT
+from mulan_nodes.mulan.tiny_models.full_width import UNET_HEADS
+from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 
 from ..tinyworld import narrow
 from ..tinyworld.adapter_training import TextStates, fresh
+from ..tinyworld.companions import load_packed, packed_text_encoder
 from ..tinyworld.stages import SEED, as_pictures
 from ..tinyworld.text_training import TextEncoder
 from . import reader
-from .adapter_training import draw_names, train_adapter, train_further
-from .autoencoder_training import train_autoencoder, train_decoder_further
-from .base_training import Base, train_base, train_base_further
+from .adapter_training import draw_names, train_adapter
+from .autoencoder_training import WIDTH as AUTOENCODER_WIDTH
+from .base_training import Base
 from .concepts import trained_languages
 from .evaluation import MULAN, choose, name_cases
-from .sentence_training import Pupil, Round, teach, train_whole_text_encoder
+from .sentence_training import Pupil, Round, teach
 
 LAYERS, WIDTH, INTERMEDIATE = 2, 56, 192
 ROUNDS = (
@@ -39,6 +49,7 @@ ROUNDS = (
     Round("text_encoder_smaller_fourth", 4000, 1.5e-3, sentences=0.1, noise=0.02, by_name=True),
 )
 ADAPTER_STEPS = 5000
+HEAD = "| text encoder | parameters | English | mean of the others | lowest |\n| --- | --: | --: | --: | --: |"
 ASKED = 24  # names in each language, all things equally often
 
 
@@ -54,26 +65,24 @@ def begin(whole: LlamaModel, layers: int = LAYERS, width: int = WIDTH, intermedi
 
 
 class Widened(nn.Module):
-    """A narrow text encoder, and states of the whole one's width that its own tell, for the loss alone."""
+    """A narrow text encoder, and the linear layer that makes states of the whole one's width of its own."""
 
     def __init__(self, model: LlamaModel, width: int):
         super().__init__()
-        self.model, self.wide = model, nn.Linear(model.config.hidden_size, width)
+        self.model, self.wide, self.config = model, nn.Linear(model.config.hidden_size, width), model.config
 
     def forward(self, *args, **options) -> BaseModelOutputWithPast:
         states = self.model(*args, **options).last_hidden_state
         return BaseModelOutputWithPast(last_hidden_state=self.wide(states))
 
 
-def train_smaller(
-    work_dir: Path, whole: TextEncoder, model: LlamaModel, rounds: tuple[Round, ...] = ROUNDS
-) -> TextEncoder:
+def train_smaller(work_dir: Path, whole: TextEncoder, model: LlamaModel, rounds: tuple[Round, ...] = ROUNDS) -> Widened:
     """Trains a narrower text encoder to tell, of a caption in any language, the states that the whole one has of the
     bare English words.
     """
     student = Widened(model, whole.model.config.hidden_size)
     teach(work_dir, Pupil(whole, student), whole.tokenizer, rounds)
-    return TextEncoder(model, whole.tokenizer)
+    return student
 
 
 def train_own_adapter(
@@ -103,31 +112,47 @@ def parameters(model: LlamaModel) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def adapted(work_dir: Path, text_dir: Path) -> tuple[narrow.TinyAutoencoder, TextEncoder, Base, LanguageAdapter]:
-    """What the finished stages left: autoencoder, text encoder, base and adapter."""
-    whole = train_whole_text_encoder(text_dir)
-    autoencoder = train_decoder_further(work_dir, train_autoencoder(work_dir))
-    base = train_base_further(work_dir, autoencoder, train_base(work_dir, autoencoder))
-    adapter = train_further(work_dir, autoencoder, whole, base, train_adapter(work_dir, autoencoder, whole, base))
-    return autoencoder, whole, base, adapter
+def read_shipped() -> tuple[narrow.TinyAutoencoder, TextEncoder, Base, LanguageAdapter]:
+    """The shipped models, narrow: autoencoder, text encoder, base and adapter."""
+    packed, _ = read_pack(pack_path("emoji"))
+    base, autoencoder, adapter = Base(), narrow.TinyAutoencoder(AUTOENCODER_WIDTH), narrow.adapter()
+    load_packed(packed, base, autoencoder, adapter, int(packed[UNET_HEADS]))
+    return autoencoder, packed_text_encoder(read_pack(pack_path("world"))[0]), base, adapter
+
+
+def write_text_encoder(path: Path, encoder: TextEncoder) -> Path:
+    """Writes a text encoder, or one behind `Widened`, in the layout of InternVL's."""
+    model: Any = encoder.model
+    tensors = {
+        name.replace("wide.", OUTPUT) if name.startswith("wide.") else f"model.{name.removeprefix('model.')}": tensor
+        for name, tensor in model.state_dict().items()
+    }
+    tensors = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    tensors[SPIECE] = torch.frombuffer(bytearray(encoder.tokenizer.serialized_model_proto()), dtype=torch.uint8)
+    sizes = {name: getattr(model.config, name) for name in ("num_attention_heads", "rms_norm_eps")}
+    save_file(tensors, path, {CONFIG: json.dumps(sizes)})
+    return path
 
 
 def row_of(name: str, count: int, shares: dict[str, float]) -> str:
-    """A row of a table: a text encoder, its parameters, and the shares of `shares_right`."""
+    """A row below `HEAD`: a text encoder, its parameters, and the shares of `shares_right`."""
     others = [share for code, share in shares.items() if code != "en"]
     return f"| {name} | {count} | {shares['en']:.2f} | {np.mean(others):.3f} | {min(others):.2f} |"
 
 
-def main(work_dir: Path, text_dir: Path) -> None:
-    autoencoder, whole, base, adapter = adapted(work_dir, text_dir)
-    smaller = train_smaller(text_dir, whole, begin(whole.model))
-    own = train_own_adapter(work_dir, autoencoder, smaller, base)
-    lines = ["| text encoder | parameters | English | mean of the others | lowest |", "| --- | --: | --: | --: | --: |"]
-    for name, encoder, reads in (("whole", whole, adapter), ("smaller", smaller, own)):
+def main(work_dir: Path) -> None:
+    autoencoder, whole, base, adapter = read_shipped()
+    student = train_smaller(work_dir, whole, begin(whole.model))
+    models: tuple[Any, Any] = student, student.model
+    standing_in, alone = (TextEncoder(model, whole.tokenizer) for model in models)
+    write_text_encoder(work_dir / "smaller.safetensors", standing_in)
+    own = train_own_adapter(work_dir, autoencoder, alone, base)
+    lines = [HEAD]
+    for name, encoder, reads in (("whole", whole, adapter), ("widened", standing_in, adapter), ("alone", alone, own)):
         lines.append(row_of(name, parameters(encoder.model), shares_right(autoencoder, encoder, base, reads)))
         print(lines[-1], flush=True)
     (work_dir / "smaller.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]))

@@ -7,7 +7,7 @@ Only training and tests need this; the files that come of it need nothing but Co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -50,28 +50,42 @@ class Shipped:
 
 def read_shipped() -> Shipped:
     packed, _ = read_pack(pack_path("world"))
-    stored = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in packed.items()}
-
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {
-            name.removeprefix(prefix): pack.unscaled_queries(name, tensor)
-            for name, tensor in stored.items()
-            if name.startswith(prefix)
-        }
-
     base, autoencoder, adapter = Base(english_texts()), narrow.TinyAutoencoder(), narrow.adapter()
-    text = llama(len(stored["model.embed_tokens.weight"]))
-    unet = part(UNET)
+    load_packed(packed, base, autoencoder, adapter)
+    return Shipped(base, autoencoder, adapter, TextStates(packed_text_encoder(packed)))
+
+
+def load_packed(
+    packed: Mapping[str, torch.Tensor],
+    base: Base,
+    autoencoder: narrow.TinyAutoencoder,
+    adapter: LanguageAdapter,
+    unet_heads: int = 8,
+) -> None:
+    """Fills narrow models of a pack's sizes from it."""
+    unet = _part(packed, UNET, unet_heads)
     base.unet.load_state_dict({name: unet[pack.unet_name(name)] for name in base.unet.state_dict()})
-    base.clip.load_state_dict(part(CLIP))
-    autoencoder.load_state_dict(part(AUTOENCODER))
-    adapter.load_state_dict(from_published(part(ADAPTER)))
-    text.load_state_dict(
-        {name: tensor for name, tensor in part("model.").items() if not name.startswith("diffusion_model.")}
-    )
+    base.clip.load_state_dict(_part(packed, CLIP))
+    autoencoder.load_state_dict(_part(packed, AUTOENCODER))
+    adapter.load_state_dict(from_published(_part(packed, ADAPTER)))
     for model in (base, autoencoder, adapter):
         model.requires_grad_(False)
-    return Shipped(base, autoencoder, adapter, TextStates(TextEncoder(text, pack.tokenizer_of(stored))))
+
+
+def packed_text_encoder(packed: Mapping[str, torch.Tensor]) -> TextEncoder:
+    """The text encoder of the pack that has it."""
+    text = llama(len(packed["model.embed_tokens.weight"]))
+    of_text = {name: tensor for name, tensor in _part(packed, "model.").items() if not name.startswith("diffusion")}
+    text.load_state_dict(of_text)
+    return TextEncoder(text, pack.tokenizer_of(packed))
+
+
+def _part(packed: Mapping[str, torch.Tensor], prefix: str, unet_heads: int = 8) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): pack.unscaled_queries(name, tensor.float(), unet_heads)
+        for name, tensor in packed.items()
+        if name.startswith(prefix)
+    }
 
 
 class LowRank(nn.Module):
