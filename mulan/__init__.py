@@ -3,4 +3,4 @@
 Nothing here imports a node or the server; model code takes ComfyUI's ``operations``.
 """
 
-VERSION = "0.13.0"
+VERSION = "0.14.0"
