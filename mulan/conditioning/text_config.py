@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ class TextConfig:
     def states_size(self) -> int:
         """The width of the states that adapters read."""
         return self.output_size or self.hidden_size
+
+    def to_json(self) -> str:
+        """Return the sizes for a file's metadata, without what there is not."""
+        return json.dumps({name: size for name, size in asdict(self).items() if size is not None})
 
     def to_tensor(self) -> torch.Tensor:
         """Return what tensors cannot tell, as JSON in a uint8 tensor, for `SAVED_CONFIG`."""

@@ -5,9 +5,6 @@ The source is the published folder InternVL-14B-224px, or any file that `open_te
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
 import torch
 
 from ..checkpoints.quantization import FORMATS
@@ -83,7 +80,7 @@ def _plan_text(opened: TextEncoderFile, target: Target, weight_format: str) -> O
         ENCODER_SOURCE,
         license="MIT, as InternVL's repository states it; the language model is of LLaMA's family",
         weight_format=weight_format,
-        **{CONFIG: json.dumps(asdict(config))},
+        **{CONFIG: config.to_json()},
         **{name: told for name, told in opened.file.metadata.items() if name == TEACHER_KEY},
     )
     return plan_output(

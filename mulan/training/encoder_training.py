@@ -164,7 +164,7 @@ def _metadata(teacher: TextEncoderFile, student: Student, prompts: dict[str, Pro
         TEACHER_KEY: teacher.fingerprint(),
         "languages": " ".join(prompts),
         "prompts": str(sum(len(each.learned) for each in prompts.values())),
-        CONFIG: json.dumps(asdict(student.sizes)),
+        CONFIG: student.sizes.to_json(),
     }
 
 
