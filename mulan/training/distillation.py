@@ -103,9 +103,14 @@ def new_narrow_student(
     Raises ValueError for sizes that no text encoder has.
     """
     theirs = teacher.config
-    if not (2 <= hidden_size < theirs.states_size and hidden_size % 2 == 0):
+    if not (2 <= hidden_size < theirs.hidden_size and hidden_size % 2 == 0):
         raise ValueError(
-            f"--hidden-size {hidden_size}: expected an even number below the teacher's {theirs.states_size}"
+            f"--hidden-size {hidden_size}: expected an even number below the teacher's {theirs.hidden_size}"
+        )
+    if has_quantized(name for name in teacher.names if name.startswith(TABLE.removesuffix("weight"))):
+        raise ValueError(
+            f"{teacher.file.path} has a quantized embedding table, and a narrow text encoder begins with it: take the "
+            "float16 file"
         )
     if layers < 1:
         raise ValueError(f"--layers {layers}: a student has 1 or more")

@@ -284,6 +284,17 @@ def test_a_narrow_student_embeds_in_the_widest_directions_of_its_teacher(teacher
         new_narrow_student(file, 0, 0, 24)
 
 
+def test_a_narrow_text_encoder_teaches_narrower_ones(teacher_file, texts, tmp_path, capsys):
+    narrow = ["--layers", "1", "--steps", "1", "--hidden-size"]
+    assert main(command(teacher_file, texts, tmp_path / "out", *narrow, "32")) == 0
+    teacher = tmp_path / "out" / FILE
+    assert main(command(teacher, texts, tmp_path / "wider", *narrow, "48")) == 1
+    assert "--hidden-size 48: expected an even number below the teacher's 32" in capsys.readouterr().err
+    assert main(command(teacher, texts, tmp_path / "narrower", *narrow, "16")) == 0
+    small = open_text_encoder(tmp_path / "narrower" / FILE)
+    assert (small.config.hidden_size, small.states_size) == (16, 64)
+
+
 def test_the_command_trains_a_narrow_student_on_translations(teacher_file, texts, tmp_path, capsys):
     """The nodes load it in the teacher's place, converted too, and it is trained further."""
     (texts / "zh.txt").write_text("\n".join(f"{number}只猫的图片" for number in range(30)), "utf-8")
@@ -346,6 +357,7 @@ def test_what_cannot_be_trained_is_refused_in_words(teacher_file, texts, tmp_pat
     assert "is the language model of a chat file" in refused(teacher_file, texts, "--student", str(chat))
     more = ["--student", str(teacher_file), "--intermediate-size", "16"]
     assert "--intermediate-size is for a new student" in refused(teacher_file, texts, *more)
+    assert "has a quantized embedding table" in refused(quantized, texts, "--hidden-size", "8")
     assert "--hidden-size is for a new student" in refused(teacher_file, texts, *more[:2], "--hidden-size", "8")
     assert "zh.txt has 5 lines, but en.txt has 30: each line is to translate" in refused(
         teacher_file, texts, "--translations"
