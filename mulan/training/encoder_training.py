@@ -20,18 +20,10 @@ from ..conditioning.families import PIXART, SD15
 from ..conditioning.model_files import TextEncoderFile
 from ..conditioning.text_config import llama_shapes
 from .arguments import MODULE, add_run_arguments, add_setting, make_run_settings
-from .distillation import (
-    Likeness,
-    Student,
-    compare,
-    new_narrow_student,
-    new_student,
-    open_student,
-    published_tensors,
-    row_loss,
-)
+from .distillation import Likeness, compare, row_loss
 from .prompt_lists import PromptList, PromptStream, read_prompts, read_translations
 from .run import RESULT_DTYPES, Product, TrainingRun
+from .students import Student, new_narrow_student, new_student, open_student, published_tensors
 from .teacher import Teacher
 from .trainer import compute_beside, find_devices, run_to_end
 

@@ -18,7 +18,7 @@ from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.conditioning.saved_conditioning import load_conditioning
 from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.tiny_models.unpacking import CHAT, TEXT_ENCODER
-from mulan_nodes.mulan.training.distillation import new_narrow_student, published_tensors
+from mulan_nodes.mulan.training.students import new_narrow_student, published_tensors
 from mulan_nodes.tools import graphs
 from mulan_nodes.tools.comfy_server import GraphRejected
 from mulan_nodes.tools.graphs import differ, picture

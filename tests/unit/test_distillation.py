@@ -21,16 +21,10 @@ from mulan_nodes.mulan.conversion.converters import convert
 from mulan_nodes.mulan.conversion.encoder_error import encoder_error
 from mulan_nodes.mulan.training import run
 from mulan_nodes.mulan.training.__main__ import main
-from mulan_nodes.mulan.training.distillation import (
-    compare,
-    new_narrow_student,
-    new_student,
-    open_student,
-    row_loss,
-    spread_layers,
-)
+from mulan_nodes.mulan.training.distillation import compare, row_loss
 from mulan_nodes.mulan.training.encoder_training import FILE, LIKENESS_FILE
 from mulan_nodes.mulan.training.prompt_lists import Prompt, PromptStream, read_prompts, read_translations
+from mulan_nodes.mulan.training.students import new_narrow_student, new_student, open_student, spread_layers
 from mulan_nodes.mulan.training.teacher import Teacher
 from mulan_nodes.tests.unit.train_bases import text_encoder
 from mulan_nodes.tools.random_checkpoints import internvl_chat as random_chat
