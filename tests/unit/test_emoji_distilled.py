@@ -10,7 +10,8 @@ from mulan_nodes.mulan.training.prompt_lists import read_translations
 from mulan_nodes.mulan.training.teacher import Teacher
 from mulan_nodes.tools.emoji_world import distilled
 from mulan_nodes.tools.emoji_world.concepts import CHARACTERS, languages
-from mulan_nodes.tools.emoji_world.smaller import parameters
+from mulan_nodes.tools.emoji_world.shares import read_shipped
+from mulan_nodes.tools.emoji_world.standing_in import parameters, read_text_encoder, write_text_encoder
 from mulan_nodes.tools.tinyworld.adapter_training import TextStates
 from mulan_nodes.tools.tinyworld.text_training import PREFIX, states_of, token_rows
 
@@ -37,11 +38,11 @@ def test_a_student_is_read_as_it_was_written(tmp_path, monkeypatch):
         monkeypatch.setattr(distilled, name, 0)
     monkeypatch.setattr(distilled, "trained_languages", lambda: ("en", "sw"))
     monkeypatch.setattr(distilled, "BATCH", 4)
-    _, whole, _, adapter = distilled.read_shipped()
-    teacher = distilled.write_text_encoder(tmp_path / "teacher.safetensors", whole)
+    _, whole, _, adapter = read_shipped()
+    teacher = write_text_encoder(tmp_path / "teacher.safetensors", whole)
     distilled.write_translations(tmp_path / "prompts")
     file = distilled.distill(teacher, tmp_path / "prompts", tmp_path / "out", steps=1)
-    student = distilled.read_student(file, whole)
+    student = read_text_encoder(file, whole.tokenizer)
     assert parameters(student.model) <= 0.3 * parameters(whole.model)
     (row,) = token_rows(whole.tokenizer, [PREFIX + "a lion"])
     encoded = Teacher(open_text_encoder(file), SD15).encode(["a lion"])

@@ -9,6 +9,7 @@ from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 from mulan_nodes.mulan.training.teacher import Teacher
 from mulan_nodes.tools.emoji_world import sentence_training, smaller
+from mulan_nodes.tools.emoji_world.standing_in import parameters, write_text_encoder
 from mulan_nodes.tools.tinyworld import narrow, pack
 from mulan_nodes.tools.tinyworld.adapter_training import TextStates, fresh
 from mulan_nodes.tools.tinyworld.text_training import PREFIX, TextEncoder, llama
@@ -23,7 +24,7 @@ def whole() -> TextEncoder:
 def test_the_smaller_text_encoder_has_three_tenths_of_the_weights_and_begins_with_the_widest_embeddings():
     encoder = whole()
     begun = smaller.begin(encoder.model)
-    assert smaller.parameters(begun) <= 0.3 * smaller.parameters(encoder.model)
+    assert parameters(begun) <= 0.3 * parameters(encoder.model)
     ours, theirs = (model.embed_tokens.weight for model in (begun, encoder.model))
     assert ours.square().sum() > smaller.WIDTH / narrow.TEXT_WIDTH * theirs.square().sum()
 
@@ -45,7 +46,7 @@ def test_it_learns_to_tell_states_of_the_whole_width_and_an_adapter_reads_its_ow
     states = TextStates(alone)([PREFIX + "a lion", ""])
     assert states.shape == (2, 77, 16)
     assert fresh(lambda: narrow.adapter(16))(states).shape[-1] == narrow.CONTEXT_WIDTH
-    file = open_text_encoder(smaller.write_text_encoder(tmp_path / "smaller.safetensors", widened))
+    file = open_text_encoder(write_text_encoder(tmp_path / "smaller.safetensors", widened))
     assert (file.config.hidden_size, file.states_size) == (16, narrow.TEXT_WIDTH)
     encoded = Teacher(file, SD15).encode(["a lion"]).states[0]
     wide = TextStates(widened)([PREFIX + "a lion"])[0]

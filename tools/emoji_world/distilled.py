@@ -10,25 +10,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaModel
-
-from mulan_nodes.mulan.conditioning.model_files import open_text_encoder
 
 from ..comfyui import open_comfyui
 from ..tinyworld import captions as shape_captions
 from ..tinyworld import world as shapes
 from ..tinyworld.stages import SEED
-from ..tinyworld.text_training import WINDOW, TextEncoder
 from . import captions, sentences
 from .concepts import CHARACTERS, languages, trained_languages
 from .pictures import BACKGROUNDS
-from .smaller import HEAD, Widened, parameters, read_shipped, row_of, shares_right, write_text_encoder
+from .shares import HEAD, read_shipped, row_of, shares_right
+from .smaller import INTERMEDIATE, LAYERS, WIDTH
+from .standing_in import parameters, read_text_encoder, write_text_encoder
 
-LAYERS, CHANNELS, IN_MLP = 2, 56, 192
 NAMES = 4  # how often all names come in the texts
 CAPTIONS, SENTENCES, SHAPES = 800, 200, 300  # lines of each
 BACKGROUND_SHARE = 0.12
@@ -67,7 +62,7 @@ def distill(teacher: Path, texts: Path, out: Path, steps: int = STEPS, more: Seq
     from mulan_nodes.mulan.training.encoder_training import FILE
 
     arguments = ["encoder", "--teacher", str(teacher), "--texts", str(texts), "--translations", "--out", str(out)]
-    arguments += ["--layers", str(LAYERS), "--hidden-size", str(CHANNELS), "--intermediate-size", str(IN_MLP)]
+    arguments += ["--layers", str(LAYERS), "--hidden-size", str(WIDTH), "--intermediate-size", str(INTERMEDIATE)]
     arguments += ["--steps", str(steps), "--batch-size", str(BATCH), "--accumulate", "1", "--resume"]
     arguments += ["--learning-rate", LEARNING_RATE, "--warmup", "100", "--precision", "fp32", "--ema", "0.99"]
     arguments += ["--held-out", "40", "--validate-every", "0", "--save-every", "500", *more]
@@ -76,34 +71,13 @@ def distill(teacher: Path, texts: Path, out: Path, steps: int = STEPS, more: Seq
     return out / FILE
 
 
-def read_student(path: Path, teacher: TextEncoder) -> TextEncoder:
-    """A student's file as what draws here reads it."""
-    sizes, weights = open_text_encoder(path).config, load_file(path)
-    config = LlamaConfig(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_hidden_layers,
-        num_attention_heads=sizes.num_attention_heads,
-        num_key_value_heads=sizes.num_attention_heads,
-        rms_norm_eps=sizes.rms_norm_eps,
-        max_position_embeddings=WINDOW,
-        pad_token_id=None,
-        use_cache=False,
-    )
-    model: Any = Widened(LlamaModel(config), sizes.states_size)
-    named = {name: name.replace("wide.", "output_projection.") for name in model.state_dict()}
-    model.load_state_dict({name: weights[stored].float() for name, stored in named.items()})
-    return TextEncoder(model, teacher.tokenizer)
-
-
 def main(work_dir: Path) -> None:
     open_comfyui("--cpu")
     autoencoder, whole, base, adapter = read_shipped()
     texts = work_dir / "prompts"
     write_translations(texts)
     teacher = write_text_encoder(work_dir / "teacher.safetensors", whole)
-    student = read_student(distill(teacher, texts, work_dir / "student"), whole)
+    student = read_text_encoder(distill(teacher, texts, work_dir / "student"), whole.tokenizer)
     lines = [HEAD]
     for name, encoder in (("whole", whole), ("student", student)):
         lines.append(row_of(name, parameters(encoder.model), shares_right(autoencoder, encoder, base, adapter)))

@@ -7,7 +7,7 @@ Only training and tests need this; the files that come of it need nothing but Co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.embeddings import Timesteps
 from torch import nn
 
-from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter, from_published
-from mulan_nodes.mulan.tiny_models.full_width import ADAPTER, AUTOENCODER, CLIP, UNET
+from mulan_nodes.mulan.conditioning.adapter import LanguageAdapter
 from mulan_nodes.mulan.tiny_models.packs import pack_path, read_pack
 
-from . import narrow, pack
+from . import narrow
 from .adapter_training import TextStates
 from .base_training import Base, english_texts
-from .text_training import PREFIX, TextEncoder, llama
+from .packed_models import load_packed, packed_text_encoder
+from .text_training import PREFIX
 
 LORA_RANK = 16
 HINT_WIDTHS = (12, 20, 40, 48)  # of the 16, 32, 96 and 256 channels that the published layout has
@@ -53,39 +53,6 @@ def read_shipped() -> Shipped:
     base, autoencoder, adapter = Base(english_texts()), narrow.TinyAutoencoder(), narrow.adapter()
     load_packed(packed, base, autoencoder, adapter)
     return Shipped(base, autoencoder, adapter, TextStates(packed_text_encoder(packed)))
-
-
-def load_packed(
-    packed: Mapping[str, torch.Tensor],
-    base: Base,
-    autoencoder: narrow.TinyAutoencoder,
-    adapter: LanguageAdapter,
-    unet_heads: int = 8,
-) -> None:
-    """Fills narrow models of a pack's sizes from it."""
-    unet = _part(packed, UNET, unet_heads)
-    base.unet.load_state_dict({name: unet[pack.unet_name(name)] for name in base.unet.state_dict()})
-    base.clip.load_state_dict(_part(packed, CLIP))
-    autoencoder.load_state_dict(_part(packed, AUTOENCODER))
-    adapter.load_state_dict(from_published(_part(packed, ADAPTER)))
-    for model in (base, autoencoder, adapter):
-        model.requires_grad_(False)
-
-
-def packed_text_encoder(packed: Mapping[str, torch.Tensor]) -> TextEncoder:
-    """The text encoder of the pack that has it."""
-    text = llama(len(packed["model.embed_tokens.weight"]))
-    of_text = {name: tensor for name, tensor in _part(packed, "model.").items() if not name.startswith("diffusion")}
-    text.load_state_dict(of_text)
-    return TextEncoder(text, pack.tokenizer_of(packed))
-
-
-def _part(packed: Mapping[str, torch.Tensor], prefix: str, unet_heads: int = 8) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(prefix): pack.unscaled_queries(name, tensor.float(), unet_heads)
-        for name, tensor in packed.items()
-        if name.startswith(prefix)
-    }
 
 
 class LowRank(nn.Module):

@@ -17,7 +17,7 @@ WINDOW = 80
 PREFIX = "summarize:"
 PREFIX_PIECES = 3
 BOS, EOS, PAD = 1, 2, 0
-WIDTH, HEADS = 128, 4
+WIDTH, INTERMEDIATE, LAYERS, HEADS = 128, 320, 3, 4
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,18 @@ def token_rows(
     return [[BOS, *ids[: longest - 2], EOS] for ids in tokenizer.encode(texts)]
 
 
-def llama(vocabulary: int) -> LlamaModel:
-    """The text encoder: LLaMA with full attention, without the language-model head."""
+def llama(
+    vocabulary: int, width: int = WIDTH, intermediate: int = INTERMEDIATE, layers: int = LAYERS, heads: int = HEADS
+) -> LlamaModel:
+    """A text encoder: LLaMA with full attention, without the language-model head."""
     return LlamaModel(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=WIDTH,
-            intermediate_size=320,
-            num_hidden_layers=3,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
+            hidden_size=width,
+            intermediate_size=intermediate,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
             rms_norm_eps=1e-6,
             max_position_embeddings=WINDOW,
             pad_token_id=None,
