@@ -12,7 +12,7 @@ from mulan_nodes.mulan.images.text_drawing import TextRenderer
 CELL, GAP, MARGIN, LABEL_WIDTH, HEAD_HEIGHT, TITLE_HEIGHT, SECTION_HEIGHT = 128, 10, 28, 200, 60, 88, 46
 PAPER, INK, QUIET, RULE = (255, 255, 255), (28, 30, 34), (110, 114, 122), (222, 224, 228)
 # Pillow's own font has Latin letters only and few machines have fonts for all the other scripts, so the names of the
-# twelve languages of the shapes were drawn once. Other names are drawn in the fonts that are found.
+# twelve languages of the shapes were drawn once. Other names are drawn in the fonts that are found, or left out.
 NAMES_FILE = Path(__file__).with_name("language_names.png")
 
 
@@ -67,13 +67,14 @@ def _left(column: int, cell: int) -> int:
 def _label(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, row: SheetRow, own_name: Image.Image | None, top: int, cell: int
 ) -> None:
-    y = top + (cell - (64 if row.own_name else 30)) // 2
+    renderer = TextRenderer(sample=row.own_name)
+    is_drawn = own_name is not None or (row.own_name != "" and renderer.draws(row.own_name))  # else boxes
+    y = top + (cell - (64 if is_drawn else 30)) // 2
     size = next((size for size in (24, 20) if pen.textlength(row.name, _font(size)) < LABEL_WIDTH), 16)
     pen.text((MARGIN, y), row.name, INK, _font(size))
     if own_name:
         sheet.paste(QUIET, (MARGIN, y + 34), own_name)
-    elif row.own_name:
-        renderer = TextRenderer(sample=row.own_name)
+    elif is_drawn:
         shortened = renderer.shorten(row.own_name, 20, LABEL_WIDTH - GAP)
         renderer.draw(sheet, MARGIN, y + 54, shortened, 20, QUIET)
 
